@@ -1,0 +1,1 @@
+"""gymq: agent rollouts on message queues."""

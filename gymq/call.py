@@ -1,0 +1,195 @@
+"""What actors say to each other: a call goes from an agent worker to a model or a resource, a reply comes back.
+
+Both are msgpack arrays. A call carries references and what is new since the callee last heard of the rollout;
+a callee that has not kept the rest loads it from Redis.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gymq.errors import Fault
+
+CallKind = Literal["generate", "open", "tool", "respond", "verify", "close"]
+
+
+class Call(msgspec.Struct, array_like=True):
+    """One call, pending until its reply is merged into the rollout.
+
+    Args:
+        rollout: the rollout's id.
+        step: the rollout's step that sent it; with `n` it makes the call's id, `rollout:step:n`.
+        n: its number within the step.
+        kind: what is asked for.
+        run: the run's name.
+        environment: the environment's name.
+        row: the index of the task in the run's ledger.
+        queued: when it was sent, in seconds since the epoch.
+        length: how many messages the conversation has.
+        seen: the index of the first message of `turns`.
+        turns: the encoded messages from `seen` on, when they are few bytes; else empty: load them.
+        name: of `tool`: the tool's name.
+        arguments: of `tool`: its arguments as the model wrote them.
+        state: the environment's state, encoded as msgpack; None: it has none, or `has_state` says to load it.
+        has_state: True: the state is too large to travel in the call; load it.
+        task: the encoded task, when it is few bytes; None: load it.
+        request: of `generate`: the request's fields but for the messages, a JSON object; None: load it.
+    """
+
+    rollout: str
+    step: int
+    n: int
+    kind: CallKind
+    run: str
+    environment: str
+    row: int
+    queued: float
+    length: int = 0
+    seen: int = 0
+    turns: list[bytes] = []
+    name: str = ""
+    arguments: str = ""
+    state: bytes | None = None
+    has_state: bool = False
+    task: bytes | None = None
+    request: bytes | None = None
+
+    @property
+    def id(self) -> str:
+        """The call's id, the same for every delivery of it."""
+        return f"{self.rollout}:{self.step}:{self.n}"
+
+
+class Usage(msgspec.Struct, array_like=True):
+    """Tokens of one or more model calls."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def add(self, other: Usage) -> None:
+        """Add another call's tokens to these."""
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.cached_tokens += other.cached_tokens
+        self.reasoning_tokens += other.reasoning_tokens
+
+
+class Tokens(msgspec.Struct, array_like=True):
+    """Token ids and logprobs of one model call, packed little-endian; stored once.
+
+    Args:
+        prompt_start: the first this many ids of the prompt are those of the rollout's previous call (prompt, then output).
+        prompt: the prompt's ids from `prompt_start` on, int32.
+        output: the sampled ids, int32.
+        logprobs: one float32 per sampled id, or empty.
+        version: the policy version that sampled them, or "".
+    """
+
+    prompt_start: int = 0
+    prompt: bytes = b""
+    output: bytes = b""
+    logprobs: bytes = b""
+    version: str = ""
+
+
+class Generated(msgspec.Struct, array_like=True):
+    """A model's answer.
+
+    Args:
+        message: the assistant's message, encoded as JSON.
+        finish: `stop`, `tool_calls`, `length` or `content_filter`.
+        usage: its tokens.
+        tokens: its token ids, when the server gave them.
+        model: what the server calls the model that answered.
+    """
+
+    message: bytes
+    finish: str
+    usage: Usage
+    tokens: Tokens | None = None
+    model: str = ""
+
+
+class ToolResult(msgspec.Struct, array_like=True):
+    """What a tool call came to.
+
+    Args:
+        content: the result's content, encoded as JSON: a string or a list of content parts.
+        error: True: the call failed by the model's fault, and `content` tells it so.
+        state: the new state, encoded as msgpack; None: unchanged.
+    """
+
+    content: bytes
+    error: bool = False
+    state: bytes | None = None
+
+
+class Opened(msgspec.Struct, array_like=True):
+    """How a rollout begins: the encoded state, further messages, and a JSON list of tools (None: keep)."""
+
+    state: bytes | None = None
+    turns: list[bytes] = []
+    tools: bytes | None = None
+
+
+class Responded(msgspec.Struct, array_like=True):
+    """What the environment said between turns: encoded messages, whether it is over, the new state (None: unchanged)."""
+
+    turns: list[bytes] = []
+    done: bool = False
+    state: bytes | None = None
+
+
+class Scored(msgspec.Struct, array_like=True):
+    """A verifier's verdict, as `gymq.environment.Score`."""
+
+    reward: float | None = None
+    rewards: dict[str, float] = {}
+    metrics: dict[str, float] = {}
+    reason: str = ""
+
+
+class Reply(msgspec.Struct, array_like=True):
+    """The end of a call.
+
+    Args:
+        n: the call's number within its step.
+        started: when work on it began, in seconds since the epoch.
+        finished: when it ended.
+        worker: who did it.
+        fault: why it failed, or None.
+        value: the msgpack of `Generated`, `ToolResult`, `Opened`, `Responded` or `Scored`; empty after a fault or a `close`.
+        attempt: how often the call was delivered before, 0 at first.
+    """
+
+    n: int
+    started: float
+    finished: float
+    worker: str
+    fault: Fault | None = None
+    value: bytes = b""
+    attempt: int = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_call_decoder = msgspec.msgpack.Decoder(Call)
+_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """Encode a call, a reply or a reply's value."""
+    return _encoder.encode(value)
+
+
+def decode_call(data: bytes) -> Call:
+    """Decode a call from a mailbox."""
+    return _call_decoder.decode(data)
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Decode a reply from an agent's mailbox."""
+    return _reply_decoder.decode(data)

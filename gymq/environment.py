@@ -1,0 +1,164 @@
+"""What a person writes to make an environment: a class with tools and a verifier.
+
+Any hook may be `async def` (it then runs on the worker's loop and must not block) or `def` (it runs in a thread).
+Hooks and tools ask for what they need by parameter name: `task` (a `Task`), `messages` (a `Conversation`) and
+`state` (this rollout's state). A tool's other parameters are the model's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from gymq.message import Message
+from gymq.tool import Tool, build_tool
+
+#: Seconds that a tool, a hook or a verifier may take unless it says otherwise.
+DEFAULT_TIMEOUT = 60.0
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Opening(msgspec.Struct):
+    """How a rollout begins, as `open` returns it.
+
+    Args:
+        state: the initial state, an instance of the environment's `State`.
+        messages: messages to append to the task's own.
+        tools: chat-completions tools to declare instead of the task's or the environment's; None keeps those.
+    """
+
+    state: Any = None
+    messages: list[Message] = []
+    tools: list[dict[str, Any]] | None = None
+
+
+class Response(msgspec.Struct):
+    """What an environment says between turns, as `respond` returns it.
+
+    Args:
+        messages: what it says; a plain string returned by `respond` stands for one user message.
+        done: True: the conversation is over, after these messages.
+    """
+
+    messages: list[Message] = []
+    done: bool = False
+
+
+class Score(msgspec.Struct):
+    """A verifier's verdict.
+
+    Args:
+        reward: a number; None: unavailable, with the reason in `reason`.
+        rewards: the reward's components by name.
+        metrics: other numbers by name.
+        reason: why there is no reward.
+    """
+
+    reward: float | None = None
+    rewards: dict[str, float] = {}
+    metrics: dict[str, float] = {}
+    reason: str = ""
+
+
+class HookSpec(msgspec.Struct, frozen=True):
+    """How a hook is to be called: `present` or not, `isolated` in an executor, `timeout` in seconds."""
+
+    present: bool = False
+    isolated: bool = False
+    timeout: float = DEFAULT_TIMEOUT
+
+
+class ToolSpec(msgspec.Struct, frozen=True):
+    """What agents must know of a tool; see `tool` for the flags."""
+
+    name: str
+    schema: dict[str, Any]
+    read_only: bool = False
+    isolated: bool = False
+    once: bool = False
+    timeout: float = DEFAULT_TIMEOUT
+
+
+class EnvironmentSpec(msgspec.Struct, frozen=True):
+    """What agents must know of an environment, so that they need not import it; stands in the run's record."""
+
+    name: str
+    tools: list[ToolSpec] = []
+    open: HookSpec = HookSpec()
+    respond: HookSpec = HookSpec()
+    verify: HookSpec = HookSpec()
+    close: HookSpec = HookSpec()
+
+
+def tool(
+    *, read_only: bool = False, isolated: bool = False, once: bool = False, timeout: float = DEFAULT_TIMEOUT
+) -> Callable[[F], F]:
+    """Make a method a tool that the model can call.
+
+    Args:
+        read_only: it does not change the rollout's state: it may run beside other read-only calls of a turn.
+        isolated: it may hang, crash or eat memory: it runs in an executor process that can be killed.
+        once: it must not be run twice, whatever dies: after a death its outcome is reported as unknown.
+        timeout: seconds it may take.
+    """
+
+    def mark(function: F) -> F:
+        function.__gymq_tool__ = dict(read_only=read_only, isolated=isolated, once=once, timeout=timeout)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def hook(*, isolated: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Callable[[F], F]:
+    """Say how `open`, `respond`, `verify` or `close` is to be run: isolated in an executor, seconds it may take."""
+
+    def mark(function: F) -> F:
+        function.__gymq_hook__ = dict(isolated=isolated, timeout=timeout)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class Environment:
+    """Base of all environments. One instance serves many rollouts at once: what belongs to one rollout is in its state.
+
+    A subclass sets `name`, may set `State` (a `msgspec.Struct`), and defines any of these, each optional:
+    `open(self, task) -> Opening`, tools, `respond(self, messages, ...) -> str | Response`,
+    `verify(self, task, messages, ...) -> float | Score | None`, `close(self, state, ...)`, and
+    `policy(self, messages, task) -> Message`, which plays the model for demos and tests (model `scripted`).
+    """
+
+    name: ClassVar[str] = ""
+    State: ClassVar[type[msgspec.Struct] | None] = None
+    tools: ClassVar[dict[str, Tool]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found = dict(cls.tools)
+        for attribute, value in vars(cls).items():
+            flags = getattr(value, "__gymq_tool__", None)
+            if flags is not None:
+                found[attribute] = build_tool(attribute, value, flags)
+        cls.tools = found
+
+    @classmethod
+    def spec(cls) -> EnvironmentSpec:
+        """Describe this environment to agents."""
+        return EnvironmentSpec(
+            name=cls.name,
+            tools=[ToolSpec(name=t.name, schema=t.schema, **t.flags) for t in cls.tools.values()],
+            open=cls._hook("open"),
+            respond=cls._hook("respond"),
+            verify=cls._hook("verify"),
+            close=cls._hook("close"),
+        )
+
+    @classmethod
+    def _hook(cls, name: str) -> HookSpec:
+        function = getattr(cls, name, None)
+        if function is None:
+            return HookSpec()
+        return HookSpec(present=True, **getattr(function, "__gymq_hook__", {}))

@@ -1,0 +1,45 @@
+"""What a process must know before it can do anything: where Redis is, and the few times that all processes share."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+
+from gymq.errors import UsageError
+
+#: The environment variables that set the fields below.
+PREFIX = "GYMQ_"
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Settings of one process; each field is read from the variable `GYMQ_<FIELD>`.
+
+    Args:
+        redis_url: the server, `redis://[:password@]host:port/db`, `rediss://...` or `unix://...`.
+        liveness: seconds after which a silent worker counts as dead; the same for all workers.
+        ttl: seconds for which what is left of a run is kept after it is done.
+    """
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    liveness: float = 5.0
+    ttl: int = 7 * 24 * 3600
+
+    @classmethod
+    def from_environment(cls, **given: Any) -> Settings:
+        """Read the settings from the environment; what is given and not None comes first.
+
+        Raises:
+            UsageError: a variable is not of its field's type.
+        """
+        values: dict[str, Any] = {}
+        for field in cls.__struct_fields__:
+            text = os.environ.get(PREFIX + field.upper())
+            if text:
+                values[field] = text
+        values |= {key: value for key, value in given.items() if value is not None}
+        try:
+            return msgspec.convert(values, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"settings from the environment ({PREFIX}...): {error}") from None
