@@ -35,7 +35,7 @@ class Call(msgspec.Struct, array_like=True):
         state: the environment's state, encoded as msgpack; None: it has none, or `has_state` says to load it.
         has_state: True: the state is too large to travel in the call; load it.
         task: the encoded task, when it is few bytes; None: load it.
-        request: of `generate`: the request's fields but for the messages, a JSON object; None: load it.
+        plan: of `generate`: the encoded `Plan`; None: load it.
     """
 
     rollout: str
@@ -54,12 +54,32 @@ class Call(msgspec.Struct, array_like=True):
     state: bytes | None = None
     has_state: bool = False
     task: bytes | None = None
-    request: bytes | None = None
+    plan: bytes | None = None
 
     @property
     def id(self) -> str:
         """The call's id, the same for every delivery of it."""
         return f"{self.rollout}:{self.step}:{self.n}"
+
+
+class Plan(msgspec.Struct, array_like=True):
+    """What a rollout asks of the model besides the messages; fixed when the rollout begins, and stored once.
+
+    Args:
+        body: the request's sampling fields, a JSON object.
+        tools: the declared tools, a JSON list.
+        declare: whether the request names the tools; an agent that reads calls from plain text does not.
+    """
+
+    body: bytes = b"{}"
+    tools: bytes = b"[]"
+    declare: bool = True
+
+    def request(self) -> bytes:
+        """The request's fields but for the model and the messages, a JSON object."""
+        if not self.declare or self.tools == b"[]":
+            return self.body
+        return b'{"tools":' + self.tools + (b"," + self.body[1:] if len(self.body) > 2 else b"}")
 
 
 class Usage(msgspec.Struct, array_like=True):
@@ -177,6 +197,7 @@ class Reply(msgspec.Struct, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _call_decoder = msgspec.msgpack.Decoder(Call)
+_plan_decoder = msgspec.msgpack.Decoder(Plan)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
@@ -193,3 +214,8 @@ def decode_call(data: bytes) -> Call:
 def decode_reply(data: bytes) -> Reply:
     """Decode a reply from an agent's mailbox."""
     return _reply_decoder.decode(data)
+
+
+def decode_plan(data: bytes) -> Plan:
+    """Decode a rollout's plan."""
+    return _plan_decoder.decode(data)

@@ -8,12 +8,13 @@ Hooks and tools ask for what they need by parameter name: `task` (a `Task`), `me
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from gymq.message import Message
-from gymq.tool import Tool, build_tool
+from gymq.tool import Tool, build_tool, wanted
 
 #: Seconds that a tool, a hook or a verifier may take unless it says otherwise.
 DEFAULT_TIMEOUT = 60.0
@@ -155,6 +156,13 @@ class Environment:
             verify=cls._hook("verify"),
             close=cls._hook("close"),
         )
+
+    @classmethod
+    @cache
+    def wants(cls, hook: str) -> frozenset[str]:
+        """What a hook asks for by its parameters: `task`, `messages`, `state`; nothing if there is no such hook."""
+        function = getattr(cls, hook, None)
+        return frozenset() if function is None else wanted(function)
 
     @classmethod
     def _hook(cls, name: str) -> HookSpec:

@@ -1,0 +1,298 @@
+"""The life of an actor: take mail, do the work, reply, stay alive, look after the dead.
+
+A role subclasses `Actor` and says what to do with mail. An actor takes no more than it can start now, so all that it
+holds counts as started. Whatever it does to Redis may be done twice without harm: a commit is checked against the
+rollout's version, a reply against the pending call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import msgpack
+
+from gymq.link import Link, Outage
+from gymq.liveness import Liveness
+from gymq.mailbox import Mail, Mailboxes
+from gymq.settings import Settings
+
+#: Seconds between two looks at the dead.
+SWEEP = 1.0
+
+#: Seconds that a draining actor waits for what it holds; then it hands the rest back.
+DRAIN = 25.0
+
+#: Celery events that wait to be sent; older ones are dropped first when nobody drains them.
+EVENTS = 10_000
+
+#: Seconds that Python lets one thread run while another waits for the interpreter. Its default, 5 ms, is what the actor's
+#: loop would wait each time after Celery's main thread or a tool's thread got hold of it.
+SWITCH_INTERVAL = 5e-4
+
+
+class Actor:
+    """Base of the roles.
+
+    Args:
+        settings: where Redis is, and the times that all processes share.
+        options: the options of the role's command line.
+    """
+
+    role = ""
+
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+        self.settings = settings
+        self.options = options
+        self.events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=EVENTS)
+        self.host = socket.gethostname()
+        self.capacity = 256
+        self.counts: dict[str, int] = {"taken": 0, "redelivered": 0, "stale": 0, "lapses": 0, "outages": 0}
+        self._held: dict[tuple[bytes, bytes], Mail] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._draining = False
+        self._stopped = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: BaseException | None = None
+        self.boxes = Mailboxes(self.mailboxes())
+        self.reader = Link(settings, f"gymq-{self.role}-reader")
+        self.link = Link(settings, f"gymq-{self.role}")
+        self.life = Liveness(settings, Link(settings, f"gymq-{self.role}-alive"), self.describe())
+
+    # What a role says.
+
+    def mailboxes(self) -> list[str]:
+        """The names of the mailboxes it reads."""
+        raise NotImplementedError
+
+    async def prepare(self) -> None:
+        """Open what the work needs; mail is taken only afterwards."""
+
+    async def handle(self, mail: list[Mail]) -> None:
+        """Work on a batch of mail; each message is given to `release` when it is acknowledged."""
+        raise NotImplementedError
+
+    async def duties(self) -> None:
+        """What the role does once per sweep besides its mail."""
+
+    async def forget(self) -> None:
+        """The actor lapsed: drop everything it was doing."""
+
+    async def close(self) -> None:
+        """Close what `prepare` opened."""
+
+    # What Celery's side calls, from other threads.
+
+    def drain(self) -> None:
+        """Take no more mail; `main` returns when what is held is finished or handed back."""
+        self._draining = True
+        self._poke()
+
+    def stop(self) -> None:
+        """Hand back what is held, now."""
+        self._draining = self._stopped = True
+        self._poke()
+
+    def wake(self) -> None:
+        """Look at what is wanted now."""
+        self._poke()
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for `celery inspect stats`."""
+        return {"role": self.role, "worker": self.worker, "held": len(self._held), "draining": self._draining, **self.counts}
+
+    def _poke(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    @property
+    def worker(self) -> str:
+        """This incarnation's name, by which Redis knows what it holds."""
+        return self.life.worker
+
+    # The life.
+
+    async def main(self) -> None:
+        """Live until drained or stopped; an exception means that the process must end."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        self._loop = asyncio.get_running_loop()
+        for link in (self.reader, self.link, self.life.link):
+            await link.connect()
+        await self.prepare()
+        await self.boxes.create(self.link)
+        await self.life.begin()
+        background = [asyncio.create_task(job()) for job in (self._read, self._renew, self._sweep)]
+        try:
+            done, _ = await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            await self._finish()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self.close()
+            for link in (self.reader, self.link, self.life.link):
+                await link.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What the registry of workers says of this one."""
+        return {
+            "role": self.role,
+            "host": self.host,
+            "pid": os.getpid(),
+            "mailboxes": self.mailboxes(),
+            "started": time.time(),
+        }
+
+    async def _read(self) -> None:
+        while not self._draining:
+            free = self.capacity - len(self._held)
+            if free <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            try:
+                mail = await self.boxes.take(self.reader, self.worker, free)
+            except Outage:
+                self.counts["outages"] += 1
+                await self.reader.reconnect()
+                await self._recall()
+                continue
+            if mail:
+                await self._accept(mail)
+
+    async def _recall(self) -> None:
+        """After an outage: mail may have been given to us in an answer that never arrived."""
+        try:
+            held = await self.boxes.held(self.reader, self.worker)
+        except Outage:
+            return  # the next read meets the outage again
+        unknown = [mail for mail in held if (mail.stream, mail.id) not in self._held]
+        if unknown:
+            await self._accept(unknown)
+
+    async def _accept(self, mail: list[Mail]) -> None:
+        for one in mail:
+            self._held[(one.stream, one.id)] = one
+            if one.attempt:
+                self.counts["redelivered"] += 1
+        self.counts["taken"] += len(mail)
+        await self.handle(mail)
+
+    def release(self, mail: Mail) -> None:
+        """A message was acknowledged: there is room for another."""
+        if self._held.pop((mail.stream, mail.id), None) is not None:
+            self._room.set()
+
+    def spawn(self, coroutine: Any) -> None:
+        """Run a coroutine that belongs to what is held; it is cancelled when the actor lapses."""
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            # A defect of ours, not of a user's code: end the process, what it holds goes to others.
+            self._failure = failure
+            self._draining = self._stopped = True
+            self._room.set()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.liveness / 3)
+            if not await self.life.renew():
+                self.counts["lapses"] += 1
+                for task in list(self._tasks):
+                    task.cancel()
+                self._held.clear()
+                await self.forget()
+                await self.life.begin()
+                self._room.set()
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._awake.wait(), SWEEP)
+            except TimeoutError:
+                pass
+            self._awake.clear()
+            if self._draining:
+                self._room.set()
+            try:
+                await self.life.sweep()
+                await self.duties()
+            except Outage:
+                await self.life.link.reconnect()
+
+    async def _finish(self) -> None:
+        """After the last read: wait for what is held, hand back the rest, leave the registry."""
+        limit = time.monotonic() + DRAIN
+        while self._held and not self._stopped and time.monotonic() < limit:
+            await asyncio.sleep(0.02)
+        for task in list(self._tasks):
+            task.cancel()
+        await self.life.leave()
+        if self._failure is not None:
+            raise self._failure
+
+
+class Batcher:
+    """Gathers items while the previous batch is on its way: one round trip for many, without waiting for more.
+
+    Args:
+        flush: sends a batch; what it returns, one result for each item, is given to whoever put the item.
+        most: items in one batch, so that one script never holds the server for long.
+    """
+
+    def __init__(self, flush: Any, most: int = 128) -> None:
+        self._flush = flush
+        self._most = most
+        self._waiting: list[tuple[Any, asyncio.Future[Any] | None]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def put(self, item: Any) -> None:
+        """Send an item with the next batch."""
+        self._waiting.append((item, None))
+        self._start()
+
+    def ask(self, item: Any) -> asyncio.Future[Any]:
+        """Send an item with the next batch, and get its result."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._start()
+        return future
+
+    def _start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                results = await self._flush([item for item, _ in batch])
+                for (_, future), result in zip(batch, results, strict=True):
+                    if future is not None and not future.done():
+                        future.set_result(result)
+        finally:
+            self._task = None
+
+
+_packer = msgpack.Packer(use_bin_type=False)
+
+
+def pack(value: Any) -> bytes:
+    """Encode a script's argument.
+
+    The server's Lua knows only the old msgpack, in which bytes and text are one type; msgspec cannot write that.
+    """
+    return _packer.pack(value)

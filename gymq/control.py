@@ -1,0 +1,81 @@
+"""Remote control: `celery -A gymq inspect stats`, `celery -A gymq control pause|resume|drain`.
+
+Celery's control messages come at most once, so they carry no state: `pause` and `resume` write what is wanted to Redis
+and then wake those who hear it; the others see it when they look.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_OK
+from celery.worker.control import control_command, inspect_command, nok, ok
+
+from gymq import keys
+from gymq.settings import Settings
+
+#: Seconds that a command may wait for Redis: it holds up the worker's heartbeats.
+REDIS_TIMEOUT = 2.0
+
+
+def stats(state: Any, **_: Any) -> dict[str, Any]:
+    """Request worker statistics/information; `gymq` holds the actor's own."""
+    found: dict[str, Any] = state.consumer.controller.stats()
+    host = _host(state)
+    if host is not None:
+        found["gymq"] = host.role.stats()
+    return found
+
+
+def pause(state: Any, **_: Any) -> dict[str, Any]:
+    """Stop admitting rollouts; those in flight go on."""
+    return _want(state, paused=True)
+
+
+def resume(state: Any, **_: Any) -> dict[str, Any]:
+    """Admit rollouts again."""
+    return _want(state, paused=False)
+
+
+def drain(state: Any, **_: Any) -> dict[str, Any]:
+    """Finish what the worker holds, then shut it down."""
+    host = _host(state)
+    if host is None:
+        raise WorkerShutdown(EX_OK)
+    host.drain()
+    return ok("draining")
+
+
+def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, Any]:
+    """Shutdown worker(s); a worker with an actor drains it first."""
+    return drain(state)
+
+
+def install() -> None:
+    """Register the commands; `stats` and `shutdown` replace Celery's own."""
+    inspect_command(alias="dump_stats")(stats)
+    for command in (pause, resume, drain, shutdown):
+        control_command()(command)
+
+
+def _host(state: Any) -> Any:
+    return getattr(state.consumer.controller, "gymq", None)
+
+
+def _want(state: Any, paused: bool) -> dict[str, Any]:
+    try:
+        with redis.Redis.from_url(
+            Settings.from_environment().redis_url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT
+        ) as client:
+            if paused:
+                client.set(keys.PAUSED, "1")
+            else:
+                client.delete(keys.PAUSED)
+    except redis.RedisError as error:
+        return nok(f"Redis cannot be reached: {error}")
+    host = _host(state)
+    if host is not None:
+        host.role.wake()
+    return ok("paused" if paused else "resumed")

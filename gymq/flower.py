@@ -1,0 +1,38 @@
+"""How to start Flower so that it shows the workers and rollouts, and changes nothing."""
+
+from __future__ import annotations
+
+import sys
+
+from gymq.settings import PREFIX, Settings
+
+#: Tasks that Flower keeps in memory; older ones go first.
+MAX_TASKS = 20_000
+
+#: Seconds after which a worker that went away is no longer shown.
+PURGE_OFFLINE = 60
+
+
+def command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command line that starts Flower, and what its environment needs besides the caller's own.
+
+    Args:
+        settings: where Redis is; stands in the environment, not in the arguments, for it may hold a password.
+        port: where it listens, on this machine only: whoever reaches it can read every task.
+    """
+    arguments = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "gymq",
+        "flower",
+        "--address=127.0.0.1",
+        f"--port={port}",
+        # It would switch on task events in every worker every 5 s; ours send those that are meant to be seen.
+        "--enable_events=False",
+        "--read_only=True",
+        f"--max_tasks={MAX_TASKS}",
+        f"--purge_offline_workers={PURGE_OFFLINE}",
+    ]
+    return arguments, {f"{PREFIX}REDIS_URL": settings.redis_url}

@@ -1,0 +1,133 @@
+"""One connection to Redis: commands and scripts in batches, raw replies, nothing sent twice behind our back."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from gymq.errors import GymqError, ServerUnreachable, UsageError
+from gymq.keys import PREFIX
+from gymq.settings import Settings
+
+#: Seconds without an answer after which a connection counts as broken; more than any blocking read of ours.
+READ_TIMEOUT = 15.0
+
+#: Seconds that opening a connection may take.
+CONNECT_TIMEOUT = 5.0
+
+#: Seconds between two tries to connect again.
+RECONNECT_PAUSE = 0.25
+
+
+class Outage(Exception):
+    """The connection broke; whether the last command was carried out is not known."""
+
+
+@cache
+def script(name: str) -> bytes:
+    """The source of one of our Lua scripts."""
+    return files("gymq.lua").joinpath(f"{name}.lua").read_bytes()
+
+
+class Link:
+    """A connection for one coroutine at a time.
+
+    Args:
+        settings: where Redis is.
+        name: what the server's client list calls it.
+
+    Raises:
+        UsageError: the URL cannot be understood.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        try:
+            pool = redis.asyncio.ConnectionPool.from_url(
+                settings.redis_url,
+                protocol=2,
+                decode_responses=False,
+                retry=Retry(NoBackoff(), 0),
+                socket_timeout=READ_TIMEOUT,
+                socket_connect_timeout=CONNECT_TIMEOUT,
+                socket_keepalive=True,
+                client_name=name,
+            )
+        except ValueError as error:
+            raise UsageError(f"--redis: {error}") from None
+        self._connection: Any = pool.make_connection()
+        self._shas: dict[str, bytes] = {}
+        self._lock = asyncio.Lock()
+
+    async def connect(self) -> None:
+        """Open the connection.
+
+        Raises:
+            ServerUnreachable: no server answers, or it refuses the password.
+        """
+        try:
+            await self._connection.connect()
+        except (redis.RedisError, OSError) as error:
+            raise ServerUnreachable(f"Redis cannot be reached: {error}") from None
+
+    async def reconnect(self) -> None:
+        """Open the connection again, however long that takes."""
+        while True:
+            await self._connection.disconnect(nowait=True)
+            try:
+                return await self.connect()
+            except ServerUnreachable:
+                await asyncio.sleep(RECONNECT_PAUSE)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.disconnect(nowait=True)
+
+    async def send(self, *command: Any) -> Any:
+        """Send one command and return its raw reply.
+
+        Raises:
+            Outage: the connection broke.
+            GymqError: the server refused the command.
+        """
+        async with self._lock:
+            try:
+                await self._connection.send_command(*command, check_health=False)
+                return await self._connection.read_response()
+            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+                raise Outage(str(error)) from None
+            except redis.ResponseError as error:
+                if str(error).startswith("LOADING"):
+                    raise Outage(str(error)) from None
+                raise GymqError(f"Redis refused {command[0]}: {error}") from None
+
+    async def run(self, name: str, *args: Any) -> Any:
+        """Run one of our scripts; KEYS[1] is the shard's prefix.
+
+        Raises:
+            Outage, GymqError: as `send`.
+        """
+        sha = self._shas.get(name)
+        if sha is None:
+            sha = self._shas[name] = await self.send("SCRIPT LOAD", script(name))
+        try:
+            return await self.send("EVALSHA", sha, 1, PREFIX, *args)
+        except GymqError as error:
+            if "NOSCRIPT" not in str(error):
+                raise
+        self._shas[name] = await self.send("SCRIPT LOAD", script(name))
+        return await self.send("EVALSHA", self._shas[name], 1, PREFIX, *args)
+
+    async def insist(self, name: str, *args: Any) -> Any:
+        """Run a script that may be run twice, again and again until the server has answered."""
+        while True:
+            try:
+                return await self.run(name, *args)
+            except Outage:
+                await self.reconnect()

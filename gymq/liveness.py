@@ -1,0 +1,125 @@
+"""Who is alive: a key for each worker that lapses with it, and the judgement of those whose key has lapsed.
+
+Death is the lapse of that key and nothing else; how long a call takes decides nothing. Whoever judges must itself have
+been connected, without a slow answer, for longer than the limit: after an outage all keys have lapsed and nobody is dead.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import msgspec
+
+from gymq import keys
+from gymq.link import Link, Outage
+from gymq.settings import Settings
+
+#: Messages that one script hands back: a few milliseconds of the server's time.
+BATCH = 100
+
+#: What stands before a worker's registry entry once it was declared dead and until its mail is handed back.
+DEAD = b"dead"
+
+
+class Liveness:
+    """One worker's liveness and its judgement of others.
+
+    Args:
+        settings: the limit.
+        link: a connection of its own, so that nothing delays the renewal but the loop itself.
+        info: what the registry says of this worker: role, host, pid, mailboxes.
+    """
+
+    def __init__(self, settings: Settings, link: Link, info: dict[str, Any]) -> None:
+        self.link = link
+        self.worker = ""
+        self.handed_back = 0
+        self._limit = settings.liveness
+        self._info = info
+        self._connected = time.monotonic()
+        self._suspects: dict[str, float] = {}
+
+    async def begin(self) -> None:
+        """Enter the registry under a new name."""
+        self.worker = f"{self._info['role']}-{self._info['host']}-{self._info['pid']}-{secrets.token_hex(4)}"
+        while True:
+            try:
+                await self.link.send("HSET", keys.WORKERS, self.worker, msgspec.json.encode(self._info))
+                await self.link.send("SET", keys.alive(self.worker), "1", "PX", self._milliseconds)
+                return
+            except Outage:
+                await self._recover()
+
+    async def renew(self) -> bool:
+        """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
+        while True:
+            started = time.monotonic()
+            try:
+                # PEXPIRE works even when the server's memory is full.
+                if await self.link.send("PEXPIRE", keys.alive(self.worker), self._milliseconds):
+                    if time.monotonic() - started > self._limit / 3:
+                        self._connected = time.monotonic()
+                    return True
+                return bool(await self.link.run("rejoin", self.worker, self._milliseconds))
+            except Outage:
+                await self._recover()
+
+    async def sweep(self) -> None:
+        """Hand back the mail of those who are dead.
+
+        A worker is dead when its key was missing at two looks, a renewal's time apart, of a judge that was connected
+        all the while.
+
+        Raises:
+            Outage: the connection broke.
+        """
+        started = time.monotonic()
+        try:
+            registry = await self.link.send("HGETALL", keys.WORKERS)
+        except Outage:
+            self._connected = time.monotonic()
+            raise
+        now = time.monotonic()
+        if now - started > self._limit / 3:
+            self._connected = now
+        if now - self._connected <= self._limit:
+            self._suspects.clear()
+            return
+        others = {w.decode(): i for w, i in zip(registry[::2], registry[1::2], strict=True) if w != self.worker.encode()}
+        if not others:
+            return
+        signs = await self.link.send("MGET", *[keys.alive(worker) for worker in others])
+        missing = [worker for worker, sign in zip(others, signs, strict=True) if sign is None]
+        self._suspects = {worker: self._suspects.get(worker, now) for worker in missing}
+        for worker, since in self._suspects.items():
+            if now - since >= self._limit / 3 or others[worker].startswith(DEAD):
+                await self._hand_back(worker, msgspec.json.decode(others[worker].removeprefix(DEAD))["mailboxes"])
+
+    async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
+        while True:
+            moved = await self.link.run("handback", worker, BATCH, "0", *mailboxes)
+            self.handed_back += max(moved, 0)
+            if moved < BATCH:
+                return
+
+    async def leave(self) -> None:
+        """Hand back what this worker still holds and leave the registry."""
+        while True:
+            try:
+                while True:
+                    moved = await self.link.run("handback", self.worker, BATCH, "1", *self._info["mailboxes"])
+                    if moved < BATCH:
+                        return
+            except Outage:
+                await self._recover()
+
+    async def _recover(self) -> None:
+        await self.link.reconnect()
+        self._connected = time.monotonic()
+        self._suspects.clear()
+
+    @property
+    def _milliseconds(self) -> int:
+        return round(self._limit * 1000)

@@ -1,0 +1,100 @@
+-- Commit steps of rollouts: check, write, send, acknowledge, each step all or nothing.
+--
+-- KEYS[1]  the shard's prefix; with it:
+--   r:<rollout>     HASH    v version, s state, e environment's state, q request, c<step>.<n> pending calls
+--   t:<rollout>     LIST    encoded messages
+--   k:<rollout>     LIST    call records
+--   m:<mailbox>     STREAM  mail
+--   due             ZSET    rollout -> ms
+--   live:<run>      SET     rollouts in flight
+--   groups:<run>    HASH    row -> members ended
+--   rows:<run>      HASH    row -> task
+--   run:<run>       HASH    counters
+--   out:<run>       STREAM  finished rollouts
+-- ARGV[1]  msgpack list of commits, each:
+--   1 rollout  2 version it was decided on  3 stream and  4 id of the mail to acknowledge
+--   5 flat list of hash fields to set  6 messages to append  7 call records to append
+--   8 list of sends: mailbox, body  9 due, ms
+--   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace)
+--   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
+-- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
+local P = KEYS[1]
+local call = redis.call
+local batch = cmsgpack.unpack(ARGV[1])
+local out = {}
+
+-- Lua's unpack is limited by its stack.
+local function append(key, list)
+  for first = 1, #list, 1000 do
+    call('RPUSH', key, unpack(list, first, math.min(first + 999, #list)))
+  end
+end
+
+for i = 1, #batch do
+  local c = batch[i]
+  local rid, want = c[1], c[2]
+  local rk = P .. 'r:' .. rid
+  local v = call('HGET', rk, 'v')
+  local outcome = 1
+  if not v then
+    outcome = 0
+  elseif tonumber(v) ~= want then
+    outcome = (tonumber(v) > want and c[11] == 0) and 0 or 2
+  end
+  if outcome == 1 then
+    local final = c[10]
+    append(P .. 't:' .. rid, c[6])
+    append(P .. 'k:' .. rid, c[7])
+    if #final == 0 then
+      local sends = c[8]
+      local fields = c[5]
+      local total = #sends
+      local n = #fields
+      fields[n + 1] = 'v'
+      fields[n + 2] = want + 1
+      n = n + 2
+      for j = 1, total do
+        call('XADD', P .. 'm:' .. sends[j][1], '*', 'c', sends[j][2])
+        fields[n + 1] = 'c' .. (want + 1) .. '.' .. (j - 1)
+        fields[n + 2] = total
+        n = n + 2
+      end
+      if total > 1 then
+        fields[n + 1] = 'l'
+        fields[n + 2] = total
+      end
+      call('HSET', rk, unpack(fields))
+      call('ZADD', P .. 'due', c[9], rid)
+    else
+      local run, row, samples, status, header = final[1], final[2], final[3], final[4], final[5]
+      local runk = P .. 'run:' .. run
+      local messages = table.concat(call('LRANGE', P .. 't:' .. rid, 0, -1), ',')
+      local calls = table.concat(call('LRANGE', P .. 'k:' .. rid, 0, -1), ',')
+      call('DEL', rk, P .. 't:' .. rid, P .. 'k:' .. rid)
+      call('ZREM', P .. 'due', rid)
+      call('SREM', P .. 'live:' .. run, rid)
+      local seq = call('HINCRBY', runk, 'ended', 1)
+      call('HINCRBY', runk, 'n:' .. status, 1)
+      local last = 1
+      if samples > 1 then
+        local ended = call('HINCRBY', P .. 'groups:' .. run, row, 1)
+        if ended < samples then
+          last = 0
+          call('HINCRBY', runk, 'partial', 1)
+        else
+          call('HDEL', P .. 'groups:' .. run, row)
+          call('HINCRBY', runk, 'partial', 1 - samples)
+        end
+      end
+      if last == 1 then call('HDEL', P .. 'rows:' .. run, row) end
+      call('XADD', P .. 'out:' .. run, '*', 'r', rid, 'l', last, 'b',
+        header .. ',"seq":' .. seq .. ',"messages":[' .. messages .. '],"calls":[' .. calls .. ']}')
+    end
+  end
+  if outcome ~= 2 and c[4] ~= '' then
+    call('XACK', c[3], 'g', c[4])
+    call('XDEL', c[3], c[4])
+  end
+  out[i] = outcome
+end
+return out

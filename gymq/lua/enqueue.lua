@@ -1,0 +1,27 @@
+-- Write a chunk of rows into a run's ledger, once.
+--
+-- KEYS[1]  the shard's prefix; with it:
+--   run:<run>     HASH  state, rows
+--   rows:<run>    HASH  row -> task
+--   chunks:<run>  HASH  chunk -> rows in it
+--   open          LIST  runs that have something to admit
+-- ARGV[1] run  ARGV[2] chunk  ARGV[3] how many unfinished rows the ledger may hold  ARGV[4..] encoded tasks
+-- Returns how many rows were written (0: the ledger has this chunk), -1 the run takes no rows, -2 the ledger is full.
+local P = KEYS[1]
+local call = redis.call
+local run, chunk = ARGV[1], ARGV[2]
+local runk = P .. 'run:' .. run
+if call('HEXISTS', P .. 'chunks:' .. run, chunk) == 1 then return 0 end
+if call('HGET', runk, 'state') ~= 'open' then return -1 end
+local rows = #ARGV - 3
+local held = call('HLEN', P .. 'rows:' .. run)
+if held > 0 and held + rows > tonumber(ARGV[3]) then return -2 end
+local first = tonumber(call('HGET', runk, 'rows') or 0)
+for i = 1, rows do
+  call('HSET', P .. 'rows:' .. run, first + i - 1, ARGV[3 + i])
+end
+call('HSET', P .. 'chunks:' .. run, chunk, rows)
+call('HINCRBY', runk, 'rows', rows)
+call('LREM', P .. 'open', 0, run)
+call('LPUSH', P .. 'open', run)
+return rows

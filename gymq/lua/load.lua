@@ -1,0 +1,22 @@
+-- Read what an actor does not have of some rollouts.
+--
+-- KEYS[1]  the shard's prefix; with it:
+--   r:<rollout>  HASH  v, s, e, q
+--   t:<rollout>  LIST  encoded messages
+--   rows:<run>   HASH  row -> task
+-- ARGV[1]  msgpack list, each: 1 rollout  2 first message wanted (-1 = none)  3 run  4 row whose task is wanted (-1 = none)
+-- Returns a list, each: 1 v  2 s  3 e  4 q (false where missing)  5 messages  6 task (false if none)
+local P = KEYS[1]
+local call = redis.call
+local batch = cmsgpack.unpack(ARGV[1])
+local out = {}
+for i = 1, #batch do
+  local rid, from, run, row = batch[i][1], batch[i][2], batch[i][3], batch[i][4]
+  local h = call('HMGET', P .. 'r:' .. rid, 'v', 's', 'e', 'q')
+  local turns = {}
+  if from >= 0 then turns = call('LRANGE', P .. 't:' .. rid, from, -1) end
+  local task = false
+  if row >= 0 then task = call('HGET', P .. 'rows:' .. run, row) end
+  out[i] = {h[1], h[2], h[3], h[4], turns, task}
+end
+return out

@@ -1,0 +1,46 @@
+-- Merge replies into their rollouts; the last reply of a step sends the step's mail to the agents.
+--
+-- KEYS[1]  the shard's prefix; with it:
+--   r:<rollout>  HASH    c<step>.<n> pending calls (value: how many calls the step has), l left, y<n> replies that wait
+--   m:agent      STREAM  mail of the agents
+-- ARGV[1]  msgpack list of replies, each:
+--   1 rollout  2 step  3 n  4 the encoded reply  5 stream and  6 id of the call's mail ("" = none)
+-- Returns a list: 1 merged, 0 stale (the call was answered before, or the rollout has ended).
+local P = KEYS[1]
+local call = redis.call
+local batch = cmsgpack.unpack(ARGV[1])
+local out = {}
+for i = 1, #batch do
+  local rid, step, n, body = batch[i][1], batch[i][2], batch[i][3], batch[i][4]
+  local rk = P .. 'r:' .. rid
+  local field = 'c' .. step .. '.' .. n
+  local total = call('HGET', rk, field)
+  out[i] = 0
+  if total then
+    out[i] = 1
+    call('HDEL', rk, field)
+    total = tonumber(total)
+    if total == 1 then
+      call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', step, 'y', body)
+    else
+      call('HSET', rk, 'y' .. n, body)
+      if call('HINCRBY', rk, 'l', -1) == 0 then
+        local names = {}
+        for j = 1, total do names[j] = 'y' .. (j - 1) end
+        local replies = call('HMGET', rk, unpack(names))
+        local mail = {'r', rid, 'v', step}
+        for j = 1, total do
+          mail[#mail + 1] = 'y'
+          mail[#mail + 1] = replies[j]
+        end
+        call('HDEL', rk, unpack(names))
+        call('XADD', P .. 'm:agent', '*', unpack(mail))
+      end
+    end
+  end
+  if batch[i][6] ~= '' then
+    call('XACK', batch[i][5], 'g', batch[i][6])
+    call('XDEL', batch[i][5], batch[i][6])
+  end
+end
+return out

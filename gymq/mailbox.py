@@ -1,0 +1,104 @@
+"""Reading mail: a mailbox is a stream and its retry stream, each with one consumer group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gymq import keys
+from gymq.errors import GymqError
+from gymq.link import Link
+
+#: Milliseconds that a read waits for mail; also how late a draining worker or a new outage is noticed.
+BLOCK = 1000
+
+#: Milliseconds that a read waits which looks at some of the streams only; the others wait meanwhile.
+BLOCK_IN_TURN = 50
+
+
+class Mail(msgspec.Struct):
+    """One message as it lies in a stream.
+
+    Args:
+        stream: the stream's key.
+        id: its id in the stream.
+        fields: names and values in turn, as they were written.
+        attempt: how often it was delivered before and handed back.
+    """
+
+    stream: bytes
+    id: bytes
+    fields: list[bytes]
+    attempt: int = 0
+
+
+class Mailboxes:
+    """The mailboxes that one worker reads.
+
+    Args:
+        names: their names.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self._retry = [keys.retry(name) for name in names]
+        self._first = [keys.mailbox(name) for name in names]
+        self._turn = 0
+
+    async def create(self, link: Link) -> None:
+        """Make the streams and their groups where they do not exist; what already lies there will be delivered.
+
+        Raises:
+            Outage: the connection broke.
+        """
+        for stream in self._retry + self._first:
+            try:
+                await link.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")
+            except GymqError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def take(self, link: Link, worker: str, free: int) -> list[Mail]:
+        """Take mail, what was handed back first; wait a while if there is none.
+
+        Args:
+            link: a connection of the reader's own, since the read blocks.
+            worker: who takes it.
+            free: how many calls the worker can start now; it gets no more than that.
+
+        Raises:
+            Outage: the connection broke; mail may have been taken all the same, see `held`.
+        """
+        streams, block = self._retry + self._first, BLOCK
+        if free < len(streams):
+            # Each stream may yield COUNT messages: read as few streams as there is room for, all in turn.
+            self._turn = (self._turn + 1) % len(streams)
+            streams = (streams[self._turn :] + streams[: self._turn])[:free]
+            block = BLOCK_IN_TURN
+        count = max(1, free // len(streams))
+        reply = await link.send(
+            "XREADGROUP", "GROUP", keys.GROUP, worker, "COUNT", count, "BLOCK", block, "STREAMS", *streams, *[">"] * len(streams)
+        )
+        return _parse(reply)
+
+    async def held(self, link: Link, worker: str) -> list[Mail]:
+        """All mail that was delivered to a worker and is not acknowledged.
+
+        Raises:
+            Outage: the connection broke.
+        """
+        streams = self._retry + self._first
+        reply = await link.send("XREADGROUP", "GROUP", keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
+        return _parse(reply)
+
+
+def _parse(reply: Any) -> list[Mail]:
+    mail: list[Mail] = []
+    for stream, entries in reply or ():
+        for id_, fields in entries:
+            if fields is None:
+                continue  # acknowledged and deleted by somebody else
+            attempt = int(fields[-1]) if len(fields) >= 2 and fields[-2] == b"a" else 0
+            mail.append(Mail(stream, id_, fields, attempt))
+    return mail

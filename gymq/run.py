@@ -1,0 +1,197 @@
+"""A run: one set of tasks, rolled out with one agent and one model. Its record in Redis, and its life.
+
+open -> closed (its producer said that there are no more rows) -> done (all ended, all consumers acknowledged all);
+cancelled takes the place of closed. What is left of a run lapses `ttl` seconds after it is done.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from gymq import keys
+from gymq.environment import EnvironmentSpec
+from gymq.errors import RunClosed, UnknownName, UsageError
+from gymq.link import Link
+
+#: What a run may be called: it becomes part of keys and of rollout ids, whose parts are joined with dots.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+class RunConfig(msgspec.Struct, frozen=True):
+    """What a run is; fixed when it is created.
+
+    Args:
+        name: letters, digits, `_` and `-`.
+        environment: of rows that name none.
+        agent: the registered name of the agent.
+        model: the model's SPEC, which is also the name of its mailbox.
+        samples: rollouts of each task; together they are the task's group.
+        max_turns: answers of the model after which a rollout is truncated.
+        concurrency: rollouts in flight at once.
+        backlog: finished rollouts that the slowest consumer may be behind before admission waits.
+        sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
+        created: seconds since the epoch.
+    """
+
+    name: str
+    environment: str
+    agent: str
+    model: str
+    samples: int = 1
+    max_turns: int = 30
+    concurrency: int = 256
+    backlog: int = 10_000
+    sampling: dict[str, Any] = {}
+    created: float = 0.0
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError if a run cannot be called so."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"run name {name!r}: use 1 to 100 letters, digits, '_' or '-', beginning with a letter or digit")
+
+
+class RunStatus(msgspec.Struct):
+    """How far a run is.
+
+    Args:
+        state: `open`, `closed`, `cancelled` or `done`.
+        rows: tasks enqueued.
+        admitted: rollouts started.
+        ended: rollouts that ended, however.
+        live: rollouts in flight.
+        by_status: rollouts that ended, by status.
+        unread: finished rollouts that each consumer has not acknowledged.
+    """
+
+    config: RunConfig
+    state: str
+    rows: int
+    admitted: int
+    ended: int
+    live: int
+    by_status: dict[str, int]
+    unread: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Rollouts that the rows enqueued so far stand for."""
+        return self.rows * self.config.samples
+
+
+async def create(link: Link, config: RunConfig) -> bool:
+    """Create a run, or find it as it was created.
+
+    Args:
+        link: a connection.
+        config: what the run is to be.
+
+    Returns:
+        True if it is new.
+
+    Raises:
+        UsageError: a run of that name exists and is another one.
+    """
+    check_name(config.name)
+    made = await link.send("HSETNX", keys.run(config.name), "config", msgspec.json.encode(config))
+    if not made:
+        there = await load_config(link, config.name)
+        for field in ("environment", "agent", "model", "samples", "max_turns", "sampling"):
+            if getattr(there, field) != getattr(config, field):
+                raise UsageError(
+                    f"run {config.name!r} exists with {field}={getattr(there, field)!r}, not {getattr(config, field)!r}; "
+                    "choose another name, or `gymq rm` it"
+                )
+    await link.send(
+        "HSET", keys.run(config.name), "samples", config.samples, "concurrency", config.concurrency, "backlog", config.backlog
+    )
+    await link.send("HSETNX", keys.run(config.name), "state", "open")
+    await link.send("ZADD", keys.RUNS, "NX", config.created, config.name)
+    return bool(made)
+
+
+async def load_config(link: Link, name: str) -> RunConfig:
+    """Read what a run is.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    data = await link.send("HGET", keys.run(name), "config")
+    if data is None:
+        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
+    return msgspec.json.decode(data, type=RunConfig)
+
+
+async def add_environment(link: Link, name: str, spec: EnvironmentSpec) -> None:
+    """Write an environment's description into the run's record, where agents find it."""
+    await link.send("HSET", keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
+
+
+async def load_environment(link: Link, name: str, environment: str) -> EnvironmentSpec | None:
+    """Read an environment's description from the run's record."""
+    data = await link.send("HGET", keys.run(name), f"spec:{environment}")
+    return None if data is None else msgspec.json.decode(data, type=EnvironmentSpec)
+
+
+async def close(link: Link, name: str) -> None:
+    """Say that the run gets no more rows.
+
+    Raises:
+        RunClosed: it was cancelled.
+    """
+    if await link.run("close", name) < 0:
+        raise RunClosed(f"run {name!r} was cancelled or removed")
+
+
+async def cancel(link: Link, name: str) -> int:
+    """Stop admitting and end what is in flight.
+
+    Returns:
+        How many rollouts were in flight.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    await load_config(link, name)
+    return await link.run("cancel", name)
+
+
+async def remove(link: Link, name: str) -> None:
+    """Forget a run and all that it holds, results too.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    await cancel(link, name)
+    await link.run("remove", name)
+
+
+async def status(link: Link, name: str) -> RunStatus:
+    """Read how far a run is.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    flat = await link.send("HGETALL", keys.run(name))
+    fields = {k.decode(): v for k, v in zip(flat[::2], flat[1::2], strict=True)}
+    if "config" not in fields:
+        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
+    lag = await link.run("lag", name)
+    return RunStatus(
+        config=msgspec.json.decode(fields["config"], type=RunConfig),
+        state=fields["state"].decode(),
+        rows=int(fields.get("rows", 0)),
+        admitted=int(fields.get("cursor", 0)),
+        ended=int(fields.get("ended", 0)),
+        live=await link.send("SCARD", keys.live(name)),
+        by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
+        unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
+    )
+
+
+async def names(link: Link) -> list[str]:
+    """All runs that Redis knows, oldest first."""
+    return [name.decode() for name in await link.send("ZRANGE", keys.RUNS, 0, -1)]

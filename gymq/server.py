@@ -1,0 +1,148 @@
+"""What model and resource workers share: they serve calls, and keep of each conversation what they have read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gymq.actor import Actor, Batcher, pack
+from gymq.cache import Cache
+from gymq.call import Call, Reply, decode_call, encode
+from gymq.errors import CallError, Fault
+from gymq.mailbox import Mail
+from gymq.settings import Settings
+from gymq.task import Task, decode_task
+
+#: Deliveries after which a call counts as deadly: it is answered instead of killing another worker.
+MAX_ATTEMPTS = 10
+
+
+class Kept:
+    """What a server keeps of a rollout.
+
+    Args:
+        turns: encoded messages.
+        plan: the rollout's encoded plan, or None.
+        extra: whatever the role derives from them and wants to keep.
+    """
+
+    __slots__ = ("extra", "plan", "turns")
+
+    def __init__(self, turns: list[bytes], plan: bytes | None) -> None:
+        self.turns = turns
+        self.plan = plan
+        self.extra: Any = None
+
+
+class CallServer(Actor):
+    """Base of the roles that serve calls; see `Actor`."""
+
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+        super().__init__(settings, options)
+        self._replies = Batcher(self._send_replies)
+        self._loads = Batcher(self._load)
+        self._kept: Cache[Kept] = Cache()
+        self._tasks_kept: Cache[Task] = Cache()
+        self.counts |= {"served": 0, "faults": 0, "loaded": 0}
+
+    async def serve(self, call: Call) -> bytes:
+        """Do what a call asks for and return the encoded value.
+
+        Raises:
+            CallError: it ended with a fault.
+        """
+        raise NotImplementedError
+
+    async def handle(self, mail: list[Mail]) -> None:
+        """Start each call."""
+        for one in mail:
+            self.spawn(self._serve(one))
+
+    async def _serve(self, mail: Mail) -> None:
+        call = decode_call(mail.fields[1])
+        started = time.time()
+        fault, value = None, b""
+        try:
+            if mail.attempt >= MAX_ATTEMPTS:
+                raise CallError("lost", f"{mail.attempt} {self.role} workers died with this call in hand")
+            value = await self.serve(call)
+        except CallError as error:
+            fault = error.fault
+            self.counts["faults"] += 1
+        self.reply(mail, call, started, fault, value)
+
+    def reply(self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes) -> None:
+        """Send a call's reply and acknowledge its mail."""
+        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt)
+        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id]))
+
+    async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
+        outcomes = await self.link.insist("reply", pack([reply for _, reply in batch]))
+        for (mail, _), outcome in zip(batch, outcomes, strict=True):
+            self.release(mail)
+            self.counts["served" if outcome else "stale"] += 1
+        return outcomes
+
+    async def _load(self, wanted: list[list[Any]]) -> list[Any]:
+        self.counts["loaded"] += len(wanted)
+        return await self.link.insist("load", pack(wanted))
+
+    async def conversation(self, call: Call, plan: bool = False) -> Kept:
+        """The rollout's messages up to the call's length, and its plan if asked for; reads only what is not kept.
+
+        Raises:
+            CallError: the rollout has ended meanwhile.
+        """
+        kept = self._kept.get(call.rollout)
+        if kept is None:
+            kept = Kept([], None)
+        have = len(kept.turns)
+        if call.plan is not None:
+            kept.plan = call.plan
+        if have > call.length:
+            del kept.turns[call.length :]
+            kept.extra = None
+        elif call.seen <= have < call.length and len(call.turns) == call.length - call.seen:
+            kept.turns += call.turns[have - call.seen :]
+        if len(kept.turns) < call.length or (plan and kept.plan is None):
+            missing = len(kept.turns) if len(kept.turns) < call.length else -1
+            _, _, _, stored, turns, _ = await self._loads.ask([call.rollout, missing, call.run, -1])
+            if missing >= 0:
+                kept.turns[missing:] = turns[: call.length - missing]
+            kept.plan = stored if kept.plan is None else kept.plan
+            if len(kept.turns) < call.length or (plan and kept.plan is None):
+                raise CallError("cancelled", "the rollout has ended meanwhile")
+        self._kept.put(call.rollout, kept, 500 + sum(map(len, kept.turns)))
+        return kept
+
+    async def task(self, call: Call) -> Task:
+        """The call's task.
+
+        Raises:
+            CallError: it is gone: the rollout has ended.
+        """
+        key = f"{call.run}.{call.row}"
+        task = self._tasks_kept.get(key)
+        if task is None:
+            data = call.task
+            if data is None:
+                data = (await self._loads.ask([call.rollout, -1, call.run, call.row]))[5]
+            if data is None:
+                raise CallError("cancelled", "the rollout has ended meanwhile")
+            task = decode_task(data)
+            self._tasks_kept.put(key, task, 500 + len(data))
+        return task
+
+    async def memory(self, call: Call) -> bytes | None:
+        """The environment's state, encoded, or None if it has none."""
+        if call.state is not None or not call.has_state:
+            return call.state
+        return (await self._loads.ask([call.rollout, -1, call.run, -1]))[2]
+
+    def done_with(self, rollout: str) -> None:
+        """Forget a rollout that needs this server no more."""
+        self._kept.drop(rollout)
+
+    async def forget(self) -> None:
+        """Drop what was read."""
+        self._kept, self._tasks_kept = Cache(), Cache()

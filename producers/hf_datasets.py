@@ -1,0 +1,53 @@
+"""Rows from a data set of Hugging Face `datasets` that was saved with `save_to_disk`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gymq.errors import DataError, UsageError
+
+from . import arrow
+
+
+def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Read rows from a saved data set; its files are mapped, not loaded.
+
+    Args:
+        source: the folder; of one with several splits, the split's folder inside it.
+        start: the index of the first row wanted.
+
+    Yields:
+        Where a row stands (`folder:17`, counted from 1) and the row as JSON; images and sounds as their files, in base64.
+
+    Raises:
+        DataError: the folder is missing, cannot be read, or holds several splits.
+        UsageError: datasets is not installed.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise DataError(f"{source}: is no folder; name one that save_to_disk wrote")
+    if (folder / "dataset_dict.json").exists():
+        splits = _splits(folder)
+        raise DataError(f"{source}: holds the splits {', '.join(splits)}; name one of them: {folder / splits[0]}")
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError("reading saved data sets needs datasets; pip install 'gymq[data]'") from None
+    try:
+        dataset: Any = datasets.load_from_disk(str(folder))
+        for batch in dataset.skip(start).with_format("arrow").iter(arrow.BATCH):
+            yield from arrow.rows(batch, source, start)
+            start += batch.num_rows
+    except Exception as error:  # what a damaged folder raises is not documented
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{source}: cannot be read ({said}); save it again with save_to_disk") from None
+
+
+def _splits(folder: Path) -> list[str]:
+    try:
+        return list(json.loads((folder / "dataset_dict.json").read_text())["splits"]) or ["none"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) or ["none"]

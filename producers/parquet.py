@@ -1,0 +1,42 @@
+"""Rows from a Parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gymq.errors import DataError, UsageError
+
+from . import arrow
+
+
+def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Read rows from a Parquet file, batch by batch.
+
+    Args:
+        source: the file's path.
+        start: the index of the first row wanted; row groups before it are not read.
+
+    Yields:
+        Where a row stands (`rows.parquet:17`, counted from 1) and the row as JSON.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is not Parquet.
+        UsageError: pyarrow is not installed.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UsageError("reading Parquet needs pyarrow; pip install 'gymq[data]'") from None
+    try:
+        with ParquetFile(source) as file:
+            first, groups = 0, list(range(file.num_row_groups))
+            while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:
+                first += file.metadata.row_group(groups.pop(0)).num_rows
+            for batch in file.iter_batches(arrow.BATCH, row_groups=groups) if groups else ():
+                skipped = min(max(start - first, 0), batch.num_rows)
+                yield from arrow.rows(batch.slice(skipped), source, first + skipped)
+                first += batch.num_rows
+    except (ArrowException, OSError, UnicodeError) as error:
+        said = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise DataError(f"{source}: {said}; name a Parquet file that can be read") from None

@@ -1,0 +1,79 @@
+"""Rows that Reasoning Gym makes: questions of a kind, as many as wanted, each with what it takes to score an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from gymq.errors import DataError, UsageError
+
+#: The seed where a source names none. It is fixed: rows must come out the same when a run is taken up again.
+SEED = 42
+
+_WORDS = {"True": True, "False": False, "None": None}
+
+
+def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Make rows, one when it is asked for.
+
+    Args:
+        source: the data set's name and parameters, such as `chain_sum?size=500&seed=42`.
+        start: the index of the first row wanted.
+
+    Yields:
+        Where a row stands (`reasoning_gym:chain_sum?size=500:17`) and the row: `prompt`, `entry` and `environment`.
+
+    Raises:
+        UsageError: there is no such data set or parameter, or reasoning-gym is not installed.
+        DataError: Reasoning Gym could not make a row.
+    """
+    source = source.removeprefix("reasoning_gym:")
+    where = f"reasoning_gym:{source}"
+    dataset = _dataset(source, where)
+    for index in range(start, len(dataset)):
+        try:
+            made = dataset[index]
+            entry = {field: made.get(field) for field in ("question", "answer", "metadata")}
+            row = {"prompt": entry["question"], "entry": entry, "environment": "reasoning_gym"}
+            yield f"{where}:{index + 1}", msgspec.json.encode(row, enc_hook=_plain)
+        except Exception as error:  # the data sets are many hands' code
+            raise DataError(f"{where}:{index + 1}: {type(error).__name__}: {error}; try another seed or parameters") from None
+
+
+def _dataset(source: str, where: str) -> Any:
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError:
+        raise UsageError("making rows needs reasoning-gym; pip install 'gymq[data]'") from None
+    name, _, query = source.partition("?")
+    if name not in DATASETS:
+        raise UsageError(f"{where}: Reasoning Gym has no {name!r}; it has {', '.join(sorted(DATASETS))}")
+    given = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
+    fields = {field.name for field in dataclasses.fields(DATASETS[name][1])}
+    unknown = sorted(given.keys() - fields)
+    if unknown:
+        raise UsageError(f"{where}: {name} has no parameter {unknown[0]!r}; it has {', '.join(sorted(fields))}")
+    try:
+        return create_dataset(name, **{"seed": SEED, **given})
+    except Exception as error:
+        raise UsageError(f"{where}: {type(error).__name__}: {error}; correct the parameters") from None
+
+
+def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    """What numpy and fractions leave in the metadata, as plain values."""
+    if isinstance(value, str):
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,103 @@
+"""Fixtures of all tests: a server for each xdist worker, a clean database, real processes, and the search for leaks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError
+
+# So that `from tests.support.redis_server import wait_until` works under --import-mode=importlib.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from gymq.embedded import EmbeddedServer
+from gymq.settings import Settings
+from tests.support.redis_server import leaked_keys, wait_until
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """The server of this xdist worker."""
+    with EmbeddedServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedServer) -> str:
+    """The address of a server without data and with its own settings, whatever the last test did to it."""
+
+    def cleaned() -> bool:
+        redis_server.start()  # nothing happens if it runs
+        try:
+            with Redis.from_url(redis_server.url) as client:
+                client.config_set("maxmemory", 0)
+                return bool(client.flushall())
+        except ConnectionError:
+            return False  # the last test killed it, and it is not quite dead
+
+    wait_until(cleaned)
+    return redis_server.url
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    """Settings for the server of `redis_url`, with a liveness that a test can wait for."""
+    return Settings(redis_url=redis_url, liveness=1.0)
+
+
+@pytest.fixture
+def no_leaks(request: pytest.FixtureRequest, redis_url: str) -> Iterator[None]:
+    """Fail if the test leaves keys that never expire; `@pytest.mark.lasting("pattern", ...)` allows further ones."""
+    yield
+    allowed = tuple(pattern for marker in request.node.iter_markers("lasting") for pattern in marker.args)
+    with Redis.from_url(redis_url) as client:
+        leaks = leaked_keys(client, allowed)
+    assert not leaks, f"keys without a TTL are left: {', '.join(leaks)}"
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Start real processes: `spawn(argv, env, **Popen arguments)`; all that descends from them is killed at the test's end.
+
+    `env` comes on top of the environment of the tests.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    # Descendants inherit it, whatever session they are in, and whether or not their parent is still there. A server
+    # overwrites it with its title, but has the parent-death signal.
+    mark = ("GYMQ_TEST_SPAWN", secrets.token_hex(8))
+
+    def start(argv: Sequence[str], env: Mapping[str, str] | None = None, **arguments: Any) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **(env or {}), mark[0]: mark[1]}
+        process = subprocess.Popen(argv, env=environment, start_new_session=True, **arguments)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    for descendant in psutil.process_iter():
+        with suppress(psutil.Error):
+            if descendant.environ().get(mark[0]) == mark[1]:
+                descendant.kill()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker that only these fixtures read."""
+    config.addinivalue_line("markers", "lasting(*patterns): keys that the test may leave without a TTL")

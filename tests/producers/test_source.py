@@ -1,0 +1,58 @@
+"""A source's name says who reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gymq_producers.source import open_source
+
+from gymq import registry
+from gymq.errors import DataError, UnknownName, UsageError
+
+
+@pytest.mark.parametrize(
+    ("name", "producer"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.json", "jsonl"),
+        ("a.jsonl.gz", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("A.PARQUET", "parquet"),
+        ("odd:name.jsonl", "jsonl"),
+    ],
+)
+def test_a_file_goes_by_its_suffix(tmp_path: Path, name: str, producer: str):
+    (tmp_path / name).touch()
+    assert open_source(str(tmp_path / name)) == (producer, str(tmp_path / name))
+    assert callable(registry.load(registry.PRODUCERS, producer))
+
+
+@pytest.mark.parametrize("mark", ["dataset_info.json", "state.json", "dataset_dict.json"])
+def test_a_folder_that_datasets_saved_is_known_by_its_files(tmp_path: Path, mark: str):
+    (tmp_path / mark).touch()
+    assert open_source(str(tmp_path)) == ("datasets", str(tmp_path))
+
+
+def test_a_prefix_names_the_producer():
+    assert open_source("reasoning_gym:chain_sum?size=5") == ("reasoning_gym", "chain_sum?size=5")
+    assert open_source("jsonl:rows.txt") == ("jsonl", "rows.txt")
+
+
+def test_what_nobody_reads_is_one_line(tmp_path: Path):
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(UsageError, match="no producer is known"):
+        open_source(str(tmp_path / "a.csv"))
+    with pytest.raises(UsageError, match="no producer is known"):
+        open_source(str(tmp_path))
+    with pytest.raises(DataError, match="no such file"):
+        open_source(str(tmp_path / "gone.jsonl"))
+    with pytest.raises(UnknownName, match="no producer 'nosuch'; installed: "):
+        open_source("nosuch:thing")
+
+
+def test_a_producer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "points", lambda group: {})
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(UnknownName, match="unknown producer 'jsonl'"):
+        open_source(str(tmp_path / "a.jsonl"))

@@ -1,0 +1,140 @@
+"""The parts of a finished rollout: a record for each call, written as it ends, and the header, written at the end.
+
+The header is a JSON object without its closing brace: the commit script adds the commit's number, the messages and the
+call records, which stand in Redis already.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+
+from gymq.call import Generated, Reply
+from gymq.errors import Fault
+from gymq.run import RunConfig
+from gymq_workers.agent.state import Live
+
+
+class CallRecord(msgspec.Struct, omit_defaults=True):
+    """One call of a rollout, as it stands in the finished rollout's `calls`.
+
+    Args:
+        call: step and number, `3.0`.
+        kind: `generate`, `open`, `tool`, `respond`, `verify` or `close`.
+        queued, started, finished: seconds since the epoch.
+        worker: who did it.
+        name: of a tool: its name.
+        attempt: how often the call was delivered to a worker that died.
+        finish: of `generate`: how the answer ended.
+        fault: why it failed.
+        input_tokens, output_tokens: of `generate`.
+        tokens: of `generate`, when the server gave them: token ids and logprobs, base64 of little-endian arrays.
+    """
+
+    call: str
+    kind: str
+    queued: float
+    started: float
+    finished: float
+    worker: str
+    name: str | None = None
+    attempt: int = 0
+    finish: str | None = None
+    fault: dict[str, str] | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    tokens: dict[str, Any] | None = None
+
+
+class Header(msgspec.Struct):
+    """A finished rollout but for its `messages`, `calls` and `seq`; `docs/rollouts.md` tells each field."""
+
+    rollout_id: str
+    run: str
+    environment: str
+    agent: str
+    model: str
+    task_id: str
+    group_id: str
+    sample: int
+    status: str
+    stop: str | None
+    reward: float | None
+    rewards: dict[str, float]
+    turns: int
+    tool_calls: int
+    usage: dict[str, int]
+    error: dict[str, str] | None
+    task: msgspec.Raw
+    metrics: dict[str, float]
+    started_at: float
+    finished_at: float
+    model_name: str
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def call_record(kind: str, step: int, queued: float, reply: Reply, name: str = "", answer: Generated | None = None) -> bytes:
+    """Encode the record of a call."""
+    record = CallRecord(
+        f"{step}.{reply.n}", kind, queued, reply.started, reply.finished, reply.worker, name or None, reply.attempt
+    )
+    if reply.fault is not None:
+        record.fault = _fault(reply.fault)
+    if answer is not None:
+        record.finish = answer.finish
+        record.input_tokens, record.output_tokens = answer.usage.input_tokens, answer.usage.output_tokens
+        if answer.tokens is not None:
+            t = answer.tokens
+            record.tokens = {
+                "prompt_start": t.prompt_start,
+                "prompt": base64.b64encode(t.prompt).decode(),
+                "output": base64.b64encode(t.output).decode(),
+                "logprobs": base64.b64encode(t.logprobs).decode(),
+                "version": t.version,
+            }
+    return _encoder.encode(record)
+
+
+def header(live: Live, config: RunConfig, finished_at: float) -> bytes:
+    """Encode the header of a rollout that has ended, without its closing brace."""
+    run, row, sample = live.place
+    state = live.state
+    score = state.score
+    return _encoder.encode(
+        Header(
+            rollout_id=live.rid,
+            run=run,
+            environment=live.task.environment,
+            agent=config.agent,
+            model=config.model,
+            task_id=live.task.id or str(row),
+            group_id=f"{run}.{row}",
+            sample=sample,
+            status=state.status,
+            stop=state.stop or None,
+            reward=score.reward if score else None,
+            rewards=score.rewards if score else {},
+            turns=state.turns,
+            tool_calls=state.tool_calls,
+            usage={
+                "input_tokens": state.usage.input_tokens,
+                "output_tokens": state.usage.output_tokens,
+                "cached_tokens": state.usage.cached_tokens,
+                "reasoning_tokens": state.usage.reasoning_tokens,
+            },
+            error=_fault(state.fault) if state.fault else None,
+            task=msgspec.Raw(live.task.fields),
+            metrics=score.metrics if score else {},
+            started_at=state.started_at,
+            finished_at=finished_at,
+            model_name=state.model,
+        )
+    )[:-1]
+
+
+def _fault(fault: Fault) -> dict[str, str]:
+    return {"kind": fault.kind, "message": fault.message}

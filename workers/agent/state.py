@@ -1,0 +1,133 @@
+"""What an agent worker knows of one rollout between its steps."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from gymq.agent import CallTool
+from gymq.call import Scored, Usage, decode_plan
+from gymq.errors import Fault
+from gymq.task import Task
+
+#: The layout of `State`. A worker gives mail of a rollout with another layout back.
+SCHEMA = 1
+
+
+class Running(msgspec.Struct, array_like=True):
+    """A tool call that was sent, or answered on the spot.
+
+    Args:
+        call: the call.
+        content: its result as JSON, when the worker itself answered it (an unknown tool).
+    """
+
+    call: CallTool
+    content: bytes | None = None
+
+
+class State(msgspec.Struct, array_like=True):
+    """The stored state of a rollout: all that is not in its messages.
+
+    Args:
+        schema: the layout.
+        phase: `new`, `opening`, `generating`, `tools`, `responding`, `verifying` or `closing`: what the pending calls are.
+        started_at: when its first step ran, seconds since the epoch.
+        length: messages in the conversation.
+        turns: answers of the model.
+        finish: how the newest answer ended.
+        usage: tokens so far.
+        queued: when the pending calls were sent, seconds since the epoch.
+        model_seen: how many messages the model's worker was sent.
+        resource_seen: how many messages the environment's worker was sent.
+        todo: tool calls of this turn that were not sent yet.
+        running: tool calls that are out.
+        status: how the rollout ends, once that is known.
+        stop: why it was truncated.
+        fault: why it failed.
+        score: the verdict, once there is one.
+        model: what the server calls the model that answered.
+        tool_calls: tool calls so far.
+        shown: True: it is one of those that Flower shows.
+    """
+
+    schema: int = SCHEMA
+    phase: str = "new"
+    started_at: float = 0.0
+    length: int = 0
+    turns: int = 0
+    finish: str = ""
+    usage: Usage = msgspec.field(default_factory=Usage)
+    queued: float = 0.0
+    model_seen: int = 0
+    resource_seen: int = 0
+    todo: list[CallTool] = []
+    running: list[Running] = []
+    status: str = ""
+    stop: str = ""
+    fault: Fault | None = None
+    score: Scored | None = None
+    model: str = ""
+    tool_calls: int = 0
+    shown: bool = False
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(State)
+
+
+class Live(msgspec.Struct, dict=True):
+    """A rollout as an agent worker holds it: the stored state, and what it has read of the rest.
+
+    Args:
+        rid: the rollout's id, `run.row.sample`.
+        version: how many steps were committed.
+        state: the stored state.
+        turns: all encoded messages.
+        task: the task.
+        task_data: the task, encoded.
+        memory: the environment's state, msgpack, or None.
+        plan: what it asks of the model, encoded; None before it has begun.
+    """
+
+    rid: str
+    version: int
+    state: State
+    turns: list[bytes]
+    task: Task
+    task_data: bytes
+    memory: bytes | None = None
+    plan: bytes | None = None
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Run, row and sample."""
+        run, row, sample = self.rid.rsplit(".", 2)
+        return run, int(row), int(sample)
+
+    @cached_property
+    def tools(self) -> list[dict[str, Any]]:
+        """The declared tools."""
+        return [] if self.plan is None else msgspec.json.decode(decode_plan(self.plan).tools)
+
+    @cached_property
+    def declared(self) -> frozenset[str]:
+        """The names of the declared tools."""
+        return frozenset(tool["function"]["name"] for tool in self.tools)
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes to keep."""
+        return 2000 + sum(map(len, self.turns))
+
+
+def encode_state(state: State) -> bytes:
+    """Encode a state as it is stored."""
+    return _encoder.encode(state)
+
+
+def decode_state(data: bytes | None) -> State:
+    """Decode a stored state; None is that of a rollout that has not begun."""
+    return State() if data is None else _decoder.decode(data)

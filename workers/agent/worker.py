@@ -1,0 +1,247 @@
+"""The agent role: takes the rollouts' mail, advances each by one step, commits many steps at once, admits new ones."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+from gymq import keys, registry
+from gymq.actor import Actor, pack
+from gymq.agent import Agent
+from gymq.cache import Cache
+from gymq.call import Reply, decode_reply, encode
+from gymq.environment import EnvironmentSpec
+from gymq.errors import Fault, UnknownName, UsageError
+from gymq.link import Link, Outage
+from gymq.mailbox import Mail
+from gymq.run import RunConfig, load_config, load_environment
+from gymq.settings import Settings
+from gymq.task import Task, decode_task
+from gymq_workers.agent.events import Shown
+from gymq_workers.agent.machine import INLINE, Machine, Step
+from gymq_workers.agent.state import Live, decode_state
+
+#: Messages of one commit: a few milliseconds of the server's time.
+BATCH = 64
+
+#: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
+ADMIT = 128
+
+#: Deliveries after which mail counts as deadly: its rollout fails instead of killing another worker.
+MAX_ATTEMPTS = 10
+
+#: Overdue rollouts looked at per sweep.
+OVERDUE_BATCH = 100
+
+
+class Lost(Exception):
+    """The rollout cannot be advanced: what it needs is gone."""
+
+
+class AgentWorker(Actor):
+    """Advances rollouts; see `Actor`."""
+
+    role = "agent"
+
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+        super().__init__(settings, options)
+        self.capacity = 2 * BATCH
+        self._cache: Cache[Live] = Cache()
+        self._runs: dict[str, RunConfig] = {}
+        self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
+        self._admit_link = Link(settings, "gymq-admit")
+        self._shown = Shown(self.events, self.host)
+        self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "overdue": 0}
+
+    def mailboxes(self) -> list[str]:
+        """The agents' one mailbox: any agent worker can advance any rollout."""
+        return ["agent"]
+
+    async def handle(self, mail: list[Mail]) -> None:
+        """Advance each message's rollout, in commits of at most `BATCH` steps."""
+        while mail:
+            batch: list[Mail] = []
+            later: list[Mail] = []
+            rids: set[bytes] = set()
+            for one in mail:
+                # Two steps of one rollout do not fit into one commit: the second is decided on what the first did.
+                fits = len(batch) < BATCH and one.fields[1] not in rids
+                (batch if fits else later).append(one)
+                rids.add(one.fields[1])
+            mail = later + await self._commit(batch)
+
+    async def _commit(self, batch: list[Mail]) -> list[Mail]:
+        """Advance a batch; returns the mail to decide again."""
+        lives = await self._gather(batch)
+        commits: list[list[Any]] = []
+        done: list[tuple[Mail, Live | None, Step | None]] = []
+        for mail, live in zip(batch, lives, strict=True):
+            step = None
+            must = b"x" in mail.fields[4::2]
+            version = int(mail.fields[3])
+            if live is not None and (live.version == version or must):
+                step = await self._advance(mail, live, must)
+            if live is None or step is None:
+                # Stale: the rollout has ended or gone on. Committing against a version it never had acknowledges the mail.
+                commits.append([mail.fields[1], -1, mail.stream, mail.id, [], [], [], [], 0, [], 0])
+            else:
+                commits.append(step.commit(live, mail.stream, mail.id, must))
+            done.append((mail, live, step))
+        outcomes = await self.link.insist("commit", pack(commits))
+        again: list[Mail] = []
+        ended = 0
+        for (mail, live, step), outcome in zip(done, outcomes, strict=True):
+            self.counts["steps"] += 1
+            rid = mail.fields[1].decode()
+            if outcome == 2:
+                self.counts["conflicts"] += 1
+                self._cache.drop(rid)
+                again.append(mail)
+                continue
+            self.release(mail)
+            if outcome == 0 or live is None or step is None:
+                self.counts["stale"] += 1
+                self._cache.drop(rid)
+                continue
+            self.counts["applied"] += 1
+            live.version += 1
+            if step.final:
+                ended += 1
+                self._cache.drop(rid)
+                self._shown.ended(live)
+            else:
+                self._cache.put(rid, live, live.weight)
+        if ended:
+            self.counts["ended"] += ended
+            await self._admit()
+        return again
+
+    async def _advance(self, mail: Mail, live: Live, must: bool) -> Step | None:
+        run = live.place[0]
+        try:
+            config, spec, agent = await self._context(run, live.task.environment)
+        except Lost:
+            return None
+        machine = Machine(live, config, spec, agent)
+        if must:
+            return machine.abandon(Fault("cancelled", "the run was cancelled"), "cancelled")
+        if mail.attempt >= MAX_ATTEMPTS:
+            return machine.abandon(Fault("lost", f"{mail.attempt} agent workers died with this step in hand"))
+        if live.state.phase == "new":
+            live.state.shown = self._shown.begun(live)
+        fields = mail.fields
+        replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
+        return machine.advance(replies)
+
+    async def _gather(self, batch: list[Mail]) -> list[Live | None]:
+        """The rollouts of some mail: kept from the last step, or begun by the mail itself, or loaded; None: gone."""
+        lives: list[Live | None] = []
+        missing: list[tuple[int, str]] = []
+        for i, mail in enumerate(batch):
+            fields = mail.fields
+            rid = fields[1].decode()
+            live = self._cache.get(rid)
+            if live is not None and live.version != int(fields[3]):
+                live = None
+            if live is None and fields[3] == b"0" and len(fields) > 5 and fields[4] == b"t":
+                live = Live(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
+            if live is None:
+                missing.append((i, rid))
+            lives.append(live)
+        if missing:
+            self.counts["loaded"] += len(missing)
+            wanted = [[rid, 0, rid.rsplit(".", 2)[0], int(rid.rsplit(".", 2)[1])] for _, rid in missing]
+            loaded = await self.link.insist("load", pack(wanted))
+            for (i, rid), (version, state, memory, plan, turns, task) in zip(missing, loaded, strict=True):
+                if version is not None and task is not None:
+                    lives[i] = Live(rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan)
+        return lives
+
+    async def _context(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
+        """A rollout's run, environment and agent, read once.
+
+        Raises:
+            Lost: the run was removed.
+        """
+        while True:
+            try:
+                config = self._runs.get(run)
+                if config is None:
+                    config = self._runs[run] = await load_config(self.link, run)
+                spec = self._specs.get((run, environment))
+                if spec is None:
+                    spec = await load_environment(self.link, run, environment)
+                    if spec is None:
+                        raise Lost
+                    self._specs[run, environment] = spec
+                return config, spec, self._agent(config.agent)
+            except UnknownName:
+                raise Lost from None
+            except Outage:
+                await self.link.reconnect()
+
+    def _agent(self, name: str) -> Agent:
+        try:
+            return registry.agent(name)
+        except UsageError as error:
+            return _Missing(str(error))
+
+    # What is done besides the mail.
+
+    async def prepare(self) -> None:
+        """Open the connection for admissions."""
+        await self._admit_link.connect()
+
+    async def close(self) -> None:
+        """Close the connection for admissions."""
+        await self._admit_link.close()
+
+    async def duties(self) -> None:
+        """Admit what may be admitted, and answer calls that are overdue."""
+        await self._admit()
+        overdue = await self.life.link.send(
+            "ZRANGEBYSCORE", keys.DUE, "-inf", int(time.time() * 1000), "LIMIT", 0, OVERDUE_BATCH
+        )
+        for rid in overdue:
+            await self._expire(rid.decode())
+
+    async def _admit(self) -> None:
+        try:
+            while not self._draining:
+                admitted = await self._admit_link.run("admit", ADMIT, INLINE)
+                self.counts["admitted"] += admitted
+                if admitted < ADMIT:
+                    return
+        except Outage:
+            await self._admit_link.reconnect()
+
+    async def _expire(self, rid: str) -> None:
+        flat = await self.life.link.send("HGETALL", keys.rollout(rid))
+        pending = [name[1:].decode().split(".") for name in flat[::2] if name[:1] == b"c"]
+        await self.life.link.send("ZREM", keys.DUE, rid)
+        now = time.time()
+        fault = Fault("timeout", "the call was pending for an hour; is a worker running that serves it?")
+        replies = [
+            [rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", ""] for step, n in pending
+        ]
+        if replies:
+            self.counts["overdue"] += len(replies)
+            await self.life.link.run("reply", pack(replies))
+
+    async def forget(self) -> None:
+        """Drop what was read: it may have gone on elsewhere."""
+        self._cache = Cache()
+
+
+class _Missing(Agent):
+    """Stands in for an agent that is not installed here: its rollouts fail and say so."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def act(self, view: Any) -> Any:
+        """Fail."""
+        raise UsageError(self._reason)
+
+

@@ -1,0 +1,131 @@
+"""Process groups, orphans and memory limits: what keeps an isolated call's damage to its own process.
+
+Every child of an executor leads a process group, which dies with it. Both the child and the parent adopt orphans, so
+that a process which left the group does not get away. On systems without /proc only the groups are seen to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+#: Bytes that a call may take above what its process holds when it begins: large enough for data frames and small models,
+#: small enough that a few runaway calls do not bring the machine down.
+MEMORY = 2 * 1024**3
+
+#: prctl(2): orphaned descendants become children of the calling process.
+_PR_SET_CHILD_SUBREAPER = 36
+
+_VM_DATA = re.compile(r"^VmData:\s*(\d+) kB$", re.M)
+_OOM_KILL = re.compile(r"^oom_kill (\d+)$", re.M)
+
+
+def lead_group() -> None:
+    """Make this process the leader of a session and group of its own."""
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_group(pid: int) -> None:
+    """Kill a child with its whole group.
+
+    Args:
+        pid: the child; it leads a group, unless it died before it could.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def kill_children(spare: Collection[int] = ()) -> None:
+    """Kill this process's children and reap them, and whatever becomes its child thereby.
+
+    Args:
+        spare: the pids of children to leave alone.
+    """
+    while True:
+        found = [pid for pid in _children() if pid not in spare]
+        if not found:
+            return
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+
+
+def has_children() -> bool:
+    """Whether this process has any child, dead or alive; costs one system call."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+@contextmanager
+def memory_limit(extra: int = MEMORY) -> Iterator[None]:
+    """Let allocations within fail that go beyond what is in use now plus some.
+
+    Private writable memory is what counts (RLIMIT_DATA), not the address space: libraries reserve tens of gigabytes of
+    that without using it. Descendants inherit the limit, each for itself.
+
+    Args:
+        extra: bytes.
+    """
+    try:
+        match = _VM_DATA.search(Path("/proc/self/status").read_text())
+    except OSError:
+        match = None
+    if match is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(match[1]) * 1024 + extra
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def memory_kills() -> int | None:
+    """How many processes of this container the kernel has killed for want of memory; None: it does not say."""
+    try:
+        path = Path("/proc/self/cgroup").read_text().splitlines()[-1].partition("::")[2]
+        for folder in (Path("/sys/fs/cgroup") / path.lstrip("/"), Path("/sys/fs/cgroup")):
+            events = folder / "memory.events"
+            if events.is_file() and (match := _OOM_KILL.search(events.read_text())):
+                return int(match[1])
+    except (OSError, IndexError):
+        pass
+    return None
+
+
+def _children() -> Iterator[int]:
+    me = str(os.getpid())
+    try:
+        pids = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return
+    for pid in pids:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            continue
+        # "pid (name) state ppid ...", and the name may hold anything.
+        if stat.rpartition(")")[2].split()[1] == me:
+            yield int(pid)

@@ -1,0 +1,84 @@
+"""What Celery's parent process does when a child fails at an isolated call: it answers in the child's place."""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.worker import state
+from celery.worker.request import Request
+from gymq_workers.executor import processes
+from gymq_workers.executor.parent import current
+
+from gymq.call import Call, Reply, decode_call
+from gymq.errors import Fault
+
+#: What WorkerLostError says around the cause of a death.
+_BEFORE, _AFTER = "Worker exited prematurely: ", " Job: "
+
+
+def read(body: str) -> Call:
+    """Decode a call from a task's argument."""
+    return decode_call(base64.b64decode(body))
+
+
+class IsolatedRequest(Request):
+    """A request of `gymq.isolated`. Its methods run on the parent's main thread."""
+
+    _answered = False
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Answer for a child that died, was killed at its limit, or could not reply."""
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        self._answer(error)
+        if isinstance(error, TimeLimitExceeded):
+            # billiard calls `on_timeout` next, which does the rest; doing it here too would send all events twice.
+            return
+        if isinstance(error, MemoryError):
+            # Celery would raise it again, here in the parent.
+            state.task_ready(self)
+            self.acknowledge()
+            self.send_event("task-failed", exception=repr(error), traceback="")
+            return
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        self._say(Fault("killed", f"the isolated call was {reason} by remote control"))
+        super()._announce_revoked(reason, terminated, signum, expired)
+
+    def _answer(self, error: BaseException) -> None:
+        # A cold shutdown kills children that did nothing wrong: their calls are sent again once this executor has lapsed.
+        if not state.should_terminate:
+            self._say(self._fault(error))
+
+    def _fault(self, error: BaseException) -> Fault:
+        if isinstance(error, TimeLimitExceeded):
+            limit = self.time_limits[0] or self.task.time_limit
+            return Fault("timeout", f"took longer than {limit:g} s and was killed")
+        if isinstance(error, WorkerLostError):
+            text = str(error).partition(_BEFORE)[2].partition(_AFTER)[0] or str(error)
+            if "SIGKILL" in text and self._was_memory():
+                return Fault("memory", "its process was killed by the system for want of memory")
+            return Fault("killed", f"its process died: {text.rstrip('.')}")
+        return Fault("killed", f"its process failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+
+    def _was_memory(self) -> bool:
+        now, before = processes.memory_kills(), current().memory_kills
+        current().memory_kills = now
+        return now is not None and before is not None and now > before
+
+    def _say(self, fault: Fault) -> None:
+        if self._answered:
+            return
+        self._answered = True
+        # First the kill, then the word: what runs on after its fault was recorded could do harm beside its successor.
+        current().bury(self.worker_pid if fault.kind != "killed" or self.time_start else None)
+        call = read(self.args[0])
+        now = time.time()
+        reply = Reply(n=call.n, started=self.time_start or now, finished=now, worker=current().name, fault=fault)
+        current().answer(call, reply)

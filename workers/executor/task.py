@@ -1,0 +1,132 @@
+"""The Celery task that runs one isolated call, in a child that its parent may kill at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import time
+
+import redis
+from billiard.common import terminate_handler_fired
+from gymq_workers.executor import processes
+from gymq_workers.executor.parent import STARTED, ExecutorStep, connect, current, send
+from gymq_workers.executor.request import read
+from gymq_workers.resource.invoke import invoke
+
+from gymq import keys
+from gymq.call import Call, Reply, encode
+from gymq.celery import ISOLATED, app
+from gymq.environment import DEFAULT_TIMEOUT
+from gymq.errors import CallError
+from gymq.message import Conversation
+from gymq.task import decode_task
+
+#: Tries to deliver a reply, one a second; then the child fails and its parent answers. An outage is shorter or longer.
+TRIES = 10
+
+app.steps["worker"].add(ExecutorStep)
+
+_clients: dict[int, redis.Redis] = {}
+
+
+@app.task(
+    name=ISOLATED,
+    Request="gymq_workers.executor.request:IsolatedRequest",
+    time_limit=DEFAULT_TIMEOUT,
+    # Late, so that an executor holds no more calls than it has children; always, for each of its ends is answered.
+    acks_late=True,
+    acks_on_failure=True,
+    acks_on_timeout=True,
+    reject_on_worker_lost=False,
+)
+def isolated(body: str) -> None:
+    """Run a call and reply to it.
+
+    Args:
+        body: the encoded call in base64, complete with messages, state and task.
+    """
+    call = read(body)
+    client = _client()
+    if not _claim(client, call):
+        return
+    started = time.time()
+    value, fault = b"", None
+    try:
+        value = _work(call)
+    except CallError as error:
+        fault = error.fault
+    finally:
+        if processes.has_children():
+            processes.kill_children()
+    reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
+    _deliver(client, call, reply)
+
+
+def submit(call: Call, timeout: float) -> None:
+    """Send a call to the executors; blocks on the network, so not on a loop.
+
+    Args:
+        call: the call, complete with all its turns (`seen` is 0), its state, and its task.
+        timeout: seconds that it may take once a child has begun; then it is killed.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    what = f"{call.environment}.{call.name or call.kind}"
+    isolated.apply_async(
+        (base64.b64encode(encode(call)).decode(),),
+        task_id=call.id,
+        time_limit=timeout,
+        argsrepr=f"{what} {call.id}",
+        kwargsrepr="",
+    )
+
+
+def _work(call: Call) -> bytes:
+    if call.seen or call.has_state or len(call.turns) != call.length:
+        raise CallError("environment", f"call {call.id} came to the executor without its messages or its state")
+    task = None if call.task is None else decode_task(call.task)
+    try:
+        with processes.memory_limit():
+            return asyncio.run(invoke(call, task, Conversation(call.turns)))
+    except CallError:
+        raise
+    except MemoryError:
+        raise CallError("memory", f"asked for more than {processes.MEMORY >> 20} MiB") from None
+    except BaseException as error:
+        if terminate_handler_fired():
+            raise  # the parent wants this process gone and sees to the call
+        kind = "verifier" if call.kind == "verify" else "environment"
+        raise CallError(kind, f"{type(error).__name__}: {error}") from error
+
+
+def _claim(client: redis.Redis, call: Call) -> bool:
+    """Mark the call started; False: an executor that is alive works on it already, this message is a copy."""
+    me = current().name
+    if client.hsetnx(STARTED, call.id, me):
+        return True
+    owner = client.hget(STARTED, call.id)
+    if isinstance(owner, bytes) and (owner == me.encode() or client.exists(keys.alive(owner.decode()))):
+        return False
+    client.hset(STARTED, call.id, me)
+    return True
+
+
+def _deliver(client: redis.Redis, call: Call, reply: Reply) -> None:
+    for left in reversed(range(TRIES)):
+        try:
+            return send(current().settings, client, call, reply)
+        except (redis.RedisError, OSError):
+            if not left:
+                raise
+            time.sleep(1)
+
+
+def _client() -> redis.Redis:
+    # One for each process; what a fork inherited is never used.
+    client = _clients.get(os.getpid())
+    if client is None:
+        _clients.clear()
+        client = _clients[os.getpid()] = connect(current().settings)
+    return client

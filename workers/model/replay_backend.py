@@ -1,0 +1,223 @@
+"""The backend `replay`: answers that were recorded before, matched by the exact prompt.
+
+The file is read once, to note where the answer to each prompt stands; an answer is read from the file when it is asked for.
+A prompt is known by the digest of its messages, each brought to one form (decoded, without reasoning, encoded again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from gymq.backend import Backend, Request
+from gymq.call import Generated, Usage
+from gymq.errors import CallError, DataError, UsageError
+from gymq.items import Item, to_messages
+from gymq.message import Message, decode_message, encode_message
+
+#: Characters of a message that the error of a miss shows.
+_SHOWN = 80
+
+
+class _Call(msgspec.Struct):
+    kind: str = "generate"
+    finish: str = ""
+    usage: Any = None
+
+
+class _Input(msgspec.Struct):
+    input: str | list[Item] | None = None
+    instructions: str | None = None
+
+
+class _Output(msgspec.Struct):
+    output: list[Item] = []
+    model: str | None = None
+
+
+class _Row(msgspec.Struct):
+    messages: list[Message] | None = None
+    calls: list[_Call] = []
+    model: Any = None
+    responses_create_params: _Input | None = None
+    response: _Output | None = None
+
+
+class _Answer(msgspec.Struct, array_like=True):
+    """Where an answer stands: the line's first byte and its length, and the message's index in it."""
+
+    offset: int
+    length: int
+    index: int
+
+
+_decoder = msgspec.json.Decoder(_Row)
+
+
+class ReplayBackend(Backend):
+    """Answers from a JSONL file of gymq's rollouts, or of NeMo Gym's.
+
+    Where a prompt was answered several times, a rollout gets the answer of the recording that it has followed so far; one
+    that follows none gets them in the recorded order, by the number of its sample.
+
+    Args:
+        model: the file.
+        options: none are used.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+
+    name = "replay"
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        super().__init__(model, options)
+        if not model:
+            raise UsageError("model replay: say which file, as in replay:rollouts.jsonl")
+        if not os.path.isfile(model):
+            raise UsageError(f"model replay: {model} is no file")
+        self._file = -1
+        self._answers: dict[bytes, list[_Answer]] = {}
+
+    async def start(self) -> None:
+        """Read the file's prompts.
+
+        Raises:
+            UsageError: the file cannot be read, or a line is no rollout.
+        """
+        try:
+            self._file = os.open(self.model, os.O_RDONLY)
+        except OSError as error:
+            raise UsageError(f"model replay: cannot read {self.model}: {error.strerror}") from None
+        await asyncio.to_thread(self._index)
+        if not self._answers:
+            raise UsageError(f"model replay: {self.model} holds no answers")
+
+    async def stop(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    async def generate(self, request: Request) -> Generated:
+        """Look the answer up.
+
+        Raises:
+            CallError: `replay_miss`: this exact prompt stands nowhere in the file.
+        """
+        turns = request.messages.turns
+        digests = list(_digests(map(decode_message, turns)))
+        found = self._answers.get(digests[-1])
+        if found is None:
+            raise CallError("replay_miss", self._miss(request, digests))
+        answer = self._choose(request, digests, found)
+        row = self._row(answer)
+        messages = _messages(row)
+        message = messages[answer.index]
+        nth = sum(1 for earlier in messages[: answer.index] if earlier.role == "assistant")
+        calls = [call for call in row.calls if call.kind == "generate"]
+        call = calls[nth] if nth < len(calls) else _Call()
+        finish = call.finish or ("tool_calls" if message.tool_calls else "stop")
+        return Generated(encode_message(message), finish, _usage(call.usage), None, _model(row) or "replay")
+
+    def _index(self) -> None:
+        """Note where the answer to each prompt stands."""
+        offset = 0
+        with open(self.model, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        messages = _messages(_decoder.decode(line))
+                    except (msgspec.DecodeError, UnicodeDecodeError, DataError) as error:
+                        reason = " ".join(str(error).split())
+                        raise UsageError(f"model replay: {self.model}:{number} is no rollout: {reason}") from None
+                    # The i-th digest is that of the first i messages: the prompt to the message with index i.
+                    for index, (message, digest) in enumerate(zip(messages, _digests(messages), strict=False)):
+                        if message.role == "assistant" and index:
+                            self._answers.setdefault(digest, []).append(_Answer(offset, len(line), index))
+                offset += len(line)
+
+    def _choose(self, request: Request, digests: list[bytes], found: list[_Answer]) -> _Answer:
+        """Which of several answers to the same prompt a rollout gets."""
+        sample = request.rollout.rpartition(".")[2]
+        number = int(sample) if sample.isdecimal() else 0
+        if len(found) == 1:
+            return found[0]
+        for digest in digests:
+            first = self._answers.get(digest)
+            if first is not None:  # its first answer came from this recording; so does this one, if it can
+                line = first[number % len(first)].offset
+                return next((answer for answer in found if answer.offset == line), found[number % len(found)])
+        return found[number % len(found)]
+
+    def _row(self, answer: _Answer) -> _Row:
+        """Read a line again. Recordings are local files that were just read: this does not block the loop for long."""
+        return _decoder.decode(os.pread(self._file, answer.length, answer.offset))
+
+    def _miss(self, request: Request, digests: list[bytes]) -> str:
+        """Say what is asked that was not recorded: the first message that differs from the nearest recording."""
+        known = next((i for i in range(len(digests) - 1, 0, -1) if digests[i] in self._answers), 0)
+        asked = [_plain(decode_message(turn)) for turn in request.messages.turns]
+        text = f"{self.model} has no answer to this prompt of {len(asked)} messages: "
+        if not known:
+            return f"{text}no recording begins with {_show(asked[0]) if asked else 'no message'}"
+        recorded = [_plain(message) for message in _messages(self._row(self._answers[digests[known]][0]))]
+        for index in range(known, len(asked)):
+            if index >= len(recorded):
+                return f"{text}the recording ends before message {index + 1}"
+            if asked[index] != recorded[index]:
+                return f"{text}message {index + 1} is {_show(asked[index])}, recorded was {_show(recorded[index])}"
+        return f"{text}the recording has no answer after message {len(asked)}"
+
+
+def _digests(messages: Iterator[Message] | list[Message]) -> Iterator[bytes]:
+    """The digests of the first 0, 1, 2, ... messages."""
+    state = hashlib.blake2b(digest_size=16)
+    yield state.digest()
+    for message in messages:
+        state.update(_plain(message))
+        state.update(b"\n")
+        yield state.digest()
+
+
+def _plain(message: Message) -> bytes:
+    """A message in the one form in which prompts are compared."""
+    if message.reasoning is not None:
+        message = msgspec.structs.replace(message, reasoning=None)
+    return encode_message(message)
+
+
+def _show(message: bytes) -> str:
+    text = message.decode("utf-8", "replace")
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _messages(row: _Row) -> list[Message]:
+    """A recorded conversation, prompt and answers."""
+    if row.messages is not None:
+        return row.messages
+    if row.responses_create_params is None or row.response is None:
+        raise DataError("it has neither messages nor responses_create_params and response")
+    asked = row.responses_create_params.input or []
+    items = [Item(role="user", content=asked)] if isinstance(asked, str) else asked
+    if row.responses_create_params.instructions is not None:
+        items = [Item(role="system", content=row.responses_create_params.instructions), *items]
+    return to_messages([*items, *row.response.output], "responses_create_params.input")
+
+
+def _model(row: _Row) -> str:
+    if isinstance(row.model, str):
+        return row.model
+    return (row.response.model or "") if row.response is not None else ""
+
+
+def _usage(recorded: Any) -> Usage:
+    """A recorded call's tokens, as far as they are told by the names that gymq uses."""
+    told = recorded if isinstance(recorded, dict) else {}
+    counts = [told.get(field) for field in Usage.__struct_fields__]
+    return Usage(*(count if isinstance(count, int) else 0 for count in counts))

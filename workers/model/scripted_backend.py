@@ -1,0 +1,96 @@
+"""The backend `scripted`: the environment's own policy plays the model, for demos, tests and benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gymq.backend import Backend, Request
+from gymq.call import Generated, Usage
+from gymq.errors import CallError, UsageError
+from gymq.message import Message, encode_message
+from gymq.registry import environment
+from gymq.tool import wanted
+
+
+class _Policy(msgspec.Struct):
+    """An environment's policy and what it asks for."""
+
+    act: Callable[..., Any]
+    messages: bool
+    task: bool
+    awaited: bool
+
+
+class ScriptedBackend(Backend):
+    """Answers of the environment's `policy(messages, task)`; it runs on the worker's loop, so it must be quick.
+
+    There is no tokenizer, so the usage is 0 tokens: none were counted, and a guess would pass for a count.
+
+    Args:
+        model: not used; it stands in the results as `scripted` or `scripted:MODEL`.
+        options: `latency`, the seconds that every answer takes, to imitate a slow model (default 0).
+
+    Raises:
+        UsageError: the latency is no number of seconds.
+    """
+
+    name = "scripted"
+    needs_task = True
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        super().__init__(model, options)
+        latency = options.get("latency") or 0
+        try:
+            self._latency = float(latency)
+        except (TypeError, ValueError):
+            self._latency = -1.0
+        if not 0 <= self._latency < float("inf"):
+            raise UsageError(f"model scripted: latency is {latency!r}; it is a number of seconds")
+        self._label = f"scripted:{model}" if model else "scripted"
+        self._policies: dict[str, _Policy] = {}
+
+    async def generate(self, request: Request) -> Generated:
+        """Ask the policy.
+
+        Raises:
+            CallError: `model`: there is no policy, or it raised, or it gave no message.
+        """
+        policy = self._policies.get(request.environment) or self._find(request.environment)
+        if self._latency:
+            await asyncio.sleep(self._latency)
+        arguments: dict[str, Any] = {}
+        if policy.messages:
+            arguments["messages"] = request.messages
+        if policy.task:
+            arguments["task"] = request.task
+        try:
+            message = policy.act(**arguments)
+            if policy.awaited:
+                message = await message
+        except Exception as error:
+            where = f"the policy of environment {request.environment}"
+            raise CallError("model", " ".join(f"{where} raised {type(error).__name__}: {error}".split())) from error
+        if not isinstance(message, Message):
+            raise CallError(
+                "model", f"the policy of environment {request.environment} gave a {type(message).__name__}, not a Message"
+            )
+        finish = "tool_calls" if message.tool_calls else "stop"
+        return Generated(encode_message(message), finish, Usage(), None, self._label)
+
+    def _find(self, name: str) -> _Policy:
+        """Look a policy up, once per environment."""
+        try:
+            act = getattr(environment(name), "policy", None)
+        except UsageError as error:
+            raise CallError("model", str(error)) from None
+        if act is None:
+            raise CallError("model", f"environment {name} ships no policy; use another model, or define policy(messages, task)")
+        wants = wanted(act)
+        policy = _Policy(act, "messages" in wants, "task" in wants, inspect.iscoroutinefunction(act))
+        self._policies[name] = policy
+        return policy

@@ -1,0 +1,239 @@
+"""One call of an environment: the tool or hook that it names, with what it asks for, and its result encoded.
+
+The resource worker calls this for many calls at once on its loop, with threads for what is not `async`; the executor
+calls it for one call at a time in a process of its own, without threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import os
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Executor
+from numbers import Real
+from typing import Any
+
+import msgspec
+
+from gymq import registry
+from gymq.call import Call, Opened, Responded, Scored, ToolResult, encode
+from gymq.environment import Environment, Opening, Response, Score
+from gymq.errors import CallError, FaultKind, GymqError, ToolError
+from gymq.message import Conversation, Message, encode_message
+from gymq.task import Task
+from gymq.tool import wanted
+
+#: Characters of an exception's text that a fault keeps: it is shown on one line.
+MAX_TEXT = 500
+
+#: The types of content parts; a tool's list of such objects goes to the model as it is.
+PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
+
+
+async def invoke(call: Call, task: Task | None, messages: Conversation, *, threads: Executor | None = None) -> bytes:
+    """Run a call and return its encoded value: `ToolResult`, `Opened`, `Responded`, `Scored`, or nothing for `close`.
+
+    Args:
+        call: the call, with its state.
+        task: its task; None: it has none at hand.
+        messages: the conversation so far.
+        threads: where functions that are not `async` run; None: here and now, blocking the loop.
+
+    Raises:
+        CallError: `environment`, `verifier` or `memory`.
+    """
+    try:
+        environment = registry.environment(call.environment)
+    except GymqError as error:
+        raise CallError("environment", str(error)) from error
+    run = _Run(environment, call, task, messages, threads)
+    match call.kind:
+        case "tool":
+            return encode(await run.tool())
+        case "open":
+            return encode(await run.open())
+        case "respond":
+            return encode(await run.respond())
+        case "verify":
+            return encode(await run.verify())
+        case "close":
+            await run.hook("close")
+            return b""
+        case _:
+            raise CallError("environment", f"a resource cannot answer a call of kind {call.kind!r}")
+
+
+class _Run:
+    """One call while it runs."""
+
+    def __init__(
+        self, environment: Environment, call: Call, task: Task | None, messages: Conversation, threads: Executor | None
+    ) -> None:
+        self.environment = environment
+        self.call = call
+        self.injectable: dict[str, Any] = {"task": task, "messages": messages}
+        self.threads = threads
+        self.uses_state = False
+
+    async def tool(self) -> ToolResult:
+        tools = type(self.environment).tools
+        tool = tools.get(self.call.name)
+        try:
+            if tool is None:
+                known = ", ".join(sorted(tools)) or "none"
+                raise ToolError(f"Unknown tool {self.call.name!r}. Known tools: {known}.")
+            arguments = tool.arguments(self.call.arguments)
+            result = await self.function(getattr(self.environment, tool.name), tool.wants, arguments)
+        except ToolError as error:
+            # What it did to the state before it failed stays undone.
+            return ToolResult(content=msgspec.json.encode(str(error)), error=True)
+        return ToolResult(content=self.content(result), state=None if tool.flags.get("read_only") else self.state())
+
+    async def open(self) -> Opened:
+        opening = await self.hook("open")
+        if opening is None:
+            return Opened()
+        if not isinstance(opening, Opening):
+            raise CallError("environment", f"open returned {type(opening).__name__}; it must return an Opening")
+        state_type = self.environment.State
+        if opening.state is not None and (state_type is None or not isinstance(opening.state, state_type)):
+            what = "the environment has no State" if state_type is None else f"State is {state_type.__name__}"
+            raise CallError("environment", f"open gave a state of type {type(opening.state).__name__}, but {what}")
+        state = opening.state if opening.state is not None or state_type is None else self.load_state()
+        return Opened(
+            state=None if state is None else self.encoded(state),
+            turns=self.turns("open", opening.messages),
+            tools=None if opening.tools is None else self.json("its tools", opening.tools),
+        )
+
+    async def respond(self) -> Responded:
+        said = await self.hook("respond")
+        if isinstance(said, str):
+            said = Response(messages=[Message(role="user", content=said)])
+        if not isinstance(said, Response):
+            raise CallError("environment", f"respond returned {type(said).__name__}; it must return text or a Response")
+        return Responded(turns=self.turns("respond", said.messages), done=bool(said.done), state=self.state())
+
+    async def verify(self) -> Scored:
+        verdict = await self.hook("verify")
+        if verdict is None:
+            return Scored(reason="the verifier gave no reward")
+        if not isinstance(verdict, Score):
+            return Scored(reward=_number("the reward", verdict))
+        return Scored(
+            reward=None if verdict.reward is None else _number("the reward", verdict.reward),
+            rewards={name: _number(f"reward {name!r}", value) for name, value in verdict.rewards.items()},
+            metrics={name: _number(f"metric {name!r}", value) for name, value in verdict.metrics.items()},
+            reason=verdict.reason,
+        )
+
+    async def hook(self, name: str) -> Any:
+        """Call a hook if the environment has it; it must raise no ToolError, there is no model to hear it."""
+        function = getattr(self.environment, name, None)
+        if function is None:
+            return None
+        try:
+            return await self.function(function, wanted(function), {})
+        except ToolError as error:
+            raise CallError("verifier" if name == "verify" else "environment", self.said(error)) from error
+
+    async def function(self, function: Callable[..., Any], wants: frozenset[str], arguments: dict[str, Any]) -> Any:
+        """Call what the environment's author wrote; all that it raises but ToolError and CallError becomes a fault."""
+        given = dict(arguments)
+        for name in wants:
+            given[name] = self.load_state() if name == "state" else self.injectable[name]
+        kind: FaultKind = "verifier" if self.call.kind == "verify" else "environment"
+        try:
+            if self.threads is not None and not inspect.iscoroutinefunction(function):
+                result = await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(**given))
+            else:
+                result = function(**given)
+            return await result if inspect.isawaitable(result) else result
+        except (ToolError, CallError):
+            raise
+        except MemoryError as error:
+            raise CallError("memory", self.said(error)) from error
+        except Exception as error:
+            raise CallError(kind, self.said(error)) from error
+
+    def load_state(self) -> Any:
+        """The state, decoded once; a rollout that was not opened starts with the State's defaults."""
+        if "state" in self.injectable:
+            return self.injectable["state"]
+        state_type = self.environment.State
+        state: Any = None
+        if state_type is not None:
+            try:
+                state = state_type() if self.call.state is None else msgspec.msgpack.decode(self.call.state, type=state_type)
+            except (TypeError, msgspec.DecodeError) as error:
+                raise CallError("environment", f"{state_type.__name__} cannot be made from what is stored: {error}") from error
+        self.injectable["state"] = state
+        return state
+
+    def state(self) -> bytes | None:
+        """The state if the call changed it, encoded; else None."""
+        state = self.injectable.get("state")
+        if state is None:
+            return None
+        data = self.encoded(state)
+        return None if data == self.call.state else data
+
+    def encoded(self, state: Any) -> bytes:
+        try:
+            return msgspec.msgpack.encode(state)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CallError("environment", f"the state cannot be stored: {error}") from error
+
+    def content(self, result: Any) -> bytes:
+        """A tool's result as the content of a message: text, or content parts."""
+        if isinstance(result, str):
+            return self.json("its result", result)
+        data = self.json("its result", result)
+        if isinstance(result, list) and result and all(_is_part(part) for part in result):
+            return data
+        return msgspec.json.encode(data.decode())
+
+    def turns(self, hook: str, messages: list[Message]) -> list[bytes]:
+        wrong = next((message for message in messages if not isinstance(message, Message)), None)
+        if wrong is not None:
+            raise CallError("environment", f"{hook} gave a message of type {type(wrong).__name__}; make it a gymq Message")
+        return [encode_message(message) for message in messages]
+
+    def json(self, what: str, value: Any) -> bytes:
+        try:
+            return msgspec.json.encode(value, enc_hook=_plain)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CallError("environment", f"{self.call.name or self.call.kind}: {what} has no JSON form: {error}") from error
+
+    def said(self, error: BaseException) -> str:
+        """One line for a person: type, text, and the innermost place in the environment's own file."""
+        text = " ".join(str(error).split())[:MAX_TEXT]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = inspect.getfile(type(self.environment))
+        place = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1] if frames else None)
+        where = "" if place is None else f" ({os.path.basename(place.filename)}:{place.lineno})"
+        return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+def _number(what: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise CallError("verifier", f"{what} is {type(value).__name__} {str(value)[:80]!r}, not a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise CallError("verifier", f"{what} is {number}: a reward must be finite; return None if there is none")
+    return number
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") in PART_TYPES
+
+
+def _plain(value: Any) -> Any:
+    for method in ("model_dump", "tolist"):  # pydantic models; numpy arrays and scalars
+        convert = getattr(value, method, None)
+        if convert is not None:
+            return convert()
+    raise NotImplementedError(f"{type(value).__name__} is no JSON value")

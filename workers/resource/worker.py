@@ -1,0 +1,100 @@
+"""The resource role: serves the calls of environments: open, tools, respond, verify, close."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from gymq import keys, registry
+from gymq.call import Call, ToolResult, encode
+from gymq.environment import EnvironmentSpec
+from gymq.errors import CallError, UnknownName
+from gymq.message import Conversation
+from gymq.server import CallServer
+from gymq.settings import Settings
+from gymq_workers.resource.invoke import invoke
+
+#: Calls that one resource worker has in flight unless told otherwise.
+CONCURRENCY = 1024
+
+#: Threads for hooks and tools that are not `async`.
+THREADS = 16
+
+#: What the model is told of a call that must not be repeated and whose worker died.
+UNKNOWN = "Error: the outcome of this call is unknown: it was started and the process died. It was not run again."
+
+
+class ResourceWorker(CallServer):
+    """Serves environments; see `Actor`. Options: `environments` (comma-separated; default: all installed), `concurrency`."""
+
+    role = "resource"
+
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+        installed = sorted(registry.points(registry.ENVIRONMENTS))
+        chosen = [name for name in (options.get("environments") or "").split(",") if name] or installed
+        for name in chosen:
+            if name not in installed:
+                raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(installed) or 'none'}")
+        self._environments: list[str] = chosen
+        super().__init__(settings, options)
+        self.capacity = int(options.get("concurrency") or CONCURRENCY)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gymq-tool")
+        self._specs: dict[str, EnvironmentSpec] = {}
+
+    def mailboxes(self) -> list[str]:
+        """One mailbox for each environment."""
+        return [f"resource:{name}" for name in self._environments]
+
+    async def serve(self, call: Call) -> bytes:
+        """Run the hook or tool; see `CallServer`."""
+        spec = self._specs.get(call.environment)
+        if spec is None:
+            # Importing an environment may take seconds; the loop has a liveness to renew.
+            environment = await asyncio.to_thread(registry.environment, call.environment)
+            spec = self._specs[call.environment] = type(environment).spec()
+        timeout, isolated, once = _limits(spec, call)
+        wants = _wants(call)
+        messages = (await self.conversation(call)).turns if "messages" in wants else []
+        task = await self.task(call) if "task" in wants else None
+        if call.has_state and call.state is None:
+            call.state = await self.memory(call)
+        if once and not await self._first(call):
+            return encode(ToolResult(msgspec.json.encode(UNKNOWN), error=True))
+        what = f"{call.environment}.{call.name or call.kind}"
+        if isolated:
+            return await self._isolate(call, task, messages, timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                return await invoke(call, task, Conversation(messages), threads=self._threads)
+        except TimeoutError:
+            raise CallError("timeout", f"{what} took longer than {timeout:g} s") from None
+        finally:
+            if call.kind in ("verify", "close"):
+                self.done_with(call.rollout)
+
+    async def _isolate(self, call: Call, task: Any, messages: list[bytes], timeout: float) -> bytes:
+        raise CallError("environment", "no executor yet")
+
+    async def _first(self, call: Call) -> bool:
+        # The mark stands in the rollout's own hash and goes with it.
+        field = f"o{call.step}.{call.n}"
+        return bool(await self.link.send("HSETNX", keys.rollout(call.rollout), field, self.worker))
+
+
+def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:
+    """The call's time limit in seconds, whether it is isolated, and whether it must not be repeated."""
+    if call.kind == "tool":
+        for tool in spec.tools:
+            if tool.name == call.name:
+                return tool.timeout, tool.isolated, tool.once
+        raise CallError("environment", f"{call.environment} has no tool {call.name!r} on this worker; is it another version?")
+    hook = {"open": spec.open, "respond": spec.respond, "verify": spec.verify, "close": spec.close}[call.kind]
+    return hook.timeout, hook.isolated, False
+
+
+def _wants(call: Call) -> frozenset[str]:
+    environment = type(registry.environment(call.environment))
+    return environment.tools[call.name].wants if call.kind == "tool" else environment.wants(call.kind)
