@@ -15,6 +15,9 @@ from gymq.message import Function, Message, ToolCall
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+#: Levels of nesting. Python gives up near 1000 frames, less what the caller uses; a row must be safe in every worker.
+MAX_DEPTH = 200
+
 _TEXT = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
 _PARTS = "text, image_url, video_url, audio_url, input_audio, file, refusal, input_text, input_image, input_video, input_file"
 
@@ -67,6 +70,19 @@ class Item(msgspec.Struct):
     summary: list[Part] | None = None
 
 
+def too_deep(value: Any, text: bytes) -> bool:
+    """Whether decoded JSON is nested deeper than `MAX_DEPTH`; `text` is what it was decoded from."""
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
+        level = [child for child in inner if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
 def check(value: Any, type: Any, at: str) -> Any:
     """Convert decoded JSON to a typed struct.
 
@@ -83,7 +99,7 @@ def check(value: Any, type: Any, at: str) -> Any:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         inside = path.rstrip("`")
-        raise DataError(f"{at}{inside}: {reason.replace('`', '')}; correct it, or leave it out if it may be") from None
+        raise DataError(f"{at}{inside}: {reason.replace('`', '')}; correct it") from None
 
 
 def to_messages(items: list[Item], at: str) -> list[Message]:

@@ -70,14 +70,16 @@ class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _names(template: str) -> tuple[str, ...]:
     """The fields that a template names."""
     try:
-        parsed = [(name, spec) for _, name, spec, _ in Formatter().parse(template) if name is not None]
+        parsed = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UsageError(f"the template is malformed ({error}); write {{{{ and }}}} for braces") from None
-    for name, spec in parsed:
+    for name, spec, how in parsed:
         # Attributes would let a template reach into Python objects; a format from a field would let data decide the format.
-        if not name or name.isdigit() or "." in name or "[" in name or "{" in (spec or ""):
-            raise UsageError(f"the template has {{{name}}}; only plain names of fields can stand in braces")
-    return tuple(name for name, _ in parsed)
+        if not name or name.isdigit() or "." in name or "[" in name or "{" in (spec or "") or how not in (None, "r", "s", "a"):
+            raise UsageError(
+                f"the template has {{{name}}}; only plain names of fields can stand in braces (with a format, as in {{price:.2f}})"
+            )
+    return tuple(name for name, _, _ in parsed)
 
 
 def _fill(template: str, row: dict[str, Any]) -> str:

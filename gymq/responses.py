@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gymq.errors import DataError
-from gymq.items import Item, check
+from gymq.items import MAX_DEPTH, Item, check, too_deep
 
 #: What a row may not set, since gymq itself writes it into the request.
 RESERVED = frozenset(
@@ -207,9 +207,12 @@ def _metadata(metadata: dict[str, str] | None, at: str) -> dict[str, Any]:
 
 def _object(text: str | None, at: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
+        value = msgspec.json.decode(text, type=dict[str, Any]) if text else {}
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         raise DataError(f"{at} is not the text of a JSON object; write it as one") from None
+    if text and too_deep(value, text.encode()):
+        raise DataError(f"{at} is nested more than {MAX_DEPTH} levels deep; flatten it")
+    return value
 
 
 def _response_format(form: Format, at: str) -> dict[str, Any]:

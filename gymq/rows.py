@@ -14,14 +14,11 @@ from typing import Any, NoReturn
 import msgspec
 
 from gymq.errors import DataError
-from gymq.items import Item, check, to_messages
+from gymq.items import MAX_DEPTH, Item, check, to_messages, too_deep
 from gymq.message import Message, encode_message
 from gymq.prompt import PromptConfig
 from gymq.responses import FunctionTool, Params, check_sampling, leftovers, to_sampling, to_tools
 from gymq.task import Task
-
-#: Levels of nesting. Python gives up near 1000 frames, less what the caller uses; a row must be safe in every worker.
-MAX_DEPTH = 200
 
 #: Characters of a row's id: it becomes part of keys, file names and log lines.
 MAX_ID = 256
@@ -73,19 +70,9 @@ def _load(row: bytes | dict[str, Any]) -> dict[str, Any]:
         _explain(data)
     if not isinstance(value, dict):
         raise DataError("is not a JSON object; write {...}, one row per line")
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+    if too_deep(value, data):
         raise DataError(f"is nested more than {MAX_DEPTH} levels deep; flatten it")
     return value
-
-
-def _deeper(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        inner = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
-        level = [child for child in inner if isinstance(child, (dict, list))]
-        if not level:
-            return False
-    return True
 
 
 def _explain(data: bytes) -> NoReturn:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pydantic
@@ -73,7 +75,9 @@ def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -
     if not _NAME.fullmatch(name):
         raise UsageError(f"tool {name!r}: a tool's name has 1 to 64 letters, digits, '_' or '-'")
     summary, described = _docstring(function)
-    hints = get_type_hints(function)
+    # Injected parameters keep their annotations: they may name what exists only when the class does, or for type checkers.
+    own = {name: hint for name, hint in function.__annotations__.items() if name not in INJECTED | {"return"}}
+    hints = get_type_hints(SimpleNamespace(__annotations__=own), vars(sys.modules[function.__module__]), include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in INJECTED:

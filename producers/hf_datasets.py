@@ -38,6 +38,8 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         raise UsageError("reading saved data sets needs datasets; pip install 'gymq[data]'") from None
     try:
         dataset: Any = datasets.load_from_disk(str(folder))
+        if start >= len(dataset):
+            return
         for batch in dataset.skip(start).with_format("arrow").iter(arrow.BATCH):
             yield from arrow.rows(batch, source, start)
             start += batch.num_rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gymq.errors import DataError
+from gymq.items import MAX_DEPTH
 from gymq.prompt import PromptConfig
-from gymq.rows import MAX_DEPTH, parse_row
+from gymq.rows import parse_row
 from gymq.task import Task, decode_task, encode_task
 
 OURS = {"prompt", "messages", "tools", "sampling", "environment", "responses_create_params"}
@@ -376,6 +378,7 @@ def test_what_is_not_for_the_model_is_kept_in_the_tasks_fields(given: dict):
         ({"text": {"format": {"type": "json_schema"}}}, "text.format has no name"),
         ({"metadata": {"extra_body": "{"}}, "metadata.extra_body is not the text of a JSON object"),
         ({"metadata": {"extra_body": '{"model": "x"}'}}, "metadata.extra_body.model is not for a row"),
+        ({"metadata": {"extra_body": '{"a": ' + "[" * 300 + "]" * 300 + "}"}}, "metadata.extra_body is nested more than"),
         ({"metadata": {"audio_path": "a.wav"}}, "metadata.audio_path is not read"),
         ({"temperature": "hot"}, "temperature: Expected float | null, got str"),
         ({"max_output_tokens": True}, "max_output_tokens: Expected int | null, got bool"),
@@ -388,6 +391,16 @@ def test_what_cannot_be_done_is_refused(given: dict, said: str):
     line = reason({"responses_create_params": {"input": "Hi", **given}})
     assert line.startswith(f"responses_create_params.{said}")
     assert "; " in line
+
+
+def test_the_documentation_tells_the_fate_of_every_field():
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    fields = [
+        *("background", "include", "input", "instructions", "max_output_tokens", "max_tool_calls", "metadata", "model"),
+        *("parallel_tool_calls", "previous_response_id", "prompt", "reasoning", "service_tier", "store", "temperature"),
+        *("text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user", "stream"),
+    ]
+    assert [field for field in fields if f"| `{field}" not in text] == []
 
 
 # --- bad rows ---

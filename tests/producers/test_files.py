@@ -147,7 +147,7 @@ def test_a_damaged_gzip_gives_its_whole_rows_and_then_says_so(tmp_path: Path):
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jsonl, "MAX_LINE", 100)
     with pytest.raises(DataError, match=r":2: the line is longer"):
-        lines(tmp_path, b"x" * 100 + b"\n" + b"y" * 101)
+        lines(tmp_path, b"x" * 99 + b"\n" + b"y" * 101)
 
 
 # --- Parquet and data sets ---

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from gymq.admission import INLINE
 from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
 from gymq.call import Call, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, ToolResult, encode
 from gymq.environment import EnvironmentSpec, ToolSpec
@@ -21,10 +22,6 @@ from gymq.message import Conversation, decode_message, encode_message
 from gymq.run import RunConfig
 from gymq_workers.agent.record import call_record, header
 from gymq_workers.agent.state import Live, Running, encode_state
-
-#: Bytes of messages, task or state that travel inside a call. Beyond that the callee loads them: a copy in a mailbox
-#: costs memory and log twice.
-INLINE = 4096
 
 #: Seconds after which a pending call counts as overdue, wherever it is. Workers have limits of their own, counted from
 #: when they start; this one is for what nobody serves.

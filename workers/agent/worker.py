@@ -8,6 +8,7 @@ from typing import Any
 
 from gymq import keys, registry
 from gymq.actor import Actor, pack
+from gymq.admission import admit
 from gymq.agent import Agent
 from gymq.cache import Cache
 from gymq.call import Reply, decode_reply, encode
@@ -19,14 +20,11 @@ from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
 from gymq_workers.agent.events import Shown
-from gymq_workers.agent.machine import INLINE, Machine, Step
+from gymq_workers.agent.machine import Machine, Step
 from gymq_workers.agent.state import Live, decode_state
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
-
-#: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
-ADMIT = 128
 
 #: Deliveries after which mail counts as deadly: its rollout fails instead of killing another worker.
 MAX_ATTEMPTS = 10
@@ -208,11 +206,8 @@ class AgentWorker(Actor):
 
     async def _admit(self) -> None:
         try:
-            while not self._draining:
-                admitted = await self._admit_link.run("admit", ADMIT, INLINE)
-                self.counts["admitted"] += admitted
-                if admitted < ADMIT:
-                    return
+            if not self._draining:
+                self.counts["admitted"] += await admit(self._admit_link)
         except Outage:
             await self._admit_link.reconnect()
 

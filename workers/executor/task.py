@@ -90,7 +90,9 @@ def _work(call: Call) -> bytes:
     try:
         with processes.memory_limit():
             return asyncio.run(invoke(call, task, Conversation(call.turns)))
-    except CallError:
+    except CallError as error:
+        if error.fault.kind == "memory":
+            raise CallError("memory", f"asked for more than {processes.MEMORY >> 20} MiB: {error.fault.message}") from error
         raise
     except MemoryError:
         raise CallError("memory", f"asked for more than {processes.MEMORY >> 20} MiB") from None

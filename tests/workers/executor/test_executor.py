@@ -9,8 +9,10 @@ import msgspec
 import psutil
 import pytest
 
+from gymq import keys
 from gymq.call import Scored, ToolResult
 from gymq_workers.executor.parent import STARTED
+from tests.workers.executor.conftest import start
 from tests.support.redis_server import wait_until
 
 #: Seconds that a fault may take beyond the call's own limit.
@@ -109,3 +111,133 @@ def test_processes_that_a_call_leaves_behind_are_killed(executor, how, then, kin
     assert not marked(marker)
     # And the executor still has its children
     assert content(executor.reply(executor.send("nap", '{"seconds": 0}'))[0]).startswith("slept")
+
+
+def test_celery_tells_of_each_isolated_call_once(executor):
+    # Given a listener to Celery's events
+    from gymq.celery import app
+
+    seen: list[tuple[str, str]] = []
+
+    def listen(seconds: float) -> None:
+        receiver.capture(limit=None, timeout=seconds, wakeup=False)
+
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(
+            connection, handlers={"*": lambda event: seen.append((event.get("uuid", ""), event["type"]))}
+        )
+        with receiver.consumer_context(wakeup=False):
+            # When a call ends well, one fails in the tool, one runs too long, and one dies
+            calls = [
+                executor.send("nap", '{"seconds": 0}'),
+                executor.send("fail"),
+                executor.send("spin", timeout=0.5),
+                executor.send("leave", '{"code": 1}'),
+            ]
+            for call in calls:
+                executor.reply(call)
+            deadline = time.monotonic() + 3
+            while time.monotonic() < deadline:
+                try:
+                    connection.drain_events(timeout=0.2)
+                except TimeoutError:
+                    continue
+
+    # Then each has its three events; a fault of the tool is no failure of the executor
+    ends = ["task-succeeded", "task-succeeded", "task-failed", "task-failed"]
+    for call, end in zip(calls, ends, strict=True):
+        assert [kind for uuid, kind in seen if uuid == call] == ["task-received", "task-started", end], seen
+
+
+def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
+    # Given a call that runs
+    first = executor.send("nap", '{"seconds": 1}', rollout="twice", n=1)
+    wait_until(lambda: executor.redis.hexists(STARTED, first))
+
+    # When it is sent again
+    executor.send("nap", '{"seconds": 1}', rollout="twice", n=1)
+
+    # Then it is answered once
+    executor.reply(first)
+    assert content(executor.reply(executor.send("nap", '{"seconds": 1.5}'))[0])
+    assert len(executor.replies[first]) == 1
+
+
+def test_after_the_executor_is_killed_others_see_its_death_and_take_its_calls(executor, redis_url, spawn, tmp_path, monkeypatch):
+    # Given an executor that works on a call
+    call = executor.send("nap", '{"seconds": 60}', rollout="orphan", n=1)
+    wait_until(lambda: executor.redis.hexists(STARTED, call))
+    owner = executor.redis.hget(STARTED, call).decode()
+    children = psutil.Process(executor.process.pid).children()
+    assert executor.redis.exists(keys.alive(owner))
+
+    # When its parent is killed
+    executor.process.kill()
+
+    # Then its children end with it, its key lapses, and it still says what it had begun
+    psutil.wait_procs(children, timeout=2)
+    assert not any(child.is_running() and child.status() != "zombie" for child in children)
+    wait_until(lambda: not executor.redis.exists(keys.alive(owner)), limit=2)
+    assert executor.redis.hget(STARTED, call).decode() == owner
+    # And nothing in the broker would bring it back later
+    assert executor.redis.llen("gymq.isolated") == executor.redis.hlen("unacked") == 0
+
+    # When the call is sent again to another executor
+    second = start(redis_url, spawn, tmp_path, monkeypatch, name="y")
+    second.send("nap", '{"seconds": 0}', rollout="orphan", n=1)
+
+    # Then that one takes it
+    reply, _ = second.reply(call)
+    assert content(reply).startswith("slept")
+    assert reply.worker != owner
+    wait_until(lambda: second.redis.hlen(STARTED) == 0)
+
+
+def test_sigterm_lets_running_calls_end_and_keeps_the_executor_alive_meanwhile(executor):
+    # Given two calls that run
+    calls = [executor.send("nap", '{"seconds": 3}'), executor.send("spin", timeout=2)]
+    wait_until(lambda: executor.redis.hlen(STARTED) == 2)
+    owner = executor.redis.hget(STARTED, calls[0]).decode()
+
+    # When the executor is asked to end
+    executor.process.terminate()
+
+    # Then it stays alive for the others while they run, longer than its liveness
+    for _ in range(15):
+        assert executor.redis.exists(keys.alive(owner))
+        time.sleep(0.1)
+    # And both are answered, and it ends well
+    assert content(executor.reply(calls[0])[0]).startswith("slept")
+    assert executor.reply(calls[1])[0].fault.kind == "timeout"
+    assert executor.process.wait(15) == 0
+
+
+def test_a_reply_outlives_an_outage_of_redis(executor, redis_server):
+    # Given a call that ends while Redis is away, and one that dies meanwhile
+    calls = [executor.send("nap", '{"seconds": 1}'), executor.send("spin", timeout=1)]
+    wait_until(lambda: executor.redis.hlen(STARTED) == 2)
+
+    # When Redis is away for a while
+    redis_server.stop()
+    time.sleep(3)
+    redis_server.start()
+
+    # Then both are answered once it is back
+    assert content(executor.reply(calls[0])[0]).startswith("slept")
+    assert executor.reply(calls[1])[0].fault.kind == "timeout"
+    # And the executor takes calls again, each once
+    assert content(executor.reply(executor.send("nap", '{"seconds": 0}'))[0]).startswith("slept")
+    assert all(len(found) == 1 for found in executor.replies.values())
+
+
+def test_children_do_not_hold_the_parents_connections(executor):
+    # Given a child that has made its own connection
+    pids = {json.loads(content(executor.reply(executor.send("add", '{"n": 1}'))[0]))["pid"] for _ in range(4)}
+    listed = executor.redis.client_list()
+    parents = {f"{c['addr']}" for c in listed if c["name"] == "executor"}
+
+    # Then no connection that the parent renews its liveness by is open in a child
+    for pid in pids:
+        own = {f"{c.laddr.ip}:{c.laddr.port}" for c in psutil.Process(pid).net_connections("tcp") if c.status == "ESTABLISHED"}
+        mine = {f"{c.laddr.ip}:{c.laddr.port}" for c in psutil.Process(executor.process.pid).net_connections("tcp")}
+        assert not own & mine & parents

@@ -1,30 +1,15 @@
-"""A mock model server in a process of its own, and requests to ask it."""
+"""A mock model server, and started backends."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from gymq_workers.model.openai_backend import OpenAIBackend
 
-from gymq.backend import Backend, Request
-from gymq.message import Conversation, Message, encode_message
-
-ROOT = Path(__file__).parents[3]
-
-
-def run_server(*flags: str) -> Iterator[str]:
-    """A mock server's address."""
-    process = subprocess.Popen([sys.executable, "-m", "bench.mock_server", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield process.stdout.readline().split()[-1]
-    process.terminate()
-    process.wait()
-    process.stdout.close()
+from gymq.backend import Backend
+from tests.workers.model.mock import run_server
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +36,3 @@ async def backend(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     yield make
     for one in made:
         await one.stop()
-
-
-def ask(*messages: Message | str, rollout: str = "run.0.0", environment: str = "weather", body: bytes = b"{}") -> Request:
-    """A request; plain strings are user messages."""
-    turns = [encode_message(Message("user", each) if isinstance(each, str) else each) for each in messages]
-    return Request(rollout, environment, Conversation(turns), body)

@@ -9,13 +9,13 @@ import time
 
 import msgspec
 import pytest
-from conftest import ask, run_server
 from gymq_workers.model import openai_backend
 from gymq_workers.model.openai_backend import OpenAIBackend
 
 from gymq.call import Tokens
 from gymq.errors import CallError, UsageError
 from gymq.message import Message, decode_message
+from tests.workers.model.mock import ask, run_server
 
 QUESTION = "What is the weather in Paris?"
 

@@ -1,0 +1,68 @@
+"""What the Celery task `gymq.enqueue` does: write rows that are not in the ledger, and admit what credits allow."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from gymq import registry
+from gymq.ledger import Ledger
+from gymq.link import Link
+from gymq.rows import parse_row
+from gymq.run import load_config
+from gymq.settings import Settings
+
+#: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
+ADMIT = 128
+
+#: Bytes up to which messages, a task or a state travel inside mail. Beyond that the callee loads them: a copy in a
+#: mailbox costs memory and log twice.
+INLINE = 4096
+
+
+async def admit(link: Link) -> int:
+    """Start rollouts while their runs have credits; returns how many.
+
+    Raises:
+        Outage: the connection broke; some may have been started.
+    """
+    total = 0
+    while True:
+        admitted = await link.run("admit", ADMIT, INLINE)
+        total += admitted
+        if admitted < ADMIT:
+            return total
+
+
+def enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
+    """Write rows to a run's ledger, unless they stand there, and admit what the run's credits allow.
+
+    Args:
+        settings: where Redis is.
+        run: the run's name.
+        chunk: the chunk's id.
+        rows: rows as in a file of tasks; None: they stand in the ledger.
+
+    Returns:
+        How many rollouts were started.
+
+    Raises:
+        GymqError: the run is unknown or closed, or a row is bad: then the whole chunk is refused.
+    """
+    return asyncio.run(_enqueue(settings, run, chunk, rows))
+
+
+async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
+    link = Link(settings, "gymq-enqueue")
+    await link.connect()
+    try:
+        if rows:
+            config = await load_config(link, run)
+            known = registry.points(registry.ENVIRONMENTS)
+            tasks = [
+                parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known) for i, row in enumerate(rows, 1)
+            ]
+            await Ledger(link, run).write(chunk, tasks, wait=False)
+        return await admit(link)
+    finally:
+        await link.close()

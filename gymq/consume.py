@@ -1,0 +1,213 @@
+"""Consuming: a stream of finished rollouts, or of whole groups, while the run goes on.
+
+Every declared consumer sees everything, at its own pace. What it has not acknowledged comes back when it starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, Literal
+
+from gymq import keys
+from gymq.errors import GymqError, UnknownName, UsageError
+from gymq.link import Link, Outage
+from gymq.rollout import Group, Rollout
+from gymq.settings import Settings
+
+#: Finished rollouts read at once.
+BATCH = 500
+
+#: Milliseconds that a read waits for more.
+BLOCK = 500
+
+#: The name of the one reader within a consumer.
+READER = "reader"
+
+#: Characters of a consumer's name.
+_MAX_NAME = 100
+
+
+class Results:
+    """One consumer's stream of results, asynchronous.
+
+    Args:
+        run: the run's name.
+        consumer: the consumer's name; one process at a time uses it.
+        unit: what is delivered: `rollout` or `group`.
+        settings: where Redis is; from the environment if not given.
+
+    Attributes:
+        missed: finished rollouts that were trimmed before this consumer was declared.
+    """
+
+    def __init__(
+        self, run: str, consumer: str, unit: Literal["rollout", "group"] = "rollout", settings: Settings | None = None
+    ) -> None:
+        if unit not in ("rollout", "group"):
+            raise UsageError(f"unit {unit!r}: use 'rollout' or 'group'")
+        if not consumer or len(consumer) > _MAX_NAME or not consumer.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(f"consumer {consumer!r}: use 1 to {_MAX_NAME} letters, digits, '-' or '_'")
+        self.run = run
+        self.consumer = consumer
+        self.missed = 0
+        self._unit = unit
+        self._settings = settings or Settings.from_environment()
+        self._link = Link(self._settings, f"gymq-consumer-{consumer}")
+        self._unacknowledged: set[bytes] = set()
+        self._open: dict[str, list[Rollout]] = {}
+
+    async def start(self) -> None:
+        """Connect and declare the consumer.
+
+        Raises:
+            UnknownName: there is no such run.
+            ServerUnreachable: Redis cannot be reached.
+        """
+        await self._link.connect()
+        self.missed = await self._link.insist("declare", self.run, self.consumer)
+        if self.missed < 0:
+            raise UnknownName(f"no run {self.run!r}; `gymq status` lists the runs")
+
+    async def read(self, block: int = BLOCK) -> list[Rollout] | None:
+        """The next finished rollouts; an empty list after a while without any; None when no more will come.
+
+        Args:
+            block: milliseconds to wait for more.
+        """
+        while True:
+            try:
+                over = await self._over()
+                batch = await self._take(">", None if over else block)
+                return None if over and not batch else batch
+            except Outage:
+                await self._link.reconnect()
+                again = await self.unacknowledged()
+                if again:
+                    return again
+
+    async def unacknowledged(self) -> list[Rollout]:
+        """What was delivered to this consumer before and not acknowledged, unless this process has it already."""
+        while True:
+            try:
+                found: list[Rollout] = []
+                after = "0"
+                while batch := await self._take(after, None, known=True):
+                    found += batch
+                    after = batch[-1].entry.decode()
+                fresh = [r for r in found if r.entry not in self._unacknowledged]
+                self._unacknowledged |= {r.entry for r in fresh}
+                return fresh
+            except Outage:
+                await self._link.reconnect()
+
+    async def _take(self, after: str, block: int | None, known: bool = False) -> list[Rollout]:
+        wait = () if block is None else ("BLOCK", block)
+        stream = keys.results(self.run)
+        try:
+            reply = await self._link.send(
+                "XREADGROUP", "GROUP", self.consumer, READER, "COUNT", BATCH, *wait, "STREAMS", stream, after
+            )
+        except GymqError as error:
+            if "NOGROUP" in str(error):
+                raise UnknownName(f"run {self.run!r} has no consumer {self.consumer!r} any more: it was removed") from None
+            raise
+        entries = reply[0][1] if reply else ()
+        batch = [Rollout(f[1].decode(), f[5], f[3] == b"1", entry) for entry, f in entries if f is not None]
+        if not known:
+            self._unacknowledged |= {r.entry for r in batch}
+        return batch
+
+    async def _over(self) -> bool:
+        state, rows, samples, ended, live = await self._link.run("progress", self.run)
+        if state is None:
+            raise UnknownName(f"run {self.run!r} was removed")
+        if state == b"cancelled":
+            return live == 0
+        return state == b"done" or (state == b"closed" and ended == rows * samples)
+
+    async def acknowledge(self, rollouts: Iterable[Rollout]) -> bool:
+        """Say that some rollouts have been used; returns whether the run is done."""
+        entries = [rollout.entry for rollout in rollouts]
+        done = await self._link.insist("ack", self.run, self.consumer, self._settings.ttl, *entries)
+        self._unacknowledged.difference_update(entries)
+        return done == 1
+
+    async def ack(self, *items: Rollout | Group) -> None:
+        """Say that rollouts or groups have been used: they will not come again."""
+        rollouts: list[Rollout] = []
+        for item in items:
+            rollouts += item.rollouts if isinstance(item, Group) else [item]
+        await self.acknowledge(rollouts)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        await self.start()
+        batch: list[Rollout] | None = await self.unacknowledged()
+        while batch is not None:
+            for rollout in batch:
+                if self._unit == "rollout":
+                    yield rollout
+                elif (group := self._gather(rollout)) is not None:
+                    yield group
+            batch = await self.read()
+        for members in self._open.values():
+            yield Group(members[0].group, sorted(members, key=lambda r: r.sample), complete=False)
+        await self.acknowledge([])
+        await self.close()
+
+    def _gather(self, rollout: Rollout) -> Group | None:
+        members = self._open.setdefault(rollout.group, [])
+        members.append(rollout)
+        # The member that ended last is read last: the stream keeps the order of the commits.
+        if not rollout.last:
+            return None
+        del self._open[rollout.group]
+        return Group(rollout.group, sorted(members, key=lambda r: r.sample))
+
+    async def close(self) -> None:
+        """Close the connection; what was not acknowledged comes back next time."""
+        await self._link.close()
+
+
+class SyncResults:
+    """The same for code without a loop; iterate over it, and `ack` what was used."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._runner = asyncio.Runner()
+
+    @property
+    def missed(self) -> int:
+        """Finished rollouts that were trimmed before this consumer was declared."""
+        return self._results.missed
+
+    def __iter__(self) -> Iterator[Any]:
+        items = aiter(self._results)
+        while True:
+            try:
+                yield self._runner.run(anext(items))  # type: ignore[arg-type]
+            except StopAsyncIteration:
+                return
+
+    def ack(self, *items: Rollout | Group) -> None:
+        """Say that rollouts or groups have been used: they will not come again."""
+        self._runner.run(self._results.ack(*items))
+
+    def close(self) -> None:
+        """Close the connection; what was not acknowledged comes back next time."""
+        self._runner.run(self._results.close())
+        self._runner.close()
+
+
+def consume(
+    run: str, consumer: str = "trainer", unit: Literal["rollout", "group"] = "rollout", settings: Settings | None = None
+) -> SyncResults:
+    """Stream a run's finished rollouts, or its groups as they become whole.
+
+    Args:
+        run: the run's name.
+        consumer: who reads; each consumer sees everything.
+        unit: `rollout` or `group`.
+        settings: where Redis is; from the environment if not given.
+    """
+    return SyncResults(Results(run, consumer, unit, settings))

@@ -1,0 +1,70 @@
+"""A run's ledger: the rows that were enqueued, chunk by chunk, each chunk once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gymq import keys, registry
+from gymq.environment import EnvironmentSpec
+from gymq.errors import RunClosed
+from gymq.link import Link
+from gymq.run import add_environment
+from gymq.task import Task, encode_task
+
+#: Rows of one chunk: one script, one Celery message; a few milliseconds of the server's time.
+CHUNK = 200
+
+#: Unfinished rows that a ledger holds; beyond that the producer waits.
+MOST = 20_000
+
+#: Seconds between two tries while the ledger is full.
+PAUSE = 0.2
+
+_CLOSED, _FULL = -1, -2
+
+
+class Ledger:
+    """One run's ledger.
+
+    Args:
+        link: a connection.
+        run: the run's name.
+    """
+
+    def __init__(self, link: Link, run: str) -> None:
+        self._link = link
+        self._run = run
+        self._described: set[str] = set()
+
+    async def chunks(self) -> set[str]:
+        """The ids of the chunks that the ledger has."""
+        return {chunk.decode() for chunk in await self._link.send("HKEYS", keys.chunks(self._run))}
+
+    async def write(self, chunk: str, tasks: list[Task], wait: bool = True) -> int:
+        """Write a chunk, once; wait while the ledger is full.
+
+        Args:
+            chunk: its id; the same rows must always come under the same id.
+            tasks: its rows.
+            wait: False: write it even if the ledger is full.
+
+        Returns:
+            How many rows were written; 0 if the ledger has the chunk.
+
+        Raises:
+            RunClosed: the run takes no rows.
+            UnknownName, UsageError: an environment cannot be described here.
+        """
+        for environment in {task.environment for task in tasks} - self._described:
+            spec: EnvironmentSpec = type(await asyncio.to_thread(registry.environment, environment)).spec()
+            await add_environment(self._link, self._run, spec)
+            self._described.add(environment)
+        rows = [encode_task(task) for task in tasks]
+        most = MOST if wait else 1 << 60
+        while True:
+            written = await self._link.insist("enqueue", self._run, chunk, most, *rows)
+            if written == _CLOSED:
+                raise RunClosed(f"run {self._run!r} takes no more rows: it was closed, cancelled or removed")
+            if written != _FULL:
+                return written
+            await asyncio.sleep(PAUSE)

@@ -1,0 +1,152 @@
+"""Producing: rows from anywhere into a run's ledger, and a Celery message for each chunk, so that agents admit them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from gymq import keys, registry
+from gymq.errors import DataError
+from gymq.ledger import CHUNK, Ledger
+from gymq.link import Link
+from gymq.prompt import PromptConfig
+from gymq.rows import parse_row
+from gymq.run import RunConfig, close, create
+from gymq.settings import Settings
+from gymq.task import Task
+
+#: A row and its place, for errors.
+Row = tuple[str, bytes | dict[str, Any]]
+
+
+class Produced(msgspec.Struct):
+    """What a producer did.
+
+    Args:
+        rows: rows that the run has now from this source.
+        known: how many of them it had before.
+        bad: rows that were refused.
+    """
+
+    rows: int = 0
+    known: int = 0
+    bad: int = 0
+
+
+class Producer:
+    """Enqueues one source's rows.
+
+    Args:
+        settings: where Redis is.
+        config: the run; it is created if there is none of that name.
+        source: what the rows are called; with a row's position it makes a chunk's id, so that nothing is enqueued twice.
+        prompt: words the opening messages of rows that have none.
+        on_bad: told of each bad row, in one line.
+        on_progress: told after each chunk.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: RunConfig,
+        source: str,
+        *,
+        prompt: PromptConfig | None = None,
+        on_bad: Callable[[str], None] | None = None,
+        on_progress: Callable[[Produced], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._config = config
+        self._source = source
+        self._prompt = prompt
+        self._on_bad = on_bad
+        self._on_progress = on_progress
+        self.produced = Produced()
+
+    async def run(self, rows: Iterable[Row], *, consumers: Iterable[str] = (), last: bool = True) -> Produced:
+        """Enqueue all rows.
+
+        Args:
+            rows: the rows with their places, in an order that is always the same.
+            consumers: declared before the first row, so that they miss nothing.
+            last: True: the run gets no more rows afterwards.
+
+        Raises:
+            UsageError: the run exists and is another one.
+            RunClosed: it takes no rows.
+        """
+        link = Link(self._settings, "gymq-producer")
+        await link.connect()
+        try:
+            await create(link, self._config)
+            for consumer in consumers:
+                await link.run("declare", self._config.name, consumer)
+            ledger = Ledger(link, self._config.name)
+            have = await ledger.chunks()
+            for number, chunk in enumerate(_chunks(rows)):
+                name = f"{self._source}:{number * CHUNK}"
+                tasks, bad = self._parse(chunk)
+                if name in have:
+                    self.produced.known += len(tasks)
+                elif tasks:
+                    await ledger.write(name, tasks)
+                    await asyncio.to_thread(self._announce, name)
+                self.produced.rows += len(tasks)
+                self.produced.bad += bad
+                if self._on_progress:
+                    self._on_progress(self.produced)
+            await link.send("HSET", keys.run(self._config.name), "bad", self.produced.bad)
+            if last:
+                await close(link, self._config.name)
+            return self.produced
+        finally:
+            await link.close()
+
+    def _parse(self, chunk: list[Row]) -> tuple[list[Task], int]:
+        known = registry.points(registry.ENVIRONMENTS)
+        tasks: list[Task] = []
+        for where, row in chunk:
+            try:
+                environment = self._config.environment
+                tasks.append(parse_row(row, where=where, environment=environment, known=known, prompt=self._prompt))
+            except DataError as error:
+                if self._on_bad:
+                    self._on_bad(str(error))
+        return tasks, len(chunk) - len(tasks)
+
+    def _announce(self, chunk: str) -> None:
+        # The ledger is the truth and admission looks at it anyway; the message makes it look now.
+        from gymq.celery import ENQUEUE, app
+
+        app.send_task(ENQUEUE, [self._config.name, chunk, None])
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        yield chunk
+
+
+def produce(run: RunConfig, rows: Iterable[dict[str, Any]], *, source: str = "script", last: bool = True) -> Produced:
+    """Enqueue rows from a script; rows that are bad raise at once.
+
+    Args:
+        run: the run; it is created if there is none of that name.
+        rows: rows as in a file of tasks, in an order that is always the same: what was enqueued before is skipped.
+        source: what these rows are called; another name for other rows.
+        last: True: the run gets no more rows afterwards.
+
+    Raises:
+        DataError: a row is bad; the rows before it are enqueued.
+        UsageError, RunClosed, ServerUnreachable: the run or the server is not as needed.
+    """
+
+    def refuse(line: str) -> None:
+        raise DataError(line)
+
+    producer = Producer(Settings.from_environment(), run, source, on_bad=refuse)
+    return asyncio.run(producer.run(((f"{source}:{i}", row) for i, row in enumerate(rows, 1)), last=last))

@@ -1,0 +1,73 @@
+"""Finished rollouts and groups, as consumers get them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+
+class Rollout(msgspec.Struct, dict=True):
+    """One finished rollout.
+
+    Args:
+        id: its id, `run.row.sample`.
+        json: the whole record, one JSON object.
+        last: True: it was the last member of its group to end.
+        entry: where it lies in the run's results; acknowledging needs it.
+    """
+
+    id: str
+    json: bytes
+    last: bool
+    entry: bytes
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """The record, decoded; `docs/rollouts.md` tells its fields."""
+        return msgspec.json.decode(self.json)
+
+    @property
+    def group(self) -> str:
+        """The id of its group, `run.row`."""
+        return self.id.rpartition(".")[0]
+
+    @property
+    def sample(self) -> int:
+        """Its number within its group."""
+        return int(self.id.rpartition(".")[2])
+
+    @property
+    def reward(self) -> float | None:
+        """The reward, or None when no verifier gave one."""
+        return self.data["reward"]
+
+    @property
+    def status(self) -> str:
+        """`completed`, `truncated`, `failed` or `cancelled`."""
+        return self.data["status"]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation."""
+        return self.data["messages"]
+
+
+class Group(msgspec.Struct):
+    """All samples of a task.
+
+    Args:
+        id: `run.row`.
+        rollouts: its members, by sample.
+        complete: False: the run was cancelled before all members began.
+    """
+
+    id: str
+    rollouts: list[Rollout]
+    complete: bool = True
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """The members' rewards, by sample."""
+        return [rollout.reward for rollout in self.rollouts]

@@ -1,0 +1,91 @@
+"""What a person writes to make a sink, and the loop that feeds it: read, write, make durable, acknowledge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from gymq.consume import Results
+from gymq.rollout import Rollout
+from gymq.settings import Settings
+
+#: Seconds between two times that written rollouts are made durable and acknowledged: an fsync costs milliseconds.
+COMMIT_EVERY = 0.25
+
+
+class Sink:
+    """Base of all sinks. What is written is the record: on start a sink looks at it, and never writes a rollout twice.
+
+    Args:
+        path: where it writes.
+        run: the run whose rollouts it takes.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self.path = path
+        self.run = run
+        self.written = 0
+        self.repeated = 0
+
+    def open(self) -> None:
+        """Look at what is there, mend what a death left, and get ready to write.
+
+        Raises:
+            SinkBusy: another process writes there.
+            DataError: what is there is not this run's.
+        """
+        raise NotImplementedError(f"sink {type(self).__name__} defines no open()")
+
+    def write(self, rollouts: list[Rollout]) -> None:
+        """Write rollouts that are not there yet."""
+        raise NotImplementedError(f"sink {type(self).__name__} defines no write(rollouts)")
+
+    def commit(self) -> None:
+        """Make what was written durable; only then is it acknowledged."""
+
+    def close(self) -> None:
+        """Finish; after `commit`."""
+
+
+async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Event) -> bool:
+    """Feed a sink until its run is over.
+
+    Args:
+        sink: the sink.
+        consumer: under which name it reads.
+        settings: where Redis is.
+        stop: set it to stop early; what was written is committed first.
+
+    Returns:
+        Whether the run is over: nothing more will come.
+
+    Raises:
+        GymqError: the sink cannot write, or the run is unknown.
+    """
+    results = Results(sink.run, consumer, settings=settings)
+    await results.start()
+    sink.open()
+    try:
+        batch: list[Rollout] | None = await results.unacknowledged()
+        pending: list[Rollout] = []
+        committed = time.monotonic()
+        while batch is not None and not stop.is_set():
+            if batch:
+                sink.write(batch)
+                pending += batch
+            if pending and (not batch or time.monotonic() - committed >= COMMIT_EVERY):
+                sink.commit()
+                await results.acknowledge(pending)
+                pending = []
+                committed = time.monotonic()
+            batch = await results.read(round(COMMIT_EVERY * 1000))
+        sink.commit()
+        await results.acknowledge(pending)
+        return batch is None
+    finally:
+        sink.close()
+        await results.close()

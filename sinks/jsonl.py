@@ -1,0 +1,96 @@
+"""A file of JSON lines, one finished rollout each, in the order in which they ended.
+
+The file itself is the commit record: on start it is read for the rollouts that it holds, and a line torn by a death is
+cut off. A second writer is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from gymq.errors import DataError, GymqError, SinkBusy
+from gymq.rollout import Rollout
+from gymq.sink import Sink
+
+#: How each line begins: the record's first field.
+_HEAD = b'{"rollout_id":"'
+
+
+class JsonlSink(Sink):
+    """Appends to a file; see `Sink`."""
+
+    name = "jsonl"
+
+    def __init__(self, path: Path, run: str) -> None:
+        super().__init__(path, run)
+        self._seen: set[bytes] = set()
+        self._file = -1
+
+    def open(self) -> None:
+        """Open, lock, mend and read the file; see `Sink`."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise GymqError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SinkBusy(f"{self.path}: another process writes this file; stop it or choose another --out") from None
+        end = 0
+        for end, rollout in lines(self.path):
+            run = rollout.rsplit(b".", 2)[0].decode()
+            if run != self.run:
+                raise DataError(f"{self.path}: holds rollouts of run {run!r}, not {self.run!r}; choose another --out")
+            self._seen.add(rollout)
+        if end < os.fstat(self._file).st_size:
+            os.ftruncate(self._file, end)
+
+    def write(self, rollouts: list[Rollout]) -> None:
+        """Append the lines; see `Sink`."""
+        fresh: list[bytes] = []
+        for rollout in rollouts:
+            key = rollout.id.encode()
+            if key in self._seen:
+                self.repeated += 1
+                continue
+            self._seen.add(key)
+            fresh.append(rollout.json)
+        if not fresh:
+            return
+        data = memoryview(b"\n".join([*fresh, b""]))
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise GymqError(f"{self.path}: {error.strerror}; make room and run the same command again") from None
+        self.written += len(fresh)
+
+    def commit(self) -> None:
+        """Wait until the disk has it."""
+        os.fdatasync(self._file)
+
+    def close(self) -> None:
+        """Close the file; the lock goes with it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def lines(path: Path):  # noqa: ANN201 - an iterator of (offset of the end, rollout id)
+    """The whole lines of a file: where each ends, and whose it is.
+
+    Raises:
+        DataError: a whole line is no rollout of ours.
+    """
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # torn: the process that wrote it died
+            if not line.startswith(_HEAD):
+                raise DataError(f"{path}:{number}: is no rollout of gymq; choose another --out")
+            end += len(line)
+            yield end, line[len(_HEAD) : line.index(b'"', len(_HEAD))]

@@ -1,0 +1,29 @@
+"""What tests of backends share: a mock model server in a process of its own, and requests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from gymq.backend import Request
+from gymq.message import Conversation, Message, encode_message
+
+ROOT = Path(__file__).parents[3]
+
+
+def run_server(*flags: str) -> Iterator[str]:
+    """A mock server's address."""
+    process = subprocess.Popen([sys.executable, "-m", "bench.mock_server", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process.stdout.readline().split()[-1]
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+def ask(*messages: Message | str, rollout: str = "run.0.0", environment: str = "weather", body: bytes = b"{}") -> Request:
+    """A request; plain strings are user messages."""
+    turns = [encode_message(Message("user", each) if isinstance(each, str) else each) for each in messages]
+    return Request(rollout, environment, Conversation(turns), body)
