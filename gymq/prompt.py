@@ -76,9 +76,7 @@ def _names(template: str) -> tuple[str, ...]:
     for name, spec, how in parsed:
         # Attributes would let a template reach into Python objects; a format from a field would let data decide the format.
         if not name or name.isdigit() or "." in name or "[" in name or "{" in (spec or "") or how not in (None, "r", "s", "a"):
-            raise UsageError(
-                f"the template has {{{name}}}; only plain names of fields can stand in braces (with a format, as in {{price:.2f}})"
-            )
+            raise UsageError(f"the template has {{{name}}}; only plain names of fields can stand in braces")
     return tuple(name for name, _, _ in parsed)
 
 

@@ -87,7 +87,9 @@ def _explain(data: bytes) -> NoReturn:
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8 (byte {error.start + 1}); convert the file to UTF-8") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"is not JSON ({error.msg} at character {error.pos + 1}); write one JSON object per line") from None
+        raise DataError(
+            f"is not JSON ({error.msg.removesuffix(' at')} at character {error.pos + 1}); write one JSON object per line"
+        ) from None
     except ValueError:
         raise DataError("holds a number that is too large; write it as text") from None
     if _SURROGATE.search(text):

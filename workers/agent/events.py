@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from typing import Any
@@ -75,7 +74,7 @@ class Shown:
                 },
             )
         )
-        self._events.append(("task-started", {"uuid": live.rid, "pid": os.getpid(), "timestamp": at}))
+        self._events.append(("task-started", {"uuid": live.rid, "timestamp": at}))
 
     def ended(self, live: Live) -> None:
         """A rollout has ended."""

@@ -225,7 +225,7 @@ def error_text(data: bytes) -> str:
     """
     try:
         value = msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return " ".join(data[:2000].decode("utf-8", "replace").split())
     error: Any = value
     if isinstance(value, dict):

@@ -169,7 +169,7 @@ class OpenAIBackend(Backend):
             return self._api.read_answer(content)
         except BrokenOff as error:
             raise self._refused(error.status, str(error), None) from None
-        except (msgspec.ValidationError, Nonsense) as error:
+        except (msgspec.ValidationError, Nonsense, RecursionError) as error:
             raise CallError("model", self._line(f"nonsense from {self._host}: {error}")) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Transient(self._line(f"broken JSON from {self._host}: {error}")) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import msgspec
@@ -119,34 +120,36 @@ def test_celery_tells_of_each_isolated_call_once(executor):
 
     seen: list[tuple[str, str]] = []
 
-    def listen(seconds: float) -> None:
-        receiver.capture(limit=None, timeout=seconds, wakeup=False)
+    def listen() -> None:
+        with app.connection_for_read() as connection:
+            receiver = app.events.Receiver(
+                connection, handlers={"*": lambda event: seen.append((event.get("uuid", ""), event["type"]))}
+            )
+            for _ in receiver.itercapture(limit=None, timeout=60, wakeup=False):
+                if ended.is_set():
+                    return
 
-    with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(
-            connection, handlers={"*": lambda event: seen.append((event.get("uuid", ""), event["type"]))}
-        )
-        with receiver.consumer_context(wakeup=False):
-            # When a call ends well, one fails in the tool, one runs too long, and one dies
-            calls = [
-                executor.send("nap", '{"seconds": 0}'),
-                executor.send("fail"),
-                executor.send("spin", timeout=0.5),
-                executor.send("leave", '{"code": 1}'),
-            ]
-            for call in calls:
-                executor.reply(call)
-            deadline = time.monotonic() + 3
-            while time.monotonic() < deadline:
-                try:
-                    connection.drain_events(timeout=0.2)
-                except TimeoutError:
-                    continue
+    ended = threading.Event()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    wait_until(lambda: seen)
+
+    # When a call ends well, one fails in the tool, one runs too long, and one dies
+    calls = [
+        executor.send("nap", '{"seconds": 0}'),
+        executor.send("fail"),
+        executor.send("spin", timeout=0.5),
+        executor.send("leave", '{"code": 1}'),
+    ]
+    for call in calls:
+        executor.reply(call)
+    time.sleep(1)
 
     # Then each has its three events; a fault of the tool is no failure of the executor
     ends = ["task-succeeded", "task-succeeded", "task-failed", "task-failed"]
     for call, end in zip(calls, ends, strict=True):
         assert [kind for uuid, kind in seen if uuid == call] == ["task-received", "task-started", end], seen
+    ended.set()
 
 
 def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):

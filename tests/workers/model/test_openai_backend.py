@@ -134,7 +134,7 @@ async def test_no_such_host(backend):
 
 async def test_a_server_that_hangs_ends_as_a_timeout(backend):
     found = await fault(await backend("mock-hang", timeout=0.1, retries=1), ask("Hello"))
-    assert found == type(found)("timeout", found.message)
+    assert found.kind == "timeout"
     assert "within 0.1 s (tried 2 times)" in found.message
 
 
@@ -272,7 +272,7 @@ async def test_token_ids_may_stand_in_the_names_of_tokens(backend):
 
 async def test_token_ids_that_do_not_match_their_logprobs_are_nonsense(backend):
     found = await fault(await backend("mock-mismatch"), ask("Hi"))
-    assert found == type(found)("model", found.message)
+    assert found.kind == "model"
     assert "14 token ids but 13 logprobs" in found.message
 
 
