@@ -165,6 +165,7 @@ class Connection(asyncio.Protocol):
         """Answer with an error."""
         after = self.options.retry_after
         extra = b"" if after is None else b"Retry-After: %g\r\n" % after
+        extra += b"Location: /v1/models\r\n" if 300 <= status < 400 else b""
         self.send(
             _encode({"error": {"message": f"failing with {status}", "type": "mock", "code": status}}), status, extra=extra
         )

@@ -19,7 +19,7 @@ class Request(msgspec.Struct):
         environment: the environment's name.
         messages: the conversation so far.
         body: the request's fields but for `model` and `messages` (tools, sampling parameters), a JSON object.
-        task: the task; only given to a backend that sets `needs_task`.
+        task: the task; only given if the backend's `needs_task` says so.
     """
 
     rollout: str
@@ -42,15 +42,16 @@ class Backend:
 
     name: ClassVar[str] = ""
 
-    #: Whether requests must carry the task.
-    needs_task: ClassVar[bool] = False
-
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model = model
         self.options = options
 
     async def start(self) -> None:
         """Open connections, load weights; called on the loop that will call `generate`."""
+
+    def needs_task(self, environment: str) -> bool:
+        """Whether requests of an environment's rollouts must carry the task; models are not told it."""
+        return False
 
     async def generate(self, request: Request) -> Generated:
         """Answer one request; hundreds run at once.

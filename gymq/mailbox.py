@@ -72,8 +72,13 @@ class Mailboxes:
         """
         streams, block = self._retry + self._first, BLOCK
         if free < len(streams):
-            # Each stream may yield COUNT messages: read as few streams as there is room for, all in turn.
+            # Each stream may yield COUNT messages, which would be too many: a script counts over all of them, and only
+            # the wait for the next mail is on a few streams, all in turn.
             self._turn = (self._turn + 1) % len(streams)
+            in_turn = self._first[self._turn % len(self._first) :] + self._first[: self._turn % len(self._first)]
+            reply = await link.run("take", worker, free, *self._retry, *in_turn)
+            if reply:
+                return _parse(reply)
             streams = (streams[self._turn :] + streams[: self._turn])[:free]
             block = BLOCK_IN_TURN
         count = max(1, free // len(streams))

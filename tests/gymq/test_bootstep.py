@@ -114,9 +114,10 @@ class Worker:
 def worker(redis_url, spawn, tmp_path):
     """Start a worker: `worker(role, *arguments, pool=...)`."""
     site = tmp_path / "site"
-    info = site / "gymq_fake-0.dist-info"
+    # In the name of gymq itself, so that its own roles are not found.
+    info = site / "gymq-0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gymq-fake\nVersion: 0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gymq\nVersion: 0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     (site / "fake_role.py").write_text(ROLE)
 

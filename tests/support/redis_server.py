@@ -12,7 +12,7 @@ from redis import Redis
 from gymq import keys
 
 #: Keys that may stay without a TTL: registries, and the queue bindings that kombu keeps.
-LASTING = (keys.WORKERS, keys.RUNS, keys.PAUSED, "_kombu.binding.*")
+LASTING = (keys.WORKERS, keys.RUNS, keys.PAUSED, "_kombu.binding*")
 
 #: Mailboxes stay, with their consumer group, but what was in them is acknowledged and deleted.
 MAILBOXES = (keys.mailbox("*"),)

@@ -33,6 +33,9 @@ EXTENSIONS = 8
 #: Faults of an isolated tool that tell of the program the model asked to run, not of us: the model is told.
 _LIMITS = frozenset({"timeout", "killed", "memory"})
 
+#: Sampling fields that mean something only beside tools.
+_TOOL_FIELDS = frozenset({"tool_choice", "parallel_tool_calls"})
+
 _GENERATED = msgspec.msgpack.Decoder(Generated)
 _OPENED = msgspec.msgpack.Decoder(Opened)
 _TOOL = msgspec.msgpack.Decoder(ToolResult)
@@ -153,6 +156,10 @@ class Machine:
         body = task.sampling
         if self.config.sampling:
             body = msgspec.json.encode(self.config.sampling | msgspec.json.decode(body))
+        if tools == b"[]" and (b'"tool_choice"' in body or b'"parallel_tool_calls"' in body):
+            # Servers refuse these where no tools are declared.
+            kept = {key: value for key, value in msgspec.json.decode(body).items() if key not in _TOOL_FIELDS}
+            body = msgspec.json.encode(kept)
         self.live.plan = encode(Plan(body, tools, self.agent.declares_tools))
         self.step.fields += ["q", self.live.plan]
 

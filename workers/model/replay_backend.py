@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from gymq.backend import Backend, Request
-from gymq.call import Generated, Usage
+from gymq.call import Generated, Tokens, Usage
 from gymq.errors import CallError, DataError, UsageError
 from gymq.items import Item, to_messages
 from gymq.message import Message, decode_message, encode_message
@@ -24,10 +24,21 @@ from gymq.message import Message, decode_message, encode_message
 _SHOWN = 80
 
 
+class _Tokens(msgspec.Struct):
+    prompt_start: int = 0
+    prompt: bytes = b""  # base64 in the file, as the others
+    output: bytes = b""
+    logprobs: bytes = b""
+    version: str = ""
+
+
 class _Call(msgspec.Struct):
-    kind: str = "generate"
-    finish: str = ""
-    usage: Any = None
+    kind: str = ""
+    finish: str | None = None
+    fault: Any = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    tokens: _Tokens | None = None
 
 
 class _Input(msgspec.Struct):
@@ -43,7 +54,7 @@ class _Output(msgspec.Struct):
 class _Row(msgspec.Struct):
     messages: list[Message] | None = None
     calls: list[_Call] = []
-    model: Any = None
+    model_name: str | None = None
     responses_create_params: _Input | None = None
     response: _Output | None = None
 
@@ -119,11 +130,14 @@ class ReplayBackend(Backend):
         row = self._row(answer)
         messages = _messages(row)
         message = messages[answer.index]
-        nth = sum(1 for earlier in messages[: answer.index] if earlier.role == "assistant")
-        calls = [call for call in row.calls if call.kind == "generate"]
-        call = calls[nth] if nth < len(calls) else _Call()
+        calls = [call for call in row.calls if call.kind == "generate" and call.fault is None]
+        # The opening messages may hold answers too, which nobody was called for: count the calls from the end.
+        later = sum(1 for each in messages[answer.index :] if each.role == "assistant")
+        calls = calls[: len(calls) - later + 1] if later <= len(calls) else []
+        call = calls[-1] if calls else _Call()
         finish = call.finish or ("tool_calls" if message.tool_calls else "stop")
-        return Generated(encode_message(message), finish, _usage(call.usage), None, _model(row) or "replay")
+        usage = Usage(call.input_tokens or 0, call.output_tokens or 0)
+        return Generated(encode_message(message), finish, usage, _tokens(calls), _model(row))
 
     def _index(self) -> None:
         """Note where the answer to each prompt stands."""
@@ -211,13 +225,17 @@ def _messages(row: _Row) -> list[Message]:
 
 
 def _model(row: _Row) -> str:
-    if isinstance(row.model, str):
-        return row.model
-    return (row.response.model or "") if row.response is not None else ""
+    return row.model_name or (row.response.model if row.response is not None else None) or "replay"
 
 
-def _usage(recorded: Any) -> Usage:
-    """A recorded call's tokens, as far as they are told by the names that gymq uses."""
-    told = recorded if isinstance(recorded, dict) else {}
-    counts = [told.get(field) for field in Usage.__struct_fields__]
-    return Usage(*(count if isinstance(count, int) else 0 for count in counts))
+def _tokens(calls: list[_Call]) -> Tokens | None:
+    """The token ids of the last of these calls, with its whole prompt: a rollout may mix recordings, so nothing builds on a call."""
+    if not calls or calls[-1].tokens is None:
+        return None
+    whole = prompt = b""
+    tokens = _Tokens()
+    for call in calls:
+        tokens = call.tokens or _Tokens()
+        prompt = whole[: 4 * tokens.prompt_start] + tokens.prompt
+        whole = prompt + tokens.output
+    return Tokens(0, prompt, tokens.output, tokens.logprobs, tokens.version)

@@ -40,7 +40,6 @@ class ScriptedBackend(Backend):
     """
 
     name = "scripted"
-    needs_task = True
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)
@@ -53,6 +52,11 @@ class ScriptedBackend(Backend):
             raise UsageError(f"model scripted: latency is {latency!r}; it is a number of seconds")
         self._label = f"scripted:{model}" if model else "scripted"
         self._policies: dict[str, _Policy] = {}
+
+    def needs_task(self, environment: str) -> bool:
+        """Whether the environment's policy asks for the task."""
+        policy = self._policies.get(environment)
+        return policy is None or policy.task
 
     async def generate(self, request: Request) -> Generated:
         """Ask the policy.

@@ -49,7 +49,7 @@ class ModelWorker(CallServer):
         kept = await self.conversation(call, plan=True)
         if kept.extra is None:
             kept.extra = decode_plan(kept.plan or b"").request()
-        task = await self.task(call) if self._backend.needs_task else None
+        task = await self.task(call) if self._backend.needs_task(call.environment) else None
         request = Request(call.rollout, call.environment, Conversation(kept.turns), kept.extra, task)
         try:
             return encode(await self._backend.generate(request))

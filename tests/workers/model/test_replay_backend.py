@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from pathlib import Path
 
 import pytest
 from gymq_workers.model.replay_backend import ReplayBackend
 
+from gymq.call import Tokens
 from gymq.errors import CallError, UsageError
 from gymq.message import Function, Message, ToolCall, decode_message
 from tests.workers.model.mock import ask
@@ -102,10 +105,26 @@ async def test_a_rollout_stays_with_the_recording_that_it_follows(recorded):
 
 
 async def test_usage_finish_and_model_are_repeated(recorded):
-    calls = [{"kind": "tool"}, {"kind": "generate", "finish": "length", "usage": {"input_tokens": 5, "output_tokens": 2}}]
-    one = await recorded({"messages": [user("Hi"), said("The capi")], "calls": calls, "model": "big"})
-    answer = await one.generate(ask("Hi"))
+    failed = {"kind": "generate", "fault": {"kind": "model_unavailable", "message": "no"}}
+    calls = [{"kind": "open"}, failed, {"kind": "generate", "finish": "length", "input_tokens": 5, "output_tokens": 2}]
+    opening = [user("1+1?"), said("2"), user("Hi")]
+    one = await recorded({"messages": [*opening, said("The capi")], "calls": calls, "model": "openai:b", "model_name": "big"})
+    answer = await one.generate(ask("1+1?", Message("assistant", "2"), "Hi"))
     assert (answer.finish, answer.usage.input_tokens, answer.usage.output_tokens, answer.model) == ("length", 5, 2, "big")
+
+
+async def test_token_ids_are_replayed_with_the_whole_prompt(recorded):
+    def packed(*ids: int) -> str:
+        return base64.b64encode(struct.pack(f"<{len(ids)}i", *ids)).decode()
+
+    first = {"prompt_start": 0, "prompt": packed(1, 2), "output": packed(3), "logprobs": packed(7), "version": "4"}
+    second = {"prompt_start": 3, "prompt": packed(4, 5), "output": packed(6, 7)}
+    calls = [{"kind": "generate", "tokens": first}, {"kind": "tool"}, {"kind": "generate", "tokens": second}]
+    one = await recorded({"messages": [user("Hi"), said("a"), user("On"), said("b")], "calls": calls})
+    got = (await one.generate(ask("Hi"))).tokens
+    assert got == Tokens(0, struct.pack("<2i", 1, 2), struct.pack("<i", 3), struct.pack("<i", 7), "4")
+    got = (await one.generate(ask("Hi", Message("assistant", "a"), "On"))).tokens
+    assert got == Tokens(0, struct.pack("<5i", 1, 2, 3, 4, 5), struct.pack("<2i", 6, 7))
 
 
 async def test_rollouts_of_nemo_gym_are_read(recorded):

@@ -1,0 +1,160 @@
+"""Somebody else's package: environments and an agent that tests need. It is found on PYTHONPATH, by its entry points."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import msgspec
+
+from gymq.agent import Agent, Generate
+from gymq.environment import Environment, Opening, Response, Score, hook, tool
+from gymq.message import Function, Message, ToolCall
+
+
+def note(path: str, line: str) -> None:
+    """Append a line to a file that the test reads: what really happened, however often."""
+    with open(path, "a") as file:
+        file.write(line + "\n")
+
+
+class SlowState(msgspec.Struct):
+    """Counts the steps of one rollout."""
+
+    steps: int = 0
+
+
+class Slow(Environment):
+    """Turns whose tools take a while; the row says how many turns, how long, and where to note each run of a tool."""
+
+    name = "slow"
+    State = SlowState
+
+    async def open(self, task):
+        return Opening(state=SlowState())
+
+    @tool(timeout=120)
+    async def step(self, number: int, task, state: SlowState) -> str:
+        """Take a step."""
+        note(task["journal"], f"{task.id} step {number} {os.getpid()}")
+        await asyncio.sleep(task.get("seconds", 0))
+        state.steps += 1
+        return f"step {number} done, {state.steps} in all"
+
+    @tool(read_only=True, timeout=120)
+    async def look(self, number: int, task) -> str:
+        """Look, beside others."""
+        note(task["journal"], f"{task.id} look {number} {time.time()}")
+        await asyncio.sleep(task.get("seconds", 0))
+        return f"saw {number}"
+
+    @tool(once=True, timeout=120)
+    async def pay(self, task) -> str:
+        """Pay, once."""
+        note(task["journal"], f"{task.id} pay")
+        await asyncio.sleep(task.get("seconds", 0))
+        return "paid"
+
+    def verify(self, task, state: SlowState):
+        return Score(reward=float(state.steps), metrics={"steps": state.steps})
+
+    async def policy(self, messages, task):
+        await asyncio.sleep(task.get("latency", 0))
+        turn = sum(message.role == "assistant" for message in messages)
+        script = task["script"]
+        if turn >= len(script):
+            return Message(role="assistant", content="done")
+        calls = [
+            ToolCall(f"call_{turn}_{i}", Function(name, msgspec.json.encode(arguments).decode()))
+            for i, (name, arguments) in enumerate(script[turn])
+        ]
+        return Message(role="assistant", tool_calls=calls)
+
+
+class Hostile(Environment):
+    """Tools that do what must not disturb anybody else."""
+
+    name = "hostile"
+
+    @tool(isolated=True, timeout=2)
+    def spin(self) -> str:
+        """Never end."""
+        while True:
+            pass
+
+    @tool(isolated=True, timeout=10)
+    def leave(self) -> str:
+        """End the process."""
+        os._exit(1)
+
+    @tool(isolated=True, timeout=20)
+    def hoard(self) -> str:
+        """Take 4 GB."""
+        return str(len(bytearray(4 << 30)))
+
+    @tool(isolated=True, timeout=10)
+    def pid(self) -> str:
+        """Say which process this is."""
+        return str(os.getpid())
+
+    @hook(isolated=True, timeout=2)
+    def verify(self, task) -> float:
+        while task.get("spin"):
+            pass
+        return 1.0
+
+    def policy(self, messages, task):
+        turn = sum(message.role == "assistant" for message in messages)
+        calls = task["calls"]
+        if turn >= len(calls):
+            return Message(role="assistant", content="done")
+        return Message(role="assistant", tool_calls=[ToolCall(f"call_{turn}", Function(calls[turn], "{}"))])
+
+
+class Faulty(Environment):
+    """Raises where the row says."""
+
+    name = "faulty"
+
+    def open(self, task):
+        if task.get("raise") == "open":
+            raise KeyError("secret")
+        return Opening()
+
+    @tool()
+    def act(self, task) -> str:
+        """Act."""
+        if task.get("raise") == "tool":
+            raise RuntimeError("the tool broke")
+        return "acted"
+
+    def respond(self, task):
+        if task.get("raise") == "respond":
+            raise RuntimeError("nothing to say")
+        return Response(done=True)
+
+    def verify(self, task):
+        if task.get("raise") == "verify":
+            raise ZeroDivisionError("no reward")
+        return {"nan": float("nan"), "text": "good", "none": None}.get(task.get("raise"), 1.0)
+
+    def close(self, task):
+        if task.get("raise") == "close":
+            raise RuntimeError("cannot close")
+
+    def policy(self, messages, task):
+        if task.get("raise") == "policy":
+            raise RuntimeError("the model broke")
+        if messages.last.role == "user":
+            return Message(role="assistant", tool_calls=[ToolCall("call_0", Function(task.get("tool", "act"), task.get("arguments", "{}")))])
+        return Message(role="assistant", content="done")
+
+
+class Stubborn(Agent):
+    """Always asks the model again: bounded by the run's turns."""
+
+    name = "stubborn"
+
+    def act(self, view):
+        return Generate()

@@ -1,0 +1,71 @@
+"""Token ids and logprobs that the backend `openai` records."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from gymq_workers.model import openai_backend
+
+from gymq.call import Tokens
+from gymq.errors import CallError
+from gymq.message import Message, decode_message
+from tests.workers.model.mock import ask
+
+
+def ids(packed: bytes) -> list[int]:
+    return list(struct.unpack(f"<{len(packed) // 4}i", packed))
+
+
+async def test_token_ids_and_logprobs_are_packed(backend):
+    answer = await (await backend("mock-tokens")).generate(ask("Hi"))
+    tokens = answer.tokens
+    assert isinstance(tokens, Tokens)
+    assert tokens.prompt_start == 0
+    assert bytes(ids(tokens.prompt)) == b'"Hi"'
+    assert bytes(ids(tokens.output)) == b'"You said: Hi"'
+    assert struct.unpack("<14f", tokens.logprobs) == tuple(-byte / 8 for byte in b'"You said: Hi"')
+    assert (answer.usage.cached_tokens, answer.usage.reasoning_tokens) == (3, 2)
+
+
+async def test_the_next_call_stores_only_what_is_new_of_its_prompt(backend):
+    one = await backend("mock-tokens")
+    first = await one.generate(ask("Hi", rollout="run.1.0"))
+    more = ask("Hi", decode_message(first.message), "And now?", rollout="run.1.0")
+    second = await one.generate(more)
+    assert second.tokens.prompt_start == len(b'"Hi""You said: Hi"')
+    assert bytes(ids(second.tokens.prompt)) == b'"And now?"'
+    # Another worker, or this one for another rollout, knows nothing of the first call.
+    other = ask("Hi", decode_message(first.message), "And now?", rollout="run.1.1")
+    assert bytes(ids((await one.generate(other)).tokens.prompt)) == b'"Hi""You said: Hi""And now?"'
+
+
+async def test_an_answer_that_another_worker_gave_is_not_built_upon(backend):
+    one = await backend("mock-tokens")
+    first = decode_message((await one.generate(ask("Hi", rollout="run.2.0"))).message)
+    between = ask("Hi", first, "And now?", Message("assistant", "Not mine."), "Go on", rollout="run.2.0")
+    assert (await one.generate(between)).tokens.prompt_start == 0
+    one._prefixes._seen.clear()
+    await one.generate(ask("Hi", rollout="run.2.0"))
+    replaced = ask("Hi", Message("assistant", "You said: Hi", "the same text, but not mine"), "And now?", rollout="run.2.0")
+    assert (await one.generate(replaced)).tokens.prompt_start == 0
+
+
+async def test_only_so_many_rollouts_are_remembered(backend):
+    one = await backend("mock-tokens")
+    one._prefixes = openai_backend.Prefixes(2)
+    for sample in range(5):
+        await one.generate(ask("Hi", rollout=f"run.3.{sample}"))
+    assert list(one._prefixes._seen) == ["run.3.3", "run.3.4"]
+
+
+async def test_token_ids_may_stand_in_the_names_of_tokens(backend):
+    tokens = (await (await backend("mock-named")).generate(ask("Hi"))).tokens
+    assert bytes(ids(tokens.output)) == b'"You said: Hi"'
+    assert tokens.prompt == b""
+
+
+async def test_token_ids_that_do_not_match_their_logprobs_are_nonsense(backend):
+    with pytest.raises(CallError, match="14 token ids but 13 logprobs") as caught:
+        await (await backend("mock-mismatch")).generate(ask("Hi"))
+    assert caught.value.fault.kind == "model"
