@@ -8,6 +8,7 @@ rollout's version, a reply against the pending call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -220,10 +221,8 @@ class Actor:
 
     async def _sweep(self) -> None:
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._awake.wait(), SWEEP)
-            except TimeoutError:
-                pass
             self._awake.clear()
             if self._draining:
                 self._room.set()

@@ -15,6 +15,9 @@ from gymq.settings import Settings
 #: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
 ADMIT = 128
 
+#: Rollouts that one script passes over because a sink has them: as many as take no longer than that.
+SKIP = 2000
+
 #: Bytes up to which messages, a task or a state travel inside mail. Beyond that the callee loads them: a copy in a
 #: mailbox costs memory and log twice.
 INLINE = 4096
@@ -28,9 +31,9 @@ async def admit(link: Link) -> int:
     """
     total = 0
     while True:
-        admitted = await link.run("admit", ADMIT, INLINE)
+        admitted, skipped = await link.run("admit", ADMIT, INLINE, SKIP)
         total += admitted
-        if admitted < ADMIT:
+        if admitted < ADMIT and skipped < SKIP:
             return total
 
 
@@ -60,7 +63,8 @@ async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | N
             config = await load_config(link, run)
             known = registry.points(registry.ENVIRONMENTS)
             tasks = [
-                parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known) for i, row in enumerate(rows, 1)
+                parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known)
+                for i, row in enumerate(rows, 1)
             ]
             await Ledger(link, run).write(chunk, tasks, wait=False)
         return await admit(link)

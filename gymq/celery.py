@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import click
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 
 from gymq import control, registry, serializer
 from gymq.bootstep import ISOLATED_QUEUE, ROLLOUTS_QUEUE, ActorStep
@@ -124,6 +124,6 @@ def enqueue(run: str, chunk: str, rows: list[Any] | None = None) -> None:
         rows: the rows; None: they stand in the ledger already.
     """
     # Only who runs the task needs the admission; clients import this module to send.
-    from gymq import admission  # pyright: ignore[reportAttributeAccessIssue]
+    from gymq import admission
 
     admission.enqueue(Settings.from_environment(), run, chunk, rows)

@@ -23,6 +23,7 @@ FaultKind = Literal[
     "memory",  # an isolated call asked for more memory than it may have
     "lost",  # a call was handed back too often: its workers died again and again
     "task",  # the task's data cannot be rolled out
+    "internal",  # a defect of gymq itself: please report it
     "cancelled",  # somebody cancelled it
 ]
 
@@ -95,3 +96,7 @@ class CallError(GymqError):
 
 class ToolError(GymqError):
     """Raised by a tool to tell the model that its call failed; the text goes back to the model."""
+
+
+class TaskError(GymqError):
+    """Raised by an environment's hook to say that this task's data cannot be rolled out."""

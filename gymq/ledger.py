@@ -7,7 +7,7 @@ import asyncio
 from gymq import keys, registry
 from gymq.environment import EnvironmentSpec
 from gymq.errors import RunClosed
-from gymq.link import Link
+from gymq.link import Link, Outage
 from gymq.run import add_environment
 from gymq.task import Task, encode_task
 
@@ -36,9 +36,10 @@ class Ledger:
         self._run = run
         self._described: set[str] = set()
 
-    async def chunks(self) -> set[str]:
-        """The ids of the chunks that the ledger has."""
-        return {chunk.decode() for chunk in await self._link.send("HKEYS", keys.chunks(self._run))}
+    async def chunks(self) -> dict[str, int]:
+        """The ids of the chunks that the ledger has, each with the number of its rows."""
+        flat = await self._link.send("HGETALL", keys.chunks(self._run))
+        return {chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)}
 
     async def write(self, chunk: str, tasks: list[Task], wait: bool = True) -> int:
         """Write a chunk, once; wait while the ledger is full.
@@ -57,7 +58,7 @@ class Ledger:
         """
         for environment in {task.environment for task in tasks} - self._described:
             spec: EnvironmentSpec = type(await asyncio.to_thread(registry.environment, environment)).spec()
-            await add_environment(self._link, self._run, spec)
+            await self._describe(spec)
             self._described.add(environment)
         rows = [encode_task(task) for task in tasks]
         most = MOST if wait else 1 << 60
@@ -68,3 +69,10 @@ class Ledger:
             if written != _FULL:
                 return written
             await asyncio.sleep(PAUSE)
+
+    async def _describe(self, spec: EnvironmentSpec) -> None:
+        while True:
+            try:
+                return await add_environment(self._link, self._run, spec)
+            except Outage:
+                await self._link.reconnect()

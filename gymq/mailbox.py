@@ -83,7 +83,17 @@ class Mailboxes:
             block = BLOCK_IN_TURN
         count = max(1, free // len(streams))
         reply = await link.send(
-            "XREADGROUP", "GROUP", keys.GROUP, worker, "COUNT", count, "BLOCK", block, "STREAMS", *streams, *[">"] * len(streams)
+            "XREADGROUP",
+            "GROUP",
+            keys.GROUP,
+            worker,
+            "COUNT",
+            count,
+            "BLOCK",
+            block,
+            "STREAMS",
+            *streams,
+            *[">"] * len(streams),
         )
         return _parse(reply)
 

@@ -48,5 +48,5 @@ def _plain(value: Any) -> Any:
     # Celery's own objects, signatures above all, say how they want to be written.
     to_json = getattr(value, "__json__", None)
     if to_json is None:
-        raise NotImplementedError
+        raise TypeError(f"{type(value).__name__} has no JSON form")
     return to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from typing import Any
 
 from gymq.actor import Actor, Batcher, pack
@@ -68,6 +69,10 @@ class CallServer(Actor):
             value = await self.serve(call)
         except CallError as error:
             fault = error.fault
+        except Exception as error:
+            traceback.print_exc()
+            fault = Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more")
+        if fault is not None:
             self.counts["faults"] += 1
         self.reply(mail, call, started, fault, value)
 

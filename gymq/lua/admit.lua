@@ -3,24 +3,39 @@
 -- KEYS[1]  the shard's prefix; with it:
 --   open         LIST    runs that have something to admit
 --   paused       STRING  exists while nothing may be admitted
---   run:<run>    HASH    state, cursor, rows, samples, concurrency, backlog, partial
+--   run:<run>    HASH    state, cursor, rows, samples, concurrency, backlog, partial, ended, from:<c>, acked:<c>
 --   rows:<run>   HASH    row -> task
---   skip:<run>   SET     rollouts that need not be done again
+--   skip:<run>   SET     rollouts that need not be done again; complete before the first row
 --   live:<run>   SET     rollouts in flight
 --   groups:<run> HASH    row -> members ended
 --   out:<run>    STREAM  finished rollouts that some consumer has not acknowledged
 --   r:<rollout>  HASH    version 0
 --   m:agent      STREAM  mail of the agents
--- ARGV[1]  how many to admit at most, ARGV[2] up to how many bytes a task travels in the mail
--- Returns how many were admitted.
+-- ARGV[1]  how many to admit at most, ARGV[2] up to how many bytes a task travels in the mail, ARGV[3] how many to skip at most
+-- Returns how many were admitted, how many were skipped.
 local P = KEYS[1]
 local call = redis.call
-local left, inline = tonumber(ARGV[1]), tonumber(ARGV[2])
-if call('EXISTS', P .. 'paused') == 1 then return 0 end
+local left, inline, skippable = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+if call('EXISTS', P .. 'paused') == 1 then return {0, 0} end
+
+-- What the slowest consumer has not acknowledged; all there is, if nobody is declared.
+local function unread(run, runk)
+  local stream = P .. 'out:' .. run
+  local h = call('HMGET', runk, 'ended', 'n:kept')
+  local made, most = tonumber(h[1] or 0) - tonumber(h[2] or 0), nil
+  if call('EXISTS', stream) == 1 then
+    for _, info in ipairs(call('XINFO', 'GROUPS', stream)) do
+      local c = call('HMGET', runk, 'from:' .. info[2], 'acked:' .. info[2])
+      most = math.max(most or 0, made - tonumber(c[1] or 0) - tonumber(c[2] or 0))
+    end
+  end
+  return most or made
+end
+
 local count = call('LLEN', P .. 'open')
-local admitted = 0
+local admitted, skipped = 0, 0
 for turn = 1, count do
-  if left <= 0 then break end
+  if left <= 0 or skipped >= skippable then break end
   local run = call('RPOPLPUSH', P .. 'open', P .. 'open')
   local runk = P .. 'run:' .. run
   local h = call('HMGET', runk, 'state', 'cursor', 'rows', 'samples', 'concurrency', 'backlog', 'partial')
@@ -29,27 +44,41 @@ for turn = 1, count do
   if not state or state == 'cancelled' or (state == 'closed' and cursor >= total) then
     call('LREM', P .. 'open', 0, run)
   else
-    local behind = call('XLEN', P .. 'out:' .. run) - tonumber(h[7] or 0)
     local credit = tonumber(h[5]) - call('SCARD', P .. 'live:' .. run)
-    if behind >= tonumber(h[6]) then credit = 0 end
+    local backlog, partial = tonumber(h[6]), tonumber(h[7] or 0)
+    -- The stream's length is cheap and never too small, but counts what stands, acknowledged, behind something that is not.
+    if call('XLEN', P .. 'out:' .. run) - partial >= backlog and unread(run, runk) - partial >= backlog then
+      -- The group that has begun is finished all the same: until then who takes whole groups can acknowledge none of it.
+      credit = math.min(credit, (samples - cursor % samples) % samples)
+    end
     local quota = math.min(math.ceil(left / (count - turn + 1)), credit, total - cursor)
     local skips = quota > 0 and call('EXISTS', P .. 'skip:' .. run) == 1
     local first = cursor
     local row, task = -1, false
-    while quota > 0 and cursor < total do
+    while quota > 0 and cursor < total and skipped < skippable do
       local at = math.floor(cursor / samples)
       local rid = run .. '.' .. at .. '.' .. (cursor % samples)
       if at ~= row then
         row = at
         task = call('HGET', P .. 'rows:' .. run, row)
+        if skips and cursor % samples == 0 then
+          -- Those to skip count before any other member can end, so that the group's last is always one that ends.
+          local kept = 0
+          for sample = 0, samples - 1 do
+            kept = kept + call('SISMEMBER', P .. 'skip:' .. run, run .. '.' .. row .. '.' .. sample)
+          end
+          if kept == samples then
+            call('HDEL', P .. 'rows:' .. run, row)
+          elseif kept > 0 then
+            call('HSET', P .. 'groups:' .. run, row, kept)
+            call('HINCRBY', runk, 'partial', kept)
+          end
+        end
       end
       if skips and call('SISMEMBER', P .. 'skip:' .. run, rid) == 1 then
         call('HINCRBY', runk, 'ended', 1)
         call('HINCRBY', runk, 'n:kept', 1)
-        if call('HINCRBY', P .. 'groups:' .. run, row, 1) == samples then
-          call('HDEL', P .. 'groups:' .. run, row)
-          call('HDEL', P .. 'rows:' .. run, row)
-        end
+        skipped = skipped + 1
       else
         call('HSET', P .. 'r:' .. rid, 'v', 0)
         call('SADD', P .. 'live:' .. run, rid)
@@ -67,4 +96,4 @@ for turn = 1, count do
     if cursor > first then call('HSET', runk, 'cursor', cursor) end
   end
 end
-return admitted
+return {admitted, skipped}

@@ -143,7 +143,10 @@ def slow_rows(journal: Path, count: int, script: list, **fields) -> list[dict]:
 def test_kill_9_of_one_of_each_role_and_of_the_sink_loses_nothing_and_doubles_nothing(farm, tmp_path, no_leaks):
     # Given two of each role and a thousand rollouts of two turns, two of whose calls are slow enough to be held
     journal, out = tmp_path / "journal", tmp_path / "out.jsonl"
-    roles = {role: [farm.start(role, model="scripted", environments="slow") for _ in range(2)] for role in ("agent", "model", "resource")}
+    roles = {
+        role: [farm.start(role, model="scripted", environments="slow") for _ in range(2)]
+        for role in ("agent", "model", "resource")
+    }
     farm.wait_for(6)
     script = [[["step", {"number": 1}]], [["look", {"number": 2}], ["look", {"number": 3}]], [["step", {"number": 4}]]]
     config = RunConfig("kills", "slow", "tool", "scripted", concurrency=200)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -15,7 +16,7 @@ from redis import Redis
 from tests.support.redis_server import wait_until
 
 #: A role that says in Redis what happens to it; the command line's options say how it behaves.
-ROLE = '''
+ROLE = """
 import asyncio, collections, threading
 import redis
 
@@ -68,7 +69,7 @@ class Fake:
 
     def stats(self):
         return {"options": self.options, "woken": self.woken, "draining": self.draining.is_set()}
-'''
+"""
 
 ENTRY_POINTS = """\
 [gymq.roles]
@@ -144,21 +145,22 @@ class Listener:
 
         self.events: list[dict] = []
         self._app = Celery("listener", broker=url, set_as_current=False)
-        self._ended = False
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._receiver: Any = None
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
     def _listen(self) -> None:
         with self._app.connection_for_read() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self.events.append})
-            for _ in receiver.itercapture(limit=None, timeout=60, wakeup=False):
-                if self._ended:
-                    return
+            self._receiver = self._app.events.Receiver(connection, handlers={"*": self.events.append})
+            self._receiver.capture(limit=None, timeout=60, wakeup=False)
 
     def kinds(self, **fields) -> list[str]:
         return [event["type"] for event in self.events if fields.items() <= event.items()]
 
     def stop(self) -> None:
-        self._ended = True
+        if self._receiver is not None:
+            self._receiver.should_stop = True
+        self._thread.join(5)
 
 
 @pytest.fixture
@@ -254,7 +256,7 @@ def test_a_command_line_that_makes_no_sense_is_refused_in_one_line(worker, role,
     assert "Traceback" not in found.text
 
 
-def test_the_worker_goes_on_when_redis_comes_back(worker, redis_server, listener):
+def test_the_worker_goes_on_when_redis_comes_back(worker, redis_server):
     # Given a worker whose server goes away for a while
     agent = worker("agent")
     redis_server.stop()

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
-from gymq_workers.agent.state import Live
+from .state import Live
 
 #: Rollouts that one agent worker shows per second. Each is three events; Flower's one thread does a few hundred a second.
 SHOWN_PER_SECOND = 10.0

@@ -18,10 +18,11 @@ from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
 from gymq.call import Call, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, ToolResult, encode
 from gymq.environment import EnvironmentSpec, ToolSpec
 from gymq.errors import TRUNCATING, Fault
-from gymq.message import Conversation, decode_message, encode_message
+from gymq.message import Conversation, encode_message
 from gymq.run import RunConfig
-from gymq_workers.agent.record import call_record, header
-from gymq_workers.agent.state import Live, Running, encode_state
+
+from .record import call_record, header
+from .state import Live, Running, encode_state
 
 #: Seconds after which a pending call counts as overdue, wherever it is. Workers have limits of their own, counted from
 #: when they start; this one is for what nobody serves.

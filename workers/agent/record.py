@@ -14,7 +14,8 @@ import msgspec
 from gymq.call import Generated, Reply
 from gymq.errors import Fault
 from gymq.run import RunConfig
-from gymq_workers.agent.state import Live
+
+from .state import Live
 
 
 class CallRecord(msgspec.Struct, omit_defaults=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-
 from gymq import keys, registry
 from gymq.actor import Actor, pack
 from gymq.admission import admit
@@ -18,10 +17,11 @@ from gymq.link import Link, Outage
 from gymq.mailbox import Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
-from gymq.task import Task, decode_task
-from gymq_workers.agent.events import Shown
-from gymq_workers.agent.machine import Machine, Step
-from gymq_workers.agent.state import Live, decode_state
+from gymq.task import decode_task
+
+from .events import Shown
+from .machine import OVERDUE, Machine, Step
+from .state import Live, decode_state
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
@@ -214,12 +214,11 @@ class AgentWorker(Actor):
     async def _expire(self, rid: str) -> None:
         flat = await self.life.link.send("HGETALL", keys.rollout(rid))
         pending = [name[1:].decode().split(".") for name in flat[::2] if name[:1] == b"c"]
-        await self.life.link.send("ZREM", keys.DUE, rid)
         now = time.time()
+        # Not removed but moved: the reply's commit sets the next time, and must not lose it to us.
+        await self.life.link.send("ZADD", keys.DUE, "XX", int((now + OVERDUE) * 1000), rid)
         fault = Fault("timeout", "the call was pending for an hour; is a worker running that serves it?")
-        replies = [
-            [rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", ""] for step, n in pending
-        ]
+        replies = [[rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", ""] for step, n in pending]
         if replies:
             self.counts["overdue"] += len(replies)
             await self.life.link.run("reply", pack(replies))
@@ -238,5 +237,3 @@ class _Missing(Agent):
     def act(self, view: Any) -> Any:
         """Fail."""
         raise UsageError(self._reason)
-
-

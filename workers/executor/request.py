@@ -48,13 +48,13 @@ class IsolatedRequest(Request):
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        self._say(Fault("killed", f"the isolated call was {reason} by remote control"))
+        self._say(Fault("killed", f"the isolated call was {reason} by remote control"), bury=True)
         super()._announce_revoked(reason, terminated, signum, expired)
 
     def _answer(self, error: BaseException) -> None:
         # A cold shutdown kills children that did nothing wrong: their calls are sent again once this executor has lapsed.
         if not state.should_terminate:
-            self._say(self._fault(error))
+            self._say(self._fault(error), bury=isinstance(error, (TimeLimitExceeded, WorkerLostError)))
 
     def _fault(self, error: BaseException) -> Fault:
         if isinstance(error, TimeLimitExceeded):
@@ -72,12 +72,13 @@ class IsolatedRequest(Request):
         current().memory_kills = now
         return now is not None and before is not None and now > before
 
-    def _say(self, fault: Fault) -> None:
+    def _say(self, fault: Fault, *, bury: bool) -> None:
         if self._answered:
             return
         self._answered = True
         # First the kill, then the word: what runs on after its fault was recorded could do harm beside its successor.
-        current().bury(self.worker_pid if fault.kind != "killed" or self.time_start else None)
+        if bury:
+            current().bury(self.worker_pid)
         call = read(self.args[0])
         now = time.time()
         reply = Reply(n=call.n, started=self.time_start or now, finished=now, worker=current().name, fault=fault)

@@ -44,7 +44,7 @@ def isolated(body: str) -> None:
     """Run a call and reply to it.
 
     Args:
-        body: the encoded call in base64, complete with messages, state and task.
+        body: the encoded call in base64, as `submit` takes it.
     """
     call = read(body)
     client = _client()
@@ -67,7 +67,7 @@ def submit(call: Call, timeout: float) -> None:
     """Send a call to the executors; blocks on the network, so not on a loop.
 
     Args:
-        call: the call, complete with all its turns (`seen` is 0), its state, and its task.
+        call: the call with its state, and what it asks for of its task and its messages (all of them, `seen` is 0).
         timeout: seconds that it may take once a child has begun; then it is killed.
 
     Raises:
@@ -84,12 +84,13 @@ def submit(call: Call, timeout: float) -> None:
 
 
 def _work(call: Call) -> bytes:
-    if call.seen or call.has_state or len(call.turns) != call.length:
-        raise CallError("environment", f"call {call.id} came to the executor without its messages or its state")
+    if call.has_state and call.state is None:
+        raise CallError("environment", f"call {call.id} came to the executor without its state")
+    messages = None if call.seen or len(call.turns) != call.length else Conversation(call.turns)
     task = None if call.task is None else decode_task(call.task)
     try:
         with processes.memory_limit():
-            return asyncio.run(invoke(call, task, Conversation(call.turns)))
+            return asyncio.run(invoke(call, task, messages))
     except CallError as error:
         if error.fault.kind == "memory":
             raise CallError("memory", f"asked for more than {processes.MEMORY >> 20} MiB: {error.fault.message}") from error

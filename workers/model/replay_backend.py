@@ -229,7 +229,7 @@ def _model(row: _Row) -> str:
 
 
 def _tokens(calls: list[_Call]) -> Tokens | None:
-    """The token ids of the last of these calls, with its whole prompt: a rollout may mix recordings, so nothing builds on a call."""
+    """The ids of the last of these calls, with its whole prompt: a rollout may mix recordings, so no call builds on another."""
     if not calls or calls[-1].tokens is None:
         return None
     whole = prompt = b""

@@ -33,13 +33,13 @@ MAX_TEXT = 500
 PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
 
 
-async def invoke(call: Call, task: Task | None, messages: Conversation, *, threads: Executor | None = None) -> bytes:
+async def invoke(call: Call, task: Task | None, messages: Conversation | None, *, threads: Executor | None = None) -> bytes:
     """Run a call and return its encoded value: `ToolResult`, `Opened`, `Responded`, `Scored`, or nothing for `close`.
 
     Args:
         call: the call, with its state.
-        task: its task; None: it has none at hand.
-        messages: the conversation so far.
+        task: its task; None: not at hand, an error if it is asked for.
+        messages: the conversation so far; None: likewise.
         threads: where functions that are not `async` run; None: here and now, blocking the loop.
 
     Raises:
@@ -70,13 +70,12 @@ class _Run:
     """One call while it runs."""
 
     def __init__(
-        self, environment: Environment, call: Call, task: Task | None, messages: Conversation, threads: Executor | None
+        self, environment: Environment, call: Call, task: Task | None, messages: Conversation | None, threads: Executor | None
     ) -> None:
         self.environment = environment
         self.call = call
         self.injectable: dict[str, Any] = {"task": task, "messages": messages}
         self.threads = threads
-        self.uses_state = False
 
     async def tool(self) -> ToolResult:
         tools = type(self.environment).tools
@@ -145,6 +144,8 @@ class _Run:
         given = dict(arguments)
         for name in wants:
             given[name] = self.load_state() if name == "state" else self.injectable[name]
+            if name != "state" and given[name] is None:
+                raise CallError("environment", f"call {self.call.id} came without its {name}")
         kind: FaultKind = "verifier" if self.call.kind == "verify" else "environment"
         try:
             if self.threads is not None and not inspect.iscoroutinefunction(function):
@@ -236,4 +237,4 @@ def _plain(value: Any) -> Any:
         convert = getattr(value, method, None)
         if convert is not None:
             return convert()
-    raise NotImplementedError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -15,7 +15,10 @@ from gymq.errors import CallError, UnknownName
 from gymq.message import Conversation
 from gymq.server import CallServer
 from gymq.settings import Settings
-from gymq_workers.resource.invoke import invoke
+from gymq.task import Task, encode_task
+
+from .invoke import invoke
+from .isolated import Isolated
 
 #: Calls that one resource worker has in flight unless told otherwise.
 CONCURRENCY = 1024
@@ -42,6 +45,7 @@ class ResourceWorker(CallServer):
         super().__init__(settings, options)
         self.capacity = int(options.get("concurrency") or CONCURRENCY)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gymq-tool")
+        self._isolated = Isolated(self.link)
         self._specs: dict[str, EnvironmentSpec] = {}
 
     def mailboxes(self) -> list[str]:
@@ -75,8 +79,11 @@ class ResourceWorker(CallServer):
             if call.kind in ("verify", "close"):
                 self.done_with(call.rollout)
 
-    async def _isolate(self, call: Call, task: Any, messages: list[bytes], timeout: float) -> bytes:
-        raise CallError("environment", "no executor yet")
+    async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> bytes:
+        call.task = None if task is None else encode_task(task)
+        call.turns, call.seen, call.length = messages or [], 0, len(messages or [])
+        await self._isolated.run(call, timeout)
+        return b""  # the executor has replied; this acknowledges the mail
 
     async def _first(self, call: Call) -> bool:
         # The mark stands in the rollout's own hash and goes with it.

@@ -147,7 +147,10 @@ class Faulty(Environment):
         if task.get("raise") == "policy":
             raise RuntimeError("the model broke")
         if messages.last.role == "user":
-            return Message(role="assistant", tool_calls=[ToolCall("call_0", Function(task.get("tool", "act"), task.get("arguments", "{}")))])
+            return Message(
+                role="assistant",
+                tool_calls=[ToolCall("call_0", Function(task.get("tool", "act"), task.get("arguments", "{}")))],
+            )
         return Message(role="assistant", content="done")
 
 

@@ -79,7 +79,7 @@ class Wild(Environment):
     def hog(self, mib: int) -> str:
         """Take memory."""
         held = bytearray(mib << 20)
-        held[:: 4096] = b"x" * len(held[:: 4096])
+        held[::4096] = b"x" * len(held[::4096])
         return f"{len(held) >> 20} MiB"
 
     @tool(isolated=True)

@@ -9,12 +9,12 @@ import time
 import msgspec
 import psutil
 import pytest
+from gymq_workers.executor.parent import STARTED
 
 from gymq import keys
 from gymq.call import Scored, ToolResult
-from gymq_workers.executor.parent import STARTED
-from tests.workers.executor.conftest import start
 from tests.support.redis_server import wait_until
+from tests.workers.executor.conftest import start
 
 #: Seconds that a fault may take beyond the call's own limit.
 MARGIN = 2.0
@@ -122,14 +122,13 @@ def test_celery_tells_of_each_isolated_call_once(executor):
 
     def listen() -> None:
         with app.connection_for_read() as connection:
-            receiver = app.events.Receiver(
-                connection, handlers={"*": lambda event: seen.append((event.get("uuid", ""), event["type"]))}
-            )
-            for _ in receiver.itercapture(limit=None, timeout=60, wakeup=False):
-                if ended.is_set():
-                    return
+            receivers.append(app.events.Receiver(connection, handlers={"*": hear}))
+            receivers[0].capture(limit=None, timeout=60, wakeup=False)
 
-    ended = threading.Event()
+    def hear(event) -> None:
+        seen.append((event.get("uuid", ""), event["type"]))
+
+    receivers: list = []
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     wait_until(lambda: seen)
@@ -144,12 +143,13 @@ def test_celery_tells_of_each_isolated_call_once(executor):
     for call in calls:
         executor.reply(call)
     time.sleep(1)
+    receivers[0].should_stop = True
+    listener.join(5)
 
     # Then each has its three events; a fault of the tool is no failure of the executor
     ends = ["task-succeeded", "task-succeeded", "task-failed", "task-failed"]
     for call, end in zip(calls, ends, strict=True):
         assert [kind for uuid, kind in seen if uuid == call] == ["task-received", "task-started", end], seen
-    ended.set()
 
 
 def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
@@ -166,7 +166,7 @@ def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
     assert len(executor.replies[first]) == 1
 
 
-def test_after_the_executor_is_killed_others_see_its_death_and_take_its_calls(executor, redis_url, spawn, tmp_path, monkeypatch):
+def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor, redis_url, spawn, tmp_path, monkeypatch):
     # Given an executor that works on a call
     call = executor.send("nap", '{"seconds": 60}', rollout="orphan", n=1)
     wait_until(lambda: executor.redis.hexists(STARTED, call))
@@ -244,3 +244,19 @@ def test_children_do_not_hold_the_parents_connections(executor):
         own = {f"{c.laddr.ip}:{c.laddr.port}" for c in psutil.Process(pid).net_connections("tcp") if c.status == "ESTABLISHED"}
         mine = {f"{c.laddr.ip}:{c.laddr.port}" for c in psutil.Process(executor.process.pid).net_connections("tcp")}
         assert not own & mine & parents
+
+
+def test_a_call_that_is_revoked_by_remote_control_is_answered(executor):
+    # Given a call that runs
+    from gymq.celery import app
+
+    call = executor.send("stubborn", timeout=60)
+    wait_until(lambda: executor.redis.hexists(STARTED, call))
+
+    # When somebody terminates it
+    app.control.revoke(call, terminate=True, signal="KILL")
+
+    # Then it ends as a fault
+    reply, _ = executor.reply(call, within=5)
+    assert reply.fault.kind == "killed"
+    assert content(executor.reply(executor.send("nap", '{"seconds": 0}'))[0]).startswith("slept")

@@ -68,7 +68,16 @@ async def test_an_async_policy_sees_the_task(backend):
     request.task = Task("t", "patient", [], b'{"expected":"yes"}')
     answer = await backend.generate(request)
     assert (decode_message(answer.message).content, answer.finish) == ("yes", "tool_calls")
-    assert ScriptedBackend.needs_task
+
+
+async def test_the_task_is_asked_for_only_by_policies_that_want_it(backend):
+    assert backend.needs_task("polite")  # nobody has looked yet
+    await backend.generate(ask("cake", environment="polite"))
+    assert not backend.needs_task("polite")
+    request = ask("Hi", environment="patient")
+    request.task = Task("t", "patient", [], b'{"expected":"yes"}')
+    await backend.generate(request)
+    assert backend.needs_task("patient")
 
 
 async def test_an_environment_without_a_policy_says_so(backend):

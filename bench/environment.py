@@ -1,0 +1,51 @@
+"""Two environments of the benchmark's own. Workers find them through entry points that `bench.system` writes for them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from gymq.environment import tool
+from gymq.message import Conversation, Function, Message, ToolCall
+from gymq.task import Task
+from gymq_environments.weather.environment import Weather
+
+#: Seconds that the slow tool takes.
+WAIT = 0.5
+
+
+class Turns(Weather):
+    """Weather whose policy answers as often as the row's `turns` says: one tool call in each turn but the last."""
+
+    name = "bench_turns"
+
+    def policy(self, messages: Conversation, task: Task) -> Message:
+        """Call the tool again until it is the last turn; what it costs does not depend on the turns so far.
+
+        Args:
+            messages: the conversation.
+            task: the row.
+        """
+        done = (len(messages) - len(task.turns)) // 2
+        if done + 1 >= task["turns"]:
+            return Message(role="assistant", content=messages.last.text)
+        arguments = msgspec.json.encode({"city": task["city"]}).decode()
+        call = ToolCall(id=f"call_{len(messages)}_0", function=Function(name="get_weather", arguments=arguments))
+        return Message(role="assistant", tool_calls=[call])
+
+
+class Slow(Weather):
+    """Weather whose tool waits, so that the resource workers' slots are what limits a run."""
+
+    name = "bench_slow"
+
+    @tool(read_only=True)
+    async def get_weather(self, city: str) -> str:
+        """Get the weather in a city, after a while.
+
+        Args:
+            city: the city's name.
+        """
+        await asyncio.sleep(WAIT)
+        return await Weather.get_weather(self, city)

@@ -1,0 +1,116 @@
+"""The Celery app: its task, its serializer, its queues, and Flower."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+
+import msgspec
+import pytest
+from redis import Redis
+
+from gymq import flower, serializer
+from gymq.celery import broker_url
+from gymq.settings import Settings
+from tests.gymq.test_bootstep import worker  # noqa: F401 - a fixture
+from tests.support.redis_server import wait_until
+
+#: Stands in for `gymq.admission`.
+ADMISSION = """
+import sys, types, json, redis
+stand_in = types.ModuleType("gymq.admission")
+def enqueue(settings, run, chunk, rows):
+    redis.Redis.from_url(settings.redis_url).rpush("test:enqueued", json.dumps([run, chunk, rows]))
+stand_in.enqueue = enqueue
+sys.modules["gymq.admission"] = stand_in
+import gymq
+gymq.admission = stand_in
+"""
+
+
+class Row(msgspec.Struct):
+    id: str
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("redis://:secret@host:1/2", "redis://:secret@host:1/2"),
+        ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+    ],
+)
+def test_the_broker_is_the_same_server(given, expected):
+    assert broker_url(given) == expected
+
+
+def test_bodies_are_json_of_structs_and_plain_values():
+    assert json.loads(serializer.dumps([Row("a"), {"b": 1.5, "c": None}])) == [{"id": "a"}, {"b": 1.5, "c": None}]
+    assert serializer.loads(serializer.dumps(["é"])) == ["é"]
+    with pytest.raises(TypeError):
+        serializer.dumps(object())
+
+
+def test_nothing_takes_pickle():
+    from gymq.celery import app
+
+    assert "pickle" not in app.conf.accept_content
+    assert app.conf.result_backend is None
+
+
+@pytest.mark.parametrize("client", ["gymq", "plain"])
+def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client):  # noqa: F811
+    # Given an agent worker
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "fake_admission.py").write_text(ADMISSION)
+    agent = worker("agent", "-I", "fake_admission")
+
+    # When a client sends rows: one with gymq's app and serializer, one that knows only names
+    rows = [{"id": "1", "question": "π?"}]
+    from celery import Celery
+
+    if client == "gymq":
+        from gymq.celery import create
+
+        app = create(Settings(redis_url=redis_url))
+        app.send_task("gymq.enqueue", ("demo", "c1", rows))
+    else:
+        app = Celery("client", broker=redis_url, set_as_current=False)
+        app.send_task("gymq.enqueue", ("demo", "c1", rows), queue="gymq.rollouts")
+
+    # Then the worker's admission gets them, and the broker holds nothing any more
+    with Redis.from_url(redis_url) as redis:
+        wait_until(lambda: redis.llen("test:enqueued"), what=agent.text)
+        assert json.loads(redis.lrange("test:enqueued", 0, -1)[0]) == ["demo", "c1", rows]
+        assert not [key for key in redis.keys("*unacked*")]
+
+
+@pytest.mark.slow
+def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spawn, tmp_path):  # noqa: F811
+    # Given Flower, and a worker whose actor says that a rollout went well
+    port = 20000 + os.getpid() % 10000
+    argv, env = flower.command(Settings(redis_url=redis_url), port)
+    log = tmp_path / "flower.log"
+    spawn(argv, {**env, "FLOWER_UNAUTHENTICATED_API": "1"}, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
+    wait_until(lambda: "Connected to redis" in log.read_text(), limit=20, what="flower")
+    agent = worker("agent")
+
+    def get(path: str):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    # Then both are seen
+    wait_until(lambda: get("/api/tasks").get("r1", {}).get("state") == "SUCCESS", limit=15)
+    task = get("/api/tasks")["r1"]
+    assert (task["name"], task["result"], task["worker"]) == ("rollout:weather", "reward=1.0", agent.name)
+    assert get("/api/workers?status=1") == {agent.name: True}
+
+
+def test_flowers_command_line_holds_no_password():
+    argv, env = flower.command(Settings(redis_url="redis://:secret@localhost/0"), 5555)
+    assert "secret" not in " ".join(argv)
+    assert env == {"GYMQ_REDIS_URL": "redis://:secret@localhost/0"}
+    assert Path(argv[0]) == Path(sys.executable)

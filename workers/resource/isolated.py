@@ -1,0 +1,67 @@
+"""Isolated calls: given to an executor by a Celery task, and watched until somebody has answered.
+
+The executor's child replies by itself, or its parent for it. This side keeps the call's mail until then, so that the call
+outlives this worker; and it sends the task again when the executor died, or when nobody has begun for so long that the
+task may have been lost on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gymq.actor import pack
+from gymq.call import Call
+from gymq.link import Link
+
+from ..executor.task import submit
+
+#: Seconds between two looks at all calls that are out. The reply does not wait for it; only a death does.
+LOOK = 0.5
+
+#: Seconds without a beginning after which the task is sent again. A copy does no harm while the first one runs.
+RESEND = 60.0
+
+
+class Isolated:
+    """The calls that one resource worker has given to executors.
+
+    Args:
+        link: a connection.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._out: dict[str, tuple[Call, float, float, asyncio.Future[None]]] = {}
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def run(self, call: Call, timeout: float) -> None:
+        """Give a call to an executor and wait until somebody has answered it.
+
+        Args:
+            call: the call with all that it asks for.
+            timeout: seconds that it may take.
+        """
+        await asyncio.to_thread(submit, call, timeout)
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._out[call.id] = (call, timeout, time.monotonic(), answered)
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
+        try:
+            await answered
+        finally:
+            del self._out[call.id]
+
+    async def _watch(self) -> None:
+        while self._out:
+            await asyncio.sleep(LOOK)
+            out = list(self._out.values())
+            if not out:
+                return
+            states = await self._link.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
+            for (call, timeout, since, answered), state in zip(out, states, strict=True):
+                if state == 0 and not answered.done():
+                    answered.set_result(None)
+                elif state == 3 or (state == 1 and time.monotonic() - since > RESEND):
+                    await asyncio.to_thread(submit, call, timeout)
+                    self._out[call.id] = (call, timeout, time.monotonic(), answered)
