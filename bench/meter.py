@@ -64,7 +64,8 @@ class Meter:
         self._first[pid] = self._last[pid] = self._peak[pid] = 0.0
 
     def start(self) -> None:
-        """The interval begins."""
+        """The interval begins; processes that are gone are forgotten."""
+        self._roles = {pid: role for pid, role in self._roles.items() if psutil.pid_exists(pid)}
         self.look()
         self._first = dict(self._last)
         self._before = self._server()

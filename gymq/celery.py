@@ -15,7 +15,7 @@ from celery import Celery
 from kombu.entity import Queue
 
 from gymq import control, registry, serializer
-from gymq.bootstep import ISOLATED_QUEUE, ROLLOUTS_QUEUE, ActorStep
+from gymq.bootstep import ISOLATED_QUEUE, ROLLOUTS_QUEUE, ActorStep, OutageStep
 from gymq.settings import Settings
 
 #: The entry points whose modules define further Celery tasks.
@@ -106,7 +106,7 @@ def create(settings: Settings) -> Any:
     made.user_options["worker"].add(
         click.Option(["--option"], multiple=True, metavar="KEY=VALUE", help="An option of the role; may be repeated.")
     )
-    made.steps["worker"].add(ActorStep)
+    made.steps["worker"].update({ActorStep, OutageStep})
     return made
 
 

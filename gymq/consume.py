@@ -6,6 +6,7 @@ Every declared consumer sees everything, at its own pace. What it has not acknow
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
 
@@ -55,7 +56,31 @@ class Results:
         self._settings = settings or Settings.from_environment()
         self._link = Link(self._settings, f"gymq-consumer-{consumer}")
         self._unacknowledged: set[bytes] = set()
+        self._waiting: deque[Rollout] = deque()
         self._open: dict[str, list[Rollout]] = {}
+        self._samples = 1
+
+    async def connect(self) -> int:
+        """Connect, and see that the run exists.
+
+        Returns:
+            The run's backlog: how many rollouts its consumers may be behind.
+
+        Raises:
+            UnknownName: there is no such run.
+            ServerUnreachable: Redis cannot be reached.
+        """
+        await self._link.connect()
+        while True:
+            try:
+                samples, backlog = await self._link.send("HMGET", keys.run(self.run), "samples", "backlog")
+                break
+            except Outage:
+                await self._link.reconnect()
+        if samples is None:
+            raise UnknownName(f"no run {self.run!r}; `gymq status` lists the runs")
+        self._samples = int(samples)
+        return int(backlog)
 
     async def start(self) -> None:
         """Connect and declare the consumer.
@@ -64,7 +89,7 @@ class Results:
             UnknownName: there is no such run.
             ServerUnreachable: Redis cannot be reached.
         """
-        await self._link.connect()
+        await self.connect()
         self.missed = await self._link.insist("declare", self.run, self.consumer)
         if self.missed < 0:
             raise UnknownName(f"no run {self.run!r}; `gymq status` lists the runs")
@@ -144,25 +169,28 @@ class Results:
         await self.start()
         batch: list[Rollout] | None = await self.unacknowledged()
         while batch is not None:
-            for rollout in batch:
+            # What was read and not used yet outlives the iteration: a second one goes on where the first was left.
+            self._waiting += batch
+            while self._waiting:
+                rollout = self._waiting.popleft()
                 if self._unit == "rollout":
                     yield rollout
                 elif (group := self._gather(rollout)) is not None:
                     yield group
             batch = await self.read()
-        for members in self._open.values():
-            yield Group(members[0].group, sorted(members, key=lambda r: r.sample), complete=False)
+        while self._open:
+            yield self._group(next(iter(self._open)))
         await self.acknowledge([])
         await self.close()
 
     def _gather(self, rollout: Rollout) -> Group | None:
-        members = self._open.setdefault(rollout.group, [])
-        members.append(rollout)
+        self._open.setdefault(rollout.group, []).append(rollout)
         # The member that ended last is read last: the stream keeps the order of the commits.
-        if not rollout.last:
-            return None
-        del self._open[rollout.group]
-        return Group(rollout.group, sorted(members, key=lambda r: r.sample))
+        return self._group(rollout.group) if rollout.last else None
+
+    def _group(self, name: str) -> Group:
+        members = sorted(self._open.pop(name), key=lambda rollout: rollout.sample)
+        return Group(name, members, complete=len(members) == self._samples)
 
     async def close(self) -> None:
         """Close the connection; what was not acknowledged comes back next time."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
+from kombu.exceptions import OperationalError
 
 from gymq import keys, registry
-from gymq.errors import DataError
+from gymq.errors import DataError, ServerUnreachable, UsageError
 from gymq.ledger import CHUNK, Ledger
-from gymq.link import Link
+from gymq.link import Link, Outage
 from gymq.prompt import PromptConfig
 from gymq.rows import parse_row
 from gymq.run import RunConfig, close, create
@@ -76,35 +78,49 @@ class Producer:
             last: True: the run gets no more rows afterwards.
 
         Raises:
-            UsageError: the run exists and is another one.
+            UsageError: the run exists and is another one, or the source is not what it was.
             RunClosed: it takes no rows.
+            ServerUnreachable: Redis went away; the same call again goes on.
         """
         link = Link(self._settings, "gymq-producer")
         await link.connect()
         try:
             await create(link, self._config)
             for consumer in consumers:
-                await link.run("declare", self._config.name, consumer)
-            ledger = Ledger(link, self._config.name)
-            have = await ledger.chunks()
-            for number, chunk in enumerate(_chunks(rows)):
-                name = f"{self._source}:{number * CHUNK}"
-                tasks, bad = self._parse(chunk)
-                if name in have:
-                    self.produced.known += len(tasks)
-                elif tasks:
-                    await ledger.write(name, tasks)
-                    await asyncio.to_thread(self._announce, name)
-                self.produced.rows += len(tasks)
-                self.produced.bad += bad
-                if self._on_progress:
-                    self._on_progress(self.produced)
+                await link.insist("declare", self._config.name, consumer)
+            await self._enqueue(Ledger(link, self._config.name), rows)
             await link.send("HSET", keys.run(self._config.name), "bad", self.produced.bad)
             if last:
                 await close(link, self._config.name)
             return self.produced
+        except Outage as error:
+            raise ServerUnreachable(
+                f"the connection to Redis broke: {error}; run the same command again, nothing is enqueued twice"
+            ) from None
         finally:
             await link.close()
+
+    async def _enqueue(self, ledger: Ledger, rows: Iterable[Row]) -> None:
+        have = await ledger.chunks()
+        for number, chunk in enumerate(_chunks(rows)):
+            name = f"{self._source}:{number * CHUNK}"
+            tasks, bad = self._parse(chunk)
+            if name not in have:
+                if tasks:
+                    await ledger.write(name, tasks)
+                    await asyncio.to_thread(self._announce, name)
+            elif have[name] == len(tasks):
+                self.produced.known += len(tasks)
+            else:
+                first = number * CHUNK
+                raise UsageError(
+                    f"{self._source}: rows {first + 1} to {first + len(chunk)} were {have[name]} good rows when they were "
+                    f"enqueued, and are {len(tasks)} now; leave the source as it was, or use a new run"
+                )
+            self.produced.rows += len(tasks)
+            self.produced.bad += bad
+            if self._on_progress:
+                self._on_progress(self.produced)
 
     def _parse(self, chunk: list[Row]) -> tuple[list[Task], int]:
         known = registry.points(registry.ENVIRONMENTS)
@@ -120,9 +136,11 @@ class Producer:
 
     def _announce(self, chunk: str) -> None:
         # The ledger is the truth and admission looks at it anyway; the message makes it look now.
-        from gymq.celery import ENQUEUE, app
+        from gymq.celery import ENQUEUE, app, broker_url
 
-        app.send_task(ENQUEUE, [self._config.name, chunk, None])
+        # The app was made of the environment's settings, which need not be ours.
+        with suppress(OperationalError), app.connection_for_write(broker_url(self._settings.redis_url)) as connection:
+            app.send_task(ENQUEUE, [self._config.name, chunk, None], connection=connection)
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -60,7 +60,8 @@ class Group(msgspec.Struct):
     Args:
         id: `run.row`.
         rollouts: its members, by sample.
-        complete: False: the run was cancelled before all members began.
+        complete: False: members are missing: the run was cancelled before they began, they were trimmed before this
+            consumer was declared, or a sink had them from an earlier life of the run.
     """
 
     id: str

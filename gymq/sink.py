@@ -11,7 +11,8 @@ from gymq.consume import Results
 from gymq.rollout import Rollout
 from gymq.settings import Settings
 
-#: Seconds between two times that written rollouts are made durable and acknowledged: an fsync costs milliseconds.
+#: Seconds between two times that written rollouts are made durable and acknowledged: an fsync costs milliseconds. Also
+#: how long a sink waits for more before it counts as idle.
 COMMIT_EVERY = 0.25
 
 
@@ -21,6 +22,12 @@ class Sink:
     Args:
         path: where it writes.
         run: the run whose rollouts it takes.
+
+    Attributes:
+        written: rollouts written by this process.
+        repeated: rollouts that came again and were there already.
+        missed: rollouts that were trimmed before this sink was declared: it will never see them.
+        backlog: how many rollouts the run lets its consumers be behind; 0 before `open`.
     """
 
     name: ClassVar[str] = ""
@@ -30,6 +37,8 @@ class Sink:
         self.run = run
         self.written = 0
         self.repeated = 0
+        self.missed = 0
+        self.backlog = 0
 
     def open(self) -> None:
         """Look at what is there, mend what a death left, and get ready to write.
@@ -43,6 +52,15 @@ class Sink:
     def write(self, rollouts: list[Rollout]) -> None:
         """Write rollouts that are not there yet."""
         raise NotImplementedError(f"sink {type(self).__name__} defines no write(rollouts)")
+
+    def due(self, age: float, idle: bool) -> bool:
+        """Whether what was written is to be committed now. The run waits for who keeps too much unacknowledged.
+
+        Args:
+            age: seconds since the oldest of it was written.
+            idle: nothing more has come for a moment.
+        """
+        return idle or age >= COMMIT_EVERY
 
     def commit(self) -> None:
         """Make what was written durable; only then is it acknowledged."""
@@ -67,21 +85,24 @@ async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Even
         GymqError: the sink cannot write, or the run is unknown.
     """
     results = Results(sink.run, consumer, settings=settings)
-    await results.start()
-    sink.open()
     try:
+        # Declared last: a consumer that then cannot write would hold up the run for ever.
+        sink.backlog = await results.connect()
+        sink.open()
+        await results.start()
+        sink.missed = results.missed
         batch: list[Rollout] | None = await results.unacknowledged()
         pending: list[Rollout] = []
-        committed = time.monotonic()
+        since = 0.0
         while batch is not None and not stop.is_set():
             if batch:
+                since = since if pending else time.monotonic()
                 sink.write(batch)
                 pending += batch
-            if pending and (not batch or time.monotonic() - committed >= COMMIT_EVERY):
+            if pending and sink.due(time.monotonic() - since, not batch):
                 sink.commit()
                 await results.acknowledge(pending)
                 pending = []
-                committed = time.monotonic()
             batch = await results.read(round(COMMIT_EVERY * 1000))
         sink.commit()
         await results.acknowledge(pending)

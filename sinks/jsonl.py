@@ -36,15 +36,24 @@ class JsonlSink(Sink):
         except OSError as error:
             raise GymqError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from None
         try:
+            self._mend()
+        except BaseException:
+            self.close()
+            raise
+
+    def _mend(self) -> None:
+        """Lock the file, read it, and cut off what was torn."""
+        try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SinkBusy(f"{self.path}: another process writes this file; stop it or choose another --out") from None
         end = 0
-        for end, rollout in lines(self.path):
-            run = rollout.rsplit(b".", 2)[0].decode()
+        for after, rollout in lines(self.path):
+            run = rollout.split(b".", 1)[0].decode(errors="replace")
             if run != self.run:
                 raise DataError(f"{self.path}: holds rollouts of run {run!r}, not {self.run!r}; choose another --out")
             self._seen.add(rollout)
+            end = after
         if end < os.fstat(self._file).st_size:
             os.ftruncate(self._file, end)
 
@@ -90,7 +99,8 @@ def lines(path: Path):  # noqa: ANN201 - an iterator of (offset of the end, roll
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return  # torn: the process that wrote it died
-            if not line.startswith(_HEAD):
+            stop = line.find(b'"', len(_HEAD))
+            if not line.startswith(_HEAD) or stop < 0:
                 raise DataError(f"{path}:{number}: is no rollout of gymq; choose another --out")
             end += len(line)
-            yield end, line[len(_HEAD) : line.index(b'"', len(_HEAD))]
+            yield end, line[len(_HEAD) : stop]

@@ -21,7 +21,9 @@ from redis.exceptions import ConnectionError
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gymq.embedded import EmbeddedServer
+from gymq import registry
 from gymq.settings import Settings
+from tests.support.farm import PLUGIN, Farm
 from tests.support.redis_server import leaked_keys, wait_until
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -101,3 +103,15 @@ def spawn() -> Iterator[Spawn]:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker that only these fixtures read."""
     config.addinivalue_line("markers", "lasting(*patterns): keys that the test may leave without a TTL")
+
+
+@pytest.fixture
+def farm(spawn, settings, tmp_path, monkeypatch):
+    """A small installation, to which the environments of `tests/support/plugin` are installed."""
+    caches = (registry.points, registry.load, registry.environment)
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    for cached in caches:
+        cached.cache_clear()
+    yield Farm(spawn, settings, tmp_path)
+    for cached in caches:
+        cached.cache_clear()

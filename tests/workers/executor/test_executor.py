@@ -228,6 +228,8 @@ def test_a_reply_outlives_an_outage_of_redis(executor, redis_server):
     # Then both are answered once it is back
     assert content(executor.reply(calls[0])[0]).startswith("slept")
     assert executor.reply(calls[1])[0].fault.kind == "timeout"
+    # And kombu dumped no message into a file
+    assert "EMERGENCY" not in executor.log.read_text()
     # And the executor takes calls again, each once
     assert content(executor.reply(executor.send("nap", '{"seconds": 0}'))[0]).startswith("slept")
     assert all(len(found) == 1 for found in executor.replies.values())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gymq_producers.source import open_source
 
 from gymq import registry
 from gymq.errors import DataError, UnknownName, UsageError
+from gymq.source import fingerprint, open_source, rows
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,32 @@ def test_a_producer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: 
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(UnknownName, match="unknown producer 'jsonl'"):
         open_source(str(tmp_path / "a.jsonl"))
+
+
+def test_a_fingerprint_tells_what_a_file_holds_not_where_it_lies(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "b.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "c.jsonl").write_text('{"prompt": "y"}\n')
+    one, same, other = (fingerprint(str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    assert one == same != other
+
+
+def test_a_folders_fingerprint_is_of_its_files(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+        (tmp_path / name / "data.arrow").write_text("rows")
+    assert fingerprint(str(tmp_path / "one")) == fingerprint(str(tmp_path / "two"))
+    (tmp_path / "two" / "data.arrow").write_text("other")
+    assert fingerprint(str(tmp_path / "one")) != fingerprint(str(tmp_path / "two"))
+
+
+def test_what_is_no_file_is_known_by_its_name():
+    assert fingerprint("reasoning_gym:chain_sum?size=5") == fingerprint("reasoning_gym:chain_sum?size=5")
+    assert fingerprint("reasoning_gym:chain_sum?size=5") != fingerprint("reasoning_gym:chain_sum?size=6")
+
+
+def test_rows_come_from_the_producer_that_reads_the_source(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
+    places = [place for place, _ in rows(str(tmp_path / "a.jsonl"))]
+    assert places == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/a.jsonl:2"]

@@ -1,0 +1,286 @@
+"""Real runs for tests: worker processes, tasks that are rolled out, and results made without any worker.
+
+workers = Workers(spawn, settings, tmp_path).start_all(model="scripted")     # agent, model and resource, registered
+produce(settings, RunConfig("r", "weather", "tool", "scripted"), weather(10), consumers=["sink"])
+wait_for_state(settings, "r", "done")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tests.support.redis_server import wait_until
+
+from gymq import keys, run, worker
+from gymq.actor import pack
+from gymq.admission import ADMIT, INLINE, SKIP
+from gymq.link import Link
+from gymq.produce import Produced, Producer
+from gymq.run import RunConfig, RunStatus
+from gymq.settings import Settings
+
+#: Seconds until a worker process stands in the registry; it takes 1 s on an idle machine.
+START_LIMIT = 30.0
+
+#: Seconds until a run of a few rollouts is where a test wants it.
+RUN_LIMIT = 30.0
+
+#: Options without which a role does nothing; a test's own come first.
+DEFAULTS: dict[str, dict[str, Any]] = {"model": {"model": "scripted"}}
+
+
+# Workers.
+
+
+def start_worker(
+    spawn: Callable[..., subprocess.Popen[bytes]],
+    settings: Settings,
+    role: str,
+    name: str = "",
+    log: Path | None = None,
+    env: dict[str, str] | None = None,
+    **options: Any,
+) -> subprocess.Popen[bytes]:
+    """Start a worker process; see `wait_for_workers`.
+
+    Args:
+        spawn: the fixture.
+        settings: where Redis is.
+        role: `agent`, `model`, `resource` or `executor`.
+        name: what Celery calls it; the role if not given.
+        log: the file that gets its output; nothing keeps it if not given.
+        env: further variables, `PYTHONPATH` of a plugin above all.
+        options: the role's options; a model worker serves `scripted` unless told otherwise.
+    """
+    argv, environment = worker.command(settings, role, DEFAULTS.get(role, {}) | options, name or role)
+    output = subprocess.DEVNULL if log is None else log.open("ab")
+    return spawn(argv, environment | (env or {}), stdout=output, stderr=subprocess.STDOUT)
+
+
+def registered(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The workers in the registry that are not declared dead, with what they say of themselves (role, pid, mailboxes)."""
+    flat = ask(settings, "HGETALL", keys.WORKERS)
+    found = zip(flat[::2], flat[1::2], strict=True)
+    return {name.decode(): msgspec.json.decode(info) for name, info in found if not info.startswith(b"dead")}
+
+
+def wait_for_workers(settings: Settings, count: int) -> None:
+    """Wait until so many workers stand in the registry; an executor has no actor and never does."""
+    wait_until(lambda: len(registered(settings)) >= count, START_LIMIT, f"{count} workers in the registry")
+
+
+class Workers:
+    """The worker processes of one test, each with a log in its folder.
+
+    Args:
+        spawn: the fixture.
+        settings: where Redis is.
+        folder: where their logs go.
+        env: further variables of all of them.
+    """
+
+    def __init__(self, spawn: Any, settings: Settings, folder: Path, env: dict[str, str] | None = None) -> None:
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._spawn = spawn
+        self._settings = settings
+        self._folder = folder
+        self._env = env
+
+    def start(self, role: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start one more worker of a role, under the name `<role><number>`."""
+        name = f"{role}{sum(other.startswith(role) for other in self.processes)}"
+        log = self._folder / f"{name}.log"
+        process = start_worker(self._spawn, self._settings, role, name, log, self._env, **options)
+        self.processes[name] = process
+        return process
+
+    def start_all(self, model: str = "scripted", **options: Any) -> Workers:
+        """Start an agent, a model and a resource worker, and wait until they take mail.
+
+        Args:
+            model: what the model worker serves.
+            options: of the model worker.
+        """
+        before = len(registered(self._settings))
+        self.start("agent")
+        self.start("model", model=model, **options)
+        self.start("resource")
+        wait_for_workers(self._settings, before + 3)
+        return self
+
+    def log(self, name: str) -> str:
+        """What a worker has printed so far."""
+        return (self._folder / f"{name}.log").read_text()
+
+    def stop(self) -> None:
+        """Let all of them drain and end; each must end well."""
+        for process in self.processes.values():
+            process.terminate()
+        for name, process in self.processes.items():
+            assert process.wait(40) == 0, self.log(name)
+
+
+# Tasks and runs.
+
+
+def weather(count: int, **fields: Any) -> list[dict[str, Any]]:
+    """Rows of the environment `weather`: two answers of the model and one tool call each."""
+    return [{"id": f"w{i}", "prompt": f"What is the weather in city{i}?", **fields} for i in range(count)]
+
+
+def produce(
+    settings: Settings,
+    config: RunConfig,
+    rows: Iterable[Any],
+    *,
+    source: str = "rows",
+    consumers: Iterable[str] = (),
+    last: bool = True,
+    **options: Any,
+) -> Produced:
+    """Enqueue rows with a `Producer`; its other arguments may be given."""
+    producer = Producer(settings, config, source, **options)
+    places = ((f"{source}:{i}", row) for i, row in enumerate(rows, 1))
+    return asyncio.run(producer.run(places, consumers=consumers, last=last))
+
+
+def run_tasks(
+    settings: Settings, config: RunConfig, rows: Iterable[Any], consumers: Iterable[str] = ("test",), limit: float = RUN_LIMIT
+) -> RunStatus:
+    """Enqueue rows and wait until all their rollouts have ended; workers run already, consumers read afterwards."""
+    produce(settings, config, rows, consumers=consumers)
+    wait_until(lambda: (s := status(settings, config.name)).ended == s.total, limit, f"the end of run {config.name}")
+    return status(settings, config.name)
+
+
+def status(settings: Settings, name: str) -> RunStatus:
+    """How far a run is."""
+    return with_link(settings, lambda link: run.status(link, name))
+
+
+def wait_for_state(settings: Settings, name: str, state: str, limit: float = RUN_LIMIT) -> None:
+    """Wait until a run is `closed`, `cancelled` or `done`."""
+    wait_until(lambda: status(settings, name).state == state, limit, f"run {name} to be {state}")
+
+
+def ask(settings: Settings, *command: Any) -> Any:
+    """Send Redis one command; the raw reply."""
+    return with_link(settings, lambda link: link.send(*command))
+
+
+def with_link(settings: Settings, what: Callable[[Link], Awaitable[Any]]) -> Any:
+    """Do something with a connection, from a test that has no loop."""
+
+    async def go() -> Any:
+        async with linked(settings) as link:
+            return await what(link)
+
+    return asyncio.run(go())
+
+
+@asynccontextmanager
+async def linked(settings: Settings) -> AsyncIterator[Link]:
+    """A connection, for a test that has a loop."""
+    link = Link(settings, "test")
+    await link.connect()
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+# Results without workers: the scripts are real, the agent is a stand-in.
+
+
+class Pretender:
+    """Does what agent workers do to a run, as the scripts see it: admits rollouts and ends them as the test says.
+
+    Args:
+        link: a connection.
+        config: the run; `create` makes it.
+    """
+
+    def __init__(self, link: Link, config: RunConfig) -> None:
+        self.link = link
+        self.config = config
+        self.live: list[str] = []
+        self._chunk = 0
+
+    async def create(self, *consumers: str) -> None:
+        """Create the run and declare its consumers."""
+        await run.create(self.link, self.config)
+        for consumer in consumers:
+            await self.link.run("declare", self.config.name, consumer)
+
+    async def enqueue(self, rows: int) -> None:
+        """Write rows into the ledger, without content."""
+        self._chunk += 1
+        assert await self.link.run("enqueue", self.config.name, self._chunk, 1 << 60, *[b"task"] * rows) == rows
+
+    async def admit(self, most: int = ADMIT) -> int:
+        """Admit what credits allow, at most so many; they stand in `live`, in order."""
+        admitted, _ = await self.link.run("admit", most, INLINE, SKIP)
+        mailbox = keys.mailbox("agent")
+        for entry, fields in await self.link.send("XRANGE", mailbox, "-", "+"):
+            self.live.append(fields[1].decode())
+            await self.link.send("XDEL", mailbox, entry)
+        return admitted
+
+    async def end(self, *rollouts: str, status: str = "completed") -> None:
+        """End rollouts that are live, in one commit, in this order."""
+        commits: list[Any] = []
+        for rid in rollouts:
+            name, row, sample = rid.rsplit(".", 2)
+            header = msgspec.json.encode(finished(rid, status=status, group_id=f"{name}.{row}", sample=int(sample)))
+            for text in (b',"seq":0', b',"messages":[]', b',"calls":[]'):  # the script adds these
+                header = header.replace(text, b"")
+            final = [name, int(row), self.config.samples, status, header[:-1]]
+            commits.append([rid, 0, b"", b"", [], [], [], [], 0, final, 0])
+            self.live.remove(rid)
+        assert await self.link.run("commit", pack(commits)) == [1] * len(rollouts)
+
+    async def finish(self, count: int, *, close: bool = True) -> None:
+        """Enqueue that many rows, and end all rollouts in order."""
+        await self.enqueue(count)
+        while await self.admit():
+            await self.end(*self.live)
+        if close:
+            await run.close(self.link, self.config.name)
+
+
+def finished(rid: str, **fields: Any) -> dict[str, Any]:
+    """A finished rollout as it stands in results; `fields` replace its own."""
+    name, row, sample = rid.rsplit(".", 2)
+    record: dict[str, Any] = {
+        "rollout_id": rid,
+        "run": name,
+        "environment": "weather",
+        "agent": "tool",
+        "model": "scripted",
+        "task_id": row,
+        "group_id": f"{name}.{row}",
+        "sample": int(sample),
+        "status": "completed",
+        "stop": None,
+        "reward": 1.0,
+        "rewards": {},
+        "turns": 0,
+        "tool_calls": 0,
+        "usage": dict.fromkeys(("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens"), 0),
+        "error": None,
+        "task": {},
+        "metrics": {},
+        "started_at": 1.0,
+        "finished_at": 2.0,
+        "model_name": "scripted",
+        "seq": 0,
+        "messages": [],
+        "calls": [],
+    }
+    return record | fields
