@@ -92,6 +92,8 @@ class System:
         self._server = EmbeddedServer(folder / "server")
         self._mock: Child | None = None
         self._runs = 0
+        #: The run that is measured.
+        self.run = ""
         self.children: dict[str, list[Child]] = {}
         self.env: dict[str, str] = {}
 
@@ -196,6 +198,7 @@ class System:
             self.measure(warm_up, concurrency, environment=environment, turns=turns, warm_up=0)
         self._runs += 1
         load = Load(f"bench{self._runs}", count, concurrency, self.model, environment, turns)
+        self.run = load.run
         path = self.folder / f"{load.run}.jsonl"
         producer, sink = self._helper("produce", load, path), self._helper("sink", load, path)
         try:

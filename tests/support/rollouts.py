@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.support.redis_server import wait_until
 
 from gymq import keys, run, worker
 from gymq.actor import pack
@@ -24,6 +23,7 @@ from gymq.link import Link
 from gymq.produce import Produced, Producer
 from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
+from tests.support.redis_server import wait_until
 
 #: Seconds until a worker process stands in the registry; it takes 1 s on an idle machine.
 START_LIMIT = 30.0
@@ -236,11 +236,11 @@ class Pretender:
         """End rollouts that are live, in one commit, in this order."""
         commits: list[Any] = []
         for rid in rollouts:
-            name, row, sample = rid.rsplit(".", 2)
-            header = msgspec.json.encode(finished(rid, status=status, group_id=f"{name}.{row}", sample=int(sample)))
-            for text in (b',"seq":0', b',"messages":[]', b',"calls":[]'):  # the script adds these
-                header = header.replace(text, b"")
-            final = [name, int(row), self.config.samples, status, header[:-1]]
+            name, row, _ = rid.rsplit(".", 2)
+            record = finished(rid, status=status)
+            for field in ("seq", "messages", "calls"):  # the script adds these
+                del record[field]
+            final = [name, int(row), self.config.samples, status, msgspec.json.encode(record)[:-1]]
             commits.append([rid, 0, b"", b"", [], [], [], [], 0, final, 0])
             self.live.remove(rid)
         assert await self.link.run("commit", pack(commits)) == [1] * len(rollouts)

@@ -1,0 +1,55 @@
+# Everything runs in a virtual environment of this folder; PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Processes of one test run beside each other; more than two per core only wait for each other.
+JOBS ?= 2
+
+.PHONY: help demo test chaos conformance lint format types bench clean
+
+help:
+	@echo "make demo         install, then roll out 240 tasks of five environments on this machine"
+	@echo "make test         install, then run the whole suite"
+	@echo "make chaos        only the tests that kill processes"
+	@echo "make conformance  only the tests on other people's data"
+	@echo "make lint types   linter and format; type checker"
+	@echo "make bench        the benchmarks; results in bench/results.json"
+
+$(VENV)/user: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/user
+	$(BIN)/gymq run weather --data environments/demo.jsonl --model scripted --samples 4 --out out/demo.jsonl
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+chaos: $(VENV)/dev
+	$(BIN)/python -m pytest -m chaos
+
+conformance: $(VENV)/dev
+	$(BIN)/python -m pytest -n $(JOBS) -m conformance
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+bench: $(VENV)/dev
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

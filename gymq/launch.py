@@ -1,0 +1,86 @@
+"""What a whole run needs of other processes: its workers and its sink, as children for a `Supervisor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from gymq import worker
+from gymq.environment import EnvironmentSpec
+from gymq.run import RunConfig
+from gymq.settings import PREFIX, Settings
+from gymq.supervisor import ChildSpec
+
+#: The child whose good end is the run's end.
+SINK = "sink"
+
+#: Seconds that a worker may take to stop: calls in flight get 25 s to end, then it says goodbye.
+WORKER_GRACE = 40.0
+
+#: Exit codes of a sink after which starting it again is of no use: usage, bad data in the file, file in use.
+SINK_FATAL = frozenset({2, 3, 5})
+
+#: Exit codes of a worker after which starting it again is of no use: its options make no sense.
+WORKER_FATAL = frozenset({2})
+
+
+def children(
+    settings: Settings, config: RunConfig, model_options: dict[str, Any], environments: list[EnvironmentSpec], out: Path, logs: Path
+) -> list[ChildSpec]:
+    """The sink and one worker of each role; an executor only if something in the environments is isolated.
+
+    Args:
+        settings: where Redis is.
+        config: the run.
+        model_options: the options of the model's backend: `base_url`, `api`.
+        environments: the environments of the run's rows.
+        out: the file of finished rollouts.
+        logs: the folder of the children's logs.
+    """
+    options: dict[str, dict[str, Any]] = {
+        "agent": {},
+        "model": {"model": config.model, "concurrency": config.concurrency, **model_options},
+        "resource": {"environments": ",".join(spec.name for spec in environments)},
+    }
+    if any(needs_executor(spec) for spec in environments):
+        options["executor"] = {}
+    specs = [sink(settings, config.name, out, logs)]
+    for role, given in options.items():
+        argv, env = worker.command(settings, role, given, f"{role}-{config.name}")
+        specs.append(
+            ChildSpec(
+                name=role,
+                argv=tuple(argv),
+                env=env,
+                log=logs / f"{role}.log",
+                tier=1,
+                grace=WORKER_GRACE,
+                fatal=WORKER_FATAL,
+            )
+        )
+    return specs
+
+
+def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
+    """The JSONL sink, which ends when the run is over.
+
+    Args:
+        settings: where Redis is; stands in the environment, not in the arguments, for it may hold a password.
+        run: the run's name.
+        out: the file of finished rollouts.
+        logs: the folder of its log.
+    """
+    return ChildSpec(
+        name=SINK,
+        argv=(sys.executable, "-m", "gymq.cli", "sink", "jsonl", "--run", run, "--out", str(out)),
+        env={f"{PREFIX}REDIS_URL": settings.redis_url},
+        log=logs / f"{SINK}.log",
+        finishes=True,
+        fatal=SINK_FATAL,
+    )
+
+
+def needs_executor(spec: EnvironmentSpec) -> bool:
+    """Whether an environment has calls that must run in a process that can be killed."""
+    return any(hook.isolated for hook in (*spec.tools, spec.open, spec.respond, spec.verify, spec.close))
