@@ -57,7 +57,7 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
     if args.repeats < 1 or args.rollouts < 100:
         parser.error("at least 1 repeat and 100 rollouts")
-    console = Console(soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     plan = Plan(args.repeats, args.rollouts, lambda line: console.print(f"[dim]{line}"), args.profile)
     found: dict[str, Any] = {"machine": machine(), "command": ["python", "-m", "bench", *sys.argv[1:]]}
     found |= {"began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "load_before": os.getloadavg()[0]}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+from gymq_environments.weather.environment import Weather
 
 from gymq.environment import tool
 from gymq.message import Conversation, Function, Message, ToolCall
 from gymq.task import Task
-from gymq_environments.weather.environment import Weather
 
 #: Seconds that the slow tool takes.
 WAIT = 0.5

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from gymq_sinks.jsonl import JsonlSink
 
 from bench.rows import rows
 from gymq import registry
@@ -21,7 +22,6 @@ from gymq.produce import Producer
 from gymq.run import RunConfig, create
 from gymq.settings import Settings
 from gymq.sink import feed
-from gymq_sinks.jsonl import JsonlSink
 
 CONSUMER = "bench"
 

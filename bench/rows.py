@@ -37,10 +37,13 @@ def rows(count: int, turns: int) -> Iterator[tuple[str, dict[str, Any]]]:
             {"role": "developer", "content": _SYSTEM},
             {"role": "user", "content": f"what's it like in city{i}?"},
         ]
-        yield f"bench:{i}", {
-            "responses_create_params": {"input": opening, "tools": [_TOOL]},
-            **({} if turns == 2 else {"turns": turns, "city": f"city{i}"}),
-        }
+        yield (
+            f"bench:{i}",
+            {
+                "responses_create_params": {"input": opening, "tools": [_TOOL]},
+                **({} if turns == 2 else {"turns": turns, "city": f"city{i}"}),
+            },
+        )
 
 
 class _Call(msgspec.Struct):

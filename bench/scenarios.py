@@ -85,11 +85,7 @@ def throughput(plan: Plan, which: list[str]) -> dict[str, Any]:
     found["calibration"] = {mode: _medians(runs[mode]) for mode in MODES}
     for name in which:
         found[name]["ratio"] = {
-            mode: {
-                key: found[name][key] / found["calibration"][mode][key]
-                for key in ("rate", "cpu")
-            }
-            for mode in MODES
+            mode: {key: found[name][key] / found["calibration"][mode][key] for key in ("rate", "cpu")} for mode in MODES
         }
     return found
 

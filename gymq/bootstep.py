@@ -7,10 +7,13 @@ warm shutdown begins. A second SIGTERM, or SIGINT, stops the actor. If it dies u
 
 from __future__ import annotations
 
+# Celery and kombu have no stubs.
+# pyright: reportMissingTypeStubs=false
 import asyncio
 import contextlib
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -18,7 +21,7 @@ import traceback
 from typing import Any, NoReturn
 
 import click
-from celery import bootsteps, platforms
+from celery import bootsteps
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
@@ -71,6 +74,10 @@ def die(reason: str, code: int = EX_FAILURE) -> NoReturn:
     os._exit(code)
 
 
+#: Celery's base of steps, seen as untyped.
+_Step: Any = bootsteps.StartStopStep
+
+
 class Host:
     """One actor, the thread it lives in, and the thread that sees to its end.
 
@@ -104,7 +111,7 @@ class Host:
 
     def on_signal(self, number: int, _frame: Any) -> None:
         """Handle SIGTERM and SIGINT."""
-        self._told.put(_TERM if number == platforms.signals.signum("TERM") else _INT)
+        self._told.put(_TERM if number == signal.SIGTERM else _INT)
 
     def _live(self) -> None:
         try:
@@ -155,7 +162,7 @@ class Host:
             die(f"{type(self.role).__name__}.{what.__name__}: {type(error).__name__}: {error}")
 
 
-class ActorStep(bootsteps.StartStopStep):
+class ActorStep(_Step):
     """The step of the worker that hosts the actor of `--role`.
 
     Args:
@@ -169,8 +176,7 @@ class ActorStep(bootsteps.StartStopStep):
 
     requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
 
-    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
+    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: Any) -> None:
         if role not in QUEUES:
             what = "no --role given" if role is None else f"unknown role {role!r}"
             raise click.UsageError(f"{what}; say --role {', '.join(QUEUES)}")
@@ -206,8 +212,8 @@ class ActorStep(bootsteps.StartStopStep):
         """Start the actor, and take the signals over from Celery, which installed its handlers just before."""
         assert self._host is not None
         self._host.start()
-        platforms.signals["TERM"] = self._host.on_signal
-        platforms.signals["INT"] = self._host.on_signal
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._host.on_signal)
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
         """Send the actor's events from Celery's main thread; Celery calls this on every connection."""
@@ -252,7 +258,7 @@ class ActorStep(bootsteps.StartStopStep):
             state.should_stop = EX_OK
 
 
-class OutageStep(bootsteps.StartStopStep):
+class OutageStep(_Step):
     """The step that keeps kombu from giving back messages when the connection breaks.
 
     Their tasks are still here and run on, so they would run twice; and what kombu cannot give back it would dump, as

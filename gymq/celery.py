@@ -7,6 +7,8 @@ executors read it; workers of the other roles read no queue of Celery's, their m
 
 from __future__ import annotations
 
+# Celery and kombu have no stubs.
+# pyright: reportMissingTypeStubs=false
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 

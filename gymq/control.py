@@ -6,15 +6,20 @@ and then wake those who hear it; the others see it when they look.
 
 from __future__ import annotations
 
+# Celery and kombu have no stubs.
+# pyright: reportMissingTypeStubs=false
 from typing import Any
 
 import redis
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_OK
-from celery.worker.control import control_command, inspect_command, nok, ok
+from celery.worker import control
 
 from gymq import keys
 from gymq.settings import Settings
+
+#: Celery's registry of commands, seen as untyped.
+_control: Any = control
 
 #: Seconds that a command may wait for Redis: it holds up the worker's heartbeats.
 REDIS_TIMEOUT = 2.0
@@ -45,7 +50,7 @@ def drain(state: Any, **_: Any) -> dict[str, Any]:
     if host is None:
         raise WorkerShutdown(EX_OK)
     host.drain()
-    return ok("draining")
+    return _control.ok("draining")
 
 
 def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, Any]:
@@ -55,9 +60,9 @@ def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, Any]:
 
 def install() -> None:
     """Register the commands; `stats` and `shutdown` replace Celery's own."""
-    inspect_command(alias="dump_stats")(stats)
+    _control.inspect_command(alias="dump_stats")(stats)
     for command in (pause, resume, drain, shutdown):
-        control_command()(command)
+        _control.control_command()(command)
 
 
 def _host(state: Any) -> Any:
@@ -66,16 +71,17 @@ def _host(state: Any) -> Any:
 
 def _want(state: Any, paused: bool) -> dict[str, Any]:
     try:
-        with redis.Redis.from_url(
-            Settings.from_environment().redis_url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT
-        ) as client:
+        # Its keyword arguments have no types.
+        connect: Any = redis.Redis.from_url  # pyright: ignore[reportUnknownMemberType]
+        url = Settings.from_environment().redis_url
+        with connect(url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT) as client:
             if paused:
                 client.set(keys.PAUSED, "1")
             else:
                 client.delete(keys.PAUSED)
     except redis.RedisError as error:
-        return nok(f"Redis cannot be reached: {error}")
+        return _control.nok(f"Redis cannot be reached: {error}")
     host = _host(state)
     if host is not None:
         host.role.wake()
-    return ok("paused" if paused else "resumed")
+    return _control.ok("paused" if paused else "resumed")

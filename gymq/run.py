@@ -146,6 +146,35 @@ async def close(link: Link, name: str) -> None:
         raise RunClosed(f"run {name!r} was cancelled or removed")
 
 
+async def reopen(link: Link, name: str) -> None:
+    """Let a closed run take rows again.
+
+    Raises:
+        RunClosed: it was cancelled, or is done.
+    """
+    if not await link.run("reopen", name):
+        raise RunClosed(f"run {name!r} was cancelled, removed, or is done")
+
+
+async def drop_consumer(link: Link, name: str, consumer: str, ttl: int) -> None:
+    """Forget a consumer: nothing waits for it any more.
+
+    Args:
+        link: a connection.
+        name: the run's name.
+        consumer: the consumer's name.
+        ttl: seconds for which the run is kept if it is done by this.
+
+    Raises:
+        UnknownName: there is no such run or consumer.
+    """
+    others = (await status(link, name)).unread.keys() - {consumer}
+    if not await link.run("drop", name, consumer):
+        raise UnknownName(f"run {name!r} has no consumer {consumer!r}; it has {', '.join(sorted(others)) or 'none'}")
+    for other in sorted(others)[:1]:
+        await link.run("ack", name, other, ttl)  # trims, and sees whether the run is done now
+
+
 async def cancel(link: Link, name: str) -> int:
     """Stop admitting and end what is in flight.
 

@@ -6,10 +6,12 @@ elsewhere accepts pickle.
 
 from __future__ import annotations
 
+# Celery and kombu have no stubs.
+# pyright: reportMissingTypeStubs=false
 from typing import Any
 
 import msgspec
-from kombu.serialization import register as kombu_register
+from kombu import serialization
 
 #: The name under which kombu knows it.
 NAME = "msgspec"
@@ -41,7 +43,8 @@ def loads(data: str | bytes) -> Any:
 
 def register() -> None:
     """Tell kombu of the serializer; may be called twice."""
-    kombu_register(NAME, dumps, loads, content_type=CONTENT_TYPE, content_encoding="utf-8")
+    kombu: Any = serialization
+    kombu.register(NAME, dumps, loads, content_type=CONTENT_TYPE, content_encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

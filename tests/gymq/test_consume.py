@@ -14,7 +14,18 @@ from gymq.consume import Results, consume
 from gymq.errors import UnknownName, UsageError
 from gymq.run import RunConfig, cancel, close
 from tests.support.redis_server import wait_until
-from tests.support.rollouts import Pretender, Workers, ask, linked, produce, run_tasks, status, wait_for_state, weather
+from tests.support.rollouts import (
+    Pretender,
+    Workers,
+    ask,
+    linked,
+    produce,
+    run_tasks,
+    status,
+    wait_for_state,
+    weather,
+    with_link,
+)
 
 #: A process that takes some rollouts, acknowledges a few and is gone; prints the ids.
 TAKER = """
@@ -109,12 +120,10 @@ def test_a_trainer_streams_groups_of_real_rollouts(spawn, settings, tmp_path, no
 
 def test_a_cancelled_run_ends_the_iteration_and_flags_groups_that_are_incomplete(spawn, settings, tmp_path, no_leaks):
     # Given a run of two samples a task of which three rollouts fit at once, and a model that takes its time
-    workers = Workers(spawn, settings, tmp_path).start_all(latency=60)
+    workers = Workers(spawn, settings, tmp_path).start_all(latency=3)
     produce(settings, config(samples=2, concurrency=3), weather(4), consumers=["trainer"])
     wait_until(lambda: status(settings, "r").live == 3)
     # When it is cancelled
-    from tests.support.rollouts import with_link
-
     with_link(settings, lambda link: cancel(link, "r"))
     results = consume("r", "trainer", "group", settings)
     groups = list(results)
@@ -126,8 +135,7 @@ def test_a_cancelled_run_ends_the_iteration_and_flags_groups_that_are_incomplete
     results.ack(*groups)
     results.close()
     wait_for_state(settings, "r", "done")
-    for process in workers.processes.values():
-        process.kill()
+    workers.stop()
 
 
 def test_what_a_dead_process_did_not_acknowledge_comes_back_in_a_new_one(spawn, settings, tmp_path, no_leaks):
@@ -283,9 +291,7 @@ async def test_every_key_of_a_done_run_has_a_ttl(run, settings, no_leaks):
     assert await drain(settings, "later") == []
 
 
-async def test_a_run_that_is_closed_after_everything_was_acknowledged_is_done_at_the_end_of_the_iteration(
-    run, settings, no_leaks
-):
+async def test_a_run_that_is_closed_after_all_was_acknowledged_is_done_when_the_iteration_ends(run, settings, no_leaks):
     await run.finish(3, close=False)
     draining = asyncio.create_task(drain(settings))
     while await length(run):
@@ -345,6 +351,6 @@ def test_records_are_json_objects(spawn, settings, tmp_path):
     run_tasks(settings, config(), weather(1))
     (entry,) = ask(settings, "XRANGE", keys.results("r"), "-", "+")
     record = json.loads(entry[1][5])
-    assert list(record)[0] == "rollout_id"
+    assert next(iter(record)) == "rollout_id"
     assert [call["kind"] for call in record["calls"]] == ["generate", "tool", "generate", "verify"]
     workers.stop()

@@ -13,14 +13,16 @@ from typing import Any
 
 import redis
 from celery import bootsteps, signals
-from gymq_workers.executor import processes
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from gymq import keys
 from gymq.bootstep import EXECUTOR
 from gymq.call import Call, Reply
+from gymq.reply import send_sync
 from gymq.settings import Settings
+
+from . import processes
 
 #: Seconds that a command may wait for Redis: the parent's loop stands still meanwhile.
 REDIS_TIMEOUT = 2.0
@@ -99,7 +101,7 @@ class Parent:
         while self._undelivered:
             call, reply = self._undelivered[0]
             try:
-                send(self.settings, self._client, call, reply)
+                send(self._client, call, reply)
             except Exception as error:
                 print(f"gymq: executor: reply to {call.id} not delivered yet: {error}", file=sys.stderr)
                 return
@@ -123,18 +125,15 @@ class Parent:
             processes.kill_children(spare={worker.pid for worker in workers})
 
 
-def send(settings: Settings, client: redis.Redis, call: Call, reply: Reply) -> None:
+def send(client: redis.Redis, call: Call, reply: Reply) -> None:
     """Send a reply and forget that the call was started.
 
     Args:
-        settings: where Redis is.
         client: a connection.
         call: the call.
         reply: its reply.
     """
-    from gymq.reply import send_sync  # pyright: ignore[reportMissingImports]
-
-    send_sync(settings, call, reply)
+    send_sync(client, call, reply)
     client.hdel(STARTED, call.id)
 
 

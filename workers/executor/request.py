@@ -10,11 +10,12 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
-from gymq_workers.executor import processes
-from gymq_workers.executor.parent import current
 
 from gymq.call import Call, Reply, decode_call
 from gymq.errors import Fault
+
+from . import processes
+from .parent import current
 
 #: What WorkerLostError says around the cause of a death.
 _BEFORE, _AFTER = "Worker exited prematurely: ", " Job: "

@@ -9,10 +9,6 @@ import time
 
 import redis
 from billiard.common import terminate_handler_fired
-from gymq_workers.executor import processes
-from gymq_workers.executor.parent import STARTED, ExecutorStep, connect, current, send
-from gymq_workers.executor.request import read
-from gymq_workers.resource.invoke import invoke
 
 from gymq import keys
 from gymq.call import Call, Reply, encode
@@ -21,6 +17,11 @@ from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError
 from gymq.message import Conversation
 from gymq.task import decode_task
+
+from ..resource.invoke import invoke
+from . import processes
+from .parent import STARTED, ExecutorStep, connect, current, send
+from .request import read
 
 #: Tries to deliver a reply, one a second; then the child fails and its parent answers. An outage is shorter or longer.
 TRIES = 10
@@ -119,7 +120,7 @@ def _claim(client: redis.Redis, call: Call) -> bool:
 def _deliver(client: redis.Redis, call: Call, reply: Reply) -> None:
     for left in reversed(range(TRIES)):
         try:
-            return send(current().settings, client, call, reply)
+            return send(client, call, reply)
         except (redis.RedisError, OSError):
             if not left:
                 raise

@@ -1,0 +1,161 @@
+"""What Redis says of everything: the runs, the workers that are alive, the mail that waits, and what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from gymq import keys, run
+from gymq.environment import EnvironmentSpec
+from gymq.errors import UnknownName
+from gymq.launch import needs_executor
+from gymq.link import Link
+from gymq.run import RunStatus
+
+#: Keys that one SCAN looks at: a millisecond of the server's time.
+_SCAN = 5000
+
+#: States in which nothing more will happen.
+_OVER = ("done", "cancelled")
+
+
+class Mailbox(msgspec.Struct):
+    """A mailbox.
+
+    Args:
+        name: `agent`, `model:SPEC` or `resource:ENVIRONMENT`.
+        waiting: messages that no worker has taken.
+        taken: messages that workers are busy with.
+        workers: workers alive that read it.
+    """
+
+    name: str
+    waiting: int
+    taken: int
+    workers: int
+
+
+class Overview(msgspec.Struct):
+    """The whole picture.
+
+    Args:
+        runs: oldest first.
+        workers: workers alive, by role.
+        mailboxes: by name.
+        paused: no rollouts are admitted.
+        warnings: one line each.
+    """
+
+    runs: list[RunStatus]
+    workers: dict[str, int]
+    mailboxes: list[Mailbox]
+    paused: bool
+    warnings: list[str]
+
+
+async def overview(link: Link, name: str | None = None) -> Overview:
+    """Look at everything.
+
+    Args:
+        link: a connection.
+        name: only this run; None: all runs that Redis still has.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    runs = await _runs(link, name)
+    workers, readers = await _workers(link)
+    needs: dict[str, list[str]] = {}
+    for one in runs:
+        if one.state not in _OVER and not (one.state == "closed" and one.ended == one.total):
+            for need in await _needs(link, one):
+                needs.setdefault(need, []).append(one.config.name)
+    boxes = [await _mailbox(link, box, readers[box]) for box in sorted({*readers, *(needs.keys() - {"executor"})})]
+    warnings = [
+        f"nobody serves {need}, which {', '.join(waiting)} needs; start {_how(need)}"
+        for need, waiting in sorted(needs.items())
+        if not (workers.get("executor") if need == "executor" else readers[need])
+    ]
+    paused = bool(await link.send("EXISTS", keys.PAUSED))
+    if paused:
+        warnings.append("admission is paused; `gymq control resume` ends that")
+    return Overview(runs, workers, boxes, paused, warnings)
+
+
+async def _runs(link: Link, name: str | None) -> list[RunStatus]:
+    if name is not None:
+        return [await run.status(link, name)]
+    # Not keys.RUNS: runs that are done are no longer there, but stay readable until they lapse.
+    prefix = keys.run("")
+    found: list[RunStatus] = []
+    for key in await _scan(link, f"{prefix}*"):
+        try:
+            found.append(await run.status(link, key.removeprefix(prefix)))
+        except UnknownName:  # it lapsed or was removed meanwhile
+            continue
+    return sorted(found, key=lambda one: (one.config.created, one.config.name))
+
+
+async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
+    """The workers alive by role, and how many of them read each mailbox."""
+    flat = await link.send("HGETALL", keys.WORKERS)
+    infos = {worker.decode(): info for worker, info in zip(flat[::2], flat[1::2], strict=True)}
+    signs = await link.send("MGET", *[keys.alive(worker) for worker in infos]) if infos else []
+    roles: Counter[str] = Counter()
+    readers: Counter[str] = Counter()
+    for (_, info), sign in zip(infos.items(), signs, strict=True):
+        if sign is not None and info.startswith(b"{"):
+            told: dict[str, Any] = msgspec.json.decode(info)
+            roles[told["role"]] += 1
+            readers.update(told["mailboxes"])
+    # Executors hold no mail, so they stand in no registry.
+    executors = len(await _scan(link, keys.alive("executor-*")))
+    if executors:
+        roles["executor"] = executors
+    return dict(sorted(roles.items())), readers
+
+
+async def _needs(link: Link, one: RunStatus) -> list[str]:
+    """The mailboxes, and perhaps `executor`, without which a run stands still."""
+    needs = ["agent", f"model:{one.config.model}"]
+    fields = await link.send("HGETALL", keys.run(one.config.name))
+    for field, value in zip(fields[::2], fields[1::2], strict=True):
+        if field.startswith(b"spec:"):
+            spec = msgspec.json.decode(value, type=EnvironmentSpec)
+            needs.append(f"resource:{spec.name}")
+            if needs_executor(spec) and "executor" not in needs:
+                needs.append("executor")
+    return needs
+
+
+async def _mailbox(link: Link, name: str, workers: int) -> Mailbox:
+    length = taken = 0
+    for stream in (keys.mailbox(name), keys.retry(name)):
+        if await link.send("EXISTS", stream):
+            length += await link.send("XLEN", stream)
+            taken += (await link.send("XPENDING", stream, keys.GROUP))[0]
+    return Mailbox(name, max(length - taken, 0), taken, workers)
+
+
+def _how(need: str) -> str:
+    """The command that starts who serves something."""
+    role, _, which = need.partition(":")
+    option = {"model": f" --model {which}", "resource": f" --environments {which}"}.get(role, "")
+    return f"`gymq worker {role}{option}`"
+
+
+async def _scan(link: Link, pattern: str) -> list[str]:
+    found: set[str] = set()
+    cursor: Any = 0
+    while True:
+        cursor, some = await link.send("SCAN", cursor, "MATCH", _literal(pattern), "COUNT", _SCAN)
+        found.update(key.decode() for key in some)
+        if int(cursor) == 0:
+            return sorted(found)
+
+
+def _literal(pattern: str) -> str:
+    """A pattern whose only special character is `*`."""
+    return "".join(f"\\{char}" if char in "[]?^\\" else char for char in pattern)
