@@ -72,7 +72,7 @@ def produce(load: Load, settings: Settings) -> None:
     registry.points(registry.ENVIRONMENTS)
     app.finalize()
     _wait()
-    produced = asyncio.run(Producer(settings, load.config(), "bench").run(rows(load.count, load.turns)))
+    produced = asyncio.run(Producer(settings, load.config(), "bench").run(rows(load.count, load.turns, load.environment)))
     if produced.rows != load.count or produced.bad:
         sys.exit(f"bench: produced {produced}")
 

@@ -25,25 +25,23 @@ _TOOL = {
 }
 
 
-def rows(count: int, turns: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(count: int, turns: int, environment: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Distinct tasks in NeMo Gym's format, as in its `example_single_tool_call`.
 
     Args:
         count: how many.
-        turns: what the rows of `bench_turns` say; other environments do not look.
+        turns: model calls of each.
+        environment: `bench_turns` needs two fields more.
     """
     for i in range(count):
         opening = [
             {"role": "developer", "content": _SYSTEM},
             {"role": "user", "content": f"what's it like in city{i}?"},
         ]
-        yield (
-            f"bench:{i}",
-            {
-                "responses_create_params": {"input": opening, "tools": [_TOOL]},
-                **({} if turns == 2 else {"turns": turns, "city": f"city{i}"}),
-            },
-        )
+        row: dict[str, Any] = {"responses_create_params": {"input": opening, "tools": [_TOOL]}}
+        if environment == "bench_turns":
+            row |= {"turns": turns, "city": f"city{i}"}
+        yield f"bench:{i}", row
 
 
 class _Call(msgspec.Struct):
@@ -144,9 +142,9 @@ def _check_one(rollout: _Rollout, run: str, turns: int) -> int:
     roles = ["developer", "user"] + ["assistant", "tool"] * (turns - 1) + ["assistant"]
     for what, found, wanted in (
         ("run", rollout.run, run),
+        ("error", rollout.error, None),
         ("status", rollout.status, "completed"),
         ("reward", rollout.reward, 1.0),
-        ("error", rollout.error, None),
         ("turns", rollout.turns, turns),
         ("tool_calls", rollout.tool_calls, turns - 1),
         ("roles", [message.role for message in messages], roles),

@@ -302,7 +302,7 @@ async def test_a_run_that_is_closed_after_all_was_acknowledged_is_done_when_the_
     assert await state(run) == "done"
 
 
-async def test_a_consumer_lives_through_an_outage(redis_server, run, settings):
+async def test_a_consumer_lives_through_a_restart_of_the_server(redis_server, run, settings):
     # Given a consumer that has taken two of four
     await run.finish(4, close=False)
     results = Results("r", "trainer", settings=settings)

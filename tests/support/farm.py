@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from gymq import keys, worker
@@ -42,9 +43,10 @@ class Farm:
         self.folder = tmp_path
         self.started = 0
 
-    def start(self, role: str, **options) -> subprocess.Popen:
+    def start(self, role: str, processes: int = 2, **options) -> subprocess.Popen:
+        """Start a worker of a role."""
         self.started += 1
-        argv, environment = worker.command(self.settings, role, options, f"{role}{self.started}")
+        argv, environment = worker.command(self.settings, role, options, f"{role}{self.started}", processes=processes)
         return self._spawn(argv, environment, role)
 
     def sink(self, run: str, out: Path) -> subprocess.Popen:
@@ -78,6 +80,13 @@ class Farm:
                     for stream in (keys.mailbox(box), keys.retry(box)):
                         held += len(self.ask("XPENDING", stream, keys.GROUP, "-", "+", 1000, name))
         return held
+
+    def kill_group(self, process: subprocess.Popen) -> None:
+        """kill -9 a process and its children."""
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
 
     def kill_holding(self, process: subprocess.Popen) -> int:
         """kill -9 a worker at a moment when it holds calls."""

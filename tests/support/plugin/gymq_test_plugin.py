@@ -98,6 +98,12 @@ class Hostile(Environment):
         """Say which process this is."""
         return str(os.getpid())
 
+    @tool(isolated=True, timeout=30)
+    def nap(self) -> str:
+        """Rest for two seconds."""
+        time.sleep(2)
+        return "rested"
+
     @hook(isolated=True, timeout=2)
     def verify(self, task) -> float:
         while task.get("spin"):

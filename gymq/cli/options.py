@@ -1,0 +1,77 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gymq.errors import ServerUnreachable, UsageError
+from gymq.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def server_options(command: F) -> F:
+    """Give a command `--redis` and `--of`, which say where the server is; `find_server` reads them."""
+    redis = click.option(
+        "--redis",
+        metavar="URL",
+        envvar="GYMQ_REDIS_URL",
+        show_envvar=True,
+        help="Server, redis://[:password@]host:port/db.  [default: redis://127.0.0.1:6379/0]",
+    )
+    of = click.option("--of", metavar="OUT", help="The server of a `gymq run ... --out OUT` that is running on this machine.")
+    return redis(of(command))
+
+
+def find_server(redis: str | None, of: str | None) -> Settings:
+    """Turn `--redis` and `--of` into settings.
+
+    Raises:
+        UsageError: a setting makes no sense.
+        ServerUnreachable: no such `gymq run` is running.
+    """
+    if of is not None:
+        from gymq.cli.place import Place
+        from gymq.embedded import running_url
+
+        redis = running_url(Place(Path(of)).server)
+        if redis is None:
+            raise ServerUnreachable(f"no `gymq run` with --out {of} is running; start it, or use --redis")
+    return Settings.from_environment(redis_url=redis)
+
+
+def task_options(command: F) -> F:
+    """Give a command the options that say what is rolled out, and how; `RunOptions` and `gymq.cli.request` read them."""
+    positive = click.IntRange(min=1)
+    given = [
+        click.option("--data", metavar="ROWS", help="Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE."),
+        click.option("--model", metavar="SPEC", help="openai:NAME, replay:FILE or scripted."),
+        click.option("--samples", type=positive, metavar="N", help="Rollouts of each task.  [default: 1]"),
+        click.option("--limit", type=positive, metavar="N", help="Take only the first N rows; may be raised later."),
+        click.option("--concurrency", type=positive, metavar="N", help="Rollouts in flight at once.  [default: 256]"),
+        click.option("--max-turns", type=positive, metavar="N", help="Answers of the model per rollout.  [default: 30]"),
+        click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature."),
+        click.option("--max-tokens", type=positive, metavar="N", help="Tokens of one answer at most."),
+        click.option("--agent", metavar="NAME", help="Which agent decides.  [default: tool]"),
+        click.option("--prompt-config", metavar="P.yaml", help="Words the prompt from the rows' fields: user: and perhaps system:."),
+        click.option("--config", metavar="RUN.yaml", help="Any of these options by name, and sampling:; the command line wins."),
+    ]
+    for option in reversed(given):
+        command = option(command)
+    return command
+
+
+def parse_pairs(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Read `KEY=VALUE` pairs.
+
+    Raises:
+        UsageError: a pair has no `=`.
+    """
+    for pair in pairs:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise UsageError(f"--option {pair!r}: write KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,0 +1,54 @@
+"""The summary of a file of finished rollouts as a table."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from gymq.summary import SUCCESS, Report, Summary, ks
+
+
+def show(report: Report, run: str, samples: int) -> None:
+    """Print the summary on stdout.
+
+    Args:
+        report: the summary.
+        run: the run's name.
+        samples: rollouts of each task.
+    """
+    model = ", ".join(sorted(report.models)) or "none"
+    scripted = " (a policy in code played the model: these are no results of a model)" if report.scripted else ""
+    console = Console(highlight=False)
+    console.print(f"\nrun {run}, model {model}{scripted}", markup=False, soft_wrap=True)
+    columns = dict(report.environments) if len(report.environments) > 1 else {}
+    columns = {**columns, "all": report.total} if columns else {next(iter(report.environments), "all"): report.total}
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, cells in _lines(list(columns.values()), samples):
+        table.add_row(label, *cells)
+    console.print(table, soft_wrap=len(columns) > 3)
+    unscored = report.total.rollouts - report.total.scored
+    note = f"pass@k: unbiased estimate over tasks with k scored rollouts; success is a reward of {SUCCESS:g} or more"
+    console.print(note + (f"; {unscored} rollouts have no reward and count in no mean." if unscored else "."), soft_wrap=True)
+
+
+def _lines(columns: list[Summary], samples: int) -> list[tuple[str, list[str]]]:
+    lines = [
+        ("rollouts", [f"{s.rollouts}" for s in columns]),
+        ("mean reward", [_number(s.mean_reward) for s in columns]),
+        *[(f"pass@{k}", [_number(s.pass_at(k)) for s in columns]) for k in ks(samples)],
+        ("mean turns", [f"{s.mean_turns:.2f}" for s in columns]),
+        ("tokens in / out", [f"{s.input_tokens} / {s.output_tokens}" for s in columns]),
+        ("rollouts/s", [_number(s.rate, ".1f") for s in columns]),
+    ]
+    for status in sorted({status for s in columns for status in s.by_status}):
+        lines.append((status, [f"{s.by_status[status]}" for s in columns]))
+    for kind in sorted({kind for s in columns for kind in s.failures}):
+        lines.append((f"  failed: {kind}", [f"{s.failures[kind]}" for s in columns]))
+    return lines
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else f"{value:{form}}"

@@ -1,0 +1,193 @@
+"""What a person asks for with `gymq run` and `gymq produce`: options from the command line and from a file, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gymq import registry
+from gymq.errors import DataError, UsageError
+from gymq.prompt import PromptConfig
+from gymq.responses import check_sampling
+from gymq.run import RunConfig
+from gymq.source import fingerprint
+
+#: Characters of an environment's name that its runs' names begin with.
+_NAME = 60
+
+
+class Request(BaseModel):
+    """The options by name, as `--config` has them; `docs/cli.md` tells each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    data: str
+    model: str
+    out: str | None = None
+    run: str | None = None
+    base_url: str | None = None
+    api: Literal["chat", "responses"] | None = None
+    samples: int = Field(1, ge=1)
+    limit: int | None = Field(None, ge=1)
+    concurrency: int = Field(256, ge=1)
+    max_turns: int = Field(30, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=1)
+    agent: str = "tool"
+    redis: str | None = None
+    prompt_config: str | None = None
+    sampling: dict[str, Any] = {}
+
+    @property
+    def prompt(self) -> PromptConfig | None:
+        """The prompt file, read.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        return None if self.prompt_config is None else PromptConfig.load(self.prompt_config)
+
+    @property
+    def backend_options(self) -> dict[str, Any]:
+        """What the model's backend is told besides its name."""
+        return {"base_url": self.base_url, "api": self.api}
+
+    @property
+    def all_sampling(self) -> dict[str, Any]:
+        """The sampling parameters: the file's, then those that have options of their own.
+
+        Raises:
+            UsageError: one is not a run's to set.
+        """
+        given = {**self.sampling, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        given = {name: self.sampling.get(name) if value is None else value for name, value in given.items()}
+        try:
+            return check_sampling(given, "sampling")
+        except DataError as error:
+            raise UsageError(str(error)) from None
+
+    def config(self, environment: str, name: str) -> RunConfig:
+        """The run's record.
+
+        Args:
+            environment: of rows that name none.
+            name: the run's name.
+        """
+        return RunConfig(
+            name=name,
+            environment=environment,
+            agent=self.agent,
+            model=self.model,
+            samples=self.samples,
+            max_turns=self.max_turns,
+            concurrency=self.concurrency,
+            sampling=self.all_sampling,
+            created=time.time(),
+        )
+
+    def identity(self, environment: str) -> dict[str, Any]:
+        """What makes two runs the same one: all that a rollout's outcome depends on.
+
+        Args:
+            environment: of rows that name none.
+        """
+        prompt = self.prompt
+        return {
+            "environment": environment,
+            "data": fingerprint(self.data),
+            "model": self.model,
+            "base_url": self.base_url,
+            "api": self.api,
+            "agent": self.agent,
+            "samples": self.samples,
+            "max_turns": self.max_turns,
+            "sampling": self.all_sampling,
+            "prompt": None if prompt is None else msgspec.to_builtins(prompt),
+        }
+
+
+def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
+    """Join the command line with the file that `--config` names.
+
+    Args:
+        given: the options of the command line, None where not given.
+        needed: options that must be there.
+
+    Raises:
+        UsageError: the file cannot be read, or an option is missing, unknown or wrong.
+    """
+    path = given.pop("config", None)
+    stated = {name: value for name, value in given.items() if value is not None}
+    merged = {**(_load(path) if path else {}), **stated}
+    missing = [f"--{name}" for name in needed if merged.get(name) is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} missing; see --help for an example")
+    try:
+        return Request.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        where = f"--{name.replace('_', '-')}" if name in stated else f"{path}: {name}"
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"{path}: unknown option {name!r}; known: {', '.join(Request.model_fields)}") from None
+        raise UsageError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(path).read_text("utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}; name a --config file that can be read") from None
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: is no list of options; write lines such as samples: 4")
+    return {str(name).replace("-", "_"): value for name, value in found.items()}  # type: ignore[reportUnknownVariableType]
+
+
+def check_names(environment: str, request: Request) -> None:
+    """See at once whether what is named exists, and whether the model's backend takes its options.
+
+    Args:
+        environment: of rows that name none.
+        request: the options.
+
+    Raises:
+        UnknownName, UsageError: something does not exist or makes no sense.
+    """
+    registry.environment(environment)
+    registry.agent(request.agent)
+    make_backend(request.model, request.backend_options)
+
+
+def make_backend(spec: str, options: dict[str, Any]) -> Any:
+    """Make a model's backend, without starting it, to see whether it takes its options.
+
+    Args:
+        spec: the model's SPEC.
+        options: the backend's options.
+
+    Raises:
+        UnknownName, UsageError: there is no such backend, or its options make no sense.
+    """
+    name, _, model = spec.partition(":")
+    return registry.load(registry.BACKENDS, name)(model, options)
+
+
+def run_name(identity: dict[str, Any]) -> str:
+    """The name of the run that is defined by something: the same for the same.
+
+    Args:
+        identity: what defines it.
+    """
+    digest = hashlib.blake2b(msgspec.json.encode(identity, order="sorted"), digest_size=5).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', identity['environment'])[:_NAME].lstrip('-_') or 'run'}-{digest}"
