@@ -72,9 +72,9 @@ def _host(state: Any) -> Any:
 def _want(state: Any, paused: bool) -> dict[str, Any]:
     try:
         # Its keyword arguments have no types.
-        connect: Any = redis.Redis.from_url  # pyright: ignore[reportUnknownMemberType]
+        server: Any = redis.Redis
         url = Settings.from_environment().redis_url
-        with connect(url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT) as client:
+        with server.from_url(url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT) as client:
             if paused:
                 client.set(keys.PAUSED, "1")
             else:

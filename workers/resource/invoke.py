@@ -21,7 +21,7 @@ import msgspec
 from gymq import registry
 from gymq.call import Call, Opened, Responded, Scored, ToolResult, encode
 from gymq.environment import Environment, Opening, Response, Score
-from gymq.errors import CallError, FaultKind, GymqError, ToolError
+from gymq.errors import CallError, FaultKind, GymqError, TaskError, ToolError
 from gymq.message import Conversation, Message, encode_message
 from gymq.task import Task
 from gymq.tool import wanted
@@ -155,6 +155,8 @@ class _Run:
             return await result if inspect.isawaitable(result) else result
         except (ToolError, CallError):
             raise
+        except TaskError as error:
+            raise CallError("task", self.said(error)) from error
         except MemoryError as error:
             raise CallError("memory", self.said(error)) from error
         except Exception as error:

@@ -1,0 +1,111 @@
+"""`gymq run`: everything in one command."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gymq.cli import EXIT_CODES
+from gymq.cli.options import task_options
+from gymq.errors import DataError
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("env", metavar="ENV")
+@task_options
+@click.option("--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server.  [default: OpenAI's]")
+@click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
+@click.option("--redis", metavar="URL", help="Use this server.  [default: a server of the run's own, beside OUT]")
+@click.option("--out", metavar="ROLLOUTS.jsonl", help="The file of finished rollouts.")
+def run(env: str, **given: Any) -> int:
+    """Roll out tasks in environment ENV: everything in one command.
+
+    It starts a server (unless --redis), one worker of each role and the sink, enqueues the rows, shows how it goes and
+    prints a summary. Finished rollouts are appended to OUT as they end; the last line printed is its path.
+
+    The same command with the same --out continues a run that was stopped, or died; what OUT holds is not done again.
+    --limit and --concurrency may differ then. A file of an other run is refused. Beside OUT lies the folder OUT.gymq until
+    the run is finished.
+
+    \b
+    Examples:
+      gymq run weather --data rows.jsonl --model scripted --out rollouts.jsonl
+      gymq run multiple_choice --data mcqa.jsonl --model openai:gpt-4.1-mini --samples 8 --temperature 1 --out out/mcqa.jsonl
+      gymq run reasoning_gym --data 'reasoning_gym:chain_sum?size=500' --model openai:qwen \\
+          --base-url http://127.0.0.1:8000/v1 --concurrency 512 --out out/sums.jsonl
+      gymq run weather --config run.yaml --limit 20 --out try.jsonl
+    """
+    from gymq.cli.place import Place
+    from gymq.cli.request import check_names, read_request, run_name
+    from gymq.cli.session import Session, terminate
+    from gymq.cli.survey import check_kept, survey
+
+    signal.signal(signal.SIGTERM, terminate)
+    request = read_request(given, needed=("data", "model", "out"))
+    check_names(env, request)
+    identity = request.identity(env)
+    name = run_name(identity)
+    assert request.out is not None
+    place = Place(Path(request.out))
+    rows = survey(request.data, env, request.limit, request.prompt, on_bad=lambda line: click.echo(line, err=True))
+    if not rows.rows:
+        raise DataError(f"{request.data}: has no good rows; nothing to roll out")
+    with place.locked():
+        kept: set[tuple[int, int]] = set()
+        for row, sample, environment in place.kept(name):
+            check_kept(rows.environments, row, environment)
+            kept.add((row, sample))
+        total = rows.rows * request.samples
+        missing = total - sum(row < rows.rows for row, _ in kept)
+        if not missing:
+            click.echo(f"{place.out}: complete: all {total} rollouts are there; nothing to do", err=True)
+            place.leave(keep_logs=True)
+            return _finish(place.out, name, request.samples, rows.bad)
+        if kept:
+            click.echo(f"{place.out}: {len(kept)} rollouts are there; {missing} are to do", err=True)
+        place.enter(name, identity)
+        return _go(Session(request, request.config(env, name), identity["data"], rows, kept, place), place, name, rows.bad)
+
+
+def _go(session: Any, place: Any, name: str, bad: int) -> int:
+    """Run the session, and say what came of it."""
+    import time
+
+    began = time.time()
+    try:
+        stopped = session.go()
+    except (KeyboardInterrupt, SystemExit) as error:
+        stopped = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+    if stopped:
+        there = sum(1 for _ in place.kept(name))
+        click.echo(f"{there} of {session.total} rollouts are in {place.out}; the same command continues", err=True)
+        return 128 + stopped
+    code = _finish(place.out, name, session.samples, bad, since=began, cancelled=session.cancelled)
+    place.leave(keep_logs=session.troubled or code == 6)
+    return code
+
+
+def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0, cancelled: bool = False) -> int:
+    """Print the summary and the path; returns the exit code."""
+    from gymq import summary
+    from gymq.cli import report
+
+    found = summary.read(out, since)
+    report.show(found, name, samples)
+    lines = []
+    if bad:
+        lines.append(f"{bad} rows were bad; they are listed above")
+    failed = found.total.by_status["failed"] + found.total.by_status["cancelled"]
+    if failed:
+        lines.append(f"{failed} rollouts failed or were cancelled; their `error` in {out} says why")
+    if cancelled:
+        lines.append("the run was cancelled before all of its rollouts had begun; the same command does the rest")
+    for line in lines:
+        click.echo(f"gymq: {line}", err=True)
+    click.echo(str(out))
+    return 3 if bad else 6 if failed or cancelled else 0
+
+

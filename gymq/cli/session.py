@@ -1,0 +1,267 @@
+"""The life of one `gymq run`: prepare the run's record, start the other processes, watch, stop in order.
+
+Messages take the same path as with workers started by hand; this process only enqueues the rows and watches. First of all
+stands the file of finished rollouts: what it holds is never done again, whatever Redis says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from gymq import keys, run
+from gymq.cli.place import Place
+from gymq.cli.progress import RunProgress
+from gymq.cli.request import Request
+from gymq.cli.segments import produce, segments
+from gymq.cli.survey import Survey
+from gymq.embedded import EmbeddedServer
+from gymq.errors import GymqError
+from gymq.launch import SINK, children
+from gymq.link import Link, Outage
+from gymq.run import RunConfig, RunStatus
+from gymq.settings import PREFIX, Settings
+from gymq.supervisor import Supervisor
+
+#: The name under which the run's own sink reads.
+CONSUMER = "jsonl"
+
+#: Seconds between two looks at the children.
+TICK = 0.1
+
+#: Seconds between two looks at the run's numbers.
+STATUS_PERIOD = 0.5
+
+#: Seconds that the producer may take to notice that it is to stop: reading a row of a slow source.
+PRODUCER_LIMIT = 5.0
+
+#: Times that the embedded server is started again before the run is given up.
+SERVER_STARTS = 5
+
+#: Ids in one command.
+_BATCH = 1000
+
+
+class Session:
+    """One `gymq run`, from the moment its place is locked.
+
+    Args:
+        request: the options.
+        config: the run.
+        source: what the data are called in the run's ledger.
+        survey: what the rows are.
+        kept: the rollouts that the file has: row and sample.
+        place: where things are.
+    """
+
+    def __init__(
+        self, request: Request, config: RunConfig, source: str, survey: Survey, kept: set[tuple[int, int]], place: Place
+    ) -> None:
+        self._request = request
+        self._config = config
+        self._source = source
+        self._survey = survey
+        self._kept = kept
+        self._place = place
+        self._parts: list[tuple[int, int | None]] = []
+        #: Whether a process died meanwhile: then the logs are worth keeping.
+        self.troubled = False
+        #: How far the run was when it was last looked at.
+        self.status: RunStatus | None = None
+
+    @property
+    def total(self) -> int:
+        """Rollouts that the file will have."""
+        return max(self._survey.rows * self._config.samples, self.status.total if self.status else 0, len(self._kept))
+
+    @property
+    def samples(self) -> int:
+        """Rollouts of each task."""
+        return self._config.samples
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled the run."""
+        return self.status is not None and self.status.state == "cancelled"
+
+    def go(self) -> int:
+        """Run until all rollouts have ended, or a signal comes.
+
+        Returns:
+            The signal that stopped it, 0 if it ran to its end.
+
+        Raises:
+            GymqError: it cannot go on.
+        """
+        server = None
+        if self._request.redis is None:
+            server = EmbeddedServer(self._place.server)
+            server.start()
+        try:
+            settings = Settings.from_environment(redis_url=self._request.redis if server is None else server.url)
+            # The Celery app, by which rows are announced, is made of the environment's settings.
+            os.environ[f"{PREFIX}REDIS_URL"] = settings.redis_url
+            asyncio.run(self._prepare(settings))
+            with RunProgress(self._config.name, self.total, len(self._kept)) as progress:
+                return self._work(settings, server, progress)
+        finally:
+            if server is not None:
+                server.stop()
+
+    async def _prepare(self, settings: Settings) -> None:
+        """Bring the run's record in line with the file of finished rollouts."""
+        link = Link(settings, "gymq-run")
+        await link.connect()
+        name = self._config.name
+        try:
+            if await self._usable(link):
+                await run.create(link, self._config)
+                await run.reopen(link, name)
+            else:
+                with suppress(GymqError):
+                    await run.remove(link, name)
+                await run.create(link, self._config)
+                ids = [f"{name}.{row}.{sample}" for row, sample in sorted(self._kept)]
+                for first in range(0, len(ids), _BATCH):
+                    await link.send("SADD", keys.skip(name), *ids[first : first + _BATCH])
+            self._parts = await segments(link, name, self._source, self._request.limit)
+            await link.send("HSET", keys.run(name), f"to:{CONSUMER}", str(self._place.out.absolute()))
+            # Before the first rollout ends: what a consumer that comes later has missed is gone.
+            await link.run("declare", name, CONSUMER)
+        finally:
+            await link.close()
+
+    async def _usable(self, link: Link) -> bool:
+        """Whether Redis has a record of this run that can be continued."""
+        state, acknowledged, kept = await link.send(
+            "HMGET", keys.run(self._config.name), "state", f"acked:{CONSUMER}", "n:kept"
+        )
+        # A rollout is acknowledged after it stands in the file. If fewer stand there, somebody took some away: again, then.
+        return state in (b"open", b"closed") and int(acknowledged or 0) + int(kept or 0) <= len(self._kept)
+
+    def _work(self, settings: Settings, server: EmbeddedServer | None, progress: RunProgress) -> int:
+        logs = self._place.logs
+        specs = children(settings, self._config, self._request.backend_options, self._survey.specs(), self._place.out, logs)
+        supervisor = Supervisor(specs)
+        producer = _ProducerThread(
+            settings, self._config, self._request.data, self._source, self._parts, prompt=self._request.prompt
+        )
+        supervisor.start()
+        try:
+            producer.start()
+            stopped = asyncio.run(self._watch(settings, supervisor, producer, server, progress))
+            signal.signal(signal.SIGTERM, terminate)
+            if stopped:
+                progress.say("stopping: calls in flight may end (again to stop at once)")
+            return stopped
+        finally:
+            producer.stop()
+            supervisor.stop()
+
+    async def _watch(
+        self,
+        settings: Settings,
+        supervisor: Supervisor,
+        producer: _ProducerThread,
+        server: EmbeddedServer | None,
+        progress: RunProgress,
+    ) -> int:
+        """Look after everything until the sink is finished or a signal comes; returns the signal, or 0."""
+        stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, _once, stop, number)
+        link = Link(settings, "gymq-watch")
+        await link.connect()
+        starts, due = 0, 0.0
+        try:
+            while not stop.done():
+                for event in supervisor.poll():
+                    if event != f"{SINK}: finished":
+                        self.troubled = True
+                        progress.say(event)
+                producer.check()
+                over = SINK in supervisor.finished
+                if server is not None and not server.alive:
+                    starts += 1
+                    if starts > SERVER_STARTS:
+                        raise GymqError(f"the server died {starts} times; see {self._place.server / 'server.log'}")
+                    self.troubled = True
+                    progress.say("server: died; starting it again")
+                    await asyncio.to_thread(server.start)
+                if over or time.monotonic() >= due:
+                    due = time.monotonic() + STATUS_PERIOD
+                    await self._look(link, progress, over)
+                if over:
+                    return 0
+                await asyncio.wait([stop], timeout=TICK)
+            return stop.result()
+        finally:
+            await link.close()
+
+    async def _look(self, link: Link, progress: RunProgress, last: bool) -> None:
+        try:
+            self.status = await run.status(link, self._config.name)
+            progress.show(self.status, last)
+        except Outage:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(link.reconnect(), STATUS_PERIOD)
+
+
+class _ProducerThread:
+    """The producer in a thread of its own: reading and parsing rows must not hold up the watch.
+
+    Args:
+        arguments, named: as for `produce`.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._arguments = arguments
+        self._named = named
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._live, name="gymq-producer", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what ended it, if something did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """End it; what it has enqueued stays."""
+        if self._loop is not None and self._task is not None and self._thread.is_alive():
+            with suppress(RuntimeError):  # it has just ended
+                self._loop.call_soon_threadsafe(self._task.cancel)
+        if self._thread.ident is not None:
+            self._thread.join(PRODUCER_LIMIT)
+
+    def _live(self) -> None:
+        async def work() -> None:
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            await produce(*self._arguments, **self._named)
+
+        try:
+            asyncio.run(work())
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            self._failure = error
+
+
+def _once(stop: asyncio.Future[int], number: int) -> None:
+    if not stop.done():
+        stop.set_result(number)
+
+
+def terminate(number: int, _frame: object) -> None:
+    """Handle SIGTERM where nothing better does: let `finally` clauses stop what was started."""
+    raise SystemExit(128 + number)
