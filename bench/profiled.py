@@ -1,6 +1,6 @@
 """A worker whose actor runs under cProfile: `python -m bench.profiled FILE <arguments of celery>`.
 
-The profiler makes Python's calls dearer than C's, so read the shares, not the times.
+Times are of the wall clock: `poll` is idleness, `send` is also what others get meanwhile. Read the shares, not the times:
 """
 
 from __future__ import annotations

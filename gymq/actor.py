@@ -160,14 +160,15 @@ class Actor:
                 self._room.clear()
                 await self._room.wait()
                 continue
+            worker = self.worker
             try:
-                mail = await self.boxes.take(self.reader, self.worker, free)
+                mail = await self.boxes.take(self.reader, worker, free)
             except Outage:
                 self.counts["outages"] += 1
                 await self.reader.reconnect()
                 await self._recall()
                 continue
-            if mail:
+            if mail and worker == self.worker:  # else it was declared dead meanwhile, and this is an orphan
                 await self._accept(mail)
 
     async def _recall(self) -> None:
@@ -197,9 +198,10 @@ class Actor:
         """Run a coroutine that belongs to what is held; it is cancelled when the actor lapses."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self.ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """A task has ended; its failure is that of the actor."""
         self._tasks.discard(task)
         if not task.cancelled() and (failure := task.exception()) is not None:
             # A defect of ours, not of a user's code: end the process, what it holds goes to others.
@@ -230,7 +232,7 @@ class Actor:
                 await self.life.sweep()
                 await self.duties()
             except Outage:
-                await self.life.link.reconnect()
+                await self.life.recover()
 
     async def _finish(self) -> None:
         """After the last read: wait for what is held, hand back the rest, leave the registry."""
@@ -249,11 +251,13 @@ class Batcher:
 
     Args:
         flush: sends a batch; what it returns, one result for each item, is given to whoever put the item.
+        ended: told when a task that sends batches has ended, well or not.
         most: items in one batch, so that one script never holds the server for long.
     """
 
-    def __init__(self, flush: Any, most: int = 128) -> None:
+    def __init__(self, flush: Any, ended: Any, most: int = 128) -> None:
         self._flush = flush
+        self._ended = ended
         self._most = most
         self._waiting: list[tuple[Any, asyncio.Future[Any] | None]] = []
         self._task: asyncio.Task[None] | None = None
@@ -273,6 +277,7 @@ class Batcher:
     def _start(self) -> None:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._drain())
+            self._task.add_done_callback(self._ended)
 
     async def _drain(self) -> None:
         try:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 # Celery and kombu have no stubs.
 # pyright: reportMissingTypeStubs=false
+import warnings
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import click
 from celery import Celery
+from celery.platforms import SecurityWarning
 from kombu.entity import Queue
 
 from gymq import control, registry, serializer
@@ -111,6 +113,9 @@ def create(settings: Settings) -> Any:
     made.steps["worker"].update({ActorStep, OutageStep})
     return made
 
+
+# Celery warns of root because of pickle, which is not accepted here; in a container everybody is root.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 
 app: Any = create(Settings.from_environment())
 control.install()

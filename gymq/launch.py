@@ -26,7 +26,12 @@ WORKER_FATAL = frozenset({2})
 
 
 def children(
-    settings: Settings, config: RunConfig, model_options: dict[str, Any], environments: list[EnvironmentSpec], out: Path, logs: Path
+    settings: Settings,
+    config: RunConfig,
+    model_options: dict[str, Any],
+    environments: list[EnvironmentSpec],
+    out: Path,
+    logs: Path,
 ) -> list[ChildSpec]:
     """The sink and one worker of each role; an executor only if something in the environments is isolated.
 

@@ -11,6 +11,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
 
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.keys import PREFIX
@@ -28,6 +29,10 @@ RECONNECT_PAUSE = 0.25
 
 class Outage(Exception):
     """The connection broke; whether the last command was carried out is not known."""
+
+
+class UnknownScript(GymqError):
+    """The server does not know a script: it was started again since we loaded it."""
 
 
 @cache
@@ -77,13 +82,14 @@ class Link:
             raise ServerUnreachable(f"Redis cannot be reached: {error}") from None
 
     async def reconnect(self) -> None:
-        """Open the connection again, however long that takes."""
-        while True:
-            await self._connection.disconnect(nowait=True)
-            try:
-                return await self.connect()
-            except ServerUnreachable:
-                await asyncio.sleep(RECONNECT_PAUSE)
+        """Open the connection again, however long that takes; meanwhile others who share it wait."""
+        async with self._lock:
+            while True:
+                await self._connection.disconnect(nowait=True)
+                try:
+                    return await self.connect()
+                except ServerUnreachable:
+                    await asyncio.sleep(RECONNECT_PAUSE)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -102,6 +108,8 @@ class Link:
                 return await self._connection.read_response()
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 raise Outage(str(error)) from None
+            except NoScriptError as error:
+                raise UnknownScript(f"Redis refused {command[0]}: {error}") from None
             except redis.ResponseError as error:
                 if str(error).startswith("LOADING"):
                     raise Outage(str(error)) from None
@@ -118,11 +126,9 @@ class Link:
             sha = self._shas[name] = await self.send("SCRIPT LOAD", script(name))
         try:
             return await self.send("EVALSHA", sha, 1, PREFIX, *args)
-        except GymqError as error:
-            if "NOSCRIPT" not in str(error):
-                raise
-        self._shas[name] = await self.send("SCRIPT LOAD", script(name))
-        return await self.send("EVALSHA", self._shas[name], 1, PREFIX, *args)
+        except UnknownScript:
+            await self.send("SCRIPT LOAD", script(name))
+            return await self.send("EVALSHA", sha, 1, PREFIX, *args)
 
     async def insist(self, name: str, *args: Any) -> Any:
         """Run a script that may be run twice, again and again until the server has answered."""

@@ -50,7 +50,7 @@ class Liveness:
                 await self.link.send("SET", keys.alive(self.worker), "1", "PX", self._milliseconds)
                 return
             except Outage:
-                await self._recover()
+                await self.recover()
 
     async def renew(self) -> bool:
         """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
@@ -64,38 +64,37 @@ class Liveness:
                     return True
                 return bool(await self.link.run("rejoin", self.worker, self._milliseconds))
             except Outage:
-                await self._recover()
+                await self.recover()
 
     async def sweep(self) -> None:
         """Hand back the mail of those who are dead.
 
         A worker is dead when its key was missing at two looks, a renewal's time apart, of a judge that was connected
-        all the while.
-
-        Raises:
-            Outage: the connection broke.
+        all the while; and who reads without standing in the registry is one that was declared dead and read on.
         """
-        started = time.monotonic()
         try:
-            registry = await self.link.send("HGETALL", keys.WORKERS)
+            await self._judge()
         except Outage:
-            self._connected = time.monotonic()
-            raise
+            await self.recover()
+
+    async def _judge(self) -> None:
+        started = time.monotonic()
+        registry = await self.link.send("HGETALL", keys.WORKERS)
+        others = {w.decode(): i for w, i in zip(registry[::2], registry[1::2], strict=True) if w != self.worker.encode()}
+        signs = await self.link.send("MGET", *[keys.alive(worker) for worker in others]) if others else []
         now = time.monotonic()
         if now - started > self._limit / 3:
             self._connected = now
         if now - self._connected <= self._limit:
             self._suspects.clear()
             return
-        others = {w.decode(): i for w, i in zip(registry[::2], registry[1::2], strict=True) if w != self.worker.encode()}
-        if not others:
-            return
-        signs = await self.link.send("MGET", *[keys.alive(worker) for worker in others])
         missing = [worker for worker, sign in zip(others, signs, strict=True) if sign is None]
         self._suspects = {worker: self._suspects.get(worker, now) for worker in missing}
         for worker, since in self._suspects.items():
             if now - since >= self._limit / 3 or others[worker].startswith(DEAD):
                 await self._hand_back(worker, msgspec.json.decode(others[worker].removeprefix(DEAD))["mailboxes"])
+        for orphan in await self.link.run("orphans", *self._info["mailboxes"]):
+            await self._hand_back(orphan.decode(), self._info["mailboxes"])
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         while True:
@@ -113,9 +112,10 @@ class Liveness:
                     if moved < BATCH:
                         return
             except Outage:
-                await self._recover()
+                await self.recover()
 
-    async def _recover(self) -> None:
+    async def recover(self) -> None:
+        """Connect again after an outage; from now on it counts how long this worker has been connected."""
         await self.link.reconnect()
         self._connected = time.monotonic()
         self._suspects.clear()

@@ -40,8 +40,8 @@ class CallServer(Actor):
 
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
         super().__init__(settings, options)
-        self._replies = Batcher(self._send_replies)
-        self._loads = Batcher(self._load)
+        self._replies = Batcher(self._send_replies, self.ended)
+        self._loads = Batcher(self._load, self.ended)
         self._kept: Cache[Kept] = Cache()
         self._tasks_kept: Cache[Task] = Cache()
         self.counts |= {"served": 0, "faults": 0, "loaded": 0}

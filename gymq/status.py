@@ -102,7 +102,7 @@ async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
     """The workers alive by role, and how many of them read each mailbox."""
     flat = await link.send("HGETALL", keys.WORKERS)
     infos = {worker.decode(): info for worker, info in zip(flat[::2], flat[1::2], strict=True)}
-    signs = await link.send("MGET", *[keys.alive(worker) for worker in infos]) if infos else []
+    signs: list[bytes | None] = await link.send("MGET", *[keys.alive(worker) for worker in infos]) if infos else []
     roles: Counter[str] = Counter()
     readers: Counter[str] = Counter()
     for (_, info), sign in zip(infos.items(), signs, strict=True):

@@ -57,9 +57,9 @@ class Summary(msgspec.Struct):
     turns: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    by_status: Counter[str] = msgspec.field(default_factory=Counter)
-    failures: Counter[str] = msgspec.field(default_factory=Counter)
-    groups: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict)
+    by_status: Counter[str] = msgspec.field(default_factory=Counter[str])
+    failures: Counter[str] = msgspec.field(default_factory=Counter[str])
+    groups: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict[str, tuple[int, int]])
     fresh: int = 0
     first: float = float("inf")
     last: float = 0.0

@@ -57,8 +57,12 @@ def task_options(command: F) -> F:
         click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature."),
         click.option("--max-tokens", type=positive, metavar="N", help="Tokens of one answer at most."),
         click.option("--agent", metavar="NAME", help="Which agent decides.  [default: tool]"),
-        click.option("--prompt-config", metavar="P.yaml", help="Words the prompt from the rows' fields: user: and perhaps system:."),
-        click.option("--config", metavar="RUN.yaml", help="Any of these options by name, and sampling:; the command line wins."),
+        click.option(
+            "--prompt-config", metavar="P.yaml", help="Words the prompt from the rows' fields: user: and perhaps system:."
+        ),
+        click.option(
+            "--config", metavar="RUN.yaml", help="Any of these options by name, and sampling:; the command line wins."
+        ),
     ]
     for option in reversed(given):
         command = option(command)

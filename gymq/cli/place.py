@@ -1,9 +1,9 @@
 """Where a `gymq run` keeps things: the file of finished rollouts, OUT, and beside it the folder OUT.gymq.
 
-    server/   the embedded server's data, as long as the run is not finished
-    logs/     what the other processes say; deleted when all went well
-    run.json  which run this is
-    run.lock  locked while a `gymq run` works here
+server/   the embedded server's data, as long as the run is not finished
+logs/     what the other processes say; deleted when all went well
+run.json  which run this is
+run.lock  locked while a `gymq run` works here
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ class Place:
             raise UsageError(f"{self.out}: {error.strerror}; choose another --out") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Work here alone.
+    def locked(self) -> Generator[None, None, None]:
+        """Work here alone; the folder goes afterwards if it holds nothing of worth, and OUT if it is empty then.
 
         Raises:
             SinkBusy: another process works here, or writes OUT.
@@ -89,6 +89,11 @@ class Place:
             self._try_out()
             yield
         finally:
+            if not self.server.exists() and not self.logs.exists():
+                self.leave(keep_logs=True)
+                with suppress(OSError):
+                    if not self.out.stat().st_size:
+                        self.out.unlink()
             os.close(lock)
 
     def enter(self, run: str, identity: dict[str, Any]) -> None:

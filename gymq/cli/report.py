@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
+from gymq.cli import table
 from gymq.summary import SUCCESS, Report, Summary, ks
 
 
@@ -18,20 +16,15 @@ def show(report: Report, run: str, samples: int) -> None:
     """
     model = ", ".join(sorted(report.models)) or "none"
     scripted = " (a policy in code played the model: these are no results of a model)" if report.scripted else ""
-    console = Console(highlight=False)
-    console.print(f"\nrun {run}, model {model}{scripted}", markup=False, soft_wrap=True)
     columns = dict(report.environments) if len(report.environments) > 1 else {}
     columns = {**columns, "all": report.total} if columns else {next(iter(report.environments), "all"): report.total}
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+    numbers = table.make_table("", *[f">{name}" for name in columns])
     for label, cells in _lines(list(columns.values()), samples):
-        table.add_row(label, *cells)
-    console.print(table, soft_wrap=len(columns) > 3)
+        numbers.add_row(label, *cells)
     unscored = report.total.rollouts - report.total.scored
     note = f"pass@k: unbiased estimate over tasks with k scored rollouts; success is a reward of {SUCCESS:g} or more"
-    console.print(note + (f"; {unscored} rollouts have no reward and count in no mean." if unscored else "."), soft_wrap=True)
+    note += f"; {unscored} rollouts have no reward and count in no mean" if unscored else ""
+    table.show("", f"run {run}, model {model}{scripted}", "", numbers, "", note)
 
 
 def _lines(columns: list[Summary], samples: int) -> list[tuple[str, list[str]]]:

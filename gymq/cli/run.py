@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gymq.cli import EXIT_CODES
 from gymq.cli.options import task_options
 from gymq.errors import DataError
+
+if TYPE_CHECKING:
+    from gymq.cli.place import Place
+    from gymq.cli.session import Session
+    from gymq.cli.survey import Survey
 
 
 @click.command(epilog=EXIT_CODES)
@@ -41,7 +46,7 @@ def run(env: str, **given: Any) -> int:
     from gymq.cli.place import Place
     from gymq.cli.request import check_names, read_request, run_name
     from gymq.cli.session import Session, terminate
-    from gymq.cli.survey import check_kept, survey
+    from gymq.cli.survey import survey
 
     signal.signal(signal.SIGTERM, terminate)
     request = read_request(given, needed=("data", "model", "out"))
@@ -53,24 +58,31 @@ def run(env: str, **given: Any) -> int:
     rows = survey(request.data, env, request.limit, request.prompt, on_bad=lambda line: click.echo(line, err=True))
     if not rows.rows:
         raise DataError(f"{request.data}: has no good rows; nothing to roll out")
+    total = rows.rows * request.samples
+    if not total - len(_kept(place, name, rows, within=True)):
+        click.echo(f"{place.out}: complete: all {total} rollouts are there; nothing to do", err=True)
+        return _finish(place.out, name, request.samples, rows.bad)
     with place.locked():
-        kept: set[tuple[int, int]] = set()
-        for row, sample, environment in place.kept(name):
-            check_kept(rows.environments, row, environment)
-            kept.add((row, sample))
-        total = rows.rows * request.samples
-        missing = total - sum(row < rows.rows for row, _ in kept)
-        if not missing:
-            click.echo(f"{place.out}: complete: all {total} rollouts are there; nothing to do", err=True)
-            place.leave(keep_logs=True)
-            return _finish(place.out, name, request.samples, rows.bad)
+        kept = _kept(place, name, rows)  # again: another process may have written until now
         if kept:
-            click.echo(f"{place.out}: {len(kept)} rollouts are there; {missing} are to do", err=True)
+            click.echo(f"{place.out}: {len(kept)} rollouts are there; the others are to do", err=True)
         place.enter(name, identity)
         return _go(Session(request, request.config(env, name), identity["data"], rows, kept, place), place, name, rows.bad)
 
 
-def _go(session: Any, place: Any, name: str, bad: int) -> int:
+def _kept(place: Place, name: str, rows: Survey, within: bool = False) -> set[tuple[int, int]]:
+    """The rollouts that OUT has: row and sample; `within`: only those of the rows that are wanted now."""
+    from gymq.cli.survey import check_kept
+
+    kept: set[tuple[int, int]] = set()
+    for row, sample, environment in place.kept(name):
+        check_kept(rows.environments, row, environment)
+        if not within or row < rows.rows:
+            kept.add((row, sample))
+    return kept
+
+
+def _go(session: Session, place: Place, name: str, bad: int) -> int:
     """Run the session, and say what came of it."""
     import time
 
@@ -95,7 +107,7 @@ def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0,
 
     found = summary.read(out, since)
     report.show(found, name, samples)
-    lines = []
+    lines: list[str] = []
     if bad:
         lines.append(f"{bad} rows were bad; they are listed above")
     failed = found.total.by_status["failed"] + found.total.by_status["cancelled"]
@@ -107,5 +119,3 @@ def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0,
         click.echo(f"gymq: {line}", err=True)
     click.echo(str(out))
     return 3 if bad else 6 if failed or cancelled else 0
-
-

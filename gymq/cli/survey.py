@@ -95,6 +95,6 @@ def check_kept(environments: list[str], row: int, environment: str) -> None:
     """
     if row < len(environments) and environments[row] != environment:
         raise UsageError(
-            f"row {row} was one of environment {environment!r} and is now one of {environments[row]!r}: rows that were bad have "
+            f"row {row} was one of environment {environment!r} and is now one of {environments[row]!r}: bad rows have "
             "become good; choose another --out"
         )

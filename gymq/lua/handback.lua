@@ -6,14 +6,13 @@
 --   m:<mailbox>        STREAM  mail; m:<mailbox>:retry STREAM what was handed back, a = deliveries before
 -- ARGV[1]  worker  ARGV[2] how many messages at most  ARGV[3] "1": the worker itself asks, it is alive and leaving
 -- ARGV[4..] its mailboxes
--- Returns -1 if the worker is alive or unknown, else how many messages were handed back (fewer than ARGV[2]: all).
+-- Returns -1 if the worker is alive, else how many messages were handed back (fewer than ARGV[2]: all).
 local P = KEYS[1]
 local call = redis.call
 local worker, most, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 if not leaving and call('EXISTS', P .. 'alive:' .. worker) == 1 then return -1 end
 local info = call('HGET', P .. 'workers', worker)
-if not info then return -1 end
-if string.sub(info, 1, 4) ~= 'dead' then
+if info and string.sub(info, 1, 4) ~= 'dead' then
   call('DEL', P .. 'alive:' .. worker)
   call('HSET', P .. 'workers', worker, 'dead' .. info)
 end

@@ -9,6 +9,7 @@ sees to it that a rollout ends with a status whatever happens.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
 from gymq.call import Call, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, ToolResult, encode
 from gymq.environment import EnvironmentSpec, ToolSpec
 from gymq.errors import TRUNCATING, Fault
-from gymq.message import Conversation, encode_message
+from gymq.message import Conversation, Message, encode_message
 from gymq.run import RunConfig
 
 from .record import call_record, header
@@ -31,6 +32,9 @@ OVERDUE = 3600.0
 #: Messages that an agent may add in a row before it must do something else.
 EXTENSIONS = 8
 
+#: Calls of one turn that run beside each other; the others follow. Lua's stack bounds how many one script can take.
+TOGETHER = 1000
+
 #: Faults of an isolated tool that tell of the program the model asked to run, not of us: the model is told.
 _LIMITS = frozenset({"timeout", "killed", "memory"})
 
@@ -42,6 +46,12 @@ _OPENED = msgspec.msgpack.Decoder(Opened)
 _TOOL = msgspec.msgpack.Decoder(ToolResult)
 _RESPONDED = msgspec.msgpack.Decoder(Responded)
 _SCORED = msgspec.msgpack.Decoder(Scored)
+_CALLS = msgspec.msgpack.Decoder(list[CallTool])
+_FINISH = msgspec.msgpack.Decoder(Finish)
+
+
+class AgentFailed(Exception):
+    """The agent's code raised, or gave what it must not give."""
 
 
 class Step(msgspec.Struct):
@@ -89,6 +99,7 @@ class Machine:
         self.agent = agent
         self.step = Step([], [], [], [], [])
         self.now = time.time()
+        self.opened = live.state.phase not in ("new", "opening")
 
     def advance(self, replies: list[Reply]) -> Step:
         """Take the replies of the pending calls (none at the start) and go on.
@@ -96,6 +107,13 @@ class Machine:
         Args:
             replies: one for each call of the step, in the calls' order.
         """
+        try:
+            self._advance(replies)
+        except AgentFailed as error:
+            self._fail(Fault("agent", str(error)))
+        return self.step
+
+    def _advance(self, replies: list[Reply]) -> None:
         state = self.state
         phase = state.phase
         if phase == "new":
@@ -121,7 +139,6 @@ class Machine:
                 self._close()
             else:
                 self._end()
-        return self.step
 
     def abandon(self, fault: Fault, status: str = "failed") -> Step:
         """End the rollout now, whatever it was doing."""
@@ -144,9 +161,14 @@ class Machine:
             self._act()
 
     def _opened(self, opened: Opened) -> None:
+        self.opened = True
         self._remember(opened.state)
         self._append(opened.turns)
         self._plan(opened.tools)
+        try:
+            _ = self.live.declared
+        except (TypeError, KeyError):
+            return self._fail(Fault("environment", "open gave tools that are not in the form of chat completions"))
         self._act()
 
     def _plan(self, opened: bytes | None) -> None:
@@ -171,13 +193,10 @@ class Machine:
             view = View(
                 Conversation(self.live.turns), self.state.turns, self.state.finish, self.spec.respond.present, self._tools()
             )
-            try:
-                action = self.agent.act(view)
-            except Exception as error:
-                return self._fail(Fault("agent", f"{type(error).__name__}: {error}"))
+            action = _ask(lambda view=view: _checked(self.agent.act(view)))
             if not isinstance(action, Extend):
                 return self._do(action)
-            self._append([encode_message(message) for message in action.messages])
+            self._append(_ask(lambda action=action: [_encoded(message) for message in action.messages]))
         self._fail(Fault("agent", f"agent {self.config.agent!r} added messages {EXTENSIONS} times without an action"))
 
     def _tools(self) -> list[dict[str, Any]]:
@@ -217,7 +236,7 @@ class Machine:
         while state.todo:
             batch = [state.todo[0]]
             if _reads(specs.get(batch[0].name)):
-                while len(batch) < len(state.todo) and _reads(specs.get(state.todo[len(batch)].name)):
+                while len(batch) < min(len(state.todo), TOGETHER) and _reads(specs.get(state.todo[len(batch)].name)):
                     batch.append(state.todo[len(batch)])
             state.todo = state.todo[len(batch) :]
             state.running = [Running(call, self._refuse(call, specs)) for call in batch]
@@ -263,7 +282,7 @@ class Machine:
         self._next_tools()
 
     def _observe(self, call: CallTool, content: bytes | None) -> bytes:
-        return encode_message(self.agent.observe(call, msgspec.json.decode(content or b'""')))
+        return _ask(lambda: _encoded(self.agent.observe(call, msgspec.json.decode(content or b'""'))))
 
     # The environment speaks.
 
@@ -298,7 +317,7 @@ class Machine:
         self._close()
 
     def _close(self) -> None:
-        if self.spec.close.present and self.state.phase not in ("new", "opening"):
+        if self.spec.close.present and self.opened:
             self._send("close", "closing", task=True)
         else:
             self._end()
@@ -367,3 +386,26 @@ _KINDS = {
 def _reads(tool: ToolSpec | None) -> bool:
     # An unknown tool is answered on the spot and writes nothing.
     return tool is None or tool.read_only
+
+
+def _ask(code: Callable[[], Any]) -> Any:
+    """Run the agent's code."""
+    try:
+        return code()
+    except Exception as error:
+        raise AgentFailed(" ".join(f"{type(error).__name__}: {error}".split())) from error
+
+
+def _checked(action: Any) -> Any:
+    """An action whose fields have the types that they must have: they are stored and sent."""
+    if isinstance(action, list):
+        return _CALLS.decode(msgspec.msgpack.encode(action))
+    if isinstance(action, Finish):
+        _FINISH.decode(encode(action))
+    return action
+
+
+def _encoded(message: Any) -> bytes:
+    if not isinstance(message, Message):
+        raise TypeError(f"a message is a {type(message).__name__}; make it a gymq Message")
+    return encode_message(message)

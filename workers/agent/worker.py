@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from typing import Any
 
 from gymq import keys, registry
@@ -130,7 +131,12 @@ class AgentWorker(Actor):
             live.state.shown = self._shown.begun(live)
         fields = mail.fields
         replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
-        return machine.advance(replies)
+        try:
+            return machine.advance(replies)
+        except Exception as error:
+            # A defect of ours: it fails this rollout. Ending the process would hand the mail to the next one, ten times.
+            traceback.print_exc()
+            return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
     async def _gather(self, batch: list[Mail]) -> list[Live | None]:
         """The rollouts of some mail: kept from the last step, or begun by the mail itself, or loaded; None: gone."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gymq import keys, registry
+from gymq import registry
 from gymq.call import Call, ToolResult, encode
 from gymq.environment import EnvironmentSpec
 from gymq.errors import CallError, UnknownName
@@ -86,9 +86,10 @@ class ResourceWorker(CallServer):
         return b""  # the executor has replied; this acknowledges the mail
 
     async def _first(self, call: Call) -> bool:
-        # The mark stands in the rollout's own hash and goes with it.
-        field = f"o{call.step}.{call.n}"
-        return bool(await self.link.send("HSETNX", keys.rollout(call.rollout), field, self.worker))
+        begun = await self.link.insist("once", call.rollout, f"{call.step}.{call.n}", self.worker)
+        if begun < 0:
+            raise CallError("cancelled", "the rollout has ended meanwhile")
+        return begun == 1
 
 
 def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:

@@ -1,0 +1,56 @@
+"""`gymq consumer`: who reads a run's finished rollouts."""
+
+from __future__ import annotations
+
+import click
+
+from gymq.cli.options import find_server, server_options
+from gymq.cli.status import with_link
+
+
+@click.group()
+def consumer() -> None:
+    """List or drop the consumers of a run.
+
+    \b
+    Examples:
+      gymq consumer list try1
+      gymq consumer drop try1 trainer
+    """
+
+
+@consumer.command("list")
+@click.argument("run", metavar="RUN")
+@server_options
+def show(run: str, redis: str | None, of: str | None) -> None:
+    """List the consumers of a RUN, and how many finished rollouts each has not acknowledged.
+
+    \b
+    Examples:
+      gymq consumer list try1
+    """
+    from gymq.run import status
+
+    found = with_link(find_server(redis, of), lambda link: status(link, run))
+    for name, unread in sorted(found.unread.items()):
+        click.echo(f"{name}: {unread} of {found.ended} not acknowledged")
+    if not found.unread:
+        click.echo("no consumers")
+
+
+@consumer.command("drop")
+@click.argument("run", metavar="RUN")
+@click.argument("name", metavar="NAME")
+@server_options
+def drop(run: str, name: str, redis: str | None, of: str | None) -> None:
+    """Forget consumer NAME of a RUN: finished rollouts are not kept for it any more, and the run does not wait for it.
+
+    \b
+    Examples:
+      gymq consumer drop try1 trainer
+    """
+    from gymq.run import drop_consumer
+
+    settings = find_server(redis, of)
+    with_link(settings, lambda link: drop_consumer(link, run, name, settings.ttl))
+    click.echo(f"run {run}: consumer {name} dropped")

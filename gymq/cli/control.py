@@ -1,0 +1,118 @@
+"""`gymq control`: pause, resume, drain and ask workers, over Celery's remote control."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from gymq.cli.options import find_server, server_options
+from gymq.cli.status import with_link
+from gymq.errors import GymqError
+
+#: Seconds in which workers answer; those that are busy importing may not.
+TIMEOUT = 2.0
+
+
+@click.group()
+def control() -> None:
+    """Pause, resume, drain or ask the workers.
+
+    \b
+    Examples:
+      gymq control pause
+      gymq control stats
+      gymq control drain --worker model-4711@host
+    """
+
+
+def _app(redis: str | None, of: str | None) -> Any:
+    settings = find_server(redis, of)
+    with_link(settings, lambda link: link.send("PING"))
+    os.environ["GYMQ_REDIS_URL"] = settings.redis_url  # the app is made of the environment's settings
+    from gymq.celery import app
+
+    return app
+
+
+def _want(redis: str | None, of: str | None, paused: bool) -> None:
+    # What is wanted stands in Redis; the message only makes workers look now.
+    from gymq import keys
+
+    app = _app(redis, of)
+    command = ("SET", keys.PAUSED, "1") if paused else ("DEL", keys.PAUSED)
+    with_link(find_server(redis, of), lambda link: link.send(*command))
+    app.control.broadcast("pause" if paused else "resume")
+
+
+@control.command()
+@server_options
+def pause(redis: str | None, of: str | None) -> None:
+    """Admit no more rollouts; those in flight go on.
+
+    \b
+    Examples:
+      gymq control pause
+    """
+    _want(redis, of, paused=True)
+    click.echo("paused: no rollouts are admitted until `gymq control resume`")
+
+
+@control.command()
+@server_options
+def resume(redis: str | None, of: str | None) -> None:
+    """Admit rollouts again.
+
+    \b
+    Examples:
+      gymq control resume
+    """
+    _want(redis, of, paused=False)
+    click.echo("resumed")
+
+
+@control.command()
+@click.option("--worker", metavar="NAME", help="Only this one, as `gymq control stats` calls it.  [default: all]")
+@server_options
+def drain(worker: str | None, redis: str | None, of: str | None) -> None:
+    """Let workers finish what they hold, and end.
+
+    \b
+    Examples:
+      gymq control drain --worker model-4711@host
+      gymq control drain
+    """
+    replies: list[dict[str, Any]] | None = _app(redis, of).control.broadcast(
+        "drain", destination=[worker] if worker else None, reply=True, timeout=TIMEOUT
+    )
+    answered = sorted(name for reply in replies or [] for name in reply)
+    if not answered:
+        raise GymqError(f"no worker answered{f' to {worker}' if worker else ''}; `gymq control stats` lists them")
+    click.echo(f"draining: {', '.join(answered)}")
+
+
+@control.command()
+@click.option("--worker", metavar="NAME", help="Only this one.  [default: all]")
+@server_options
+def stats(worker: str | None, redis: str | None, of: str | None) -> None:
+    """Ask the workers what they hold and what they have done.
+
+    \b
+    Examples:
+      gymq control stats
+    """
+    from gymq.cli.table import make_table, show
+
+    inspect = _app(redis, of).control.inspect(destination=[worker] if worker else None, timeout=TIMEOUT)
+    found: dict[str, Any] = inspect.stats() or {}
+    if not found:
+        raise GymqError("no worker answered; is one running on this server?")
+    table = make_table("worker", "role", ">held", "counts")
+    for name, told in sorted(found.items()):
+        ours = dict(told.get("gymq") or {"role": "executor"})
+        role, held = ours.pop("role", "?"), ours.pop("held", "-")
+        drains = " (draining)" if ours.pop("draining", False) else ""
+        ours.pop("worker", None)
+        table.add_row(name, role + drains, str(held), ", ".join(f"{key} {value}" for key, value in ours.items()))
+    show(table)

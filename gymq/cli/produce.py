@@ -1,0 +1,91 @@
+"""`gymq produce`: enqueue tasks, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from gymq.cli.options import find_server, server_options, task_options
+
+
+@click.command()
+@click.argument("env", metavar="ENV")
+@task_options
+@click.option("--run", metavar="RUN", help="The run; made if there is none of that name.")
+@click.option("--consumer", "consumers", multiple=True, metavar="NAME", help="Declared before the first row; may be repeated.")
+@click.option("--keep-open", is_flag=True, help="More rows will come, from another command.")
+@server_options
+def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, ...], keep_open: bool, **given: Any) -> int:
+    """Enqueue tasks of environment ENV in a run, and nothing else: workers and sinks are started by other commands.
+
+    Doing it twice enqueues nothing twice: rows are known by what the data hold and where in them they stand. While the
+    run has as many unfinished rows as it may, this waits. Exit code 3: some rows were bad; each is one line.
+
+    \b
+    Examples:
+      gymq produce weather --data rows.jsonl --run try1 --model scripted
+      gymq produce reasoning_gym --data 'reasoning_gym:chain_sum?size=1000' --run sums --model openai:qwen \\
+          --samples 8 --temperature 1 --consumer trainer
+      gymq produce counter --data a.jsonl --run both --model scripted --keep-open
+      gymq produce counter --data b.jsonl --run both --model scripted
+    """
+    from gymq import registry
+    from gymq.cli.request import Request, read_request
+    from gymq.cli.segments import produce as enqueue
+    from gymq.cli.segments import segments
+    from gymq.link import Link
+    from gymq.produce import Produced
+    from gymq.run import create
+    from gymq.source import fingerprint
+
+    request: Request = read_request(given, needed=("data", "run", "model"))
+    registry.environment(env)
+    registry.agent(request.agent)
+    assert request.run is not None
+    config = request.config(env, request.run)
+    source = fingerprint(request.data)
+    settings = find_server(redis or request.redis, of)
+
+    async def work() -> Produced:
+        link = Link(settings, "gymq-produce")
+        await link.connect()
+        await create(link, config)
+        for consumer in consumers:
+            await link.run("declare", config.name, consumer)
+        parts = await segments(link, config.name, source, request.limit)
+        await link.close()
+        return await enqueue(
+            settings,
+            config,
+            request.data,
+            source,
+            parts,
+            prompt=request.prompt,
+            last=not keep_open,
+            on_bad=lambda line: click.echo(line, err=True),
+            on_progress=_progress(config.name),
+        )
+
+    made = asyncio.run(work())
+    state = "open for more rows" if keep_open else "closed: it gets no more rows"
+    click.echo(f"run {config.name}: {made.rows - made.known} rows enqueued, {made.known} were there, {made.bad} bad; {state}")
+    return 3 if made.bad else 0
+
+
+def _progress(name: str) -> Any:
+    """Tell how far it is: on one line of a terminal, now and then elsewhere."""
+    import sys
+    import time
+
+    terminal = sys.stderr.isatty()
+    spoken = time.monotonic()
+
+    def tell(made: Any) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken >= (0.2 if terminal else 10.0):
+            spoken = time.monotonic()
+            click.echo(f"run {name}: {made.rows} rows, {made.bad} bad" + ("\r" if terminal else "\n"), err=True, nl=False)
+
+    return tell

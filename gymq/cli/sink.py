@@ -1,0 +1,105 @@
+"""`gymq sink`: write a run's finished rollouts to files, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gymq.cli.options import find_server, server_options
+from gymq.errors import UsageError
+
+#: Seconds between two looks for a run that does not exist yet.
+WAIT = 0.5
+
+
+@click.command()
+@click.argument("kind", metavar="KIND")
+@click.option("--run", required=True, metavar="RUN", help="The run; waited for if there is none of that name yet.")
+@click.option("--out", required=True, metavar="PATH", help="jsonl: a file. parquet: a folder of parts.")
+@click.option("--consumer", metavar="NAME", help="Under which name it reads; each name gets everything.  [default: KIND]")
+@server_options
+def sink(kind: str, run: str, out: str, consumer: str | None, redis: str | None, of: str | None) -> int:
+    """Write a run's finished rollouts to files: KIND is jsonl, parquet, or another installed sink.
+
+    It ends when the run is over (exit code 0). Stopped (Ctrl-C: 130, SIGTERM: 143) or killed, the same command goes on:
+    nothing is lost, nothing is written twice. A second process that writes the same place is refused (5).
+
+    \b
+    Examples:
+      gymq sink jsonl --run try1 --out rollouts.jsonl
+      gymq sink parquet --run try1 --out parts/
+      gymq sink jsonl --run try1 --consumer backup --out /mnt/backup/try1.jsonl
+    """
+    from gymq import registry
+    from gymq.run import check_name
+
+    made = registry.load(registry.SINKS, kind)(Path(out), run)
+    check_name(run)
+    settings = find_server(redis, of)
+    return asyncio.run(_feed(made, consumer or kind, settings))
+
+
+async def _feed(made: Any, consumer: str, settings: Any) -> int:
+    from gymq.sink import feed
+
+    stop = asyncio.Event()
+    code = 0
+
+    def ask(number: int) -> None:
+        nonlocal code
+        if stop.is_set():
+            os._exit(128 + number)  # asked twice: what is written is not lost, only not acknowledged
+        code = 128 + number
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ask, number)
+    if not await _claim(made, consumer, settings, stop):
+        return code
+    over = await feed(made, consumer, settings, stop)
+    again = f", {made.repeated} came again" if made.repeated else ""
+    missed = f", {made.missed} had been deleted before it was declared" if made.missed else ""
+    click.echo(f"{made.path}: {made.written} rollouts written{again}{missed}" + ("" if over else "; the same command goes on"))
+    return 0 if over else code
+
+
+async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -> bool:
+    """Wait for the run, and note where this consumer writes: two places under one name would get half each.
+
+    Returns:
+        False: asked to stop meanwhile.
+
+    Raises:
+        UsageError: the consumer writes elsewhere.
+    """
+    from gymq import keys
+    from gymq.link import Link
+
+    link = Link(settings, "gymq-sink")
+    await link.connect()
+    try:
+        key, place = keys.run(made.run), str(made.path.absolute())
+        told = False
+        while not await link.send("HEXISTS", key, "config"):
+            if not told:
+                click.echo(f"waiting for run {made.run}", err=True)
+                told = True
+            if stop.is_set():
+                return False
+            await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=WAIT)
+        field = f"to:{consumer}"
+        if not await link.send("HSETNX", key, field, place):
+            other = (await link.send("HGET", key, field)).decode()
+            if other != place:
+                raise UsageError(
+                    f"consumer {consumer!r} of run {made.run!r} writes to {other}; choose another --consumer, or move it with "
+                    f"`gymq consumer drop {made.run} {consumer}`"
+                )
+        return True
+    finally:
+        await link.close()

@@ -1,0 +1,117 @@
+"""`gymq status`, `gymq cancel`, `gymq rm`: look at runs, stop them, forget them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import click
+
+from gymq.cli.options import find_server, server_options
+
+
+def with_link(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Do something with a connection, and close it.
+
+    Args:
+        settings: where Redis is.
+        work: what to do with it.
+    """
+    from gymq.link import Link
+
+    async def connected() -> Any:
+        link = Link(settings, "gymq-cli")
+        await link.connect()
+        try:
+            return await work(link)
+        finally:
+            await link.close()
+
+    return asyncio.run(connected())
+
+
+@click.command()
+@click.argument("run", required=False, metavar="[RUN]")
+@server_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def status(run: str | None, redis: str | None, of: str | None, as_json: bool) -> None:
+    """Show all runs, or one RUN: how far each is, what its consumers have not read, who is alive, and what is missing.
+
+    \b
+    Examples:
+      gymq status
+      gymq status try1 --json
+      gymq status --of rollouts.jsonl
+    """
+    import msgspec
+
+    from gymq.status import overview
+
+    found = with_link(find_server(redis, of), lambda link: overview(link, run))
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        _show(found)
+
+
+def _show(found: Any) -> None:
+    from gymq.cli.table import make_table, show
+
+    runs = make_table("run", "state", ">rows", ">rollouts", ">in flight", "ended", "unread")
+    for one in found.runs:
+        ended = ", ".join(f"{status} {count}" for status, count in one.by_status.items()) or "-"
+        unread = ", ".join(f"{name} {count}" for name, count in one.unread.items()) or "no consumers"
+        runs.add_row(one.config.name, one.state, str(one.rows), f"{one.ended}/{one.total}", str(one.live), ended, unread)
+    show(runs if found.runs else "no runs")
+    workers = ", ".join(f"{role} {count}" for role, count in found.workers.items()) or "none"
+    show("", f"workers alive: {workers}")
+    boxes = make_table("mailbox", ">waiting", ">taken", ">workers")
+    for box in found.mailboxes:
+        boxes.add_row(box.name, str(box.waiting), str(box.taken), str(box.workers))
+    if found.mailboxes:
+        show("", boxes)
+    show(*[f"warning: {warning}" for warning in found.warnings])
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@server_options
+def cancel(run: str, redis: str | None, of: str | None) -> None:
+    """Stop a RUN: nothing more begins, and what is in flight ends as `cancelled`. What has ended is kept.
+
+    \b
+    Examples:
+      gymq cancel try1
+      gymq cancel weather-1a2b3c4d5e --of rollouts.jsonl
+    """
+    from gymq.run import cancel as cancel_run
+
+    flying = with_link(find_server(redis, of), lambda link: cancel_run(link, run))
+    click.echo(f"run {run}: cancelled; {flying} rollouts were in flight")
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@server_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(run: str, redis: str | None, of: str | None, yes: bool) -> None:
+    """Forget a RUN and all that Redis holds of it, finished rollouts that no sink has written too.
+
+    \b
+    Examples:
+      gymq rm try1
+      gymq rm try1 --yes
+    """
+    from gymq.run import RunStatus
+    from gymq.run import remove as remove_run
+    from gymq.run import status as run_status
+
+    settings = find_server(redis, of)
+    there: RunStatus = with_link(settings, lambda link: run_status(link, run))
+    if not yes:
+        unread = max(there.unread.values(), default=there.ended)
+        lost = f"{there.total - there.ended} rollouts have not ended, {unread} finished ones were not read"
+        click.confirm(f"run {run} is {there.state}: {lost}. Remove it?", abort=True)
+    with_link(settings, lambda link: remove_run(link, run))
+    click.echo(f"run {run}: removed")

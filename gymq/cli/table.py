@@ -1,0 +1,35 @@
+"""Tables on stdout."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+#: Characters of a line where no terminal sets the width: nobody likes to grep in wrapped cells.
+WIDE = 1000
+
+
+def make_table(*columns: str) -> Table:
+    """A plain table.
+
+    Args:
+        columns: their names; one that begins with `>` is aligned to the right.
+    """
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def show(*things: Table | str) -> None:
+    """Print tables and lines; lines are not wrapped, and nothing in them is markup.
+
+    Args:
+        things: what to print.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    for thing in things:
+        console.print(thing, soft_wrap=isinstance(thing, str))

@@ -1,0 +1,99 @@
+"""`gymq worker`: one worker, as `celery -A gymq worker` starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import click
+
+from gymq.cli.options import find_server, parse_pairs, server_options
+from gymq.errors import UnknownName, UsageError
+from gymq.worker import ROLES
+
+#: Which options each role takes, besides those of all roles.
+TAKES: dict[str, set[str]] = {
+    "agent": set(),
+    "model": {"model", "base_url", "api", "concurrency"},
+    "resource": {"environments", "concurrency"},
+    "executor": {"processes"},
+}
+
+
+@click.command()
+@click.argument("role", type=click.Choice(ROLES))
+@server_options
+@click.option("--model", metavar="SPEC", help="model: which model it serves: openai:NAME, replay:FILE or scripted.")
+@click.option("--base-url", metavar="URL", help="model: any OpenAI-compatible server.  [default: OpenAI's]")
+@click.option("--api", type=click.Choice(["chat", "responses"]), help="model: which API.  [default: chat]")
+@click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
+@click.option("--environments", metavar="A,B", help="resource: which environments it serves.  [default: all installed]")
+@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="executor: calls that run at once.  [default: 2]")
+@click.option(
+    "--option", "pairs", multiple=True, metavar="KEY=VALUE", help="A further option of the role or backend; may be repeated."
+)
+@click.option("--name", metavar="NAME", help="What Celery and Flower call it.  [default: ROLE-PID]")
+@click.option("--log-level", metavar="LEVEL", default="WARNING", show_default=True, help="Celery's.")
+def worker(
+    role: str,
+    redis: str | None,
+    of: str | None,
+    processes: int | None,
+    pairs: tuple[str, ...],
+    name: str | None,
+    log_level: str,
+    **given: Any,
+) -> None:
+    """Run one worker of a ROLE until it is stopped; SIGTERM (or Ctrl-C) lets it finish what it holds.
+
+    Workers may join and leave at any time, on any machine that reaches the server; several of a role share its work.
+    Every worker needs the same server; a run needs an agent, a model worker of its model, and a resource worker of its
+    environments, and an executor if an environment has isolated calls.
+
+    \b
+    Examples:
+      gymq worker agent
+      gymq worker model --model openai:qwen --base-url http://127.0.0.1:8000/v1 --concurrency 512
+      gymq worker resource --environments weather,counter
+      gymq worker executor --processes 4 --redis redis://:secret@10.0.0.5:6379/0
+    """
+    from gymq.worker import command
+
+    options = {key: value for key, value in given.items() if value is not None}
+    for option in (*options, *(["processes"] if processes else [])):
+        if option not in TAKES[role]:
+            raise UsageError(f"--{option.replace('_', '-')} is no option of `gymq worker {role}`")
+    options |= parse_pairs(pairs)
+    _check(role, options)
+    settings = find_server(redis, of)
+    asyncio.run(_reach(settings))
+    argv, env = command(
+        settings, role, options, name or f"{role}-{os.getpid()}", processes=processes or 2, log_level=log_level.upper()
+    )
+    os.execvpe(argv[0], argv, {**os.environ, **env})
+
+
+def _check(role: str, options: dict[str, Any]) -> None:
+    """Find mistakes now: in the worker they would be a page of Celery's."""
+    from gymq import registry
+
+    if role == "model":
+        from gymq.cli.request import make_backend
+
+        if not options.get("model"):
+            raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
+        make_backend(options["model"], options)
+    if role == "resource":
+        installed = registry.points(registry.ENVIRONMENTS)
+        for name in filter(None, options.get("environments", "").split(",")):
+            if name not in installed:
+                raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(sorted(installed)) or 'none'}")
+
+
+async def _reach(settings: Any) -> None:
+    from gymq.link import Link
+
+    link = Link(settings, "gymq-check")
+    await link.connect()
+    await link.close()

@@ -1,0 +1,315 @@
+"""`gymq run`, the real one: to its end, stopped, killed, continued, and refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.gymq.cli.conftest import data, family, ids, kill_all
+from tests.support.redis_server import running, wait_until
+
+
+def expected(rows: int, samples: int = 1) -> list[tuple[int, int]]:
+    return list(itertools.product(range(rows), range(samples)))
+
+
+def slow_run(slow_model: str, *more: object) -> tuple[object, ...]:
+    """A run that takes some five seconds."""
+    model = ("--model", "openai:mock", "--base-url", slow_model, "--concurrency", "20", "--samples", "2")
+    return ("run", "weather", "--data", data("weather"), *model, "--out", "out.jsonl", *more)
+
+
+@pytest.mark.parametrize(("environment", "reward"), [("weather", 1.0), ("counter", 1.0), ("guess_number", None)])
+def test_a_run_goes_to_its_end_and_the_summary_says_what_the_file_holds(cli, environment: str, reward: float | None):
+    done = cli(
+        "run",
+        environment,
+        "--data",
+        data(environment),
+        "--model",
+        "scripted",
+        "--limit",
+        40,
+        "--samples",
+        4,
+        "--out",
+        "out.jsonl",
+    )
+    rows = cli.rows()
+    assert ids(rows) == expected(40, 4)
+    mean = sum(row["reward"] for row in rows) / len(rows)
+    if reward is not None:
+        assert mean == reward
+    lines = done.stdout.splitlines()
+    table = {line[:15].strip(): line[15:].split()[-1] for line in lines if len(line.split()) > 1}
+    assert table["rollouts"] == "160"
+    assert float(table["mean reward"]) == pytest.approx(mean, abs=0.001)
+    assert float(table["mean turns"]) == pytest.approx(sum(row["turns"] for row in rows) / len(rows), abs=0.01)
+    assert {"pass@1", "pass@2", "pass@4"} <= table.keys()
+    assert float(table["rollouts/s"]) > 0
+    assert table["completed"] == "160"
+    assert "a policy in code played the model" in done.stdout
+    assert lines[-1] == "out.jsonl"
+    assert not (cli.folder / "out.jsonl.gymq").exists()
+
+
+def test_several_environments_have_a_column_each(cli):
+    lines = [json.loads(data(name).read_text().splitlines()[0]) | {"environment": name} for name in ("weather", "counter")]
+    (cli.folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = cli("run", "weather", "--data", "rows.jsonl", "--model", "scripted", "--out", "out.jsonl")
+    assert any(line.split() == ["counter", "weather", "all"] for line in done.stdout.splitlines())
+    assert sorted(row["environment"] for row in cli.rows()) == ["counter", "weather"]
+
+
+def test_a_model_server_is_asked_and_its_tokens_are_counted(cli, model: str):
+    args = ("run", "weather", "--data", data("weather"), "--limit", 10, "--model", "openai:mock", "--base-url", model)
+    done = cli(*args, "--api", "responses", "--temperature", 0.5, "--max-tokens", 100, "--out", "deep/er/out.jsonl")
+    rows = cli.rows("deep/er/out.jsonl")
+    assert [row["reward"] for row in rows] == [1.0] * 10
+    tokens = [sum(row["usage"][kind] for row in rows) for kind in ("input_tokens", "output_tokens")]
+    assert f"{tokens[0]} / {tokens[1]}" in done.stdout
+    assert tokens[1] > 0
+    assert "policy" not in done.stdout
+
+
+def test_what_was_killed_with_all_its_processes_goes_on_where_it_was(cli, slow_model: str):
+    # Given a run with rollouts in its file and in flight
+    process = cli.start(*slow_run(slow_model))
+    cli.wait_rows(30)
+    # When everything is killed at once
+    kill_all(process)
+    before = cli.rows()
+    assert 30 <= len(before) < 240
+    # Then the same command does the rest, each once
+    done = cli(*slow_run(slow_model))
+    after = cli.rows()
+    assert ids(after) == expected(120, 2)
+    assert after[: len(before)] == before
+    assert {row["status"] for row in after} == {"completed"}
+    assert f"{len(before)} rollouts are there" in done.stderr
+    assert not (cli.folder / "out.jsonl.gymq").exists()
+
+
+def test_what_lost_its_server_folder_goes_on_from_the_file(cli, slow_model: str):
+    process = cli.start(*slow_run(slow_model))
+    cli.wait_rows(30)
+    kill_all(process)
+    subprocess.run(["rm", "-rf", cli.folder / "out.jsonl.gymq"], check=True)
+    with (cli.folder / "out.jsonl").open("ab") as file:
+        file.write(b'{"rollout_id":"weath')  # and the last line is torn
+    before = len(cli.rows())
+    cli(*slow_run(slow_model))
+    after = cli.rows()
+    assert ids(after) == expected(120, 2)
+    assert sum(row["seq"] <= 240 - before for row in after[before:]) == 240 - before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_in_order_says_what_was_kept_and_leaves_nothing_running(cli, slow_model: str, number: int, code: int):
+    process = cli.start(*slow_run(slow_model))
+    cli.wait_rows(10)
+    started = family(process)
+    assert len(started) >= 6  # itself, server, sink, agent, model, resource
+    os.kill(process.pid, number)
+    assert process.wait(20) == code
+    assert not any(running(one.pid) for one in started)
+    said = (cli.folder / "run.log").read_text()
+    kept = len(cli.rows())
+    assert f"{kept} of 240 rollouts are in out.jsonl; the same command continues" in said
+    assert "Traceback" not in said
+    cli(*slow_run(slow_model))
+    assert ids(cli.rows()) == expected(120, 2)
+
+
+def test_a_second_ctrl_c_stops_at_once(cli, spawn, model: str):
+    # Given calls in flight that take long
+    argv = (
+        "run",
+        "weather",
+        "--data",
+        data("weather"),
+        "--model",
+        "openai:mock-hang",
+        "--base-url",
+        model,
+        "--out",
+        "out.jsonl",
+    )
+    process = cli.start(*argv)
+    agent_log = cli.folder / "out.jsonl.gymq" / "logs" / "agent.log"
+    wait_until(agent_log.exists, 20)
+    time.sleep(3)
+    started = family(process)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1)
+    begun = time.monotonic()
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGINT)
+    assert process.wait(10) == 130
+    assert time.monotonic() - begun < 8
+    wait_until(lambda: not any(running(one.pid) for one in started), 10)
+
+
+def test_a_larger_limit_goes_on_with_an_interrupted_run_and_with_a_finished_one(cli, slow_model: str):
+    process = cli.start(*slow_run(slow_model, "--limit", 30))
+    cli.wait_rows(10)
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(20)
+    cli(*slow_run(slow_model, "--limit", 50))
+    assert ids(cli.rows()) == expected(50, 2)
+    cli(*slow_run(slow_model, "--limit", 60))
+    rows = cli.rows()
+    assert ids(rows) == expected(60, 2)
+    tasks = [json.loads(line)["id"] for line in data("weather").read_text().splitlines()[:60]]
+    assert {(row["rollout_id"].split(".")[1], row["task_id"]) for row in rows} == {
+        (str(i), task) for i, task in enumerate(tasks)
+    }
+
+
+def test_a_complete_file_is_left_alone_and_nothing_is_started(cli):
+    args = ("run", "weather", "--data", data("weather"), "--limit", 5, "--model", "scripted", "--out", "out.jsonl")
+    cli(*args)
+    before = (cli.folder / "out.jsonl").read_bytes()
+    begun = time.monotonic()
+    done = cli(*args)
+    assert time.monotonic() - begun < 3
+    assert "complete: all 5 rollouts are there" in done.stderr
+    assert done.stdout.splitlines()[-1] == "out.jsonl"
+    assert (cli.folder / "out.jsonl").read_bytes() == before
+    assert not (cli.folder / "out.jsonl.gymq").exists()
+
+
+def test_a_file_of_another_run_is_refused(cli):
+    args = ("run", "weather", "--data", data("weather"), "--limit", 5, "--model", "scripted", "--out", "out.jsonl")
+    cli(*args)
+    before = (cli.folder / "out.jsonl").read_bytes()
+    refused = cli(*args, "--samples", 2, code=2)
+    assert "out.jsonl: holds rollouts of another run" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    (cli.folder / "notes.txt").write_text("mine\n")
+    assert "notes.txt:1: is no rollout" in cli(*args[:-1], "notes.txt", code=2).stderr
+    assert (cli.folder / "out.jsonl").read_bytes() == before
+    assert (cli.folder / "notes.txt").read_text() == "mine\n"
+
+
+def test_a_second_run_on_the_same_file_is_refused_while_the_first_goes_on(cli, slow_model: str):
+    process = cli.start(*slow_run(slow_model))
+    cli.wait_rows(5)
+    refused = cli(*slow_run(slow_model), code=5)
+    assert "another `gymq run` works on it" in refused.stderr
+    assert process.wait(60) == 0
+    assert ids(cli.rows()) == expected(120, 2)
+
+
+def test_bad_rows_are_one_line_each_and_the_others_are_rolled_out(cli):
+    good = data("weather").read_text().splitlines()[:4]
+    bad = ["{not json", "[1, 2]", '{"id": "x"}', '{"prompt": "hi", "environment": "nosuch"}']
+    (cli.folder / "rows.jsonl").write_text("\n".join(line for pair in zip(good, bad, strict=True) for line in pair) + "\n")
+    done = cli("run", "weather", "--data", "rows.jsonl", "--model", "scripted", "--out", "out.jsonl", code=3)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rows.jsonl:")]
+    assert [line.split(": ")[0] for line in lines] == [f"rows.jsonl:{number}" for number in (2, 4, 6, 8)]
+    assert "unknown environment 'nosuch'" in lines[3]
+    assert ids(cli.rows()) == expected(4)
+    assert "4 rows were bad" in done.stderr
+
+
+def test_rollouts_that_fail_are_counted_by_kind_and_the_exit_code_says_so(cli, model: str):
+    args = ("run", "weather", "--data", data("weather"), "--limit", 6, "--model", "openai:mock-401", "--base-url", model)
+    done = cli(*args, "--out", "out.jsonl", code=6)
+    rows = cli.rows()
+    assert {row["status"] for row in rows} == {"failed"}
+    assert all(row["error"]["message"] for row in rows)
+    assert any(line.split() == ["failed:", rows[0]["error"]["kind"], "6"] for line in done.stdout.splitlines())
+    assert "6 rollouts failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "line"),
+    [
+        ({"--data": "gone.jsonl"}, 3, "gone.jsonl: no such file"),
+        ({"ENV": "nosuch"}, 2, "unknown environment 'nosuch'; installed: counter"),
+        ({"--agent": "nosuch"}, 2, "unknown agent 'nosuch'"),
+        ({"--model": "nosuch:x"}, 2, "unknown backend 'nosuch'"),
+        ({"--redis": "redis://127.0.0.1:1/0"}, 4, "Redis cannot be reached"),
+        ({"--redis": "nonsense"}, 2, "--redis: "),
+        ({"--prompt-config": "gone.yaml"}, 2, "gone.yaml: "),
+        ({"--config": "gone.yaml"}, 2, "gone.yaml: "),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(cli, change: dict[str, str], code: int, line: str):
+    given = {"ENV": "weather", "--data": str(data("weather")), "--model": "scripted", "--out": "out.jsonl", **change}
+    environment = given.pop("ENV")
+    done = cli("run", environment, *itertools.chain(*given.items()), code=code)
+    assert done.stderr.startswith("gymq: ")
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(cli.folder.iterdir()) == []
+
+
+def test_a_file_of_options_gives_what_the_command_line_does_not(cli):
+    (cli.folder / "run.yaml").write_text(
+        f"data: {data('weather')}\nmodel: scripted\nsamples: 3\nlimit: 2\nmax-turns: 9\nsampling:\n  top_p: 0.5\n"
+    )
+    cli("run", "weather", "--config", "run.yaml", "--limit", 4, "--out", "out.jsonl")
+    assert ids(cli.rows()) == expected(4, 3)
+    (cli.folder / "run.yaml").write_text("sample: 3\n")
+    args = ("--data", data("weather"), "--model", "scripted", "--out", "no.jsonl")
+    assert (
+        "run.yaml: unknown option 'sample'; known: data" in cli("run", "weather", "--config", "run.yaml", *args, code=2).stderr
+    )
+
+
+def test_a_run_on_a_given_server_leaves_it_and_finds_it_again(cli, redis_url: str, slow_model: str):
+    process = cli.start(*slow_run(slow_model, "--redis", redis_url))
+    cli.wait_rows(20)
+    kill_all(process)
+    cli(*slow_run(slow_model, "--redis", redis_url))
+    assert ids(cli.rows()) == expected(120, 2)
+    assert "done" in cli("status", "--redis", redis_url).stdout
+
+
+def test_a_run_can_be_watched_and_cancelled_while_it_goes_on(cli, slow_model: str):
+    process = cli.start(*slow_run(slow_model))
+    cli.wait_rows(10)
+    found = json.loads(cli("status", "--of", "out.jsonl", "--json").stdout)
+    (one,) = found["runs"]
+    assert found["workers"] == {"agent": 1, "model": 1, "resource": 1}
+    assert found["warnings"] == []
+    cli("cancel", one["config"]["name"], "--of", "out.jsonl")
+    assert process.wait(30) == 6
+    assert "was cancelled" in (cli.folder / "run.log").read_text()
+    kept = cli.rows()
+    assert {row["status"] for row in kept} == {"completed", "cancelled"}
+    # What was cancelled in flight has ended; what had not begun is done by the same command.
+    cli(*slow_run(slow_model), code=6)
+    assert ids(cli.rows()) == expected(120, 2)
+    assert cli.rows()[: len(kept)] == kept
+
+
+def test_rollouts_that_were_deleted_from_the_file_are_done_again(cli, slow_model: str):
+    process = cli.start(*slow_run(slow_model))
+    cli.wait_rows(20)
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(20)
+    (cli.folder / "out.jsonl").unlink()
+    cli(*slow_run(slow_model))
+    assert ids(cli.rows()) == expected(120, 2)
+
+
+def test_a_killed_worker_is_started_again_and_said(cli, slow_model: str):
+    process = cli.start(*slow_run(slow_model))
+    cli.wait_rows(10)
+    for one in family(process):
+        if "--role" in one.cmdline() and "model" in one.cmdline():
+            one.kill()
+    assert process.wait(60) == 0
+    rows = cli.rows()
+    assert ids(rows) == expected(120, 2)
+    assert {row["status"] for row in rows} == {"completed"}
+    assert "model: killed by SIGKILL" in (cli.folder / "run.log").read_text()

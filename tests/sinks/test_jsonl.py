@@ -1,0 +1,109 @@
+"""The JSONL sink: the file is the commit record, whatever happens to the process that writes it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from gymq_sinks.jsonl import JsonlSink
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gymq.errors import DataError, GymqError, SinkBusy
+from tests.sinks.support import rollout, rollouts
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "out.jsonl"
+
+
+def write(path, count: int, start: int = 0) -> JsonlSink:
+    """Open, write some rollouts, commit, close."""
+    sink = JsonlSink(path, "r")
+    sink.open()
+    sink.write(rollouts(count, start))
+    sink.commit()
+    sink.close()
+    return sink
+
+
+def test_each_rollout_is_one_line(path):
+    sink = write(path, 3)
+    assert path.read_bytes() == b"".join(one.json + b"\n" for one in rollouts(3))
+    assert (sink.written, sink.repeated) == (3, 0)
+
+
+def test_what_is_there_is_not_written_again(path):
+    write(path, 3)
+    again = write(path, 5)
+    assert (again.written, again.repeated) == (2, 3)
+    assert path.read_bytes() == b"".join(one.json + b"\n" for one in rollouts(5))
+
+
+def test_what_comes_twice_at_once_is_written_once(path):
+    sink = JsonlSink(path, "r")
+    sink.open()
+    sink.write([*rollouts(2), *rollouts(2)])
+    sink.close()
+    assert (sink.written, sink.repeated) == (2, 2)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 2000))
+def test_wherever_a_death_tore_the_file_it_is_made_whole(tmp_path, cut):
+    # Given a file of four lines that ends anywhere
+    path = tmp_path / "torn.jsonl"
+    path.unlink(missing_ok=True)
+    write(path, 4)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: min(cut, len(whole))])
+    # When a sink goes on and everything that is not acknowledged comes again
+    write(path, 4)
+    # Then each rollout stands there once
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_a_second_writer_is_refused_and_the_first_goes_on(path):
+    first, second = JsonlSink(path, "r"), JsonlSink(path, "r")
+    first.open()
+    with pytest.raises(SinkBusy, match="another process writes this file"):
+        second.open()
+    first.write(rollouts(2))
+    first.close()
+    second.open()
+    second.close()
+    assert len(path.read_bytes().splitlines()) == 2
+
+
+def test_a_file_of_another_run_is_refused_and_not_touched(path):
+    write(path, 2)
+    before = path.read_bytes()
+    sink = JsonlSink(path, "other")
+    with pytest.raises(DataError, match="holds rollouts of run 'r', not 'other'"):
+        sink.open()
+    assert path.read_bytes() == before
+    # And the refused sink does not keep it locked
+    write(path, 3)
+
+
+@pytest.mark.parametrize("content", [b'{"id": 1}\n', b"hello\n", b"\n", b'{"rollout_id":"r\n', b"\x00\xff\n"])
+def test_a_file_of_something_else_is_refused_and_not_touched(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(DataError):
+        JsonlSink(path, "r").open()
+    assert path.read_bytes() == content
+
+
+def test_a_folder_in_its_place_is_refused_in_one_line(tmp_path):
+    with pytest.raises(GymqError, match="cannot be written: Is a directory; choose another --out"):
+        JsonlSink(tmp_path, "r").open()
+
+
+def test_a_full_disk_is_told_in_one_line(path):
+    sink = JsonlSink(path, "r")
+    sink._file = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(GymqError, match="No space left on device; make room"):
+        sink.write([rollout(0)])
+    sink.close()
