@@ -22,7 +22,7 @@ from gymq import keys
 IN_FLIGHT = 512
 
 #: W3: conversations in flight, seconds of a model call, model calls of a rollout, seconds between two changes of workers.
-MANY, LATENCY, CALLS, CHANGE = 5000, 2.0, 2, 4.0
+MANY, LATENCY, CALLS, CHANGE = 5000, 2.0, 2, 6.0
 
 #: Flatness: rollouts of the runs that are compared.
 COUNTS = (1_000, 10_000, 50_000)

@@ -32,8 +32,8 @@ def command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
         # It would switch on task events in every worker every 5 s; ours send those that are meant to be seen.
         "--enable_events=False",
         "--read_only=True",
-        # A rollout's arguments name its run and task, its result the reward.
-        "--tasks_columns=name,uuid,state,args,result,received,runtime,worker",
+        # A rollout's result tells its reward, its exception why it failed.
+        "--tasks_columns=name,uuid,state,result,exception,received,runtime,worker",
         f"--max_tasks={MAX_TASKS}",
         f"--purge_offline_workers={PURGE_OFFLINE}",
     ]

@@ -22,6 +22,7 @@ COMMANDS = {
     "consumer": ("consumer", "consumer", "List or drop the consumers of a run."),
     "env": ("env", "env", "List the environments that are installed."),
     "control": ("control", "control", "Pause, resume, drain or ask the workers."),
+    "server": ("server", "server", "Run the server that comes with gymq, by itself."),
     "flower": ("flower", "flower", "Watch workers and rollouts in a browser."),
 }
 

@@ -95,12 +95,12 @@ def _go(session: Session, place: Place, name: str, bad: int) -> int:
         there = sum(1 for _ in place.kept(name))
         click.echo(f"{there} of {session.total} rollouts are in {place.out}; the same command continues", err=True)
         return 128 + stopped
-    code = _finish(place.out, name, session.samples, bad, since=began, cancelled=session.cancelled)
+    code = _finish(place.out, name, session.samples, bad, since=began, total=session.total)
     place.leave(keep_logs=session.troubled or code == 6)
     return code
 
 
-def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0, cancelled: bool = False) -> int:
+def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0, total: int = 0) -> int:
     """Print the summary and the path; returns the exit code."""
     from gymq import summary
     from gymq.cli import report
@@ -113,9 +113,10 @@ def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0,
     failed = found.total.by_status["failed"] + found.total.by_status["cancelled"]
     if failed:
         lines.append(f"{failed} rollouts failed or were cancelled; their `error` in {out} says why")
-    if cancelled:
-        lines.append("the run was cancelled before all of its rollouts had begun; the same command does the rest")
+    missing = total - found.total.rollouts
+    if missing > 0:
+        lines.append(f"the run was cancelled before {missing} of its rollouts had begun; the same command does them")
     for line in lines:
         click.echo(f"gymq: {line}", err=True)
     click.echo(str(out))
-    return 3 if bad else 6 if failed or cancelled else 0
+    return 3 if bad else 6 if failed or missing > 0 else 0

@@ -84,11 +84,6 @@ class Session:
         """Rollouts of each task."""
         return self._config.samples
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether somebody cancelled the run."""
-        return self.status is not None and self.status.state == "cancelled"
-
     def go(self) -> int:
         """Run until all rollouts have ended, or a signal comes.
 

@@ -20,9 +20,10 @@ def expected(rows: int, samples: int = 1) -> list[tuple[int, int]]:
 
 
 def slow_run(slow_model: str, *more: object) -> tuple[object, ...]:
-    """A run that takes some five seconds."""
+    """A run of 120 rollouts that takes some five seconds."""
     model = ("--model", "openai:mock", "--base-url", slow_model, "--concurrency", "20", "--samples", "2")
-    return ("run", "weather", "--data", data("weather"), *model, "--out", "out.jsonl", *more)
+    limit = () if "--limit" in more else ("--limit", 60)
+    return ("run", "weather", "--data", data("weather"), *model, *limit, "--out", "out.jsonl", *more)
 
 
 @pytest.mark.parametrize(("environment", "reward"), [("weather", 1.0), ("counter", 1.0), ("guess_number", None)])
@@ -85,11 +86,11 @@ def test_what_was_killed_with_all_its_processes_goes_on_where_it_was(cli, slow_m
     # When everything is killed at once
     kill_all(process)
     before = cli.rows()
-    assert 30 <= len(before) < 240
+    assert 30 <= len(before) < 120
     # Then the same command does the rest, each once
     done = cli(*slow_run(slow_model))
     after = cli.rows()
-    assert ids(after) == expected(120, 2)
+    assert ids(after) == expected(60, 2)
     assert after[: len(before)] == before
     assert {row["status"] for row in after} == {"completed"}
     assert f"{len(before)} rollouts are there" in done.stderr
@@ -103,11 +104,11 @@ def test_what_lost_its_server_folder_goes_on_from_the_file(cli, slow_model: str)
     subprocess.run(["rm", "-rf", cli.folder / "out.jsonl.gymq"], check=True)
     with (cli.folder / "out.jsonl").open("ab") as file:
         file.write(b'{"rollout_id":"weath')  # and the last line is torn
-    before = len(cli.rows())
+    before = cli.rows()
     cli(*slow_run(slow_model))
     after = cli.rows()
-    assert ids(after) == expected(120, 2)
-    assert sum(row["seq"] <= 240 - before for row in after[before:]) == 240 - before
+    assert ids(after) == expected(60, 2)
+    assert after[: len(before)] == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -121,10 +122,10 @@ def test_a_signal_stops_in_order_says_what_was_kept_and_leaves_nothing_running(c
     assert not any(running(one.pid) for one in started)
     said = (cli.folder / "run.log").read_text()
     kept = len(cli.rows())
-    assert f"{kept} of 240 rollouts are in out.jsonl; the same command continues" in said
+    assert f"{kept} of 120 rollouts are in out.jsonl; the same command continues" in said
     assert "Traceback" not in said
     cli(*slow_run(slow_model))
-    assert ids(cli.rows()) == expected(120, 2)
+    assert ids(cli.rows()) == expected(60, 2)
 
 
 def test_a_second_ctrl_c_stops_at_once(cli, spawn, model: str):
@@ -204,7 +205,7 @@ def test_a_second_run_on_the_same_file_is_refused_while_the_first_goes_on(cli, s
     refused = cli(*slow_run(slow_model), code=5)
     assert "another `gymq run` works on it" in refused.stderr
     assert process.wait(60) == 0
-    assert ids(cli.rows()) == expected(120, 2)
+    assert ids(cli.rows()) == expected(60, 2)
 
 
 def test_bad_rows_are_one_line_each_and_the_others_are_rolled_out(cli):
@@ -270,7 +271,7 @@ def test_a_run_on_a_given_server_leaves_it_and_finds_it_again(cli, redis_url: st
     cli.wait_rows(20)
     kill_all(process)
     cli(*slow_run(slow_model, "--redis", redis_url))
-    assert ids(cli.rows()) == expected(120, 2)
+    assert ids(cli.rows()) == expected(60, 2)
     assert "done" in cli("status", "--redis", redis_url).stdout
 
 
@@ -288,7 +289,7 @@ def test_a_run_can_be_watched_and_cancelled_while_it_goes_on(cli, slow_model: st
     assert {row["status"] for row in kept} == {"completed", "cancelled"}
     # What was cancelled in flight has ended; what had not begun is done by the same command.
     cli(*slow_run(slow_model), code=6)
-    assert ids(cli.rows()) == expected(120, 2)
+    assert ids(cli.rows()) == expected(60, 2)
     assert cli.rows()[: len(kept)] == kept
 
 
@@ -299,7 +300,7 @@ def test_rollouts_that_were_deleted_from_the_file_are_done_again(cli, slow_model
     process.wait(20)
     (cli.folder / "out.jsonl").unlink()
     cli(*slow_run(slow_model))
-    assert ids(cli.rows()) == expected(120, 2)
+    assert ids(cli.rows()) == expected(60, 2)
 
 
 def test_a_killed_worker_is_started_again_and_said(cli, slow_model: str):
@@ -310,6 +311,6 @@ def test_a_killed_worker_is_started_again_and_said(cli, slow_model: str):
             one.kill()
     assert process.wait(60) == 0
     rows = cli.rows()
-    assert ids(rows) == expected(120, 2)
+    assert ids(rows) == expected(60, 2)
     assert {row["status"] for row in rows} == {"completed"}
     assert "model: killed by SIGKILL" in (cli.folder / "run.log").read_text()

@@ -1,0 +1,42 @@
+"""`gymq server`: the embedded server by itself, for workers in processes of their own on this machine."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--folder", metavar="DIR", required=True, help="Where its data and its address lie; what is there is continued.")
+def server(folder: str) -> None:
+    """Run the server that comes with gymq: loopback only, with a password of its own, its data in a folder.
+
+    Its address, with the password, is in DIR/server.url, readable by you alone. Ctrl-C stops it; the data stays.
+    For more than one machine use a Redis or Valkey of your own.
+
+    \b
+    Examples:
+      gymq server --folder out/server
+      export GYMQ_REDIS_URL=$(cat out/server/server.url)
+    """
+    from gymq.embedded import EmbeddedServer
+    from gymq.errors import GymqError
+
+    path = Path(folder)
+    told = threading.Event()
+
+    def tell(*_: Any) -> None:
+        told.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, tell)
+    with EmbeddedServer(path) as running:
+        click.echo(f"listening; export GYMQ_REDIS_URL=$(cat {path / 'server.url'})")
+        # A wait in slices: a signal's handler runs between two of them.
+        while not told.wait(0.5):
+            if not running.alive:
+                raise GymqError(f"the server ended; {path / 'server.log'} says why")

@@ -1,0 +1,216 @@
+"""Feeding a sink: whatever dies and whenever, each rollout stands in its files once, and nothing holds up the run."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from gymq_sinks.jsonl import JsonlSink
+from gymq_sinks.parquet import ParquetSink
+
+from gymq import keys
+from gymq.errors import GymqError, SinkBusy, UnknownName
+from gymq.run import RunConfig
+from gymq.sink import COMMIT_EVERY, Sink, feed
+from tests.support.redis_server import wait_until
+from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
+
+#: A sink in a process of its own that kills itself, hard, before or after its first commit, or never.
+DOOMED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from gymq import registry
+from gymq.settings import Settings
+from gymq.sink import feed
+
+kind, path, moment = sys.argv[1:]
+base = registry.load("gymq.sinks", kind)
+
+class Doomed(base):
+    def commit(self):
+        if moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().commit()
+        if moment == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def due(self, age, idle):
+        return self.written + len(getattr(self, "_fresh", ())) >= 3 or super().due(age, idle)
+
+asyncio.run(feed(Doomed(Path(path), "r"), "sink", Settings.from_environment(), asyncio.Event()))
+"""
+
+KINDS = {"jsonl": JsonlSink, "parquet": ParquetSink}
+
+
+@pytest.fixture
+async def run(settings):
+    """A run with the consumer `sink`, and an agent that does what the test says."""
+    async with linked(settings) as link:
+        pretender = Pretender(link, RunConfig("r", "weather", "tool", "scripted"))
+        await pretender.create("sink")
+        yield pretender
+
+
+def ids(kind: str, path: Path) -> list[str]:
+    """The ids of the rollouts that stand in a sink's files, sorted."""
+    if kind == "jsonl":
+        return sorted(msgspec.json.decode(line)["rollout_id"] for line in path.read_bytes().splitlines())
+    import pyarrow.parquet as pq
+
+    return sorted(pq.read_table(path, columns=["rollout_id"]).column(0).to_pylist())
+
+
+def names(count: int) -> list[str]:
+    return sorted(f"r.{i}.0" for i in range(count))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_lost_or_there_twice_after_kill_9_around_a_commit(
+    spawn, settings, run, tmp_path, kind, moment, no_leaks
+):
+    # Given a sink that is killed before or after its commit, but before it acknowledges
+    path = tmp_path / "out"
+    await run.enqueue(8)
+    await run.admit()
+    await run.end(*run.live[:5])
+    doomed = [sys.executable, "-c", DOOMED, kind, str(path)]
+    env = {"GYMQ_REDIS_URL": settings.redis_url}
+    victim = spawn([*doomed, moment], env)
+    assert await asyncio.to_thread(victim.wait, 30) == -9
+    # When it is started again, and the rest ends
+    assert (await run.link.send("XPENDING", keys.results("r"), "sink"))[0] == 5
+    await run.end(*run.live)
+    await run.finish(2)
+    again = spawn([*doomed, "never"], env, stderr=subprocess.PIPE)
+    assert await asyncio.to_thread(again.wait, 30) == 0, again.stderr.read().decode()
+    # Then every rollout stands there once, and the run is done
+    assert ids(kind, path) == names(10)
+    assert await run.link.send("HGET", keys.run("r"), "state") == b"done"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost_or_there_twice_after_kill_9_at_any_moment(spawn, settings, tmp_path, kind, no_leaks):
+    # Given workers and a run that takes a while
+    workers = Workers(spawn, settings, tmp_path).start_all(latency=0.1)
+    produce(settings, RunConfig("r", "weather", "tool", "scripted", concurrency=8), weather(300), consumers=["sink"])
+    path = tmp_path / "out"
+    doomed = [sys.executable, "-c", DOOMED, kind, str(path), "never"]
+    env = {"GYMQ_REDIS_URL": settings.redis_url}
+    # When its sink is killed again and again
+    for delay in (0.1, 0.25, 0.4, 0.6):
+        sink = spawn(doomed, env)
+        wait_until(lambda: _reads(settings))
+        time.sleep(delay)
+        sink.kill()
+        sink.wait()
+    assert status(settings, "r").state != "done"
+    spawn(doomed, env)
+    # Then every rollout stands there once, and Redis keeps nothing
+    wait_for_state(settings, "r", "done", 60)
+    wait_until(lambda: len(ids(kind, path)) == 300)
+    assert ids(kind, path) == names(300)
+    workers.stop()
+
+
+def _reads(settings) -> bool:
+    return any(b"name=gymq-consumer-sink" in line for line in ask(settings, "CLIENT", "LIST").splitlines())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_sink_that_is_told_to_stop_keeps_what_it_has_and_goes_on_later(settings, run, tmp_path, kind):
+    path = tmp_path / "out"
+    await run.finish(4, close=False)
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(feed(KINDS[kind](path, "r"), "sink", settings, stop))
+    await asyncio.sleep(2 * COMMIT_EVERY)
+    stop.set()
+    assert await asyncio.wait_for(feeding, 5) is False
+    assert ids(kind, path) == names(4)
+    assert (await run.link.run("lag", "r")) == [b"sink", 0]
+    await run.finish(3)
+    assert await feed(KINDS[kind](path, "r"), "sink", settings, asyncio.Event()) is True
+    assert ids(kind, path) == names(7)
+
+
+async def test_a_slow_trickle_is_on_the_disk_at_once(settings, run, tmp_path):
+    path = tmp_path / "out.jsonl"
+    await run.enqueue(2)
+    await run.admit()
+    feeding = asyncio.create_task(feed(JsonlSink(path, "r"), "sink", settings, asyncio.Event()))
+    await run.end("r.0.0")
+    await asyncio.sleep(4 * COMMIT_EVERY)
+    assert ids("jsonl", path) == ["r.0.0"]
+    assert (await run.link.run("lag", "r")) == [b"sink", 0]
+    feeding.cancel()
+
+
+async def test_a_parquet_part_never_stops_a_run_with_a_small_backlog(settings, tmp_path):
+    # Given a run whose consumers may be four rollouts behind, and a sink that would rather wait for thousands
+    async with linked(settings) as link:
+        run = Pretender(link, RunConfig("r", "weather", "tool", "scripted", backlog=4))
+        await run.create("sink")
+        await run.enqueue(12)
+        feeding = asyncio.create_task(feed(ParquetSink(tmp_path, "r"), "sink", settings, asyncio.Event()))
+        # Then the run goes on all the same
+        async with asyncio.timeout(10):
+            ended = 0
+            while ended < 12:
+                await run.admit(2)
+                ended += len(run.live)
+                await run.end(*run.live)
+                await asyncio.sleep(0.02)
+        feeding.cancel()
+
+
+async def test_a_sink_that_cannot_write_is_no_consumer(settings, run, tmp_path):
+    # Given a file that somebody else writes
+    first = JsonlSink(tmp_path / "out.jsonl", "r")
+    first.open()
+    # When another sink wants it, under another name
+    with pytest.raises(SinkBusy):
+        await feed(JsonlSink(tmp_path / "out.jsonl", "r"), "other", settings, asyncio.Event())
+    # Then the run waits for nobody of that name
+    assert [group[1] for group in await run.link.send("XINFO", "GROUPS", keys.results("r"))] == [b"sink"]
+    first.close()
+
+
+async def test_a_sink_of_no_run_leaves_no_file(settings, tmp_path):
+    with pytest.raises(UnknownName, match="no run 'nowhere'"):
+        await feed(JsonlSink(tmp_path / "out.jsonl", "nowhere"), "sink", settings, asyncio.Event())
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+async def test_a_late_sink_is_told_what_it_missed(settings, run, tmp_path):
+    await run.finish(3, close=False)
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(feed(JsonlSink(tmp_path / "a", "r"), "sink", settings, stop))
+    await asyncio.sleep(3 * COMMIT_EVERY)
+    stop.set()
+    await feeding
+    await run.finish(2)
+    late = JsonlSink(tmp_path / "b", "r")
+    assert await feed(late, "late", settings, asyncio.Event())
+    assert (late.missed, late.written) == (3, 2)
+
+
+async def test_what_a_sink_could_not_write_is_not_acknowledged(settings, run, tmp_path):
+    class Full(Sink):
+        def open(self) -> None: ...
+
+        def write(self, rollouts) -> None:
+            raise GymqError("no room")
+
+    await run.finish(3)
+    with pytest.raises(GymqError, match="no room"):
+        await feed(Full(tmp_path, "r"), "sink", settings, asyncio.Event())
+    assert await feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event())
+    assert ids("jsonl", tmp_path / "out") == names(3)
