@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Used(msgspec.Struct):
         bytes_in: bytes that the server received.
         bytes_out: bytes that the server sent.
         aof: bytes that the append-only file grew by; None if the server rewrote it meanwhile.
+        others: cores that were busy with something else meanwhile, this bench's own process included: the noise.
     """
 
     cpu: dict[str, float]
@@ -41,6 +43,7 @@ class Used(msgspec.Struct):
     bytes_in: float
     bytes_out: float
     aof: float | None
+    others: float
 
 
 class Meter:
@@ -57,6 +60,7 @@ class Meter:
         self._last: dict[int, float] = {}
         self._peak: dict[int, float] = {}
         self._before: dict[str, Any] = {}
+        self._began = (0.0, 0.0)
 
     def add(self, role: str, pid: int) -> None:
         """Measure a process too, from now on; one that was just started is measured from its start."""
@@ -67,8 +71,9 @@ class Meter:
         """The interval begins; processes that are gone are forgotten."""
         self._roles = {pid: role for pid, role in self._roles.items() if psutil.pid_exists(pid)}
         self.look()
-        self._first = dict(self._last)
+        self._first = {pid: self._last[pid] for pid in self._roles}
         self._before = self._server()
+        self._began = time.monotonic(), _busy()
 
     def look(self) -> None:
         """Read what the processes have used; call it now and then if some may leave."""
@@ -81,14 +86,17 @@ class Meter:
 
     def stop(self, rollouts: int) -> Used:
         """The interval ends; returns what was used, for each of some rollouts."""
+        took, busy = time.monotonic() - self._began[0], _busy() - self._began[1]
         self.look()
+        own = sum(self._last[pid] - self._first[pid] for pid in self._roles)
         after = self._server()
         grown = {key: (after[key] - self._before[key]) / rollouts for key in ("in", "out", "aof")}
         calls = {
             name: (count - self._before["calls"].get(name, 0)) / rollouts for name, count in sorted(after["calls"].items())
         }
         calls = {name: round(count, 3) for name, count in calls.items() if count >= 0.001}
-        used = Used({}, {}, {}, after["peak"], sum(calls.values()), 0, 0, calls, grown["in"], grown["out"], grown["aof"])
+        used = Used({}, {}, {}, after["peak"], sum(calls.values()), 0, 0, calls, grown["in"], grown["out"], grown["aof"], 0)
+        used.others = max(0.0, busy - own) / took
         used.scripts, used.reads = calls.get("evalsha", 0), calls.get("xreadgroup", 0)
         if after["base"] != self._before["base"]:
             used.aof = None
@@ -108,6 +116,12 @@ class Meter:
             "base": info.get("aof_base_size", 0),
             "peak": info["used_memory_peak"] / 2**20,
         }
+
+
+def _busy() -> float:
+    """Seconds that this machine's cores have been busy."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
 def _peak_mb(pid: int) -> float:

@@ -39,20 +39,24 @@ def sheets(found: dict[str, Any]) -> Iterator[Sheet]:
 
 
 def _rates(found: dict[str, Any], names: list[str]) -> Sheet:
-    columns = ["", "rollouts/s", "lowest to highest", "all-in", "CPU ms/rollout", "mock's CPU", "target"]
+    columns = ["", "rollouts/s", "lowest to highest", "all-in", "CPU ms/rollout", "mock's CPU", "target", "cores of others"]
     rows = []
     for name in names:
         one, (rate, cpu) = found[name], TARGETS[name]
         spread = f"{one['lowest_rate']:,.0f} to {one['highest_rate']:,.0f}"
         target = f"≥ {rate:,}, ≤ {cpu:g} ms"
         rows.append([name.upper(), f"{one['rate']:,.0f}", spread, f"{one['all_in']:,.0f}", f"{one['cpu']:.3f}"])
-        rows[-1] += [f"{one['cpu_mock']:.3f}" if one["cpu_mock"] else "", target]
+        rows[-1] += [f"{one['cpu_mock']:.3f}" if one["cpu_mock"] else "", target, f"{one['others']:.2f}"]
     for mode, one in found["calibration"].items():
         spread = f"{one['lowest_rate']:,.0f} to {one['highest_rate']:,.0f}"
-        rows.append([f"bare actors, {mode}", f"{one['rate']:,.0f}", spread, "", f"{one['cpu']:.3f}", "", ""])
+        rows.append(
+            [f"bare actors, {mode}", f"{one['rate']:,.0f}", spread, "", f"{one['cpu']:.3f}", "", "", f"{one['others']:.2f}"]
+        )
     for name in names:
         for mode, ratio in found[name]["ratio"].items():
-            rows.append([f"{name.upper()} / bare {mode}", f"{ratio['rate']:.2f} x", "", "", f"{ratio['cpu']:.2f} x", "", ""])
+            rows.append(
+                [f"{name.upper()} / bare {mode}", f"{ratio['rate']:.2f} x", "", "", f"{ratio['cpu']:.2f} x", "", "", ""]
+            )
     return f"Throughput: median of {len(found[names[0]]['runs'])}", columns, rows
 
 
@@ -108,6 +112,7 @@ def _w3(one: dict[str, Any]) -> Sheet:
         ["rollouts/s, without the first and last tenth", f"{run.checked.middle_rate:,.0f} ({one['share_in_the_middle']:.0%})"],
         ["workers that joined / left by SIGTERM", f"{one['joined']} / {one['left']}"],
         ["CPU ms/rollout, starts of workers included", f"{run.cpu:.3f}"],
+        ["cores that were busy with something else", f"{run.used.others:.2f}"],
     ]
     return "W3: 5,000 conversations, 2 s a model call, workers come and go", ["", ""], rows
 

@@ -224,6 +224,7 @@ def _medians(runs: list[Any]) -> dict[str, Any]:
     }
     found["lowest_rate"] = min(run.rate for run in runs)
     found["highest_rate"] = max(run.rate for run in runs)
+    found["others"] = statistics.median(run.used.others for run in runs)
     roles = runs[0].used.cpu
     found["cpu_by_process"] = {role: statistics.median(run.used.cpu[role] for run in runs) for role in roles}
     found["runs"] = runs

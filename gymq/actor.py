@@ -173,11 +173,12 @@ class Actor:
 
     async def _recall(self) -> None:
         """After an outage: mail may have been given to us in an answer that never arrived."""
+        known = set(self._held)  # what is answered while we ask is not unknown
         try:
             held = await self.boxes.held(self.reader, self.worker)
         except Outage:
             return  # the next read meets the outage again
-        unknown = [mail for mail in held if (mail.stream, mail.id) not in self._held]
+        unknown = [mail for mail in held if (mail.stream, mail.id) not in known]
         if unknown:
             await self._accept(unknown)
 

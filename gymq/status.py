@@ -135,7 +135,9 @@ async def _mailbox(link: Link, name: str, workers: int) -> Mailbox:
     for stream in (keys.mailbox(name), keys.retry(name)):
         if await link.send("EXISTS", stream):
             length += await link.send("XLEN", stream)
-            taken += (await link.send("XPENDING", stream, keys.GROUP))[0]
+            # The first worker makes the group; mail may come before it.
+            for group in await link.send("XINFO", "GROUPS", stream):
+                taken += dict(zip(group[::2], group[1::2], strict=True))[b"pending"]
     return Mailbox(name, max(length - taken, 0), taken, workers)
 
 

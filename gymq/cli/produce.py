@@ -37,13 +37,14 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.cli.segments import segments
     from gymq.link import Link
     from gymq.produce import Produced
-    from gymq.run import create
+    from gymq.run import check_name, create
     from gymq.source import fingerprint
 
     request: Request = read_request(given, needed=("data", "run", "model"))
     registry.environment(env)
     registry.agent(request.agent)
     assert request.run is not None
+    check_name(request.run)
     config = request.config(env, request.run)
     source = fingerprint(request.data)
     settings = find_server(redis or request.redis, of)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 
@@ -17,7 +16,6 @@ from tests.support.redis_server import wait_until
 from tests.support.rollouts import (
     Pretender,
     Workers,
-    ask,
     linked,
     produce,
     run_tasks,
@@ -249,26 +247,6 @@ async def test_a_group_of_which_a_member_was_trimmed_is_flagged(pairs, settings)
     assert (group.complete, [rollout.sample for rollout in group.rollouts]) == (False, [1])
 
 
-async def test_a_group_of_which_a_sink_has_a_member_from_an_earlier_life_is_flagged_and_comes_at_once(settings):
-    async with linked(settings) as link:
-        run = Pretender(link, config(samples=3))
-        await run.create("trainer")
-        # Given that the sink has the last member of the first group and all of the second
-        await link.send("SADD", keys.skip("r"), "r.0.2", "r.1.0", "r.1.1", "r.1.2")
-        await run.enqueue(3)
-        await run.admit()
-        assert run.live == ["r.0.0", "r.0.1", "r.2.0", "r.2.1", "r.2.2"]
-        # When the others end
-        await run.end("r.0.0", "r.0.1", "r.2.0", "r.2.1", "r.2.2")
-        groups = aiter(Results("r", "trainer", "group", settings))
-        first, third = await anext(groups), await anext(groups)
-        # Then the group comes while the run is open, flagged; the whole one is not
-        assert (first.id, first.complete, third.id, third.complete) == ("r.0", False, "r.2", True)
-        # And what counts the members of partial groups is back at nothing
-        assert await link.send("HGET", keys.run("r"), "partial") == b"0"
-        assert await link.send("HLEN", keys.rows("r")) == 0
-
-
 async def test_an_iteration_that_was_broken_off_goes_on_where_it_was_left(run, settings):
     await run.finish(10)
     results = Results("r", "trainer", settings=settings)
@@ -302,26 +280,6 @@ async def test_a_run_that_is_closed_after_all_was_acknowledged_is_done_when_the_
     assert await state(run) == "done"
 
 
-async def test_a_consumer_lives_through_a_restart_of_the_server(redis_server, run, settings):
-    # Given a consumer that has taken two of four
-    await run.finish(4, close=False)
-    results = Results("r", "trainer", settings=settings)
-    first = await take(results, 2)
-    # When the server is killed and comes back, having kept what it confirmed
-    await asyncio.sleep(1.2)  # appendfsync everysec
-    await asyncio.to_thread(redis_server.stop)
-    rest = asyncio.create_task(take(results, 2))
-    await asyncio.sleep(0.5)
-    await asyncio.to_thread(redis_server.start)
-    # Then the rest comes, nothing twice, and all can be acknowledged
-    rest = await asyncio.wait_for(rest, 20)
-    assert [rollout.id for rollout in first + rest] == [f"r.{i}.0" for i in range(4)]
-    await results.ack(*first, *rest)
-    await run.link.reconnect()
-    assert await length(run) == 0
-    await results.close()
-
-
 async def test_a_run_that_is_removed_ends_its_consumers_with_an_error(run, settings):
     await run.finish(2, close=False)
     results = Results("r", "trainer", settings=settings)
@@ -344,13 +302,3 @@ async def test_a_run_that_is_removed_ends_its_consumers_with_an_error(run, setti
 def test_what_makes_no_sense_is_refused_in_one_line(settings, run_name, consumer, unit, says):
     with pytest.raises(UsageError, match=says):
         next(iter(consume(run_name, consumer, unit, settings)))
-
-
-def test_records_are_json_objects(spawn, settings, tmp_path):
-    workers = Workers(spawn, settings, tmp_path).start_all()
-    run_tasks(settings, config(), weather(1))
-    (entry,) = ask(settings, "XRANGE", keys.results("r"), "-", "+")
-    record = json.loads(entry[1][5])
-    assert next(iter(record)) == "rollout_id"
-    assert [call["kind"] for call in record["calls"]] == ["generate", "tool", "generate", "verify"]
-    workers.stop()

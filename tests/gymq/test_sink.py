@@ -14,6 +14,7 @@ from gymq_sinks.jsonl import JsonlSink
 from gymq_sinks.parquet import ParquetSink
 
 from gymq import keys
+from gymq.consume import Results
 from gymq.errors import GymqError, SinkBusy, UnknownName
 from gymq.run import RunConfig
 from gymq.sink import COMMIT_EVERY, Sink, feed
@@ -214,3 +215,46 @@ async def test_what_a_sink_could_not_write_is_not_acknowledged(settings, run, tm
         await feed(Full(tmp_path, "r"), "sink", settings, asyncio.Event())
     assert await feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event())
     assert ids("jsonl", tmp_path / "out") == names(3)
+
+
+async def test_a_group_of_which_a_sink_has_a_member_from_an_earlier_life_is_flagged_and_comes_at_once(settings):
+    async with linked(settings) as link:
+        run = Pretender(link, RunConfig("r", "weather", "tool", "scripted", samples=3))
+        await run.create("trainer")
+        # Given that the sink has the last member of the first group and all of the second
+        await link.send("SADD", keys.skip("r"), "r.0.2", "r.1.0", "r.1.1", "r.1.2")
+        await run.enqueue(3)
+        await run.admit()
+        assert run.live == ["r.0.0", "r.0.1", "r.2.0", "r.2.1", "r.2.2"]
+        # When the others end
+        await run.end("r.0.0", "r.0.1", "r.2.0", "r.2.1", "r.2.2")
+        groups = aiter(Results("r", "trainer", "group", settings))
+        first, third = await anext(groups), await anext(groups)
+        # Then the group comes while the run is open, flagged; the whole one is not
+        assert (first.id, first.complete, third.id, third.complete) == ("r.0", False, "r.2", True)
+        # And what counts the members of partial groups is back at nothing
+        assert await link.send("HGET", keys.run("r"), "partial") == b"0"
+        assert await link.send("HLEN", keys.rows("r")) == 0
+
+
+async def test_a_sink_and_a_trainer_live_through_a_restart_of_the_server(redis_server, settings, run, tmp_path):
+    # Given a sink, and a trainer that has taken two of four rollouts and acknowledged none
+    await run.link.run("declare", "r", "trainer")
+    await run.finish(4, close=False)
+    feeding = asyncio.create_task(feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event()))
+    trainer = aiter(results := Results("r", "trainer", settings=settings))
+    taken = [await anext(trainer), await anext(trainer)]
+    # When the server is stopped and started again, and more rollouts end
+    await asyncio.to_thread(redis_server.stop)
+    await asyncio.sleep(0.5)
+    await asyncio.to_thread(redis_server.start)
+    await run.link.reconnect()
+    await run.finish(3)
+    # Then both get everything, once
+    assert await asyncio.wait_for(feeding, 20) is True
+    taken += [rollout async for rollout in trainer]
+    assert [rollout.id for rollout in taken] == [f"r.{i}.0" for i in range(7)]
+    assert ids("jsonl", tmp_path / "out") == names(7)
+    await results.ack(*taken)
+    assert await run.link.send("HGET", keys.run("r"), "state") == b"done"
+    await results.close()

@@ -1,0 +1,405 @@
+"""The actor's life, and how it serves calls: drains, lapses, defects, outages, and what it keeps of conversations."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gymq import actor, keys, mailbox
+from gymq.actor import Actor, pack
+from gymq.call import Call, Plan, decode_reply, encode
+from gymq.errors import CallError, GymqError
+from gymq.server import MAX_ATTEMPTS, CallServer
+from gymq.settings import Settings
+from gymq.task import Task, encode_task
+from tests.support.rollouts import linked
+
+BOX = "resource:e"
+
+
+@pytest.fixture
+def settings(redis_url) -> Settings:
+    return Settings(redis_url=redis_url, liveness=0.3)
+
+
+@pytest.fixture
+async def link(settings):
+    async with linked(settings) as link:
+        yield link
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """Actors look and wait as often as the short liveness wants it."""
+    monkeypatch.setattr(actor, "SWEEP", 0.05)
+    monkeypatch.setattr(mailbox, "BLOCK", 50)
+
+
+class Server(CallServer):
+    """Serves calls whose arguments say what becomes of them."""
+
+    role = "resource"
+
+    def __init__(self, settings, **options) -> None:
+        super().__init__(settings, options)
+        self.capacity = 4
+        self.gate = asyncio.Event()
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+
+    def mailboxes(self):
+        return [BOX]
+
+    async def serve(self, call):
+        self.started.append(call.id)
+        match call.arguments:
+            case "wait":
+                try:
+                    await self.gate.wait()
+                except asyncio.CancelledError:
+                    self.cancelled.append(call.id)
+                    raise
+            case "fault":
+                raise CallError("environment", "the environment broke")
+            case "defect":
+                raise ZeroDivisionError("a defect")
+        return b"value"
+
+
+@asynccontextmanager
+async def living(*servers):
+    """Actors that live; each must still live at the end, or have been drained."""
+    tasks = [asyncio.create_task(server.main()) for server in servers]
+    try:
+        await until(lambda: all(server.worker for server in servers))
+        yield tasks
+        for task in tasks:
+            assert not task.done() or task.exception() is None, task.exception()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(condition, limit: float = 8.0) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        await asyncio.sleep(0.01)
+
+
+async def call(link, n: int, arguments: str = "", attempts: int = 0, **fields) -> Call:
+    """Send a call of a rollout of its own."""
+    one = Call(f"r.{n}.0", 1, 0, "tool", "r", "e", n, 0.0, arguments=arguments, **fields)
+    await link.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
+    await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *(("a", attempts) if attempts else ()))
+    return one
+
+
+async def replies(link, count: int, limit: float = 8.0) -> dict:
+    """The replies so far, when there are so many, by rollout."""
+    end = time.monotonic() + limit
+    while await link.send("XLEN", keys.mailbox("agent")) < count:
+        assert time.monotonic() < end, "not in time"
+        await asyncio.sleep(0.01)
+    found = await link.send("XRANGE", keys.mailbox("agent"), "-", "+")
+    return {fields[1].decode(): decode_reply(fields[5]) for _, fields in found}
+
+
+async def test_a_call_is_answered_and_its_mail_is_gone(settings, link):
+    server = Server(settings)
+    async with living(server):
+        one = await call(link, 1)
+        (reply,) = (await replies(link, 1)).values()
+        await until(lambda: server.stats()["held"] == 0)
+    assert (reply.fault, reply.value, reply.attempt, reply.worker) == (None, b"value", 0, server.worker)
+    assert server.started == [one.id]
+    assert await link.send("XLEN", keys.mailbox(BOX)) == 0
+
+
+async def test_faults_and_defects_of_a_call_are_its_reply_and_the_worker_lives_on(settings, link, capsys):
+    async with living(Server(settings)):
+        for n, arguments in enumerate(["fault", "defect", ""]):
+            await call(link, n, arguments)
+        found = await replies(link, 3)
+    assert found["r.0.0"].fault.kind == "environment"
+    assert found["r.1.0"].fault.kind == "internal" and "ZeroDivisionError: a defect" in found["r.1.0"].fault.message
+    assert found["r.2.0"].fault is None
+    assert "Traceback" in capsys.readouterr().err
+
+
+async def test_a_call_that_killed_its_workers_too_often_is_answered_and_not_run(settings, link):
+    server = Server(settings)
+    async with living(server):
+        await call(link, 1, attempts=MAX_ATTEMPTS)
+        await call(link, 2, attempts=MAX_ATTEMPTS - 1)
+        found = await replies(link, 2)
+    assert (found["r.1.0"].fault.kind, found["r.1.0"].attempt) == ("lost", MAX_ATTEMPTS)
+    assert (found["r.2.0"].fault, found["r.2.0"].attempt) == (None, MAX_ATTEMPTS - 1)
+    assert server.started == ["r.2.0:1:0"]
+
+
+async def test_a_worker_holds_no_more_than_it_can_start(settings, link):
+    server = Server(settings)
+    async with living(server):
+        for n in range(10):
+            await call(link, n, "wait")
+        await until(lambda: len(server.started) == server.capacity)
+        await asyncio.sleep(0.2)
+        assert len(server.started) == server.stats()["held"] == server.capacity
+        server.gate.set()
+        await replies(link, 10)
+    assert sorted(server.started) == sorted({f"r.{n}.0:1:0" for n in range(10)})
+
+
+async def test_draining_finishes_what_is_held_and_takes_nothing_more(settings, link):
+    # Given a worker that holds a call
+    server = Server(settings)
+    async with living(server) as (life,):
+        await call(link, 1, "wait")
+        await until(lambda: server.started)
+        # When it drains while another call comes
+        server.drain()
+        await asyncio.sleep(0.2)
+        await call(link, 2)
+        assert not life.done()
+        server.gate.set()
+        await asyncio.wait_for(life, 5)
+    # Then the first was answered here, the second waits for others, and the worker is gone
+    assert set(await replies(link, 1)) == {"r.1.0"}
+    assert server.started == ["r.1.0:1:0"]
+    assert await link.send("XLEN", keys.mailbox(BOX)) == 1
+    assert await link.send("HLEN", keys.WORKERS) == 0
+
+
+async def test_stopping_hands_back_what_is_held(settings, link):
+    server = Server(settings)
+    async with living(server) as (life,):
+        await call(link, 1, "wait")
+        await until(lambda: server.started)
+        server.stop()
+        await asyncio.wait_for(life, 5)
+    assert server.cancelled == ["r.1.0:1:0"]
+    ((_, fields),) = await link.send("XRANGE", keys.retry(BOX), "-", "+")
+    assert fields[2:] == [b"a", b"1"]
+
+
+class Broken(Actor):
+    """Has a defect."""
+
+    role = "resource"
+
+    def mailboxes(self):
+        return [BOX]
+
+
+class BrokenHandle(Broken):
+    async def handle(self, mail):
+        raise ZeroDivisionError("a defect")
+
+
+class BrokenWork(Broken):
+    async def handle(self, mail):
+        self.spawn(self.work())
+
+    async def work(self):
+        raise ZeroDivisionError("a defect")
+
+
+class BrokenDuty(Broken):
+    async def handle(self, mail):
+        """Nothing."""
+
+    async def duties(self):
+        raise ZeroDivisionError("a defect")
+
+
+@pytest.mark.parametrize("kind", [BrokenHandle, BrokenWork, BrokenDuty])
+async def test_a_defect_ends_the_actor_with_that_exception_and_its_mail_is_not_lost(settings, link, kind):
+    await call(link, 1)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        await asyncio.wait_for(kind(settings, {}).main(), 5)
+    server = Server(settings)
+    async with living(server):
+        await replies(link, 1)
+
+
+async def test_replies_that_the_server_refuses_end_the_actor(settings, link):
+    # Given a call whose reply cannot be written
+    await call(link, 1)
+    await link.send("SET", keys.rollout("r.1.0"), "not a hash")
+    # When somebody answers it, then it ends: it does not sit on what it holds
+    with pytest.raises(GymqError, match="WRONGTYPE"):
+        await asyncio.wait_for(Server(settings).main(), 5)
+    # and the call is answered by another, once that is possible
+    await link.send("DEL", keys.rollout("r.1.0"))
+    await link.send("HSET", keys.rollout("r.1.0"), "v", 1, "c1.0", 1)
+    async with living(Server(settings)):
+        assert (await replies(link, 1))["r.1.0"].attempt == 1
+
+
+async def test_a_worker_that_was_declared_dead_drops_its_work_and_comes_back_under_a_new_name(settings, link):
+    # Given a worker that holds calls
+    server = Server(settings)
+    async with living(server):
+        old = server.worker
+        await call(link, 1, "wait")
+        await call(link, 2, "wait")
+        await until(lambda: len(server.started) == 2)
+        # When it is declared dead
+        await link.send("DEL", keys.alive(old))
+        assert await link.run("handback", old, 100, "0", BOX) == 2
+        await until(lambda: server.worker != old)
+        # Then its work was cancelled, and it takes it up again like anybody
+        assert {"r.1.0:1:0", "r.2.0:1:0"} == set(server.cancelled)
+        server.gate.set()
+        found = await replies(link, 2)
+        await until(lambda: server.stats()["held"] == 0)
+    assert min(reply.attempt for reply in found.values()) >= 1
+    assert server.counts["lapses"] == 1
+
+
+async def test_mail_that_a_zombie_took_under_its_old_name_is_not_forgotten(settings, link):
+    # Given a worker that was declared dead, handed back, and does not know it yet
+    server, judge = Server(settings), Server(settings)
+    async with living(server, judge):
+        await asyncio.sleep(0.4)
+        old = server.worker
+        await link.send("DEL", keys.alive(old))
+        await link.run("handback", old, 100, "0", BOX)
+        # When mail is delivered to it under that name
+        for n in range(3):
+            await call(link, n)
+            await link.send("XREADGROUP", "GROUP", keys.GROUP, old, "COUNT", 1, "STREAMS", keys.mailbox(BOX), ">")
+        # Then every call is answered all the same
+        assert set(await replies(link, 3)) == {"r.0.0", "r.1.0", "r.2.0"}
+
+
+async def test_mail_in_an_answer_that_was_lost_is_found_after_the_outage(settings, link):
+    # Given a worker, and mail that was given to it in an answer that never arrived
+    server = Server(settings)
+    async with living(server):
+        server.capacity = 0
+        await asyncio.sleep(0.2)
+        await call(link, 1)
+        await link.send("XREADGROUP", "GROUP", keys.GROUP, server.worker, "STREAMS", keys.mailbox(BOX), ">")
+        server.capacity = 4
+        server._room.set()
+        await asyncio.sleep(0.1)
+        assert server.started == []
+        # When its connections break
+        await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        # Then it asks what it holds, and answers
+        await replies(link, 1)
+        assert server.counts["outages"] == 1
+    assert server.started == ["r.1.0:1:0"]
+
+
+async def test_calls_are_each_served_once_through_broken_connections(settings, link):
+    server = Server(settings)
+    async with living(server):
+        for n in range(60):
+            await call(link, n)
+            if n % 10 == 5:
+                await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        found = await replies(link, 60)
+        await until(lambda: server.stats()["held"] == 0)
+    assert await link.send("XLEN", keys.mailbox("agent")) == len(found) == 60
+    assert all(reply.fault is None for reply in found.values())
+    assert sorted(server.started) == sorted(f"r.{n}.0:1:0" for n in range(60))
+
+
+# What a server keeps of conversations.
+
+
+async def serving(settings, link) -> Server:
+    """A server without a life of its own, for its reading."""
+    server = Server(settings)
+    await server.link.connect()
+    return server
+
+
+async def test_a_conversation_is_put_together_from_what_calls_bring_and_reads_only_the_rest(settings, link):
+    # Given a server that serves the second call of a rollout without having seen the first
+    server = await serving(settings, link)
+    turns = [b'"%d"' % n for n in range(6)]
+    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
+    await link.send("HSET", keys.rollout("r.0.0"), "v", 3, "q", encode(Plan(b"{}")))
+    asked = Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2, turns=turns[2:4])
+    # When it needs the conversation, then it loads all up to the call's length, and the plan
+    kept = await server.conversation(asked, plan=True)
+    assert (kept.turns, kept.plan) == (turns[:4], encode(Plan(b"{}")))
+    assert server.counts["loaded"] == 1
+    # and the next call's news are added without loading
+    kept = await server.conversation(Call("r.0.0", 3, 0, "generate", "r", "e", 0, 0.0, length=6, seen=4, turns=turns[4:]))
+    assert kept.turns == turns
+    # and a call that was handed back sees what there was when it was sent
+    assert (await server.conversation(asked)).turns == turns[:4]
+    assert server.counts["loaded"] == 1
+    await server.link.close()
+
+
+async def test_news_that_overlap_what_is_kept_are_not_added_twice(settings, link):
+    server = await serving(settings, link)
+    turns = [b'"%d"' % n for n in range(5)]
+    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=3, turns=turns[:3]))
+    kept = await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=5, seen=1, turns=turns[1:]))
+    assert kept.turns == turns
+    assert server.counts["loaded"] == 0
+    await server.link.close()
+
+
+async def test_news_that_are_too_large_to_travel_are_loaded(settings, link):
+    server = await serving(settings, link)
+    turns = [b'"%d"' % n for n in range(4)]
+    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=2, turns=turns[:2]))
+    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
+    assert (await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2))).turns == turns
+    await server.link.close()
+
+
+async def test_what_belongs_to_a_rollout_that_is_gone_cannot_be_read(settings, link):
+    server = await serving(settings, link)
+    gone = Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, length=1)
+    for read in (server.conversation(gone), server.task(gone)):
+        with pytest.raises(CallError, match="has ended meanwhile") as error:
+            await read
+        assert error.value.fault.kind == "cancelled"
+    await server.link.close()
+
+
+async def test_a_task_comes_with_the_call_or_from_the_ledger_and_is_read_once(settings, link):
+    server = await serving(settings, link)
+    await link.send("HSET", keys.rows("r"), 0, encode_task(Task("stored", "e", [])), 1, encode_task(Task("other", "e", [])))
+    brought = encode_task(Task("brought", "e", []))
+    assert (await server.task(Call("r.1.0", 1, 0, "open", "r", "e", 1, 0.0, task=brought))).id == "brought"
+    for sample in range(2):
+        assert (await server.task(Call(f"r.0.{sample}", 1, 0, "tool", "r", "e", 0, 0.0))).id == "stored"
+    assert server.counts["loaded"] == 1
+    await server.link.close()
+
+
+async def test_a_state_that_is_too_large_to_travel_is_loaded(settings, link):
+    server = await serving(settings, link)
+    await link.send("HSET", keys.rollout("r.0.0"), "e", b"large")
+    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, state=b"small", has_state=True)) == b"small"
+    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, has_state=True)) == b"large"
+    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0)) is None
+    await server.link.close()
+
+
+async def test_a_run_that_took_a_removed_ones_name_gets_its_own_tasks_and_messages(settings, link):
+    # Given a server that has served a rollout of a run that was removed since
+    server = await serving(settings, link)
+    old = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"old"'], task=encode_task(Task("old", "e", [])), born=1.0)
+    await server.conversation(old)
+    await server.task(old)
+    # When the rollout of the same name in a new run calls
+    new = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"new"'], task=encode_task(Task("new", "e", [])), born=2.0)
+    # Then it is served with what is its own
+    assert (await server.task(new)).id == "new"
+    assert (await server.conversation(new)).turns == [b'"new"']
+    await server.link.close()
