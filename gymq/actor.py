@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -136,9 +137,7 @@ class Actor:
                 task.result()
             await self._finish()
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await end(background)
             await self.close()
             for link in (self.reader, self.link, self.life.link):
                 await link.close()
@@ -290,6 +289,16 @@ class Batcher:
                         future.set_result(result)
         finally:
             self._task = None
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: `asyncio.wait_for`, which the Redis client uses, loses cancellations (3.11)."""
+    tasks = list(tasks)
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.1)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 _packer = msgpack.Packer(use_bin_type=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -67,7 +67,7 @@ class View(msgspec.Struct):
     turns: int
     finish: str
     responds: bool
-    tools: list[dict]
+    tools: list[dict[str, Any]]
 
 
 class Agent:
@@ -89,7 +89,7 @@ class Agent:
         """
         raise NotImplementedError(f"agent {type(self).__name__} defines no act(view)")
 
-    def observe(self, call: CallTool, content: str | list[dict]) -> Message:
+    def observe(self, call: CallTool, content: str | list[dict[str, Any]]) -> Message:
         """Turn a tool's result into a message.
 
         Args:

@@ -88,4 +88,5 @@ def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
 
 def needs_executor(spec: EnvironmentSpec) -> bool:
     """Whether an environment has calls that must run in a process that can be killed."""
-    return any(hook.isolated for hook in (*spec.tools, spec.open, spec.respond, spec.verify, spec.close))
+    hooks = (spec.open, spec.respond, spec.verify, spec.close)
+    return any(tool.isolated for tool in spec.tools) or any(hook.isolated for hook in hooks)

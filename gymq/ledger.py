@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gymq import keys, registry
-from gymq.environment import EnvironmentSpec
+from gymq.environment import Environment
 from gymq.errors import RunClosed
 from gymq.link import Link, Outage
 from gymq.run import add_environment

@@ -6,6 +6,7 @@ rollouts are joined from these bytes, and only who must look inside decodes them
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -111,7 +112,7 @@ class Conversation:
             message = self._decoded[index] = _decoder.decode(self.turns[index])
         return message
 
-    def __iter__(self):  # noqa: ANN204 - the element type is __getitem__'s
+    def __iter__(self) -> Iterator[Message]:
         return (self[i] for i in range(len(self.turns)))
 
     @property

@@ -34,7 +34,8 @@ class RunProgress:
         self._seen = [(time.monotonic(), done)]
         self._bar: Progress | None = None
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rollouts"))
+            # Without the run's name: only the bar may become narrow, and 80 characters are soon full.
+            columns = (BarColumn(), MofNCompleteColumn())
             self._bar = Progress(
                 *columns, TimeElapsedColumn(), TextColumn("{task.fields[more]}"), console=self.console, auto_refresh=False
             )
@@ -42,6 +43,7 @@ class RunProgress:
 
     def __enter__(self) -> RunProgress:
         if self._bar is not None:
+            self.say(f"run {self._name}")
             self._bar.start()
         return self
 

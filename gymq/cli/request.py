@@ -151,7 +151,7 @@ def _load(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise UsageError(f"{path}: is no list of options; write lines such as samples: 4")
-    return {str(name).replace("-", "_"): value for name, value in found.items()}  # type: ignore[reportUnknownVariableType]
+    return {str(name).replace("-", "_"): value for name, value in found.items()}
 
 
 def check_names(environment: str, request: Request) -> None:

@@ -13,17 +13,7 @@ from gymq.consume import Results, consume
 from gymq.errors import UnknownName, UsageError
 from gymq.run import RunConfig, cancel, close
 from tests.support.redis_server import wait_until
-from tests.support.rollouts import (
-    Pretender,
-    Workers,
-    linked,
-    produce,
-    run_tasks,
-    status,
-    wait_for_state,
-    weather,
-    with_link,
-)
+from tests.support.rollouts import Pretender, Workers, linked, produce, run_tasks, status, weather, with_link
 
 #: A process that takes some rollouts, acknowledges a few and is gone; prints the ids.
 TAKER = """
@@ -132,7 +122,7 @@ def test_a_cancelled_run_ends_the_iteration_and_flags_groups_that_are_incomplete
     # And acknowledging after the end counts too
     results.ack(*groups)
     results.close()
-    wait_for_state(settings, "r", "done")
+    assert status(settings, "r").state == "done"
     workers.stop()
 
 

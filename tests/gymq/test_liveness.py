@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gymq import keys
+from gymq.actor import end
 from gymq.link import Link
 from gymq.liveness import BATCH, Liveness
 from gymq.mailbox import Mailboxes
@@ -71,9 +72,7 @@ async def beating(*lives: Liveness):
         yield
         assert not any(task.done() for task in tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 async def hold(link, life: Liveness, count: int = 1) -> None:

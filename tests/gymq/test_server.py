@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gymq import actor, keys, mailbox
-from gymq.actor import Actor, pack
+from gymq.actor import Actor, end
 from gymq.call import Call, Plan, decode_reply, encode
 from gymq.errors import CallError, GymqError
 from gymq.server import MAX_ATTEMPTS, CallServer
@@ -79,9 +79,7 @@ async def living(*servers):
         for task in tasks:
             assert not task.done() or task.exception() is None, task.exception()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 async def until(condition, limit: float = 8.0) -> None:

@@ -88,7 +88,7 @@ class Shown:
         reward = state.score.reward if state.score else None
         if failed and state.fault is not None:
             text = f"{state.fault.kind}: {state.fault.message}"
-            fields = {"exception": text, "traceback": f"{text}\nturns={state.turns}"}
+            fields: dict[str, Any] = {"exception": text, "traceback": f"{text}\nturns={state.turns}"}
         else:
             fields = {
                 "result": f"reward={reward} status={state.status} turns={state.turns}",

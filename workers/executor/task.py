@@ -14,7 +14,7 @@ from gymq import keys
 from gymq.call import Call, Reply, encode
 from gymq.celery import ISOLATED, app
 from gymq.environment import DEFAULT_TIMEOUT
-from gymq.errors import CallError
+from gymq.errors import CallError, FaultKind
 from gymq.message import Conversation
 from gymq.task import decode_task
 
@@ -101,7 +101,7 @@ def _work(call: Call) -> bytes:
     except BaseException as error:
         if terminate_handler_fired():
             raise  # the parent wants this process gone and sees to the call
-        kind = "verifier" if call.kind == "verify" else "environment"
+        kind: FaultKind = "verifier" if call.kind == "verify" else "environment"
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
