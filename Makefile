@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Processes of one test run beside each other; more than two per core only wait for each other.
 JOBS ?= 2
+# More arguments for pytest, such as TESTS="-k sink".
+TESTS ?=
 
 .PHONY: help demo test chaos conformance lint format types bench clean
 
@@ -29,7 +31,7 @@ demo: $(VENV)/user
 	$(BIN)/gymq run weather --data environments/demo.jsonl --model scripted --samples 4 --out out/demo.jsonl
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
 chaos: $(VENV)/dev
 	$(BIN)/python -m pytest -m chaos

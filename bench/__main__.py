@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median counts; flat and turns: at most 3")
     parser.add_argument("--rollouts", type=int, default=5000, help="rollouts of a run of w1 and w2")
     parser.add_argument("--out", type=Path, default=Path("bench/results.json"), help="the JSON file")
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown too")
+    parser.add_argument("--readme", action="store_true", help="put the tables into bench/README.md")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="w1, w2: workers under cProfile, profiles go there")
     args = parser.parse_args()
     what: list[str] = args.what or names
@@ -71,8 +71,8 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
     report.show(found, console)
-    if args.markdown:
-        print(report.markdown(found))
+    if args.readme:
+        report.write(found, Path(__file__).with_name("README.md"))
     console.print(f"{found['seconds']:.0f} s; all numbers: {args.out}")
 
 

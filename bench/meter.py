@@ -28,7 +28,7 @@ class Used(msgspec.Struct):
         by_command: calls of each command.
         bytes_in: bytes that the server received.
         bytes_out: bytes that the server sent.
-        aof: bytes that the append-only file grew by; None if the server rewrote it meanwhile.
+        aof: bytes that were written to the append-only file; of what the server compacts away, a little may be missing.
         others: cores that were busy with something else meanwhile, this bench's own process included: the noise.
     """
 
@@ -42,7 +42,7 @@ class Used(msgspec.Struct):
     by_command: dict[str, float]
     bytes_in: float
     bytes_out: float
-    aof: float | None
+    aof: float
     others: float
 
 
@@ -61,6 +61,7 @@ class Meter:
         self._peak: dict[int, float] = {}
         self._before: dict[str, Any] = {}
         self._began = (0.0, 0.0)
+        self._log = self._written = 0
 
     def add(self, role: str, pid: int) -> None:
         """Measure a process too, from now on; one that was just started is measured from its start."""
@@ -73,6 +74,7 @@ class Meter:
         self.look()
         self._first = {pid: self._last[pid] for pid in self._roles}
         self._before = self._server()
+        self._log, self._written = self._before["aof"], 0
         self._began = time.monotonic(), _busy()
 
     def look(self) -> None:
@@ -84,22 +86,30 @@ class Meter:
             except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 pass  # it left: what was seen last counts
 
+    def look_at_log(self) -> None:
+        """See how the append-only file grew; call it now and then, it shrinks when the server rewrites it."""
+        info: Any = self._client.info("persistence")
+        size = info.get("aof_current_size", 0)
+        self._written += max(0, size - self._log)
+        self._log = size
+
     def stop(self, rollouts: int) -> Used:
         """The interval ends; returns what was used, for each of some rollouts."""
         took, busy = time.monotonic() - self._began[0], _busy() - self._began[1]
         self.look()
+        self.look_at_log()
         own = sum(self._last[pid] - self._first[pid] for pid in self._roles)
         after = self._server()
-        grown = {key: (after[key] - self._before[key]) / rollouts for key in ("in", "out", "aof")}
+        grown = {key: (after[key] - self._before[key]) / rollouts for key in ("in", "out")}
         calls = {
             name: (count - self._before["calls"].get(name, 0)) / rollouts for name, count in sorted(after["calls"].items())
         }
         calls = {name: round(count, 3) for name, count in calls.items() if count >= 0.001}
-        used = Used({}, {}, {}, after["peak"], sum(calls.values()), 0, 0, calls, grown["in"], grown["out"], grown["aof"], 0)
+        used = Used(
+            {}, {}, {}, after["peak"], sum(calls.values()), 0, 0, calls, grown["in"], grown["out"], self._written / rollouts, 0
+        )
         used.others = max(0.0, busy - own) / took
         used.scripts, used.reads = calls.get("evalsha", 0), calls.get("xreadgroup", 0)
-        if after["base"] != self._before["base"]:
-            used.aof = None
         for pid, role in self._roles.items():
             used.cpu[role] = used.cpu.get(role, 0.0) + (self._last[pid] - self._first[pid]) * 1000 / rollouts
             used.processes[role] = used.processes.get(role, 0) + 1
@@ -113,7 +123,6 @@ class Meter:
             "in": info["total_net_input_bytes"],
             "out": info["total_net_output_bytes"],
             "aof": info.get("aof_current_size", 0),
-            "base": info.get("aof_base_size", 0),
             "peak": info["used_memory_peak"] / 2**20,
         }
 

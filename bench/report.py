@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -77,7 +78,7 @@ def _server(runs: dict[str, list[Any]]) -> Sheet:
     for name, some in runs.items():
         used, checked = some[-1].used, some[-1].checked
         row = [name.upper(), f"{used.commands:.1f}", f"{used.scripts:.2f}", f"{used.reads:.2f}"]
-        row += [f"{used.bytes_in:,.0f}", f"{used.bytes_out:,.0f}", "rewritten" if used.aof is None else f"{used.aof:,.0f}"]
+        row += [f"{used.bytes_in:,.0f}", f"{used.bytes_out:,.0f}", f"{used.aof:,.0f}"]
         rows.append([*row, f"{checked.bytes / checked.rollouts:,.0f}"])
     return "Server", columns, rows
 
@@ -170,3 +171,20 @@ def markdown(found: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines.append("")
     return "\n".join(lines)
+
+
+def write(found: dict[str, Any], readme: Path) -> None:
+    """Put machine, command and tables under the README's heading `Results`."""
+    machine = found["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    busy = f"The load before was {found['load_before']:.1f}."
+    others = [run.used.others for name in ("w1", "w2") if name in found for run in found[name]["runs"]]
+    if others:
+        busy += f" While W1 and W2 ran, other work kept {min(others):.1f} to {max(others):.1f} of the cores busy."
+    text = (
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['system']}, "
+        f"Python {machine['python']}, {machine['server']}; {packages}.\n\n"
+        f"`{' '.join(found['command'])}` on {found['began'][:10]}, {found['seconds']:.0f} s. {busy}\n\n{markdown(found)}"
+    )
+    head = readme.read_text().partition("## Results\n")[0]
+    readme.write_text(f"{head}## Results\n\n{text}")

@@ -210,6 +210,7 @@ class System:
             while not sink.hears("done"):
                 if failures := self.failures():
                     raise RuntimeError(failures)
+                self.meter.look_at_log()
                 if during:
                     self.meter.look()
                     during(time.time() - began)
@@ -255,6 +256,7 @@ class _Helper:
 
     def hears(self, word: str, wait: float = LOOK) -> bool:
         """Whether it says a word within some seconds."""
+        assert self.process.stdout
         if not select.select([self.process.stdout], [], [], wait)[0]:
             return False
         self.expect(word)

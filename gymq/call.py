@@ -36,6 +36,7 @@ class Call(msgspec.Struct, array_like=True):
         has_state: True: the state is too large to travel in the call; load it.
         task: the encoded task, when it is few bytes; None: load it.
         plan: of `generate`: the encoded `Plan`; None: load it.
+        born: when the run was created: a run may take the name of one that was removed.
     """
 
     rollout: str
@@ -55,6 +56,7 @@ class Call(msgspec.Struct, array_like=True):
     has_state: bool = False
     task: bytes | None = None
     plan: bytes | None = None
+    born: float = 0.0
 
     @property
     def id(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gymq import keys, registry
-from gymq.environment import Environment
+from gymq.environment import Environment, EnvironmentSpec
 from gymq.errors import RunClosed
 from gymq.link import Link, Outage
 from gymq.run import add_environment
@@ -57,8 +57,8 @@ class Ledger:
             UnknownName, UsageError: an environment cannot be described here.
         """
         for environment in {task.environment for task in tasks} - self._described:
-            spec: EnvironmentSpec = type(await asyncio.to_thread(registry.environment, environment)).spec()
-            await self._describe(spec)
+            found: Environment = await asyncio.to_thread(registry.environment, environment)
+            await self._describe(found.spec())
             self._described.add(environment)
         rows = [encode_task(task) for task in tasks]
         most = MOST if wait else 1 << 60

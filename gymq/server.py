@@ -98,7 +98,8 @@ class CallServer(Actor):
         Raises:
             CallError: the rollout has ended meanwhile.
         """
-        kept = self._kept.get(call.rollout)
+        key = f"{call.rollout}@{call.born}"
+        kept = self._kept.get(key)
         if kept is None:
             kept = Kept([], None)
         have = len(kept.turns)
@@ -117,7 +118,7 @@ class CallServer(Actor):
             kept.plan = stored if kept.plan is None else kept.plan
             if len(kept.turns) < call.length or (plan and kept.plan is None):
                 raise CallError("cancelled", "the rollout has ended meanwhile")
-        self._kept.put(call.rollout, kept, 500 + sum(map(len, kept.turns)))
+        self._kept.put(key, kept, 500 + sum(map(len, kept.turns)))
         return kept
 
     async def task(self, call: Call) -> Task:
@@ -126,7 +127,7 @@ class CallServer(Actor):
         Raises:
             CallError: it is gone: the rollout has ended.
         """
-        key = f"{call.run}.{call.row}"
+        key = f"{call.run}.{call.row}@{call.born}"
         task = self._tasks_kept.get(key)
         if task is None:
             data = call.task
@@ -144,9 +145,9 @@ class CallServer(Actor):
             return call.state
         return (await self._loads.ask([call.rollout, -1, call.run, -1]))[2]
 
-    def done_with(self, rollout: str) -> None:
+    def done_with(self, call: Call) -> None:
         """Forget a rollout that needs this server no more."""
-        self._kept.drop(rollout)
+        self._kept.drop(f"{call.rollout}@{call.born}")
 
     async def forget(self) -> None:
         """Drop what was read."""

@@ -21,6 +21,7 @@ class _Usage(msgspec.Struct):
 
 class _Error(msgspec.Struct):
     kind: str
+    message: str
 
 
 class _Row(msgspec.Struct):
@@ -46,6 +47,7 @@ class Summary(msgspec.Struct):
         turns, input_tokens, output_tokens: sums.
         by_status: rollouts by status.
         failures: failed rollouts by the error's kind.
+        first_error: what the first failed rollout says.
         groups: task -> scored rollouts, successes among them.
         fresh, first, last: of the rollouts that ended since the time given to `read`: how many, when the first began
             and the last ended.
@@ -59,6 +61,7 @@ class Summary(msgspec.Struct):
     output_tokens: int = 0
     by_status: Counter[str] = msgspec.field(default_factory=Counter[str])
     failures: Counter[str] = msgspec.field(default_factory=Counter[str])
+    first_error: str = ""
     groups: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict[str, tuple[int, int]])
     fresh: int = 0
     first: float = float("inf")
@@ -73,6 +76,7 @@ class Summary(msgspec.Struct):
         self.output_tokens += row.usage.output_tokens
         if row.error is not None and row.status == "failed":
             self.failures[row.error.kind] += 1
+            self.first_error = self.first_error or row.error.message
         if row.reward is not None:
             self.scored += 1
             self.reward += row.reward

@@ -112,7 +112,8 @@ def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0,
         lines.append(f"{bad} rows were bad; they are listed above")
     failed = found.total.by_status["failed"] + found.total.by_status["cancelled"]
     if failed:
-        lines.append(f"{failed} rollouts failed or were cancelled; their `error` in {out} says why")
+        first = f"; the first to fail says: {found.total.first_error}" if found.total.first_error else ""
+        lines.append(f"{failed} rollouts failed or were cancelled; their `error` in {out} says why{first}")
     missing = total - found.total.rollouts
     if missing > 0:
         lines.append(f"the run was cancelled before {missing} of its rollouts had begun; the same command does them")

@@ -21,7 +21,7 @@ from gymq.cli.request import Request
 from gymq.cli.segments import produce, segments
 from gymq.cli.survey import Survey
 from gymq.embedded import EmbeddedServer
-from gymq.errors import GymqError
+from gymq.errors import GymqError, UsageError
 from gymq.launch import SINK, children
 from gymq.link import Link, Outage
 from gymq.run import RunConfig, RunStatus
@@ -132,10 +132,18 @@ class Session:
             await link.close()
 
     async def _usable(self, link: Link) -> bool:
-        """Whether Redis has a record of this run that can be continued."""
-        state, acknowledged, kept = await link.send(
-            "HMGET", keys.run(self._config.name), "state", f"acked:{CONSUMER}", "n:kept"
+        """Whether Redis has a record of this run that can be continued.
+
+        Raises:
+            UsageError: the run goes to another file.
+        """
+        name, place = self._config.name, str(self._place.out.absolute())
+        state, acknowledged, kept, to = await link.send(
+            "HMGET", keys.run(name), "state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}"
         )
+        # A server of our own lies beside the file and moves with it; on a shared one somebody else may be at it.
+        if self._request.redis and state in (b"open", b"closed", b"cancelled") and to not in (None, place.encode()):
+            raise UsageError(f"run {name!r} on this server writes to {to.decode()}; use that --out, or `gymq rm {name}` first")
         # A rollout is acknowledged after it stands in the file. If fewer stand there, somebody took some away: again, then.
         return state in (b"open", b"closed") and int(acknowledged or 0) + int(kept or 0) <= len(self._kept)
 

@@ -171,7 +171,9 @@ async def test_the_end_of_a_rollout_joins_its_record_and_deletes_all_its_keys(li
         "calls": [{"call": "1.0"}, {"call": "2.0"}],
     }
     # and nothing is left of it but that
-    left = await link.send("EXISTS", keys.rollout(RID), keys.turns(RID), keys.calls(RID), keys.live("r"), keys.DUE, keys.rows("r"))
+    left = await link.send(
+        "EXISTS", keys.rollout(RID), keys.turns(RID), keys.calls(RID), keys.live("r"), keys.DUE, keys.rows("r")
+    )
     assert left == 0
 
 

@@ -46,7 +46,7 @@ async def test_a_broken_connection_is_an_outage_and_the_command_is_not_sent_agai
 
 async def test_what_the_server_refuses_is_an_error_that_names_the_command(one):
     await one.send("SET", "text", "x")
-    with pytest.raises(GymqError, match="Redis refused INCR: .*not an integer"):
+    with pytest.raises(GymqError, match=r"Redis refused INCR: .*not an integer"):
         await one.send("INCR", "text")
     assert await one.send("GET", "text") == b"x"
 

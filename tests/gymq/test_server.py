@@ -10,11 +10,10 @@ import pytest
 
 from gymq import actor, keys, mailbox
 from gymq.actor import Actor, end
-from gymq.call import Call, Plan, decode_reply, encode
+from gymq.call import Call, decode_reply, encode
 from gymq.errors import CallError, GymqError
 from gymq.server import MAX_ATTEMPTS, CallServer
 from gymq.settings import Settings
-from gymq.task import Task, encode_task
 from tests.support.rollouts import linked
 
 BOX = "resource:e"
@@ -308,96 +307,3 @@ async def test_calls_are_each_served_once_through_broken_connections(settings, l
     assert await link.send("XLEN", keys.mailbox("agent")) == len(found) == 60
     assert all(reply.fault is None for reply in found.values())
     assert sorted(server.started) == sorted(f"r.{n}.0:1:0" for n in range(60))
-
-
-# What a server keeps of conversations.
-
-
-async def serving(settings, link) -> Server:
-    """A server without a life of its own, for its reading."""
-    server = Server(settings)
-    await server.link.connect()
-    return server
-
-
-async def test_a_conversation_is_put_together_from_what_calls_bring_and_reads_only_the_rest(settings, link):
-    # Given a server that serves the second call of a rollout without having seen the first
-    server = await serving(settings, link)
-    turns = [b'"%d"' % n for n in range(6)]
-    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
-    await link.send("HSET", keys.rollout("r.0.0"), "v", 3, "q", encode(Plan(b"{}")))
-    asked = Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2, turns=turns[2:4])
-    # When it needs the conversation, then it loads all up to the call's length, and the plan
-    kept = await server.conversation(asked, plan=True)
-    assert (kept.turns, kept.plan) == (turns[:4], encode(Plan(b"{}")))
-    assert server.counts["loaded"] == 1
-    # and the next call's news are added without loading
-    kept = await server.conversation(Call("r.0.0", 3, 0, "generate", "r", "e", 0, 0.0, length=6, seen=4, turns=turns[4:]))
-    assert kept.turns == turns
-    # and a call that was handed back sees what there was when it was sent
-    assert (await server.conversation(asked)).turns == turns[:4]
-    assert server.counts["loaded"] == 1
-    await server.link.close()
-
-
-async def test_news_that_overlap_what_is_kept_are_not_added_twice(settings, link):
-    server = await serving(settings, link)
-    turns = [b'"%d"' % n for n in range(5)]
-    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=3, turns=turns[:3]))
-    kept = await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=5, seen=1, turns=turns[1:]))
-    assert kept.turns == turns
-    assert server.counts["loaded"] == 0
-    await server.link.close()
-
-
-async def test_news_that_are_too_large_to_travel_are_loaded(settings, link):
-    server = await serving(settings, link)
-    turns = [b'"%d"' % n for n in range(4)]
-    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=2, turns=turns[:2]))
-    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
-    assert (await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2))).turns == turns
-    await server.link.close()
-
-
-async def test_what_belongs_to_a_rollout_that_is_gone_cannot_be_read(settings, link):
-    server = await serving(settings, link)
-    gone = Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, length=1)
-    for read in (server.conversation(gone), server.task(gone)):
-        with pytest.raises(CallError, match="has ended meanwhile") as error:
-            await read
-        assert error.value.fault.kind == "cancelled"
-    await server.link.close()
-
-
-async def test_a_task_comes_with_the_call_or_from_the_ledger_and_is_read_once(settings, link):
-    server = await serving(settings, link)
-    await link.send("HSET", keys.rows("r"), 0, encode_task(Task("stored", "e", [])), 1, encode_task(Task("other", "e", [])))
-    brought = encode_task(Task("brought", "e", []))
-    assert (await server.task(Call("r.1.0", 1, 0, "open", "r", "e", 1, 0.0, task=brought))).id == "brought"
-    for sample in range(2):
-        assert (await server.task(Call(f"r.0.{sample}", 1, 0, "tool", "r", "e", 0, 0.0))).id == "stored"
-    assert server.counts["loaded"] == 1
-    await server.link.close()
-
-
-async def test_a_state_that_is_too_large_to_travel_is_loaded(settings, link):
-    server = await serving(settings, link)
-    await link.send("HSET", keys.rollout("r.0.0"), "e", b"large")
-    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, state=b"small", has_state=True)) == b"small"
-    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, has_state=True)) == b"large"
-    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0)) is None
-    await server.link.close()
-
-
-async def test_a_run_that_took_a_removed_ones_name_gets_its_own_tasks_and_messages(settings, link):
-    # Given a server that has served a rollout of a run that was removed since
-    server = await serving(settings, link)
-    old = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"old"'], task=encode_task(Task("old", "e", [])), born=1.0)
-    await server.conversation(old)
-    await server.task(old)
-    # When the rollout of the same name in a new run calls
-    new = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"new"'], task=encode_task(Task("new", "e", [])), born=2.0)
-    # Then it is served with what is its own
-    assert (await server.task(new)).id == "new"
-    assert (await server.conversation(new)).turns == [b'"new"']
-    await server.link.close()

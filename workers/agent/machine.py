@@ -355,7 +355,7 @@ class Machine:
         run, row, _ = live.place
         call = Call(live.rid, live.version + 1, len(self.step.sends), kind, run, live.task.environment, row, self.now)
         call.length = call.seen = len(live.turns)
-        call.name, call.arguments = name, arguments
+        call.name, call.arguments, call.born = name, arguments, self.config.created
         if kind == "generate":
             call.seen, state.model_seen = state.model_seen, call.length
             if call.seen == 0 and live.plan is not None and len(live.plan) <= INLINE:

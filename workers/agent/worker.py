@@ -203,6 +203,9 @@ class AgentWorker(Actor):
 
     async def duties(self) -> None:
         """Admit what may be admitted, and answer calls that are overdue."""
+        # A run may have been removed and its name taken by another: what is known of runs is read again now and then.
+        self._runs.clear()
+        self._specs.clear()
         await self._admit()
         overdue = await self.life.link.send(
             "ZRANGEBYSCORE", keys.DUE, "-inf", int(time.time() * 1000), "LIMIT", 0, OVERDUE_BATCH

@@ -77,7 +77,7 @@ class ResourceWorker(CallServer):
             raise CallError("timeout", f"{what} took longer than {timeout:g} s") from None
         finally:
             if call.kind in ("verify", "close"):
-                self.done_with(call.rollout)
+                self.done_with(call)
 
     async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> bytes:
         call.task = None if task is None else encode_task(task)

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.gymq.cli.conftest import data, family, ids, kill_all
+from tests.support.farm import PLUGIN
 from tests.support.redis_server import running, wait_until
 
 
@@ -227,7 +228,8 @@ def test_rollouts_that_fail_are_counted_by_kind_and_the_exit_code_says_so(cli, m
     assert {row["status"] for row in rows} == {"failed"}
     assert all(row["error"]["message"] for row in rows)
     assert any(line.split() == ["failed:", rows[0]["error"]["kind"], "6"] for line in done.stdout.splitlines())
-    assert "6 rollouts failed" in done.stderr
+    assert "6 rollouts failed or were cancelled" in done.stderr
+    assert f"the first to fail says: {rows[0]['error']['message']}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -269,6 +271,8 @@ def test_a_file_of_options_gives_what_the_command_line_does_not(cli):
 def test_a_run_on_a_given_server_leaves_it_and_finds_it_again(cli, redis_url: str, slow_model: str):
     process = cli.start(*slow_run(slow_model, "--redis", redis_url))
     cli.wait_rows(20)
+    elsewhere = [arg if arg != "out.jsonl" else "elsewhere.jsonl" for arg in slow_run(slow_model, "--redis", redis_url)]
+    assert "on this server writes to" in cli(*elsewhere, code=2).stderr
     kill_all(process)
     cli(*slow_run(slow_model, "--redis", redis_url))
     assert ids(cli.rows()) == expected(60, 2)
@@ -314,3 +318,13 @@ def test_a_killed_worker_is_started_again_and_said(cli, slow_model: str):
     assert ids(rows) == expected(60, 2)
     assert {row["status"] for row in rows} == {"completed"}
     assert "model: killed by SIGKILL" in (cli.folder / "run.log").read_text()
+
+
+def test_an_executor_is_started_if_and_only_if_something_is_isolated(cli):
+    cli.env["PYTHONPATH"] = str(PLUGIN)
+    rows = [{"prompt": "go", "calls": ["pid", "leave", "pid"]}, {"prompt": "go", "calls": ["pid"]}]
+    (cli.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli("run", "hostile", "--data", "rows.jsonl", "--model", "scripted", "--out", "out.jsonl")
+    assert [row["reward"] for row in cli.rows()] == [1.0, 1.0]
+    results = [message["content"] for row in cli.rows() for message in row["messages"] if message["role"] == "tool"]
+    assert sum(result.isdigit() for result in results) == 3

@@ -1,0 +1,146 @@
+"""What actors keep of rollouts: within a budget, up to date, and only of the rollout that is meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from gymq import keys
+from gymq.cache import Cache
+from gymq.call import Call, Plan, encode
+from gymq.errors import CallError
+from gymq.server import CallServer
+from gymq.task import Task, encode_task
+from tests.support.rollouts import linked
+
+
+class Server(CallServer):
+    """A server without a life of its own, for its reading."""
+
+    role = "resource"
+
+    def mailboxes(self):
+        return ["resource:e"]
+
+
+@pytest.fixture
+async def link(settings):
+    async with linked(settings) as link:
+        yield link
+
+
+@pytest.fixture
+async def server(settings):
+    server = Server(settings, {})
+    await server.link.connect()
+    yield server
+    await server.link.close()
+
+
+def test_the_least_recently_used_is_dropped_beyond_the_budget():
+    # Given three entries that fill the budget, the oldest of which was used again
+    cache = Cache[str](30)
+    for key in "abc":
+        cache.put(key, key.upper(), 10)
+    assert cache.get("a") == "A"
+    # When another comes
+    cache.put("d", "D", 10)
+    # Then the one that nobody used for longest is gone
+    assert [cache.get(key) for key in "abcd"] == ["A", None, "C", "D"]
+    assert (cache.size, len(cache)) == (30, 3)
+
+
+def test_a_heavy_entry_drops_as_many_as_it_needs():
+    cache = Cache[int](30)
+    for n in range(3):
+        cache.put(str(n), n, 10)
+    cache.put("heavy", 9, 25)
+    assert (cache.size, len(cache), cache.get("heavy")) == (25, 1, 9)
+
+
+def test_an_entry_beyond_the_whole_budget_is_kept_alone():
+    cache = Cache[int](30)
+    cache.put("a", 1, 10)
+    cache.put("huge", 2, 100)
+    assert (cache.get("a"), cache.get("huge"), cache.size) == (None, 2, 100)
+
+
+def test_an_entry_that_is_put_again_weighs_what_it_weighs_now():
+    cache = Cache[int](100)
+    cache.put("a", 1, 60)
+    cache.put("a", 2, 10)
+    assert (cache.get("a"), cache.size, len(cache)) == (2, 10, 1)
+    cache.drop("a")
+    cache.drop("a")
+    assert (cache.get("a"), cache.size, len(cache)) == (None, 0, 0)
+
+
+# Conversations, tasks and states that a server has read.
+
+
+async def test_a_conversation_is_put_together_from_what_calls_bring_and_reads_only_the_rest(server, link):
+    # Given a server that serves the second call of a rollout without having seen the first
+    turns = [b'"%d"' % n for n in range(6)]
+    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
+    await link.send("HSET", keys.rollout("r.0.0"), "v", 3, "q", encode(Plan(b"{}")))
+    asked = Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2, turns=turns[2:4])
+    # When it needs the conversation, then it loads all up to the call's length, and the plan
+    kept = await server.conversation(asked, plan=True)
+    assert (kept.turns, kept.plan) == (turns[:4], encode(Plan(b"{}")))
+    assert server.counts["loaded"] == 1
+    # and the next call's news are added without loading
+    kept = await server.conversation(Call("r.0.0", 3, 0, "generate", "r", "e", 0, 0.0, length=6, seen=4, turns=turns[4:]))
+    assert kept.turns == turns
+    # and a call that was handed back sees what there was when it was sent
+    assert (await server.conversation(asked)).turns == turns[:4]
+    assert server.counts["loaded"] == 1
+
+
+async def test_news_that_overlap_what_is_kept_are_not_added_twice(server, link):
+    turns = [b'"%d"' % n for n in range(5)]
+    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=3, turns=turns[:3]))
+    kept = await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=5, seen=1, turns=turns[1:]))
+    assert kept.turns == turns
+    assert server.counts["loaded"] == 0
+
+
+async def test_news_that_are_too_large_to_travel_are_loaded(server, link):
+    turns = [b'"%d"' % n for n in range(4)]
+    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=2, turns=turns[:2]))
+    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
+    assert (await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2))).turns == turns
+
+
+async def test_what_belongs_to_a_rollout_that_is_gone_cannot_be_read(server, link):
+    gone = Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, length=1)
+    for read in (server.conversation(gone), server.task(gone)):
+        with pytest.raises(CallError, match="has ended meanwhile") as error:
+            await read
+        assert error.value.fault.kind == "cancelled"
+
+
+async def test_a_task_comes_with_the_call_or_from_the_ledger_and_is_read_once(server, link):
+    await link.send("HSET", keys.rows("r"), 0, encode_task(Task("stored", "e", [])), 1, encode_task(Task("other", "e", [])))
+    brought = encode_task(Task("brought", "e", []))
+    assert (await server.task(Call("r.1.0", 1, 0, "open", "r", "e", 1, 0.0, task=brought))).id == "brought"
+    for sample in range(2):
+        assert (await server.task(Call(f"r.0.{sample}", 1, 0, "tool", "r", "e", 0, 0.0))).id == "stored"
+    assert server.counts["loaded"] == 1
+
+
+async def test_a_state_that_is_too_large_to_travel_is_loaded(server, link):
+    await link.send("HSET", keys.rollout("r.0.0"), "e", b"large")
+    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, state=b"small", has_state=True)) == b"small"
+    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, has_state=True)) == b"large"
+    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0)) is None
+
+
+async def test_a_run_that_took_a_removed_ones_name_gets_its_own_tasks_and_messages(server, link):
+    # Given a server that has served a rollout of a run that was removed since
+    old = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"old"'], task=encode_task(Task("old", "e", [])), born=1.0)
+    await server.conversation(old)
+    await server.task(old)
+    # When the rollout of the same name in a new run calls
+    new = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"new"'], task=encode_task(Task("new", "e", [])), born=2.0)
+    # Then it is served with what is its own
+    assert (await server.task(new)).id == "new"
+    assert (await server.conversation(new)).turns == [b'"new"']

@@ -1,0 +1,155 @@
+"""Runs: their names and their life, from the first row to the last key."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from gymq import keys, run
+from gymq.actor import pack
+from gymq.errors import RunClosed, UnknownName, UsageError
+from gymq.run import RunConfig
+from tests.support.redis_server import leaked_keys
+from tests.support.rollouts import Pretender, linked
+
+
+@pytest.fixture
+async def link(settings):
+    async with linked(settings) as link:
+        yield link
+
+
+async def make(link, name: str = "r", rows: int = 0, **fields) -> Pretender:
+    """A run with its consumer and some rows."""
+    pretender = Pretender(link, RunConfig(name, "weather", "tool", "scripted", **fields))
+    await pretender.create("sink")
+    if rows:
+        await pretender.enqueue(rows)
+    return pretender
+
+
+async def test_a_run_is_found_again_as_it_was_created_and_its_bounds_may_change(link):
+    assert await run.create(link, RunConfig("r", "e", "a", "m", concurrency=5))
+    assert not await run.create(link, RunConfig("r", "e", "a", "m", concurrency=9))
+    assert await link.send("HGET", keys.run("r"), "concurrency") == b"9"
+    with pytest.raises(UsageError, match="exists with samples=1, not 2"):
+        await run.create(link, RunConfig("r", "e", "a", "m", samples=2))
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "-a", "a b", "a" * 101, "a\n", "ü", "a:b", "{0}"])
+def test_a_name_that_would_not_fit_into_keys_and_ids_is_refused(name):
+    with pytest.raises(UsageError, match="use 1 to 100 letters"):
+        run.check_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a_b-C9", "a" * 100])
+def test_names_of_letters_digits_and_dashes_are_taken(name):
+    run.check_name(name)
+
+
+async def test_closing_and_reopening(link):
+    await make(link)
+    await run.close(link, "r")
+    await run.close(link, "r")
+    assert (await run.status(link, "r")).state == "closed"
+    await run.reopen(link, "r")
+    assert (await run.status(link, "r")).state == "open"
+    await run.cancel(link, "r")
+    for change in (run.close, run.reopen):
+        with pytest.raises(RunClosed):
+            await change(link, "r")
+
+
+async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_no_more(link):
+    pretender = await make(link, rows=5, concurrency=2)
+    await pretender.admit()
+    assert await run.cancel(link, "r") == 2
+    mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
+    assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
+    assert all(fields[2:] == [b"v", b"0", b"x", b"1"] for fields in mail)
+    await pretender.end("r.0.0", status="cancelled")
+    assert await link.run("admit", 128, 4096, 2000) == [0, 0]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_then_everything_has_a_ttl(
+    link, redis_url, cancelled
+):
+    # Given a run with two consumers, whose rollouts have ended but for one
+    pretender = await make(link, rows=3, samples=2, concurrency=4)
+    await link.run("declare", "r", "trainer")
+    await pretender.admit()
+    *ended, last = list(pretender.live)
+    await pretender.end(*ended)
+    if cancelled:
+        await run.cancel(link, "r")
+
+    async def acknowledge(consumer: str) -> int:
+        reply = await link.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
+        return await link.run("ack", "r", consumer, 100, *[entry for entry, _ in (reply[0][1] if reply else ())])
+
+    # When the others are acknowledged, then it is not done
+    assert [await acknowledge("sink"), await acknowledge("trainer")] == [0, 0]
+    # nor when the last one has ended and only one consumer has it
+    await pretender.end(last)
+    if not cancelled:
+        while await pretender.admit():
+            await pretender.end(*pretender.live)
+        await run.close(link, "r")
+    assert await acknowledge("sink") == 0
+    assert (await run.status(link, "r")).state == ("cancelled" if cancelled else "closed")
+    # but when all have it
+    assert await acknowledge("trainer") == 1
+    assert (await run.status(link, "r")).state == "done"
+    await link.send("DEL", keys.mailbox("agent"))
+    for key in await link.send("KEYS", "*"):
+        assert 0 < await link.send("TTL", key) <= 100, key
+
+
+async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(link):
+    # Given five results and two consumers
+    pretender = await make(link)
+    await link.run("declare", "r", "slow")
+    await pretender.finish(5)
+    ids = {}
+    for consumer in ("sink", "slow"):
+        reply = await link.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
+        ids[consumer] = [entry for entry, _ in reply[0][1]]
+    # When one acknowledges all, and the slow one all but the second
+    await link.run("ack", "r", "sink", 100, *ids["sink"])
+    assert await link.send("XLEN", keys.results("r")) == 5
+    first, second, *rest = ids["slow"]
+    await link.run("ack", "r", "slow", 100, first, *rest)
+    # Then what stands behind the second stays
+    assert [entry for entry, _ in await link.send("XRANGE", keys.results("r"), "-", "+")] == [second, *rest]
+    # and acknowledging twice counts once
+    await link.run("ack", "r", "slow", 100, first, *rest)
+    assert (await run.status(link, "r")).unread == {"sink": 0, "slow": 1}
+
+
+async def test_removing_a_run_leaves_nothing_of_it(link, redis_url):
+    # Given a run with rollouts in flight, ended ones, half a group, rows to come, a skip list and a consumer
+    pretender = await make(link, rows=10, samples=2, concurrency=4)
+    await link.send("SADD", keys.skip("r"), "r.9.0")
+    await pretender.admit()
+    await pretender.end("r.0.0", "r.0.1", "r.1.0")
+    step = ["r.1.1", 0, "", "", ["s", b"x"], [b"1"], [b"2"], [("model:m", b"call")], 5, [], 0]
+    await link.run("commit", pack([step]))
+    other = await make(link, "other", 1)
+    before = await run.names(link)
+    assert set(before) == {"r", "other"}
+    # When it is removed
+    await run.remove(link, "r")
+    # Then only mail is left, which is stale, and the other run
+    assert await run.names(link) == ["other"]
+    left = {key for key in await link.send("KEYS", "*") if b"r.1.1" in key or key.endswith(b":r")}
+    assert left == set()
+    assert await link.send("ZCARD", keys.DUE) == 0
+    assert await link.send("LRANGE", keys.OPEN, 0, -1) == [b"other"]
+    await run.remove(link, "other")
+    await link.send("DEL", keys.mailbox("agent"), keys.mailbox("model:m"))
+    with Redis.from_url(redis_url) as client:
+        assert leaked_keys(client) == []
+    assert other.live == []
+    with pytest.raises(UnknownName):
+        await run.status(link, "r")

@@ -1,0 +1,178 @@
+"""A rollout played step by step through the machine, as if another worker took it over after each step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from gymq_workers.agent.machine import Machine, Step
+from gymq_workers.agent.state import Live, State, decode_state, encode_state
+
+from gymq.agent import Agent
+from gymq.call import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, decode_call, encode
+from gymq.environment import EnvironmentSpec, HookSpec, ToolSpec
+from gymq.errors import Fault
+from gymq.message import Function, Message, ToolCall, encode_message
+from gymq.run import RunConfig
+from gymq.task import Task, encode_task
+
+HERE = HookSpec(present=True)
+
+
+class Script(Agent):
+    """Takes its actions from a list; what is an exception is raised."""
+
+    name = "script"
+
+    def __init__(self, *actions: Any) -> None:
+        self.actions = list(actions)
+        self.views: list[Any] = []
+
+    def act(self, view: Any) -> Any:
+        self.views.append(view)
+        action = self.actions.pop(0)
+        if isinstance(action, Exception):
+            raise action
+        return action
+
+
+class Play:
+    """One rollout.
+
+    Args:
+        agent: its agent.
+        tools: names of the environment's tools, or their specs.
+        hooks: the hooks that the environment has.
+        config: fields of the run.
+        task: fields of the task.
+    """
+
+    def __init__(self, agent: Agent, *, tools=(), hooks=("verify",), config: dict | None = None, **task: Any) -> None:
+        self.agent = agent
+        specs = [tool if isinstance(tool, ToolSpec) else spec(tool) for tool in tools]
+        self.spec = EnvironmentSpec("world", specs, **dict.fromkeys(hooks, HERE))
+        self.config = RunConfig("r", "world", agent.name, "model", **(config or {}))
+        task.setdefault("turns", [encode_message(Message("user", "go"))])
+        task = Task("t", "world", **task)
+        self.live = Live("r.7.1", 0, State(), [], task, encode_task(task))
+
+    @property
+    def state(self) -> State:
+        return self.live.state
+
+    def go(self, *replies: Reply) -> Step:
+        """One step."""
+        return self._stored(self._machine().advance(list(replies)))
+
+    def abandon(self, fault: Fault, status: str = "failed") -> Step:
+        """The end, whatever it was doing."""
+        return self._stored(self._machine().abandon(fault, status))
+
+    def to(self, phase: str) -> Play:
+        """Play on until the pending calls are of a phase, with friendly replies."""
+        step = self.go()
+        while self.state.phase != phase:
+            assert not step.final, f"ended before {phase}"
+            step = self.go(*[friendly(call) for _, call in calls(step)])
+        return self
+
+    def _machine(self) -> Machine:
+        return Machine(self.live, self.config, self.spec, self.agent)
+
+    def _stored(self, step: Step) -> Step:
+        if not step.final:
+            step.commit(self.live, b"", b"", False)
+            old = self.live
+            fields = dict(zip(step.fields[::2], step.fields[1::2], strict=True))
+            self.live = Live(
+                old.rid, old.version + 1, decode_state(fields["s"]), list(old.turns), old.task, old.task_data,
+                fields.get("e", old.memory), fields.get("q", old.plan),
+            )  # fmt: skip
+            assert encode_state(self.live.state) == fields["s"]
+        return step
+
+
+def spec(name: str, **flags: Any) -> ToolSpec:
+    """A tool."""
+    return ToolSpec(name, {"type": "function", "function": {"name": name, "parameters": {}}}, **flags)
+
+
+def calls(step: Step) -> list[tuple[str, Call]]:
+    """What a step sends: mailbox and call."""
+    return [(mailbox, decode_call(body)) for mailbox, body in step.sends]
+
+
+def only(step: Step) -> Call:
+    """The one call that a step sends."""
+    ((_, call),) = calls(step)
+    return call
+
+
+def reply(value: Any = None, n: int = 0, fault: Fault | None = None, attempt: int = 0) -> Reply:
+    """The end of a call."""
+    return Reply(n, 10.0, 11.0, "w", fault, b"" if value is None else encode(value), attempt)
+
+
+def failed(kind: str, n: int = 0) -> Reply:
+    """A call that ended with a fault."""
+    return reply(None, n, Fault(kind, f"{kind} happened"))
+
+
+def said(text: str | None = "hello", *tools: str, finish: str = "stop", tokens: Tokens | None = None, ids=None) -> Reply:
+    """The model's answer, with calls of tools by name."""
+    asked = [ToolCall((ids or {}).get(i, f"c{i}"), Function(tool, "{}")) for i, tool in enumerate(tools)]
+    message = encode_message(Message("assistant", text, tool_calls=asked))
+    return reply(Generated(message, finish, Usage(5, 3, 2, 1), tokens, "served"))
+
+
+def result(content: Any, n: int = 0, state: Any = None) -> Reply:
+    """A tool's result."""
+    return reply(ToolResult(msgspec.json.encode(content), state=None if state is None else msgspec.msgpack.encode(state)), n)
+
+
+def opened(state: Any = None, turns: list[bytes] | None = None, tools: Any = None) -> Reply:
+    """How a rollout begins."""
+    return reply(
+        Opened(
+            None if state is None else msgspec.msgpack.encode(state),
+            turns or [],
+            None if tools is None else msgspec.json.encode(tools),
+        )
+    )
+
+
+def responded(*texts: str, done: bool = False, state: Any = None) -> Reply:
+    """What the environment says."""
+    turns = [encode_message(Message("user", text)) for text in texts]
+    return reply(Responded(turns, done, None if state is None else msgspec.msgpack.encode(state)))
+
+
+def scored(reward: float | None = 1.0, **more: Any) -> Reply:
+    """A verdict."""
+    return reply(Scored(reward, **more))
+
+
+def friendly(call: Call) -> Reply:
+    """A reply that lets a rollout go on."""
+    if call.kind == "generate":
+        return said()
+    if call.kind == "tool":
+        return result("ok", call.n)
+    return {"open": opened(), "respond": responded("more"), "verify": scored(), "close": reply()}[call.kind]
+
+
+def record(step: Step) -> dict[str, Any]:
+    """The finished rollout's header."""
+    assert step.final, "the rollout goes on"
+    return json.loads(step.final[4] + b"}")
+
+
+def messages(play: Play) -> list[dict[str, Any]]:
+    """The conversation."""
+    return [json.loads(turn) for turn in play.live.turns]
+
+
+def records(*steps: Step) -> list[dict[str, Any]]:
+    """The call records of some steps."""
+    return [json.loads(line) for step in steps for line in step.records]

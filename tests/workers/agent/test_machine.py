@@ -1,0 +1,364 @@
+"""The state machine: what follows what, and that a rollout ends with a status whatever happens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from gymq_workers.agent.machine import EXTENSIONS
+from gymq_workers.agent.tool_agent import ToolAgent
+
+from gymq.admission import INLINE
+from gymq.agent import CallTool, Extend, Finish, Generate, Respond
+from gymq.call import Tokens, decode_plan
+from gymq.errors import Fault
+from gymq.message import Message, encode_message
+from tests.workers.agent.play import (
+    Play,
+    Script,
+    calls,
+    failed,
+    messages,
+    only,
+    opened,
+    record,
+    records,
+    reply,
+    responded,
+    result,
+    said,
+    scored,
+    spec,
+)
+
+ALL = ("open", "respond", "verify", "close")
+
+
+def test_a_rollout_of_every_phase_in_turn():
+    # Given an environment that has everything
+    play = Play(ToolAgent(), tools=["look"], hooks=ALL)
+    # When it is played
+    steps = [
+        play.go(),
+        play.go(opened({"n": 1}, [encode_message(Message("system", "rules"))])),
+        play.go(said(None, "look", finish="tool_calls")),
+        play.go(result("seen", state={"n": 2})),
+        play.go(said("well?")),
+        play.go(responded("go on")),
+        play.go(said("bye")),
+        play.go(responded(done=True)),
+        play.go(scored(0.5, rewards={"a": 0.5}, metrics={"m": 2.0})),
+        play.go(reply()),
+    ]
+    # Then it was one call at a time, of each kind, to the right mailbox
+    kinds = [[(mailbox, call.kind) for mailbox, call in calls(step)] for step in steps]
+    model, world = "model:model", "resource:world"
+    assert kinds == [
+        [(world, "open")], [(model, "generate")], [(world, "tool")], [(model, "generate")], [(world, "respond")],
+        [(model, "generate")], [(world, "respond")], [(world, "verify")], [(world, "close")], [],
+    ]  # fmt: skip
+    # with ids that name rollout, step and number
+    assert [call.id for step in steps for _, call in calls(step)] == [f"r.7.1:{n}:0" for n in range(1, 10)]
+    # and the conversation stands in order
+    roles = ["user", "system", "assistant", "tool", "assistant", "user", "assistant"]
+    assert [message["role"] for message in messages(play)] == roles
+    # and the end says how it was
+    end = steps[-1].final
+    assert end[:4] == ["r", 7, 1, "completed"]
+    header = record(steps[-1])
+    assert (header["reward"], header["rewards"], header["metrics"]) == (0.5, {"a": 0.5}, {"m": 2.0})
+    assert (header["turns"], header["tool_calls"], header["error"], header["stop"]) == (3, 1, None, None)
+    assert header["usage"] == {"input_tokens": 15, "output_tokens": 9, "cached_tokens": 6, "reasoning_tokens": 3}
+    kinds = ["open", "generate", "tool", "generate", "respond", "generate", "respond", "verify", "close"]
+    assert [call["kind"] for call in records(*steps)] == kinds
+    assert [call["call"] for call in records(*steps)] == [f"{n}.0" for n in range(1, 10)]
+
+
+def test_an_environment_that_has_nothing_ends_without_a_reward():
+    play = Play(ToolAgent(), hooks=())
+    assert only(play.go()).kind == "generate"
+    end = play.go(said())
+    assert (end.final[3], record(end)["reward"]) == ("completed", None)
+
+
+def test_a_group_is_told_its_size_at_each_end():
+    play = Play(ToolAgent(), hooks=(), config={"samples": 8})
+    play.go()
+    assert play.go(said()).final[:3] == ["r", 7, 8]
+
+
+# Faults.
+
+KINDS = {"opening": "open", "generating": "generate", "tools": "tool", "responding": "respond", "verifying": "verify"}
+
+
+@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("phase", KINDS)
+def test_a_fault_in_any_phase_fails_the_rollout_and_says_why(phase, close):
+    # Given a rollout that waits for something
+    agent = Script(Generate(), [CallTool("look", "{}", "c0")], Respond(), Finish())
+    play = Play(agent, tools=["look"], hooks=ALL if close else ALL[:3]).to(phase)
+    # When that ends with a fault
+    step = play.go(failed("environment"))
+    call = records(step)[0]
+    assert (call["kind"], call["fault"]) == (KINDS[phase], {"kind": "environment", "message": "environment happened"})
+    # Then what was opened is closed, and the rollout is failed and has no reward
+    if close and phase != "opening":
+        assert only(step).kind == "close"
+        step = play.go(reply())
+    header = record(step)
+    assert (header["status"], header["reward"]) == ("failed", None)
+    assert header["error"] == {"kind": "environment", "message": "environment happened"}
+    assert messages(play)[0] == {"role": "user", "content": "go"}
+
+
+def test_a_fault_while_closing_changes_nothing_of_what_was_reached():
+    play = Play(Script(Finish()), hooks=("verify", "close")).to("closing")
+    end = play.go(failed("timeout"))
+    assert (record(end)["status"], record(end)["reward"], record(end)["error"]) == ("completed", 1.0, None)
+    assert records(end)[0]["fault"]["kind"] == "timeout"
+
+
+def test_a_prompt_that_does_not_fit_truncates_the_rollout_which_is_scored():
+    play = Play(Script(Generate()))
+    play.go()
+    step = play.go(failed("context_overflow"))
+    assert only(step).kind == "verify"
+    header = record(play.go(scored(0.25)))
+    assert (header["status"], header["stop"], header["reward"], header["error"]) == (
+        "truncated", "context_overflow", 0.25, None,
+    )  # fmt: skip
+
+
+def test_a_verdict_without_a_number_is_no_zero():
+    play = Play(Script(Finish()))
+    play.go()
+    header = record(play.go(scored(None, reason="no key")))
+    assert (header["status"], header["reward"]) == ("completed", None)
+
+
+@pytest.mark.parametrize("phase", ["new", *KINDS, "closing"])
+def test_a_rollout_can_be_abandoned_in_any_phase(phase):
+    # Given a rollout in some phase
+    play = Play(Script(Generate(), [CallTool("look", "{}")], Respond(), Finish()), tools=["look"], hooks=ALL)
+    if phase != "new":
+        play.to(phase)
+    # When it is cancelled
+    step = play.abandon(Fault("cancelled", "the run was cancelled"), "cancelled")
+    # Then it ends at once, sends nothing, and has its messages
+    assert step.sends == []
+    header = record(step)
+    assert (header["status"], header["error"]["kind"]) == ("cancelled", "cancelled")
+    assert header["started_at"] > 0
+    assert messages(play)[0] == {"role": "user", "content": "go"}
+    assert step.turns == (play.live.turns if phase == "new" else [])
+
+
+# The agent.
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        ValueError("no\nidea"),
+        None,
+        "generate",
+        [],
+        ["look"],
+        [CallTool("look", {"n": 1})],
+        [CallTool(None, "{}")],
+        [Generate()],
+        Generate,
+        Finish(truncated=True, reason=7),
+        Extend(None),
+        Extend(["hi"]),
+        Extend([Message("user", "\ud800")]),
+        Extend([Message("user", [{"type": object()}])]),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_agent_that_raises_or_gives_nonsense_fails_its_rollout_in_one_line(nonsense, first):
+    # Given an agent that does so at once, or after the model's answer
+    play = Play(Script(*([] if first else [Generate()]), nonsense), tools=["look"], hooks=ALL)
+    play.go()
+    # When it acts
+    step = play.go(opened())
+    if not first:
+        step = play.go(said())
+    # Then the environment is closed, and the rollout has failed by the agent
+    assert only(step).kind == "close"
+    error = record(play.go(reply()))["error"]
+    assert error["kind"] == "agent"
+    assert error["message"] and "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("unknown", [True, False])
+def test_an_agent_that_cannot_observe_a_result_fails_its_rollout(unknown):
+    class Blind(Script):
+        def observe(self, call, content):
+            raise KeyError("eyes")
+
+    play = Play(Blind([CallTool("nothing" if unknown else "look", "{}")]), tools=["look"])
+    step = play.go()
+    if not unknown:
+        step = play.go(result("ok"))
+    assert record(step)["error"] == {"kind": "agent", "message": "KeyError: 'eyes'"}
+
+
+def test_turns_are_bounded_and_what_was_reached_is_scored():
+    play = Play(Script(*[Generate()] * 9), config={"max_turns": 2})
+    play.go()
+    play.go(said())
+    step = play.go(said())
+    assert only(step).kind == "verify"
+    header = record(play.go(scored()))
+    assert (header["status"], header["stop"], header["turns"]) == ("truncated", "max_turns", 2)
+
+
+def test_an_agent_may_add_messages_and_is_asked_again():
+    agent = Script(Extend([Message("user", "first"), Message("user", "second")]), Generate())
+    play = Play(agent)
+    step = play.go()
+    assert [message["content"] for message in messages(play)] == ["go", "first", "second"]
+    assert only(step).length == 3
+    assert [len(view.messages) for view in agent.views] == [1, 3]
+
+
+def test_an_agent_that_only_adds_messages_is_stopped():
+    play = Play(Script(*[Extend([Message("user", "more")])] * 99))
+    step = play.go()
+    assert record(step)["error"]["kind"] == "agent"
+    assert len(play.agent.views) == EXTENSIONS
+
+
+def test_a_response_that_says_nothing_fails_the_rollout():
+    play = Play(Script(Respond()), hooks=ALL).to("responding")
+    step = play.go(responded())
+    assert only(step).kind == "close"
+    assert record(play.go(reply()))["error"]["kind"] == "environment"
+
+
+def test_the_last_words_of_the_environment_are_kept():
+    play = Play(Script(Respond()), hooks=("respond", "verify"))
+    play.go()
+    step = play.go(responded("thank you", done=True))
+    assert only(step).kind == "verify"
+    assert messages(play)[-1] == {"role": "user", "content": "thank you"}
+
+
+def test_a_state_that_was_responded_is_what_the_verifier_gets():
+    play = Play(Script(Respond()), hooks=("respond", "verify"))
+    play.go()
+    call = only(play.go(responded("x", done=True, state={"n": 5})))
+    assert (call.has_state, call.state) == (True, b"\x81\xa1n\x05")
+
+
+def test_a_fault_right_after_opening_closes_what_was_opened():
+    play = Play(Script(ValueError("at once")), hooks=ALL)
+    play.go()
+    assert only(play.go(opened())).kind == "close"
+
+
+@pytest.mark.parametrize("tools", [{"look": 1}, ["look"], [{"name": "look"}], [{"function": {}}], 5, [{"function": {"name": []}}]])
+def test_tools_that_are_none_fail_the_rollout_by_the_environment(tools):
+    play = Play(ToolAgent(), tools=["look"], hooks=ALL)
+    play.go()
+    play.go(opened(tools=tools))
+    assert play.state.fault.kind == "environment"
+    assert record(play.go(reply()))["status"] == "failed"
+
+
+# What is asked of the model.
+
+
+@pytest.mark.parametrize(
+    ("row", "by_open", "declared"),
+    [
+        (None, None, ["look", "act"]),
+        ([spec("act").schema], None, ["act"]),
+        ([spec("act").schema], [spec("look").schema], ["look"]),
+        ([], None, []),
+    ],
+    ids=["the environment's", "the row's", "those of open", "none"],
+)
+def test_the_tools_are_those_of_open_or_the_row_or_the_environment(row, by_open, declared):
+    play = Play(ToolAgent(), tools=["look", "act"], hooks=("open",))
+    play.live.task.tools = None if row is None else json.dumps(row).encode()
+    play.go()
+    call = only(play.go(opened(tools=by_open)))
+    assert [tool["function"]["name"] for tool in json.loads(decode_plan(call.plan).tools)] == declared
+
+
+def test_a_rows_sampling_comes_before_the_runs():
+    play = Play(ToolAgent(), config={"sampling": {"temperature": 1, "seed": 3}}, sampling=b'{"temperature":0}')
+    assert json.loads(decode_plan(only(play.go()).plan).body) == {"temperature": 0, "seed": 3}
+
+
+@pytest.mark.parametrize("tools", [[], ["look"]])
+def test_fields_that_belong_to_tools_are_dropped_where_there_are_none(tools):
+    play = Play(ToolAgent(), tools=tools, sampling=b'{"tool_choice":"auto","parallel_tool_calls":true,"seed":1}')
+    body = json.loads(decode_plan(only(play.go()).plan).body)
+    assert set(body) == ({"tool_choice", "parallel_tool_calls", "seed"} if tools else {"seed"})
+
+
+# What travels in a call.
+
+
+@pytest.mark.parametrize(("size", "travels"), [(INLINE // 2, True), (INLINE, False)])
+def test_what_is_small_travels_and_what_is_large_is_loaded(size, travels):
+    turn = encode_message(Message("user", "x" * size))
+    play = Play(ToolAgent(), hooks=("open", "verify"), turns=[turn])
+    assert (only(play.go()).task is not None) == travels
+    call = only(play.go(opened("s" * size)))
+    assert (call.turns, call.seen, call.length) == ([turn] if travels else [], 0, 1)
+    call = only(play.go(said()))
+    assert (call.kind, call.has_state, call.state is not None, bool(call.turns)) == ("verify", True, travels, travels)
+
+
+def test_a_model_is_sent_only_what_is_new_and_the_plan_once():
+    play = Play(ToolAgent(), tools=["look"])
+    first = only(play.go())
+    play.go(said(None, "look"))
+    second = only(play.go(result("seen")))
+    assert (first.seen, first.length, len(first.turns)) == (0, 1, 1)
+    assert (second.seen, second.length, len(second.turns)) == (1, 3, 2)
+    assert decode_plan(first.plan) and second.plan is None
+
+
+def test_a_plan_that_is_too_large_is_loaded():
+    play = Play(ToolAgent(), sampling=b'{"stop":"%s"}' % (b"x" * INLINE))
+    assert only(play.go()).plan is None
+    assert len(play.live.plan) > INLINE
+
+
+# Records.
+
+
+def test_every_record_is_json_and_tells_what_the_call_was():
+    play = Play(ToolAgent(), tools=["look"], fields=b'{"answer":"\xc3\xa4"}')
+    play.go()
+    tokens = Tokens(3, b"\x01\0\0\0", b"\x02\0\0\0", b"\0\0\0\0", "v7")
+    one, two = play.go(said(None, "look", finish="tool_calls", tokens=tokens)), play.go(result("seen"))
+    generate, tool = records(one, two)
+    assert (generate["finish"], generate["input_tokens"], generate["output_tokens"]) == ("tool_calls", 5, 3)
+    assert generate["tokens"] == {
+        "prompt_start": 3, "prompt": "AQAAAA==", "output": "AgAAAA==", "logprobs": "AAAAAA==", "version": "v7",
+    }  # fmt: skip
+    assert (tool["name"], tool["worker"], tool["started"], tool["finished"]) == ("look", "w", 10.0, 11.0)
+    assert "fault" not in tool and "tokens" not in tool
+    play.go(said())
+    header = record(play.go(scored()))
+    assert header["task"] == {"answer": "ä"}
+    assert (header["rollout_id"], header["group_id"], header["sample"], header["task_id"]) == ("r.7.1", "r.7", 1, "t")
+    assert (header["model"], header["model_name"], header["agent"], header["environment"]) == (
+        "model", "served", "tool", "world",
+    )  # fmt: skip
+
+
+def test_a_record_says_how_often_its_call_was_delivered():
+    play = Play(ToolAgent())
+    play.go()
+    answer = said()
+    answer.attempt = 2
+    assert records(play.go(answer))[0]["attempt"] == 2
