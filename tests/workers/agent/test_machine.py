@@ -175,7 +175,7 @@ def test_a_rollout_can_be_abandoned_in_any_phase(phase):
         Extend([Message("user", "\ud800")]),
         Extend([Message("user", [{"type": object()}])]),
     ],
-    ids=repr,
+    ids=lambda nonsense: type(nonsense).__name__,
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_an_agent_that_raises_or_gives_nonsense_fails_its_rollout_in_one_line(nonsense, first):
