@@ -13,11 +13,15 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
+from gymq.errors import UsageError
 from gymq.message import Message
 from gymq.tool import Tool, build_tool, wanted
 
 #: Seconds that a tool, a hook or a verifier may take unless it says otherwise.
 DEFAULT_TIMEOUT = 60.0
+
+#: Methods that gymq itself calls.
+HOOKS = frozenset({"open", "respond", "verify", "close", "policy"})
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -142,6 +146,8 @@ class Environment:
         for attribute, value in vars(cls).items():
             flags = getattr(value, "__gymq_tool__", None)
             if flags is not None:
+                if attribute in HOOKS:
+                    raise UsageError(f"{cls.__name__}.{attribute} is a hook and cannot be a tool: no model may call it")
                 found[attribute] = build_tool(attribute, value, flags)
         cls.tools = found
 

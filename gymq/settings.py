@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,8 +23,8 @@ class Settings(msgspec.Struct, frozen=True):
     """
 
     redis_url: str = "redis://127.0.0.1:6379/0"
-    liveness: float = 5.0
-    ttl: int = 7 * 24 * 3600
+    liveness: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    ttl: Annotated[int, msgspec.Meta(ge=0)] = 7 * 24 * 3600
 
     @classmethod
     def from_environment(cls, **given: Any) -> Settings:

@@ -58,7 +58,7 @@ class Tool:
             checked = self.model.model_validate_json(text or "{}")
         except pydantic.ValidationError as error:
             raise ToolError(f"Invalid arguments for {self.name}: {_say(error)}") from None
-        return {field: getattr(checked, field) for field in self.model.model_fields}
+        return {field.alias or name: getattr(checked, name) for name, field in self.model.model_fields.items()}
 
 
 def wanted(function: Callable[..., Any]) -> frozenset[str]:
@@ -87,7 +87,9 @@ def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -
         if parameter.name not in hints:
             raise UsageError(f"tool {name}: parameter {parameter.name!r} has no type; write one, the model's schema needs it")
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[parameter.name] = (hints[parameter.name], pydantic.Field(default, description=described.get(parameter.name)))
+        # An alias, since a field of a pydantic model cannot be called everything that a parameter can: `copy`, `_x`.
+        field = pydantic.Field(default, alias=parameter.name, description=described.get(parameter.name))
+        fields[f"p{len(fields)}"] = (hints[parameter.name], field)
     config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
     model = pydantic.create_model(name, __config__=config, **fields)
     parameters = model.model_json_schema()
@@ -120,4 +122,4 @@ def _say(error: pydantic.ValidationError) -> str:
     for item in error.errors(include_url=False, include_context=False)[:5]:
         place = ".".join(str(part) for part in item["loc"])
         problems.append(f"{place}: {item['msg']}" if place else item["msg"])
-    return "; ".join(problems)
+    return " ".join("; ".join(problems).split())

@@ -27,10 +27,10 @@ class Script(Agent):
 
     def __init__(self, *actions: Any) -> None:
         self.actions = list(actions)
-        self.views: list[Any] = []
+        self.lengths: list[int] = []
 
     def act(self, view: Any) -> Any:
-        self.views.append(view)
+        self.lengths.append(len(view.messages))
         action = self.actions.pop(0)
         if isinstance(action, Exception):
             raise action

@@ -222,14 +222,14 @@ def test_an_agent_may_add_messages_and_is_asked_again():
     step = play.go()
     assert [message["content"] for message in messages(play)] == ["go", "first", "second"]
     assert only(step).length == 3
-    assert [len(view.messages) for view in agent.views] == [1, 3]
+    assert agent.lengths == [1, 3]
 
 
 def test_an_agent_that_only_adds_messages_is_stopped():
     play = Play(Script(*[Extend([Message("user", "more")])] * 99))
     step = play.go()
     assert record(step)["error"]["kind"] == "agent"
-    assert len(play.agent.views) == EXTENSIONS
+    assert len(play.agent.lengths) == EXTENSIONS
 
 
 def test_a_response_that_says_nothing_fails_the_rollout():

@@ -1,0 +1,39 @@
+"""Keys: one shard's prefix before each, no two alike, and all of them in the documentation."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from gymq import keys
+
+NAMED = {name: f for name, f in inspect.getmembers(keys, inspect.isfunction) if f.__module__ == keys.__name__}
+FIXED = [keys.RUNS, keys.OPEN, keys.DUE, keys.WORKERS, keys.PAUSED]
+DOCS = Path(__file__).parents[2] / "docs" / "architecture.md"
+
+
+def test_every_key_carries_the_tag_of_its_shard():
+    made = FIXED + [make("x") for make in NAMED.values()]
+    assert keys.PREFIX == "gymq:{0}:"
+    assert all(key.startswith(keys.PREFIX) and key.count("{") == 1 for key in made)
+
+
+def test_no_two_kinds_of_key_can_be_the_same():
+    made = FIXED + [make("x") for make in NAMED.values()]
+    assert len(set(made)) == len(made)
+
+
+def test_every_key_stands_in_the_documentation():
+    table = DOCS.read_text().split("## Keys")[1].split("## States")[0]
+    listed = {re.sub(r"<\w+>", "x", name) for name in re.findall(r"`([\w:<>]+)`", table)}
+    for key in FIXED + [make("x") for make in NAMED.values()]:
+        assert key.removeprefix(keys.PREFIX) in listed
+
+
+def test_scripts_and_commands_mean_the_same_keys():
+    lua = "".join(path.read_text() for path in (Path(keys.__file__).parent / "lua").glob("*.lua"))
+    used = set(re.findall(r"P \.\. '(\w+:?)", lua)) | set(re.findall(r"KEYS\[1\] \.\. '(\w+:?)", lua))
+    known = {re.sub(r"x.*", "", make("x").removeprefix(keys.PREFIX)) for make in NAMED.values()}
+    assert used - known <= {key.removeprefix(keys.PREFIX) for key in FIXED} | {"isolated"}
+    assert {"r:", "t:", "k:", "m:", "run:", "alive:"} <= used

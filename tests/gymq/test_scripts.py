@@ -1,0 +1,285 @@
+"""The protocol as a whole: whatever is lost, doubled, delayed or killed, every rollout ends once and nothing is forgotten.
+
+Hypothesis plays agents, resource workers, judges and zombies at random against the real scripts. A rollout of this little
+world has three steps: one call, then two beside each other, then the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from redis import Redis
+
+from gymq import keys, run
+from gymq.actor import pack
+from gymq.link import Link
+from gymq.mailbox import Mail, Mailboxes
+from gymq.run import RunConfig
+from gymq.settings import Settings
+from tests.support.redis_server import leaked_keys
+
+SAMPLES = {"solo": 1, "pair": 2}
+CALLS = [1, 2, 0]  # by version; none: the end
+WORKERS = st.integers(0, 3)
+PICK = st.integers(0, 1 << 16)
+
+
+class Worker:
+    """One incarnation of an agent (even numbers) or a resource worker."""
+
+    def __init__(self, number: int, life: int) -> None:
+        self.box = "agent" if number % 2 == 0 else "resource:e"
+        self.name = f"{number}-{life}"
+        self.held: list[Mail] = []
+
+
+class Protocol(RuleBasedStateMachine):
+    """Drives the scripts; `url` is set by the test."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.link = Link(Settings(redis_url=self.url), "protocol")
+        self.runner.run(self.link.connect())
+        self.send("FLUSHALL")
+        for box in ("agent", "resource:e"):
+            self.runner.run(Mailboxes([box]).create(self.link))
+        self.lives = 0
+        self.workers = [self.born(number) for number in range(4)]
+        self.zombies: list[Worker] = []
+        self.rows = dict.fromkeys(SAMPLES, 0)
+        self.cancelled: set[str] = set()
+
+    # Shorthands.
+
+    def send(self, *command):
+        return self.runner.run(self.link.send(*command))
+
+    def script(self, name, *args):
+        return self.runner.run(self.link.run(name, *args))
+
+    def born(self, number: int) -> Worker:
+        self.lives += 1
+        worker = Worker(number, self.lives)
+        self.send("HSET", keys.WORKERS, worker.name, msgspec.json.encode({"mailboxes": [worker.box]}))
+        self.send("SET", keys.alive(worker.name), 1, "PX", 3_600_000)
+        return worker
+
+    def streams(self, box: str) -> list[str]:
+        return [keys.retry(box), keys.mailbox(box)]
+
+    def mail(self, box: str) -> list[dict[bytes, bytes]]:
+        """All that lies in a mailbox, delivered or not."""
+        entries = [fields for s in self.streams(box) for _, fields in self.send("XRANGE", s, "-", "+")]
+        return [dict(zip(fields[::2], fields[1::2], strict=True)) for fields in entries]
+
+    def results(self, name: str) -> list[dict]:
+        return [json.loads(fields[5]) for _, fields in self.send("XRANGE", keys.results(name), "-", "+")]
+
+    # The producer and the operator.
+
+    @initialize()
+    def create(self) -> None:
+        for name, samples in SAMPLES.items():
+            config = RunConfig(name, "e", "a", "m", samples=samples, concurrency=3, backlog=1000)
+            self.runner.run(run.create(self.link, config))
+            self.script("declare", name, "sink")
+
+    @rule(name=st.sampled_from(sorted(SAMPLES)), rows=st.integers(1, 3), again=st.booleans())
+    def enqueue(self, name: str, rows: int, again: bool) -> None:
+        tasks = [b"task"] * rows
+        written = self.script("enqueue", name, self.rows[name], 1000, *tasks)
+        if name in self.cancelled:
+            assert written == -1
+            return
+        if again:
+            assert self.script("enqueue", name, self.rows[name], 1000, *tasks) == 0
+        assert written == rows
+        self.rows[name] += rows
+
+    @rule(most=st.integers(1, 4))
+    def admit(self, most: int) -> None:
+        self.script("admit", most, 4096, 100)
+
+    @precondition(lambda self: not self.cancelled)
+    @rule(name=st.sampled_from(sorted(SAMPLES)))
+    def cancel(self, name: str) -> None:
+        self.script("cancel", name)
+        self.cancelled.add(name)
+
+    # Workers. What they do may be lost on the way back: then they do it again.
+
+    @rule(number=WORKERS, most=st.integers(1, 4))
+    def take(self, number: int, most: int) -> None:
+        self.taken(self.workers[number], most)
+
+    def taken(self, worker: Worker, most: int) -> None:
+        reply = self.script("take", worker.name, most, *self.streams(worker.box))
+        mail = [Mail(stream, id_, fields) for stream, entries in reply for id_, fields in entries]
+        assert len(mail) <= most
+        worker.held += mail
+
+    @rule(number=WORKERS, most=st.integers(1, 4))
+    def take_and_lose_the_answer(self, number: int, most: int) -> None:
+        worker = self.workers[number]
+        self.script("take", worker.name, most, *self.streams(worker.box))
+        worker.held = self.runner.run(Mailboxes([worker.box]).held(self.link, worker.name))
+
+    @rule(number=WORKERS, which=PICK, twice=st.booleans(), lost=st.booleans())
+    def work(self, number: int, which: int, twice: bool, lost: bool) -> None:
+        self.worked(self.workers[number], which, twice, lost)
+
+    def worked(self, worker: Worker, which: int, twice: bool = False, lost: bool = False) -> None:
+        """Commit a step or reply to a call: any of those that are held, not in order."""
+        if not worker.held:
+            return
+        mail = worker.held[which % len(worker.held)]
+        outcome = self.step(mail) if worker.box == "agent" else self.reply(mail)
+        if twice:
+            again = self.step(mail) if worker.box == "agent" else self.reply(mail)
+            assert outcome == 2 or again == 0
+        if not lost and outcome != 2:
+            worker.held.remove(mail)
+
+    def step(self, mail: Mail) -> int:
+        fields = dict(zip(mail.fields[::2], mail.fields[1::2], strict=True))
+        rid, version, must = fields[b"r"].decode(), int(fields[b"v"]), b"x" in fields
+        if must:
+            version = int(self.send("HGET", keys.rollout(rid), "v") or 0)
+        name, row, _ = rid.split(".")
+        calls = 0 if must else CALLS[version]
+        sends = [("resource:e", b"%s %d %d" % (rid.encode(), version + 1, n)) for n in range(calls)]
+        status = "cancelled" if must else "completed"
+        final = [] if calls else [name, int(row), SAMPLES[name], status, msgspec.json.encode({"id": rid, "status": status})[:-1]]
+        turns = [] if must else [b"%d" % version]
+        commit = [rid, version, mail.stream, mail.id, ["s", b"state"], turns, turns, sends, 5, final, int(must)]
+        return self.script("commit", pack([commit]))[0]
+
+    def reply(self, mail: Mail) -> int:
+        rid, step, n = mail.fields[1].split()
+        return self.script("reply", pack([[rid, int(step), int(n), b"reply", mail.stream, mail.id]]))[0]
+
+    @precondition(lambda self: any(worker.box == "agent" and len(worker.held) > 1 for worker in self.workers))
+    @rule(number=st.sampled_from([0, 2]))
+    def decide_on_old_news(self, number: int) -> None:
+        """A cancellation that was decided before the rollout went on is a conflict and keeps its mail."""
+        for mail in self.workers[number].held:
+            fields = dict(zip(mail.fields[::2], mail.fields[1::2], strict=True))
+            version = int(self.send("HGET", keys.rollout(fields[b"r"].decode()), "v") or 0)
+            if b"x" in fields and version > 0:
+                final = ["solo", 0, 1, "cancelled", b"{"]
+                old = [fields[b"r"], version - 1, mail.stream, mail.id, [], [], [], [], 5, final, 1]
+                assert self.script("commit", pack([old])) == [2]
+
+    # Death.
+
+    @rule(number=WORKERS)
+    def crash(self, number: int) -> None:
+        self.lapse(number)
+        self.zombies.pop()
+
+    @rule(number=WORKERS)
+    def lapse(self, number: int) -> None:
+        """A worker's key lapses; it does not know, and goes on under its name for a while."""
+        worker = self.workers[number]
+        self.send("DEL", keys.alive(worker.name))
+        self.zombies.append(worker)
+        self.workers[number] = self.born(number)
+
+    @precondition(lambda self: self.zombies)
+    @rule(which=PICK, mail=PICK, takes=st.booleans())
+    def zombie(self, which: int, mail: int, takes: bool) -> None:
+        worker = self.zombies[which % len(self.zombies)]
+        if takes:
+            self.taken(worker, 2)
+        self.worked(worker, mail)
+
+    @rule(most=st.integers(1, 3), finish=st.booleans())
+    def judge(self, most: int, finish: bool) -> None:
+        """Hand back what the dead hold: all of it, or only the first batch."""
+        alive = {worker.name for worker in self.workers}
+        for name in [name.decode() for name in self.send("HKEYS", keys.WORKERS)]:
+            box = "agent" if int(name.split("-")[0]) % 2 == 0 else "resource:e"
+            moved = self.script("handback", name, most, "0", box)
+            assert (moved == -1) == (name in alive)
+            while finish and moved == most:
+                moved = self.script("handback", name, most, "0", box)
+        for box in ("agent", "resource:e"):
+            for orphan in self.script("orphans", box):
+                assert orphan.decode() not in alive
+                self.script("handback", orphan, 100, "0", box)
+
+    # What must be true at any time.
+
+    @invariant()
+    def every_rollout_ended_once_or_has_something_that_brings_it_on(self) -> None:
+        told = {(fields[b"r"], int(fields[b"v"])) for fields in self.mail("agent")}
+        asked = {tuple(fields[b"c"].split()) for fields in self.mail("resource:e")}
+        for name, samples in SAMPLES.items():
+            cursor = int(self.send("HGET", keys.run(name), "cursor") or 0)
+            admitted = {f"{name}.{i // samples}.{i % samples}" for i in range(cursor)}
+            ended = [result["id"] for result in self.results(name)]
+            live = {rid.decode() for rid in self.send("SMEMBERS", keys.live(name))}
+            assert len(ended) == len(set(ended))
+            assert live == admitted - set(ended)
+            assert len(live) <= 3
+            for rid in live:
+                fields = self.send("HGETALL", keys.rollout(rid))
+                pending = [field[1:].split(b".") for field in fields[::2] if field[:1] == b"c"]
+                version = int(fields[fields.index(b"v") + 1])
+                assert pending or (rid.encode(), version) in told, f"{rid} is forgotten"
+                assert all((rid.encode(), step, n) in asked for step, n in pending), f"a call of {rid} is forgotten"
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "workers"):
+                self.finish()
+        finally:
+            self.runner.run(self.link.close())
+            self.runner.close()
+
+    def finish(self) -> None:
+        """All die; others come and do what is left; then everything must be as if nothing had happened."""
+        self.zombies = []
+        for number in range(4):
+            self.crash(number)
+        self.judge(2, True)
+        for name in SAMPLES:
+            self.script("close", name)
+        while self.script("admit", 4, 4096, 100)[0] or self.mail("agent") or self.mail("resource:e"):
+            for worker in self.workers:
+                self.taken(worker, 10)
+                while worker.held:
+                    self.worked(worker, 0)
+        self.every_rollout_ended_once_or_has_something_that_brings_it_on()
+        for name, samples in SAMPLES.items():
+            found = self.results(name)
+            assert name in self.cancelled or len(found) == self.rows[name] * samples
+            for result in found:
+                whole = [0, 1, 2]
+                assert result["messages"] == result["calls"] == (
+                    whole if result["status"] == "completed" else whole[: len(result["messages"])]
+                )
+            assert sorted(result["seq"] for result in found) == list(range(1, len(found) + 1))
+            read = self.send("XREADGROUP", "GROUP", "sink", "reader", "STREAMS", keys.results(name), ">")
+            entries = [entry for entry, _ in (read[0][1] if read else ())]
+            assert self.script("ack", name, "sink", 100, *entries) == 1
+        self.admit(1)
+        with Redis.from_url(self.url) as client:
+            assert leaked_keys(client, ("gymq:{0}:alive:*",)) == []
+
+
+def test_every_rollout_ends_once_whatever_is_lost_doubled_delayed_or_killed(redis_url):
+    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+    Protocol.url = redis_url
+    run_state_machine_as_test(
+        Protocol,
+        settings=settings(max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=checks, database=None),
+    )
