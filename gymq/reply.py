@@ -6,7 +6,7 @@ from typing import Any
 
 import redis
 
-from gymq.actor import pack
+from gymq.batch import pack
 from gymq.call import Call, Reply, encode
 from gymq.keys import PREFIX
 from gymq.link import script

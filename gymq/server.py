@@ -6,7 +6,8 @@ import time
 import traceback
 from typing import Any
 
-from gymq.actor import Actor, Batcher, pack
+from gymq.actor import Actor
+from gymq.batch import Batcher, pack
 from gymq.cache import Cache
 from gymq.call import Call, Reply, decode_call, encode
 from gymq.errors import CallError, Fault

@@ -21,8 +21,8 @@ from redis.exceptions import ConnectionError
 # So that `from tests.support.redis_server import wait_until` works under --import-mode=importlib.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gymq.embedded import EmbeddedServer
 from gymq import registry
+from gymq.embedded import EmbeddedServer
 from gymq.settings import Settings
 from tests.support.farm import PLUGIN, Farm
 from tests.support.redis_server import leaked_keys, wait_until

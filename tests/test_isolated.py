@@ -9,9 +9,9 @@ from contextlib import suppress
 
 from celery import Celery
 from redis.exceptions import ConnectionError
-from tests.support.redis_server import wait_until
 
 from gymq.run import RunConfig
+from tests.support.redis_server import wait_until
 
 
 def start(farm, executors: int = 1, processes: int = 2):

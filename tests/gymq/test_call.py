@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymq import keys
-from gymq.actor import pack
+from gymq.batch import pack
 from gymq.call import Call, Plan, Reply, ToolResult, Usage, decode_call, decode_plan, decode_reply, encode
 from gymq.errors import Fault
 from gymq.run import RunConfig

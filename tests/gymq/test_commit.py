@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gymq import keys
-from gymq.actor import pack
+from gymq.batch import pack
 from gymq.run import RunConfig
 from tests.support.rollouts import Pretender, linked
 

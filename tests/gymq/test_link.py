@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from gymq import keys, link
-from gymq.actor import pack
+from gymq.batch import pack
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.link import Link, Outage
 from gymq.settings import Settings

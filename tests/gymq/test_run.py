@@ -6,7 +6,7 @@ import pytest
 from redis import Redis
 
 from gymq import keys, run
-from gymq.actor import pack
+from gymq.batch import pack
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.run import RunConfig
 from tests.support.redis_server import leaked_keys

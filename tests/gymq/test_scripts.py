@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redis import Redis
 
 from gymq import keys, run
-from gymq.actor import pack
+from gymq.batch import pack
 from gymq.link import Link
 from gymq.mailbox import Mail, Mailboxes
 from gymq.run import RunConfig
@@ -157,7 +157,9 @@ class Protocol(RuleBasedStateMachine):
         calls = 0 if must else CALLS[version]
         sends = [("resource:e", b"%s %d %d" % (rid.encode(), version + 1, n)) for n in range(calls)]
         status = "cancelled" if must else "completed"
-        final = [] if calls else [name, int(row), SAMPLES[name], status, msgspec.json.encode({"id": rid, "status": status})[:-1]]
+        final = (
+            [] if calls else [name, int(row), SAMPLES[name], status, msgspec.json.encode({"id": rid, "status": status})[:-1]]
+        )
         turns = [] if must else [b"%d" % version]
         commit = [rid, version, mail.stream, mail.id, ["s", b"state"], turns, turns, sends, 5, final, int(must)]
         return self.script("commit", pack([commit]))[0]
@@ -264,8 +266,10 @@ class Protocol(RuleBasedStateMachine):
             assert name in self.cancelled or len(found) == self.rows[name] * samples
             for result in found:
                 whole = [0, 1, 2]
-                assert result["messages"] == result["calls"] == (
-                    whole if result["status"] == "completed" else whole[: len(result["messages"])]
+                assert (
+                    result["messages"]
+                    == result["calls"]
+                    == (whole if result["status"] == "completed" else whole[: len(result["messages"])])
                 )
             assert sorted(result["seq"] for result in found) == list(range(1, len(found) + 1))
             read = self.send("XREADGROUP", "GROUP", "sink", "reader", "STREAMS", keys.results(name), ">")
@@ -281,5 +285,5 @@ def test_every_rollout_ends_once_whatever_is_lost_doubled_delayed_or_killed(redi
     Protocol.url = redis_url
     run_state_machine_as_test(
         Protocol,
-        settings=settings(max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=checks, database=None),
+        settings=settings(max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=checks, database=None),
     )

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from gymq import keys, run, worker
-from gymq.actor import pack
 from gymq.admission import ADMIT, INLINE, SKIP
+from gymq.batch import pack
 from gymq.link import Link
 from gymq.produce import Produced, Producer
 from gymq.run import RunConfig, RunStatus

@@ -9,28 +9,21 @@ sees to it that a rollout ends with a status whatever happens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from gymq.admission import INLINE
-from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
-from gymq.call import Call, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, ToolResult, encode
+from gymq.agent import Agent, CallTool, Finish, Generate, Respond, View
+from gymq.call import CallKind, Generated, Opened, Plan, Reply, Responded, Scored, ToolResult, encode
 from gymq.environment import EnvironmentSpec, ToolSpec
 from gymq.errors import TRUNCATING, Fault
-from gymq.message import Conversation, Message, encode_message
+from gymq.message import Conversation
 from gymq.run import RunConfig
 
+from .guard import AgentFailed, Decision, Guard
 from .record import call_record, header
-from .state import Live, Running, encode_state
-
-#: Seconds after which a pending call counts as overdue, wherever it is. Workers have limits of their own, counted from
-#: when they start; this one is for what nobody serves.
-OVERDUE = 3600.0
-
-#: Messages that an agent may add in a row before it must do something else.
-EXTENSIONS = 8
+from .state import Live, Running
+from .step import Step
 
 #: Calls of one turn that run beside each other; the others follow. Lua's stack bounds how many one script can take.
 TOGETHER = 1000
@@ -46,39 +39,6 @@ _OPENED = msgspec.msgpack.Decoder(Opened)
 _TOOL = msgspec.msgpack.Decoder(ToolResult)
 _RESPONDED = msgspec.msgpack.Decoder(Responded)
 _SCORED = msgspec.msgpack.Decoder(Scored)
-_CALLS = msgspec.msgpack.Decoder(list[CallTool])
-_FINISH = msgspec.msgpack.Decoder(Finish)
-
-
-class AgentFailed(Exception):
-    """The agent's code raised, or gave what it must not give."""
-
-
-class Step(msgspec.Struct):
-    """What one step changes; `commit` is the list that the commit script takes.
-
-    Args:
-        fields: hash fields to set, names and values in turn.
-        turns: messages to append.
-        records: call records to append.
-        sends: mailbox and encoded call, for each call.
-        final: empty while the rollout goes on.
-    """
-
-    fields: list[Any] = []
-    turns: list[bytes] = []
-    records: list[bytes] = []
-    sends: list[tuple[str, bytes]] = []
-    final: list[Any] = []
-
-    def commit(self, live: Live, stream: bytes, mail: bytes, must: bool) -> list[Any]:
-        """The step as the commit script wants it."""
-        if not self.final:
-            self.fields += ["s", encode_state(live.state)]
-        due = int((time.time() + OVERDUE) * 1000)
-        return [
-            live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, due, self.final, int(must)
-        ]  # fmt: skip
 
 
 class Machine:
@@ -97,6 +57,7 @@ class Machine:
         self.config = config
         self.spec = spec
         self.agent = agent
+        self.guard = Guard(agent, config.agent)
         self.step = Step([], [], [], [], [])
         self.now = time.time()
         self.opened = live.state.phase not in ("new", "opening")
@@ -189,20 +150,14 @@ class Machine:
     # The agent decides.
 
     def _act(self) -> None:
-        for _ in range(EXTENSIONS):
-            view = View(
-                Conversation(self.live.turns), self.state.turns, self.state.finish, self.spec.respond.present, self._tools()
-            )
-            action = _ask(lambda view=view: _checked(self.agent.act(view)))
-            if not isinstance(action, Extend):
-                return self._do(action)
-            self._append(_ask(lambda action=action: [_encoded(message) for message in action.messages]))
-        self._fail(Fault("agent", f"agent {self.config.agent!r} added messages {EXTENSIONS} times without an action"))
+        self._do(self.guard.act(self._view, self._append))
 
-    def _tools(self) -> list[dict[str, Any]]:
-        return [] if self.agent.declares_tools else self.live.tools
+    def _view(self) -> View:
+        state = self.state
+        tools = [] if self.agent.declares_tools else self.live.tools
+        return View(Conversation(self.live.turns), state.turns, state.finish, self.spec.respond.present, tools)
 
-    def _do(self, action: Generate | list[CallTool] | Respond | Finish) -> None:
+    def _do(self, action: Decision) -> None:
         if isinstance(action, Generate):
             if self.state.turns >= self.config.max_turns:
                 return self._finish(Finish(truncated=True, reason="max_turns"))
@@ -282,7 +237,7 @@ class Machine:
         self._next_tools()
 
     def _observe(self, call: CallTool, content: bytes | None) -> bytes:
-        return _ask(lambda: _encoded(self.agent.observe(call, msgspec.json.decode(content or b'""'))))
+        return self.guard.observe(call, msgspec.json.decode(content or b'""'))
 
     # The environment speaks.
 
@@ -340,38 +295,9 @@ class Machine:
             self.live.memory = memory
             self.step.fields += ["e", memory]
 
-    def _send(
-        self,
-        kind: CallKind,
-        phase: str,
-        *,
-        mailbox: str = "",
-        task: bool = False,
-        name: str = "",
-        arguments: str = "",
-    ) -> None:
-        live, state = self.live, self.state
-        state.phase, state.queued = phase, self.now
-        run, row, _ = live.place
-        call = Call(live.rid, live.version + 1, len(self.step.sends), kind, run, live.task.environment, row, self.now)
-        call.length = call.seen = len(live.turns)
-        call.name, call.arguments, call.born = name, arguments, self.config.created
-        if kind == "generate":
-            call.seen, state.model_seen = state.model_seen, call.length
-            if call.seen == 0 and live.plan is not None and len(live.plan) <= INLINE:
-                call.plan = live.plan
-        elif kind in ("respond", "verify"):
-            call.seen, state.resource_seen = state.resource_seen, call.length
-        new = live.turns[call.seen :]
-        if sum(map(len, new)) <= INLINE:
-            call.turns = new
-        if kind != "generate" and live.memory is not None:
-            call.has_state = True
-            if len(live.memory) <= INLINE:
-                call.state = live.memory
-        if task and len(live.task_data) <= INLINE:
-            call.task = live.task_data
-        self.step.sends.append((mailbox or f"resource:{call.environment}", encode(call)))
+    def _send(self, kind: CallKind, phase: str, **what: Any) -> None:
+        self.state.phase, self.state.queued = phase, self.now
+        self.step.send(self.live, kind, born=self.config.created, **what)
 
 
 _KINDS = {
@@ -386,26 +312,3 @@ _KINDS = {
 def _reads(tool: ToolSpec | None) -> bool:
     # An unknown tool is answered on the spot and writes nothing.
     return tool is None or tool.read_only
-
-
-def _ask(code: Callable[[], Any]) -> Any:
-    """Run the agent's code."""
-    try:
-        return code()
-    except Exception as error:
-        raise AgentFailed(" ".join(f"{type(error).__name__}: {error}".split())) from error
-
-
-def _checked(action: Any) -> Any:
-    """An action whose fields have the types that they must have: they are stored and sent."""
-    if isinstance(action, list):
-        return _CALLS.decode(msgspec.msgpack.encode(action))
-    if isinstance(action, Finish):
-        _FINISH.decode(encode(action))
-    return action
-
-
-def _encoded(message: Any) -> bytes:
-    if not isinstance(message, Message):
-        raise TypeError(f"a message is a {type(message).__name__}; make it a gymq Message")
-    return encode_message(message)

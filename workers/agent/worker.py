@@ -7,9 +7,10 @@ import traceback
 from typing import Any
 
 from gymq import keys, registry
-from gymq.actor import Actor, pack
+from gymq.actor import Actor
 from gymq.admission import admit
 from gymq.agent import Agent
+from gymq.batch import pack
 from gymq.cache import Cache
 from gymq.call import Reply, decode_reply, encode
 from gymq.environment import EnvironmentSpec
@@ -21,8 +22,9 @@ from gymq.settings import Settings
 from gymq.task import decode_task
 
 from .events import Shown
-from .machine import OVERDUE, Machine, Step
+from .machine import Machine
 from .state import Live, decode_state
+from .step import OVERDUE, Step
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64

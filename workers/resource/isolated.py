@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from gymq.actor import pack
+from gymq.batch import pack
 from gymq.call import Call
 from gymq.link import Link
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from gymq_workers.agent.machine import EXTENSIONS
+from gymq_workers.agent.guard import EXTENSIONS
 from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.admission import INLINE
@@ -260,7 +260,9 @@ def test_a_fault_right_after_opening_closes_what_was_opened():
     assert only(play.go(opened())).kind == "close"
 
 
-@pytest.mark.parametrize("tools", [{"look": 1}, ["look"], [{"name": "look"}], [{"function": {}}], 5, [{"function": {"name": []}}]])
+@pytest.mark.parametrize(
+    "tools", [{"look": 1}, ["look"], [{"name": "look"}], [{"function": {}}], 5, [{"function": {"name": []}}]]
+)
 def test_tools_that_are_none_fail_the_rollout_by_the_environment(tools):
     play = Play(ToolAgent(), tools=["look"], hooks=ALL)
     play.go()

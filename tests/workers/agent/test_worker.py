@@ -1,0 +1,221 @@
+"""The agent role: mail in, steps committed, and rollouts that end although something is wrong with them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from gymq_workers.agent.machine import Machine
+from gymq_workers.agent.worker import MAX_ATTEMPTS, AgentWorker
+
+from gymq import keys, run
+from gymq.batch import pack
+from gymq.call import Generated, Reply, Usage, decode_call, decode_reply, encode
+from gymq.environment import EnvironmentSpec
+from gymq.mailbox import Mail
+from gymq.message import Message, encode_message
+from gymq.run import RunConfig
+from gymq.task import Task, encode_task
+from tests.support.rollouts import linked
+
+AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
+
+
+@pytest.fixture
+async def link(settings):
+    async with linked(settings) as link:
+        yield link
+
+
+@pytest.fixture
+async def make(link):
+    """Makes a run of so many tasks."""
+
+    async def make(rows: int = 1, name: str = "r", agent: str = "tool") -> None:
+        await run.create(link, RunConfig(name, "world", agent, "m"))
+        await run.add_environment(link, name, EnvironmentSpec("world"))
+        task = Task("t", "world", [encode_message(Message("user", name))])
+        await link.run("enqueue", name, "chunk", 1000, *[encode_task(task)] * rows)
+
+    return make
+
+
+@pytest.fixture
+async def worker(settings, link):
+    """A worker that has connected; the test gives it its mail."""
+    worker = AgentWorker(settings, {})
+    await worker.boxes.create(link)
+    for one in (worker.link, worker.reader, worker.life.link):
+        await one.connect()
+    await worker.prepare()
+    await worker.life.begin()
+    yield worker
+    await worker.close()
+    for one in (worker.link, worker.reader, worker.life.link):
+        await one.close()
+
+
+async def work(worker) -> int:
+    """Take what there is, and handle it."""
+    mail = await worker.boxes.take(worker.reader, worker.worker, 100)
+    await worker._accept(mail)
+    return len(mail)
+
+
+async def answer(link) -> None:
+    """Answer all calls of the model."""
+    for entry, fields in await link.send("XRANGE", MODEL, "-", "+"):
+        call = decode_call(fields[1])
+        value = encode(Generated(encode_message(Message("assistant", "hi")), "stop", Usage()))
+        reply = encode(Reply(call.n, 1.0, 2.0, "w", value=value))
+        assert await link.run("reply", pack([[call.rollout, call.step, call.n, reply, "", ""]])) == [1]
+        await link.send("XDEL", MODEL, entry)
+
+
+async def ended(link, name: str = "r") -> list[dict]:
+    return [json.loads(fields[5]) for _, fields in await link.send("XRANGE", keys.results(name), "-", "+")]
+
+
+async def test_rollouts_are_admitted_advanced_and_ended_and_their_mail_is_gone(worker, link, make, no_leaks):
+    await make(3)
+    await run.close(link, "r")
+    await worker.duties()
+    assert await work(worker) == 3
+    await answer(link)
+    assert await work(worker) == 3
+    assert [record["status"] for record in await ended(link)] == ["completed"] * 3
+    assert worker.stats()["held"] == 0
+    assert (worker.counts["applied"], worker.counts["ended"], worker.counts["stale"]) == (6, 3, 0)
+    await run.remove(link, "r")
+
+
+async def test_two_messages_of_one_rollout_are_handled_one_after_the_other(worker, link, make):
+    # Given a rollout that begins and is cancelled in one batch
+    await make()
+    await worker.duties()
+    await run.cancel(link, "r")
+    # When both are taken at once
+    assert await work(worker) == 2
+    # Then it has ended, and its first step stands in its record
+    (record,) = await ended(link)
+    assert (record["status"], record["error"]["kind"], len(record["messages"])) == ("cancelled", "cancelled", 1)
+    assert worker.counts["applied"] == 2
+
+
+async def test_a_cancellation_wins_against_a_step_that_another_worker_made(worker, link, make, monkeypatch):
+    # Given a cancellation that was decided on version 1
+    await make()
+    await worker.duties()
+    await work(worker)
+    await run.cancel(link, "r")
+    insist = worker.link.insist
+    moved = []
+
+    async def insisting(name, *args):
+        if name == "commit" and not moved:
+            moved.append(await link.send("HINCRBY", keys.rollout("r.0.0"), "v", 1))  # another worker commits first
+        return await insist(name, *args)
+
+    monkeypatch.setattr(worker.link, "insist", insisting)
+    # When it is committed
+    await work(worker)
+    # Then it is decided again, and the rollout ends
+    assert worker.counts["conflicts"] == 1
+    assert [record["status"] for record in await ended(link)] == ["cancelled"]
+
+
+async def test_a_step_is_taken_up_by_another_worker_from_what_is_stored(worker, settings, link, make):
+    await make()
+    await worker.duties()
+    await work(worker)
+    await answer(link)
+    await worker.forget()
+    await work(worker)
+    (record,) = await ended(link)
+    assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
+    assert worker.counts["loaded"] == 1
+
+
+async def test_mail_of_a_rollout_that_has_gone_on_or_is_gone_is_acknowledged(worker, link, make):
+    await make()
+    await worker.duties()
+    await work(worker)
+    for rid in ("r.0.0", "gone.0.0"):
+        await link.send("XADD", AGENT, "*", "r", rid, "v", 0)
+    await work(worker)
+    assert worker.counts["stale"] == 2
+    assert worker.stats()["held"] == 0
+    assert await link.send("XLEN", AGENT) == 0
+    assert await link.send("HGET", keys.rollout("r.0.0"), "v") == b"1"
+
+
+async def test_mail_that_killed_its_workers_too_often_ends_its_rollout(worker, link, make):
+    await make(2)
+    await worker.duties()
+    for attempt, (entry, fields) in zip(
+        (MAX_ATTEMPTS, MAX_ATTEMPTS - 1), await link.send("XRANGE", AGENT, "-", "+"), strict=True
+    ):
+        await worker.handle([Mail(AGENT.encode(), entry, fields, attempt)])
+    (record,) = await ended(link)
+    assert (record["rollout_id"], record["status"], record["error"]["kind"]) == ("r.0.0", "failed", "lost")
+
+
+async def test_an_agent_that_is_not_installed_fails_its_rollouts_and_says_so(worker, link, make):
+    await make(agent="nobody")
+    await worker.duties()
+    await work(worker)
+    (record,) = await ended(link)
+    assert record["error"]["kind"] == "agent" and "unknown agent 'nobody'" in record["error"]["message"]
+
+
+async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, link, make, monkeypatch, capsys):
+    # Given a machine that cannot advance one of two rollouts
+    await make(2)
+    await worker.duties()
+    advance = Machine.advance
+
+    def broken(self, replies):
+        if self.live.rid == "r.0.0":
+            raise ZeroDivisionError("a defect")
+        return advance(self, replies)
+
+    monkeypatch.setattr(Machine, "advance", broken)
+    # When both are advanced
+    await work(worker)
+    # Then one has failed, and the other goes on
+    (record,) = await ended(link)
+    assert (record["rollout_id"], record["error"]["kind"]) == ("r.0.0", "internal")
+    assert "ZeroDivisionError: a defect" in record["error"]["message"]
+    assert await link.send("XLEN", MODEL) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+async def test_a_call_that_nobody_serves_is_answered_when_it_is_overdue(worker, link, make):
+    # Given a rollout whose call is overdue
+    await make()
+    await worker.duties()
+    await work(worker)
+    await link.send("ZADD", keys.DUE, 1, "r.0.0")
+    # When the worker looks, twice
+    await worker.duties()
+    await worker.duties()
+    # Then it is answered once, with a timeout, and looked at again in an hour
+    ((_, fields),) = await link.send("XRANGE", AGENT, "-", "+")
+    assert decode_reply(fields[5]).fault.kind == "timeout"
+    assert float(await link.send("ZSCORE", keys.DUE, "r.0.0")) > 1e12
+    await work(worker)
+    assert [record["error"]["kind"] for record in await ended(link)] == ["timeout"]
+
+
+async def test_a_run_that_took_a_removed_ones_name_is_rolled_out_as_what_it_is(worker, link, make):
+    # Given a run that was rolled out, and removed
+    await make()
+    await worker.duties()
+    await work(worker)
+    await run.remove(link, "r")
+    # When another of its name comes
+    await make(agent="nobody")
+    await worker.duties()
+    await work(worker)
+    # Then it is another
+    assert [record["agent"] for record in await ended(link)] == ["nobody"]

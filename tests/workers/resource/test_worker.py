@@ -1,0 +1,146 @@
+"""The resource role: time limits, calls that must not be repeated, and what it forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+from gymq_workers.resource.worker import UNKNOWN, ResourceWorker
+
+from gymq import keys, registry
+from gymq.call import Call, Scored, ToolResult
+from gymq.environment import Environment, tool
+from gymq.errors import CallError, UnknownName
+from tests.support.rollouts import linked
+
+
+class Bank(Environment):
+    name = "bank"
+
+    def __init__(self) -> None:
+        self.paid = 0
+
+    @tool(once=True)
+    def pay(self) -> str:
+        """Pay."""
+        self.paid += 1
+        return "paid"
+
+    @tool(timeout=0.1)
+    async def queue(self) -> str:
+        """Wait."""
+        await asyncio.sleep(30)
+
+    @tool()
+    def sleep(self) -> str:
+        """Sleep, without a loop."""
+        time.sleep(0.2)
+        return "slept"
+
+    def verify(self, messages):
+        return float(len(messages))
+
+
+@pytest.fixture
+def bank(monkeypatch):
+    bank = Bank()
+    monkeypatch.setattr(registry, "points", lambda group: {"bank": None})
+    monkeypatch.setattr(registry, "environment", lambda name: bank)
+    return bank
+
+
+@pytest.fixture
+async def worker(settings, bank):
+    """A worker that has connected; it takes no mail."""
+    worker = ResourceWorker(settings, {})
+    await worker.link.connect()
+    await worker.life.link.connect()
+    await worker.life.begin()
+    yield worker
+    await worker.link.close()
+    await worker.life.link.close()
+
+
+@pytest.fixture
+async def link(settings):
+    async with linked(settings) as link:
+        yield link
+
+
+def call(name: str, kind: str = "tool", **fields) -> Call:
+    return Call("r.0.0", 1, 0, kind, "r", "bank", 0, 0.0, name=name, arguments="{}", **fields)
+
+
+async def content(worker, one: Call) -> str:
+    result = msgspec.msgpack.decode(await worker.serve(one), type=ToolResult)
+    return msgspec.json.decode(result.content)
+
+
+async def pending(link) -> None:
+    """The rollout waits for the call."""
+    await link.send("HSET", keys.rollout("r.0.0"), "v", 1, "c1.0", 1)
+
+
+async def test_a_call_that_must_not_be_repeated_runs_once_and_is_marked(worker, link, bank):
+    await pending(link)
+    assert await content(worker, call("pay")) == "paid"
+    assert bank.paid == 1
+    assert await link.send("HGET", keys.rollout("r.0.0"), "o1.0") == worker.worker.encode()
+
+
+async def test_a_call_that_a_dead_worker_began_is_not_run_and_the_model_is_told(worker, link, bank):
+    await pending(link)
+    await link.send("HSET", keys.rollout("r.0.0"), "o1.0", "resource-dead")
+    assert await content(worker, call("pay")) == UNKNOWN
+    assert bank.paid == 0
+
+
+async def test_a_call_of_a_rollout_that_has_ended_is_not_run_and_leaves_nothing(worker, link, bank, no_leaks):
+    with pytest.raises(CallError) as error:
+        await worker.serve(call("pay"))
+    assert error.value.fault.kind == "cancelled"
+    assert bank.paid == 0
+    assert await link.send("EXISTS", keys.rollout("r.0.0")) == 0
+
+
+async def test_a_mark_whose_answer_was_lost_is_known_again(worker, link, bank):
+    # Given a worker whose connection breaks while it marks a call
+    await pending(link)
+    await link.send("HSET", keys.rollout("r.0.0"), "o1.0", worker.worker)
+    await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    # When it goes on, then the mark is its own and the call runs
+    assert await content(worker, call("pay")) == "paid"
+
+
+async def test_a_tool_that_takes_too_long_is_a_timeout(worker, bank):
+    with pytest.raises(CallError, match=r"bank\.queue took longer than 0\.1 s") as error:
+        await worker.serve(call("queue"))
+    assert error.value.fault.kind == "timeout"
+
+
+async def test_tools_that_block_do_not_block_each_other_nor_the_loop(worker, bank):
+    began = time.monotonic()
+    sleeping = asyncio.gather(*[content(worker, call("sleep")) for _ in range(4)])
+    await asyncio.sleep(0.05)
+    assert time.monotonic() - began < 0.15
+    assert await sleeping == ["slept"] * 4
+    assert time.monotonic() - began < 0.7
+
+
+async def test_a_tool_that_this_worker_does_not_have_is_the_environments_fault(worker, bank):
+    with pytest.raises(CallError, match="has no tool 'fly' on this worker") as error:
+        await worker.serve(call("fly"))
+    assert error.value.fault.kind == "environment"
+
+
+async def test_a_verifier_sees_the_conversation_and_then_it_is_forgotten(worker, link, bank):
+    one = call("", "verify", length=2, turns=[b'{"role":"user"}', b'{"role":"assistant"}'])
+    assert msgspec.msgpack.decode(await worker.serve(one), type=Scored).reward == 2.0
+    assert len(worker._kept) == 0
+
+
+async def test_a_worker_for_what_is_not_installed_does_not_start(settings, bank):
+    with pytest.raises(UnknownName, match="unknown environment 'casino'; installed: bank"):
+        ResourceWorker(settings, {"environments": "bank,casino"})

@@ -1,0 +1,88 @@
+"""One step of a rollout, as the commit script takes it: what is set, appended, sent, or the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from gymq.admission import INLINE
+from gymq.call import Call, CallKind, encode
+
+from .state import Live, encode_state
+
+#: Seconds after which a pending call counts as overdue, wherever it is. Workers have limits of their own, counted from
+#: when they start; this one is for what nobody serves.
+OVERDUE = 3600.0
+
+
+class Step(msgspec.Struct):
+    """What one step changes; `commit` is the list that the commit script takes.
+
+    Args:
+        fields: hash fields to set, names and values in turn.
+        turns: messages to append.
+        records: call records to append.
+        sends: mailbox and encoded call, for each call.
+        final: empty while the rollout goes on.
+    """
+
+    fields: list[Any] = []
+    turns: list[bytes] = []
+    records: list[bytes] = []
+    sends: list[tuple[str, bytes]] = []
+    final: list[Any] = []
+
+    def commit(self, live: Live, stream: bytes, mail: bytes, must: bool) -> list[Any]:
+        """The step as the commit script wants it."""
+        if not self.final:
+            self.fields += ["s", encode_state(live.state)]
+        due = int((time.time() + OVERDUE) * 1000)
+        return [
+            live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, due, self.final, int(must)
+        ]  # fmt: skip
+
+    def send(
+        self,
+        live: Live,
+        kind: CallKind,
+        *,
+        born: float,
+        mailbox: str = "",
+        task: bool = False,
+        name: str = "",
+        arguments: str = "",
+    ) -> None:
+        """Send a call, with what its callee has not seen yet where that is few bytes.
+
+        Args:
+            live: the rollout; what its model or its environment has seen is noted in its state.
+            kind: what is asked for.
+            born: when the run was created.
+            mailbox: where to; the environment's if not given.
+            task: whether the callee needs the task.
+            name: of a tool call: the tool's name.
+            arguments: of a tool call: its arguments as the model wrote them.
+        """
+        state = live.state
+        run, row, _ = live.place
+        call = Call(live.rid, live.version + 1, len(self.sends), kind, run, live.task.environment, row, state.queued)
+        call.length = call.seen = len(live.turns)
+        call.name, call.arguments, call.born = name, arguments, born
+        if kind == "generate":
+            call.seen, state.model_seen = state.model_seen, call.length
+            if call.seen == 0 and live.plan is not None and len(live.plan) <= INLINE:
+                call.plan = live.plan
+        elif kind in ("respond", "verify"):
+            call.seen, state.resource_seen = state.resource_seen, call.length
+        new = live.turns[call.seen :]
+        if sum(map(len, new)) <= INLINE:
+            call.turns = new
+        if kind != "generate" and live.memory is not None:
+            call.has_state = True
+            if len(live.memory) <= INLINE:
+                call.state = live.memory
+        if task and len(live.task_data) <= INLINE:
+            call.task = live.task_data
+        self.sends.append((mailbox or f"resource:{call.environment}", encode(call)))
