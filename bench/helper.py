@@ -18,7 +18,7 @@ from bench.rows import rows
 from gymq import registry
 from gymq.celery import app
 from gymq.link import Link
-from gymq.produce import Producer
+from gymq.producer import Producer
 from gymq.run import RunConfig, create
 from gymq.settings import Settings
 from gymq.sink import feed

@@ -15,7 +15,7 @@ from gymq.items import Item, to_messages
 from gymq.message import Conversation, Message, encode_message
 from gymq.rows import parse_row
 from gymq.task import Task
-from gymq.tool import wanted
+from gymq.tools import wanted
 
 ENVIRONMENTS = Path(__file__).parent
 RECORDED = ENVIRONMENTS.parents[1] / "shared" / "conformance" / "nemo_gym"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
     from gymq.backend import Backend, Request
-    from gymq.consume import Results, consume
     from gymq.environment import Environment, Opening, Response, Score, hook, tool
     from gymq.errors import GymqError, TaskError, ToolError
     from gymq.message import Conversation, Function, Message, ToolCall
-    from gymq.produce import Producer, produce
+    from gymq.producerr import Producer, produce
+    from gymq.results import Results, consume
     from gymq.rollout import Group, Rollout
     from gymq.run import RunConfig
     from gymq.settings import Settings
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
     "backend": ("Backend", "Request"),
-    "consume": ("Results", "consume"),
+    "results": ("Results", "consume"),
     "environment": ("Environment", "Opening", "Response", "Score", "hook", "tool"),
     "errors": ("GymqError", "TaskError", "ToolError"),
     "message": ("Conversation", "Function", "Message", "ToolCall"),
-    "produce": ("Producer", "produce"),
+    "producer": ("Producer", "produce"),
     "rollout": ("Group", "Rollout"),
     "run": ("RunConfig",),
     "settings": ("Settings",),

@@ -15,7 +15,7 @@ import msgspec
 
 from gymq.errors import UsageError
 from gymq.message import Message
-from gymq.tool import Tool, build_tool, wanted
+from gymq.tools import Tool, build_tool, wanted
 
 #: Seconds that a tool, a hook or a verifier may take unless it says otherwise.
 DEFAULT_TIMEOUT = 60.0

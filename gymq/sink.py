@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from gymq.consume import Results
+from gymq.results import Results
 from gymq.rollout import Rollout
 from gymq.settings import Settings
 

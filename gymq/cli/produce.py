@@ -36,7 +36,7 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.cli.segments import produce as enqueue
     from gymq.cli.segments import segments
     from gymq.link import Link
-    from gymq.produce import Produced
+    from gymq.producer import Produced
     from gymq.run import check_name, create
     from gymq.source import fingerprint
 

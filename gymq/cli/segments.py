@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gymq import keys
 from gymq.cli.survey import read
 from gymq.link import Link
-from gymq.produce import Produced, Producer
+from gymq.producer import Produced, Producer
 from gymq.prompt import PromptConfig
 from gymq.run import RunConfig
 from gymq.settings import Settings

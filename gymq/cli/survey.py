@@ -10,7 +10,7 @@ import msgspec
 from gymq import registry
 from gymq.environment import EnvironmentSpec
 from gymq.errors import DataError, UsageError
-from gymq.produce import Row
+from gymq.producer import Row
 from gymq.prompt import PromptConfig
 from gymq.rows import parse_row
 from gymq.source import rows

@@ -68,5 +68,5 @@ def test_what_cannot_be_imported_says_where_and_why_in_one_line(plugin, name, sa
 
 def test_agents_are_found_by_name():
     assert registry.agent("tool").name == "tool"
-    with pytest.raises(UnknownName, match="unknown agent 'nobody'; installed: .*react, .*tool"):
+    with pytest.raises(UnknownName, match=r"unknown agent 'nobody'; installed: .*react, .*tool"):
         registry.agent("nobody")

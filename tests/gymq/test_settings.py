@@ -27,8 +27,9 @@ def test_a_variable_that_is_empty_counts_as_not_set(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("LIVENESS", "soon"), ("LIVENESS", "0"), ("LIVENESS", "-1"), ("LIVENESS", "nan"), ("TTL", "1.5"), ("TTL", "-1")]
-)  # fmt: skip
+    ("name", "value"),
+    [("LIVENESS", "soon"), ("LIVENESS", "0"), ("LIVENESS", "-1"), ("LIVENESS", "nan"), ("TTL", "1.5"), ("TTL", "-1")],
+)
 def test_a_variable_that_makes_no_sense_is_refused_by_name(monkeypatch, name, value):
     monkeypatch.setenv(f"GYMQ_{name}", value)
     with pytest.raises(UsageError) as error:

@@ -14,8 +14,8 @@ from gymq_sinks.jsonl import JsonlSink
 from gymq_sinks.parquet import ParquetSink
 
 from gymq import keys
-from gymq.consume import Results
 from gymq.errors import GymqError, SinkBusy, UnknownName
+from gymq.results import Results
 from gymq.run import RunConfig
 from gymq.sink import COMMIT_EVERY, Sink, feed
 from tests.support.redis_server import wait_until

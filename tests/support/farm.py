@@ -17,7 +17,7 @@ import pytest
 
 from gymq import keys, worker
 from gymq.link import Link
-from gymq.produce import Producer
+from gymq.producer import Producer
 from gymq.run import RunConfig, cancel, status
 from gymq.settings import Settings
 from tests.support.redis_server import wait_until

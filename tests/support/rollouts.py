@@ -20,7 +20,7 @@ from gymq import keys, run, worker
 from gymq.admission import ADMIT, INLINE, SKIP
 from gymq.batch import pack
 from gymq.link import Link
-from gymq.produce import Produced, Producer
+from gymq.producer import Produced, Producer
 from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
 from tests.support.redis_server import wait_until

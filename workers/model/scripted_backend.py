@@ -14,7 +14,7 @@ from gymq.call import Generated, Usage
 from gymq.errors import CallError, UsageError
 from gymq.message import Message, encode_message
 from gymq.registry import environment
-from gymq.tool import wanted
+from gymq.tools import wanted
 
 
 class _Policy(msgspec.Struct):

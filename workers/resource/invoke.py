@@ -24,7 +24,7 @@ from gymq.environment import Environment, Opening, Response, Score
 from gymq.errors import CallError, FaultKind, GymqError, TaskError, ToolError
 from gymq.message import Conversation, Message, encode_message
 from gymq.task import Task
-from gymq.tool import wanted
+from gymq.tools import wanted
 
 #: Characters of an exception's text that a fault keeps: it is shown on one line.
 MAX_TEXT = 500

@@ -12,7 +12,7 @@ from celery import Celery
 from gymq import keys, ledger
 from gymq.errors import DataError, RunClosed, ServerUnreachable, UsageError
 from gymq.ledger import CHUNK
-from gymq.produce import produce as produce_rows
+from gymq.producer import produce as produce_rows
 from gymq.run import RunConfig, cancel, close
 from gymq.settings import Settings
 from tests.support.redis_server import wait_until

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from gymq import keys
-from gymq.consume import Results, consume
 from gymq.errors import UnknownName, UsageError
+from gymq.results import Results, consume
 from gymq.run import RunConfig, cancel, close
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, linked, produce, run_tasks, status, weather, with_link
@@ -18,7 +18,7 @@ from tests.support.rollouts import Pretender, Workers, linked, produce, run_task
 #: A process that takes some rollouts, acknowledges a few and is gone; prints the ids.
 TAKER = """
 import os, sys
-from gymq.consume import consume
+from gymq.results import consume
 take, acknowledge = int(sys.argv[1]), int(sys.argv[2])
 results = consume("r", "trainer")
 for i, rollout in enumerate(results):

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from gymq.errors import ToolError, UsageError
-from gymq.tool import build_tool, wanted
+from gymq.tools import build_tool, wanted
 
 
 class Color(enum.Enum):
