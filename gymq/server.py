@@ -26,14 +26,21 @@ class Kept:
         turns: encoded messages.
         plan: the rollout's encoded plan, or None.
         extra: whatever the role derives from them and wants to keep.
+        weight: about how many bytes it takes to keep.
     """
 
-    __slots__ = ("extra", "plan", "turns")
+    __slots__ = ("extra", "plan", "turns", "weight")
 
     def __init__(self, turns: list[bytes], plan: bytes | None) -> None:
         self.turns = turns
         self.plan = plan
         self.extra: Any = None
+        self.weight = 500
+
+    def replace(self, first: int, turns: list[bytes]) -> None:
+        """Put messages in the place of those from an index on."""
+        self.weight += sum(map(len, turns)) - sum(map(len, self.turns[first:]))
+        self.turns[first:] = turns
 
 
 class CallServer(Actor):
@@ -107,19 +114,19 @@ class CallServer(Actor):
         if call.plan is not None:
             kept.plan = call.plan
         if have > call.length:
-            del kept.turns[call.length :]
+            kept.replace(call.length, [])
             kept.extra = None
         elif call.seen <= have < call.length and len(call.turns) == call.length - call.seen:
-            kept.turns += call.turns[have - call.seen :]
+            kept.replace(have, call.turns[have - call.seen :])
         if len(kept.turns) < call.length or (plan and kept.plan is None):
             missing = len(kept.turns) if len(kept.turns) < call.length else -1
             _, _, _, stored, turns, _ = await self._loads.ask([call.rollout, missing, call.run, -1])
             if missing >= 0:
-                kept.turns[missing:] = turns[: call.length - missing]
+                kept.replace(missing, turns[: call.length - missing])
             kept.plan = stored if kept.plan is None else kept.plan
             if len(kept.turns) < call.length or (plan and kept.plan is None):
                 raise CallError("cancelled", "the rollout has ended meanwhile")
-        self._kept.put(key, kept, 500 + sum(map(len, kept.turns)))
+        self._kept.put(key, kept, kept.weight)
         return kept
 
     async def task(self, call: Call) -> Task:

@@ -287,6 +287,7 @@ class Machine:
 
     def _append(self, turns: list[bytes]) -> None:
         self.live.turns += turns
+        self.live.weight += sum(map(len, turns))
         self.step.turns += turns
         self.state.length = len(self.live.turns)
 

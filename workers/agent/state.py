@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -74,6 +74,9 @@ class State(msgspec.Struct, array_like=True):
     shown: bool = False
 
 
+#: Bytes that a rollout takes besides its messages.
+WEIGHT = 2000
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(State)
 
@@ -90,6 +93,7 @@ class Live(msgspec.Struct, dict=True):
         task_data: the task, encoded.
         memory: the environment's state, msgpack, or None.
         plan: what it asks of the model, encoded; None before it has begun.
+        weight: about how many bytes it takes to keep.
     """
 
     rid: str
@@ -100,27 +104,34 @@ class Live(msgspec.Struct, dict=True):
     task_data: bytes
     memory: bytes | None = None
     plan: bytes | None = None
+    weight: int = WEIGHT
 
-    @property
+    @cached_property
     def place(self) -> tuple[str, int, int]:
         """Run, row and sample."""
         run, row, sample = self.rid.rsplit(".", 2)
         return run, int(row), int(sample)
 
-    @cached_property
+    @property
     def tools(self) -> list[dict[str, Any]]:
         """The declared tools."""
-        return [] if self.plan is None else msgspec.json.decode(decode_plan(self.plan).tools)
-
-    @cached_property
-    def declared(self) -> frozenset[str]:
-        """The names of the declared tools."""
-        return frozenset(tool["function"]["name"] for tool in self.tools)
+        return [] if self.plan is None else _tools(self.plan)
 
     @property
-    def weight(self) -> int:
-        """About how many bytes it takes to keep."""
-        return 2000 + sum(map(len, self.turns))
+    def declared(self) -> frozenset[str]:
+        """The names of the declared tools."""
+        return frozenset() if self.plan is None else _names(self.plan)
+
+
+# Most rollouts of a run have the same plan.
+@lru_cache(maxsize=256)
+def _tools(plan: bytes) -> list[dict[str, Any]]:
+    return msgspec.json.decode(decode_plan(plan).tools)
+
+
+@lru_cache(maxsize=256)
+def _names(plan: bytes) -> frozenset[str]:
+    return frozenset(tool["function"]["name"] for tool in _tools(plan))
 
 
 def encode_state(state: State) -> bytes:

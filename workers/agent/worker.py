@@ -23,7 +23,7 @@ from gymq.task import decode_task
 
 from .events import Shown
 from .machine import Machine
-from .state import Live, decode_state
+from .state import WEIGHT, Live, decode_state
 from .step import OVERDUE, Step
 
 #: Messages of one commit: a few milliseconds of the server's time.
@@ -161,7 +161,10 @@ class AgentWorker(Actor):
             loaded = await self.link.insist("load", pack(wanted))
             for (i, rid), (version, state, memory, plan, turns, task) in zip(missing, loaded, strict=True):
                 if version is not None and task is not None:
-                    lives[i] = Live(rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan)
+                    weight = WEIGHT + sum(map(len, turns))
+                    lives[i] = Live(
+                        rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan, weight
+                    )
         return lives
 
     async def _context(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:

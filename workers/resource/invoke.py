@@ -24,7 +24,6 @@ from gymq.environment import Environment, Opening, Response, Score
 from gymq.errors import CallError, FaultKind, GymqError, TaskError, ToolError
 from gymq.message import Conversation, Message, encode_message
 from gymq.task import Task
-from gymq.tools import wanted
 
 #: Characters of an exception's text that a fault keeps: it is shown on one line.
 MAX_TEXT = 500
@@ -135,7 +134,7 @@ class _Run:
         if function is None:
             return None
         try:
-            return await self.function(function, wanted(function), {})
+            return await self.function(function, type(self.environment).wants(name), {})
         except ToolError as error:
             raise CallError("verifier" if name == "verify" else "environment", self.said(error)) from error
 
