@@ -50,7 +50,7 @@ async def test_the_reply_to_a_steps_only_call_is_sent_to_the_agents_at_once(link
     assert await told(link) == [[b"r", RID.encode(), b"v", b"1", b"y", b"pong"]]
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("together", [True, False])
 async def test_replies_of_a_step_come_in_one_mail_in_call_order_whatever_the_order_of_arrival(link, order, together):
     # Given a step of three calls

@@ -118,10 +118,15 @@ async def test_the_mail_of_a_worker_that_falls_silent_comes_back(link, join):
     await hold(link, silent, BATCH + 7)
     # When that one falls silent
     async with beating(judge):
-        await until(lambda: _gone(link, silent))
-    # Then all that it held waits for others, and the judge has counted it
-    assert await handed_back(link) == judge.handed_back == BATCH + 7
+        await until(lambda: _counted(judge, BATCH + 7))
+    # Then all that it held waits for others, and the worker is gone
+    assert await handed_back(link) == BATCH + 7
+    assert await _gone(link, silent)
     assert await held(link, silent) == 0
+
+
+async def _counted(judge: Liveness, count: int) -> bool:
+    return judge.handed_back == count
 
 
 async def _gone(link, life: Liveness) -> bool:
@@ -237,6 +242,23 @@ async def test_a_slow_answer_makes_the_judge_begin_anew(link, join, monkeypatch,
     monkeypatch.undo()
     # Then it judges nobody, now and at the next look
     assert await handed_back(link) == 0
+    await judge.sweep()
+    assert await handed_back(link) == 0
+
+
+async def test_a_judge_whose_connection_broke_begins_anew(link, join):
+    # Given a judge that has seen a key missing once
+    silent, judge = await join("silent"), await join("judge")
+    await hold(link, silent)
+    await connected(judge, silent)
+    await link.send("DEL", keys.alive(silent.worker))
+    await judge.sweep()
+    await asyncio.sleep(LIMIT / 2)
+    # When its connection breaks, then it judges nobody at the next looks
+    await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await judge.sweep()
+    await asyncio.sleep(LIMIT / 2)
+    await judge.sweep()
     await judge.sweep()
     assert await handed_back(link) == 0
 

@@ -142,6 +142,13 @@ async def test_held_is_what_was_delivered_and_not_acknowledged(link, boxes):
     assert await boxes.held(link, "somebody") == []
 
 
+async def test_mail_that_was_deleted_while_it_was_held_is_not_held(link, boxes):
+    await post(link, b"1", b"2")
+    mail = await boxes.take(link, "w", 10)
+    await link.send("XDEL", STREAM, mail[0].id)
+    assert bodies(await boxes.held(link, "w")) == [b"2"]
+
+
 # Handing back.
 
 

@@ -295,6 +295,29 @@ async def test_mail_in_an_answer_that_was_lost_is_found_after_the_outage(setting
     assert server.started == ["r.1.0:1:0"]
 
 
+async def test_what_is_answered_while_the_worker_asks_what_it_holds_is_not_run_again(settings, link, monkeypatch):
+    # Given a worker whose call is answered while it asks, after an outage, what it holds
+    server = Server(settings)
+    held = server.boxes.held
+
+    async def meanwhile(*args):
+        found = await held(*args)
+        server.gate.set()
+        await replies(link, 1)
+        await until(lambda: server.stats()["held"] == 0)
+        return found
+
+    monkeypatch.setattr(server.boxes, "held", meanwhile)
+    async with living(server):
+        await call(link, 1, "wait")
+        await until(lambda: server.started)
+        await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until(lambda: server.gate.is_set() and server.stats()["held"] == 0)
+        await asyncio.sleep(0.1)
+    # Then it ran once
+    assert server.started == ["r.1.0:1:0"]
+
+
 async def test_calls_are_each_served_once_through_broken_connections(settings, link):
     server = Server(settings)
     async with living(server):

@@ -1,8 +1,7 @@
-"""A small installation for tests: real workers, a real sink, and questions to Redis."""
+"""An installation with the plugin's environments: real workers, a real sink, and ways to kill them at the right moment."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -10,68 +9,83 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import psutil
-import pytest
 
-from gymq import keys, worker
-from gymq.link import Link
-from gymq.producer import Producer
-from gymq.run import RunConfig, cancel, status
+from gymq import keys, run
+from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
+from tests.support import rollouts
 from tests.support.redis_server import wait_until
 
 PLUGIN = Path(__file__).parent / "plugin"
 
-SINK = """
-import asyncio, sys
-from pathlib import Path
-from gymq.settings import Settings
-from gymq.sink import feed
-from gymq_sinks.jsonl import JsonlSink
-asyncio.run(feed(JsonlSink(Path(sys.argv[1]), sys.argv[2]), "sink", Settings.from_environment(), asyncio.Event()))
-"""
-
 
 class Farm:
-    """The processes of one test, and what it asks Redis."""
+    """The processes of one test, and what it asks Redis.
 
-    def __init__(self, spawn, settings: Settings, tmp_path: Path) -> None:
-        self.spawn = spawn
+    Args:
+        spawn: the fixture.
+        settings: where Redis is.
+        folder: where logs go.
+    """
+
+    def __init__(self, spawn: Any, settings: Settings, folder: Path) -> None:
         self.settings = settings
-        self.folder = tmp_path
-        self.started = 0
+        self._spawn = spawn
+        self._folder = folder
+        self._started = 0
 
-    def start(self, role: str, processes: int = 2, **options) -> subprocess.Popen:
-        """Start a worker of a role."""
-        self.started += 1
-        argv, environment = worker.command(self.settings, role, options, f"{role}{self.started}", processes=processes)
-        return self._spawn(argv, environment, role)
+    def start(self, role: str, processes: int = 2, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a worker of a role; `processes` are an executor's."""
+        self._started += 1
+        name = f"{role}{self._started}"
+        environment = {"PYTHONPATH": str(PLUGIN)}
+        log = self._folder / f"{name}.log"
+        return rollouts.start_worker(
+            self._spawn, self.settings, role, name, log, environment, processes=processes, **options
+        )  # fmt: skip
 
-    def sink(self, run: str, out: Path) -> subprocess.Popen:
-        return self._spawn([sys.executable, "-c", SINK, str(out), run], {"GYMQ_REDIS_URL": self.settings.redis_url}, "sink")
+    def sink(self, name: str, out: Path) -> subprocess.Popen[bytes]:
+        """Start a sink."""
+        argv = [sys.executable, "-m", "gymq.cli", "sink", "jsonl", "--run", name, "--out", str(out), "--consumer", "sink"]
+        with (self._folder / "sink.log").open("ab") as log:
+            return self._spawn(argv, {"GYMQ_REDIS_URL": self.settings.redis_url}, stdout=log, stderr=subprocess.STDOUT)
 
-    def _spawn(self, argv: list[str], environment: dict[str, str], name: str) -> subprocess.Popen:
-        environment = environment | {"PYTHONPATH": str(PLUGIN)}
-        with (self.folder / f"{name}{self.started}.log").open("w") as log:
-            return self.spawn(argv, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
-
-    def ask(self, *command):
+    def ask(self, *command: Any) -> Any:
         """Send one command to Redis."""
-        return self._with_link(lambda link: link.send(*command))
+        return rollouts.ask(self.settings, *command)
 
-    def registered(self) -> dict[str, dict]:
-        flat = self.ask("HGETALL", keys.WORKERS)
-        return {
-            name.decode(): msgspec.json.decode(info.removeprefix(b"dead"))
-            for name, info in zip(flat[::2], flat[1::2], strict=True)
-        }
+    def registered(self) -> dict[str, dict[str, Any]]:
+        """The workers in the registry."""
+        return rollouts.registered(self.settings)
 
     def wait_for(self, count: int) -> None:
-        wait_until(lambda: len(self.registered()) >= count, 30, "workers in the registry")
+        """Wait for so many workers."""
+        rollouts.wait_for_workers(self.settings, count)
 
-    def holds(self, process: subprocess.Popen) -> int:
+    def produce(self, config: RunConfig, rows: list[dict[str, Any]]) -> None:
+        """Enqueue rows, for the consumer `sink`."""
+        rollouts.produce(self.settings, config, rows, consumers=["sink"])
+
+    def status(self, name: str) -> RunStatus:
+        """How far a run is."""
+        return rollouts.status(self.settings, name)
+
+    def cancel(self, name: str) -> int:
+        """Cancel a run."""
+        return rollouts.with_link(self.settings, lambda link: run.cancel(link, name))
+
+    def finish(self, name: str, out: Path, limit: float = 60) -> list[dict[str, Any]]:
+        """Run a sink until the run is done; returns the records, in the order in which they ended."""
+        self.sink(name, out)
+        wait_until(lambda: self.status(name).state == "done", limit, f"run {name} to be done")
+        return records(out)
+
+    # Killing.
+
+    def holds(self, process: subprocess.Popen[bytes]) -> int:
         """How many messages a worker holds."""
         held = 0
         for name, info in self.registered().items():
@@ -81,15 +95,8 @@ class Farm:
                         held += len(self.ask("XPENDING", stream, keys.GROUP, "-", "+", 1000, name))
         return held
 
-    def kill_group(self, process: subprocess.Popen) -> None:
-        """kill -9 a process and its children."""
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait()
-
-    def kill_holding(self, process: subprocess.Popen) -> int:
-        """kill -9 a worker at a moment when it holds calls."""
+    def kill_holding(self, process: subprocess.Popen[bytes]) -> int:
+        """kill -9 a worker at a moment when it holds calls; returns how many."""
         limit = time.monotonic() + 20
         while time.monotonic() < limit:
             os.kill(process.pid, signal.SIGSTOP)
@@ -102,44 +109,21 @@ class Farm:
             time.sleep(0.05)
         raise AssertionError("the worker never held a call")
 
-    def produce(self, config: RunConfig, rows: list[dict]) -> None:
-        os.environ["GYMQ_REDIS_URL"] = self.settings.redis_url
-        producer = Producer(self.settings, config, "rows", on_bad=pytest.fail)
-        producer._announce = lambda chunk: None  # the app of this process may be bound to another server
-        asyncio.run(producer.run(((f"rows:{i}", row) for i, row in enumerate(rows, 1)), consumers=["sink"]))
-
-    def status(self, run: str):
-        """How far a run is."""
-        return self._with_link(lambda link: status(link, run))
-
-    def cancel(self, run: str) -> int:
-        """Cancel a run."""
-        return self._with_link(lambda link: cancel(link, run))
-
-    def _with_link(self, do):
-        async def once():
-            link = Link(self.settings, "test")
-            await link.connect()
-            try:
-                return await do(link)
-            finally:
-                await link.close()
-
-        return asyncio.run(once())
-
-    def finish(self, run: str, out: Path, limit: float = 60) -> list[dict]:
-        """Run a sink until the run is done; returns the records, in the order in which they ended."""
-        self.sink(run, out)
-        wait_until(lambda: self.status(run).state == "done", limit, f"run {run} to be done")
-        return records(out)
+    def kill_group(self, process: subprocess.Popen[bytes]) -> None:
+        """kill -9 a process and its children."""
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
 
 
-def records(out: Path) -> list[dict]:
+def records(out: Path) -> list[dict[str, Any]]:
     """The rollouts in a JSONL file."""
     return [json.loads(line) for line in out.read_bytes().splitlines()]
 
 
-def slow_rows(journal: Path, count: int, script: list, **fields) -> list[dict]:
+def slow_rows(journal: Path, count: int, script: list[Any], **fields: Any) -> list[dict[str, Any]]:
+    """Rows of the plugin's environment `slow`: a script of tool calls for each turn, noted in a journal as they run."""
     return [
         {"id": f"t{i}", "prompt": "go", "environment": "slow", "journal": str(journal), "script": script, **fields}
         for i in range(count)

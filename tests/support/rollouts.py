@@ -45,6 +45,7 @@ def start_worker(
     name: str = "",
     log: Path | None = None,
     env: dict[str, str] | None = None,
+    processes: int = 2,
     **options: Any,
 ) -> subprocess.Popen[bytes]:
     """Start a worker process; see `wait_for_workers`.
@@ -56,9 +57,10 @@ def start_worker(
         name: what Celery calls it; the role if not given.
         log: the file that gets its output; nothing keeps it if not given.
         env: further variables, `PYTHONPATH` of a plugin above all.
+        processes: of an executor: how many calls run at once.
         options: the role's options; a model worker serves `scripted` unless told otherwise.
     """
-    argv, environment = worker.command(settings, role, DEFAULTS.get(role, {}) | options, name or role)
+    argv, environment = worker.command(settings, role, DEFAULTS.get(role, {}) | options, name or role, processes=processes)
     output = subprocess.DEVNULL if log is None else log.open("ab")
     return spawn(argv, environment | (env or {}), stdout=output, stderr=subprocess.STDOUT)
 

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import msgspec
-from gymq_workers.agent.machine import Machine, Step
+from gymq_workers.agent.machine import Machine
 from gymq_workers.agent.state import Live, State, decode_state, encode_state
+from gymq_workers.agent.step import Step
 
 from gymq.agent import Agent
 from gymq.call import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, decode_call, encode

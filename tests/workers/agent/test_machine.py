@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from gymq_workers.agent.guard import EXTENSIONS
 from gymq_workers.agent.tool_agent import ToolAgent
 
-from gymq.admission import INLINE
 from gymq.agent import CallTool, Extend, Finish, Generate, Respond
-from gymq.call import Tokens, decode_plan
 from gymq.errors import Fault
 from gymq.message import Message, encode_message
 from tests.workers.agent.play import (
@@ -28,7 +24,6 @@ from tests.workers.agent.play import (
     result,
     said,
     scored,
-    spec,
 )
 
 ALL = ("open", "respond", "verify", "close")
@@ -269,98 +264,3 @@ def test_tools_that_are_none_fail_the_rollout_by_the_environment(tools):
     play.go(opened(tools=tools))
     assert play.state.fault.kind == "environment"
     assert record(play.go(reply()))["status"] == "failed"
-
-
-# What is asked of the model.
-
-
-@pytest.mark.parametrize(
-    ("row", "by_open", "declared"),
-    [
-        (None, None, ["look", "act"]),
-        ([spec("act").schema], None, ["act"]),
-        ([spec("act").schema], [spec("look").schema], ["look"]),
-        ([], None, []),
-    ],
-    ids=["the environment's", "the row's", "those of open", "none"],
-)
-def test_the_tools_are_those_of_open_or_the_row_or_the_environment(row, by_open, declared):
-    play = Play(ToolAgent(), tools=["look", "act"], hooks=("open",))
-    play.live.task.tools = None if row is None else json.dumps(row).encode()
-    play.go()
-    call = only(play.go(opened(tools=by_open)))
-    assert [tool["function"]["name"] for tool in json.loads(decode_plan(call.plan).tools)] == declared
-
-
-def test_a_rows_sampling_comes_before_the_runs():
-    play = Play(ToolAgent(), config={"sampling": {"temperature": 1, "seed": 3}}, sampling=b'{"temperature":0}')
-    assert json.loads(decode_plan(only(play.go()).plan).body) == {"temperature": 0, "seed": 3}
-
-
-@pytest.mark.parametrize("tools", [[], ["look"]])
-def test_fields_that_belong_to_tools_are_dropped_where_there_are_none(tools):
-    play = Play(ToolAgent(), tools=tools, sampling=b'{"tool_choice":"auto","parallel_tool_calls":true,"seed":1}')
-    body = json.loads(decode_plan(only(play.go()).plan).body)
-    assert set(body) == ({"tool_choice", "parallel_tool_calls", "seed"} if tools else {"seed"})
-
-
-# What travels in a call.
-
-
-@pytest.mark.parametrize(("size", "travels"), [(INLINE // 2, True), (INLINE, False)])
-def test_what_is_small_travels_and_what_is_large_is_loaded(size, travels):
-    turn = encode_message(Message("user", "x" * size))
-    play = Play(ToolAgent(), hooks=("open", "verify"), turns=[turn])
-    assert (only(play.go()).task is not None) == travels
-    call = only(play.go(opened("s" * size)))
-    assert (call.turns, call.seen, call.length) == ([turn] if travels else [], 0, 1)
-    call = only(play.go(said()))
-    assert (call.kind, call.has_state, call.state is not None, bool(call.turns)) == ("verify", True, travels, travels)
-
-
-def test_a_model_is_sent_only_what_is_new_and_the_plan_once():
-    play = Play(ToolAgent(), tools=["look"])
-    first = only(play.go())
-    play.go(said(None, "look"))
-    second = only(play.go(result("seen")))
-    assert (first.seen, first.length, len(first.turns)) == (0, 1, 1)
-    assert (second.seen, second.length, len(second.turns)) == (1, 3, 2)
-    assert decode_plan(first.plan) and second.plan is None
-
-
-def test_a_plan_that_is_too_large_is_loaded():
-    play = Play(ToolAgent(), sampling=b'{"stop":"%s"}' % (b"x" * INLINE))
-    assert only(play.go()).plan is None
-    assert len(play.live.plan) > INLINE
-
-
-# Records.
-
-
-def test_every_record_is_json_and_tells_what_the_call_was():
-    play = Play(ToolAgent(), tools=["look"], fields=b'{"answer":"\xc3\xa4"}')
-    play.go()
-    tokens = Tokens(3, b"\x01\0\0\0", b"\x02\0\0\0", b"\0\0\0\0", "v7")
-    one, two = play.go(said(None, "look", finish="tool_calls", tokens=tokens)), play.go(result("seen"))
-    generate, tool = records(one, two)
-    assert (generate["finish"], generate["input_tokens"], generate["output_tokens"]) == ("tool_calls", 5, 3)
-    assert generate["tokens"] == {
-        "prompt_start": 3, "prompt": "AQAAAA==", "output": "AgAAAA==", "logprobs": "AAAAAA==", "version": "v7",
-    }  # fmt: skip
-    assert (tool["name"], tool["worker"], tool["started"], tool["finished"]) == ("look", "w", 10.0, 11.0)
-    assert "fault" not in tool and "tokens" not in tool
-    play.go(said())
-    header = record(play.go(scored()))
-    assert header["task"] == {"answer": "ä"}
-    assert (header["rollout_id"], header["group_id"], header["sample"], header["task_id"]) == ("r.7.1", "r.7", 1, "t")
-    assert (header["model"], header["model_name"], header["agent"], header["environment"]) == (
-        "model", "served", "tool", "world",
-    )  # fmt: skip
-
-
-def test_a_record_says_how_often_its_call_was_delivered():
-    play = Play(ToolAgent())
-    play.go()
-    answer = said()
-    answer.attempt = 2
-    assert records(play.go(answer))[0]["attempt"] == 2
