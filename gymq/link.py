@@ -11,7 +11,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.keys import PREFIX
@@ -26,9 +26,16 @@ CONNECT_TIMEOUT = 5.0
 #: Seconds between two tries to connect again.
 RECONNECT_PAUSE = 0.25
 
+#: Seconds between two tries while the server's memory is full: sinks make room, and they must get through.
+FULL_PAUSE = 0.5
+
 
 class Outage(Exception):
     """The connection broke; whether the last command was carried out is not known."""
+
+
+class ServerFull(GymqError):
+    """The server's memory is full; the command had no effect."""
 
 
 class UnknownScript(GymqError):
@@ -110,6 +117,8 @@ class Link:
                 raise Outage(str(error)) from None
             except NoScriptError as error:
                 raise UnknownScript(f"Redis refused {command[0]}: {error}") from None
+            except OutOfMemoryError as error:
+                raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
             except redis.ResponseError as error:
                 if str(error).startswith("LOADING"):
                     raise Outage(str(error)) from None
@@ -131,9 +140,11 @@ class Link:
             return await self.send("EVALSHA", sha, 1, PREFIX, *args)
 
     async def insist(self, name: str, *args: Any) -> Any:
-        """Run a script that may be run twice, again and again until the server has answered."""
+        """Run a script that may be run twice, again and again until the server has answered and had room."""
         while True:
             try:
                 return await self.run(name, *args)
             except Outage:
                 await self.reconnect()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)

@@ -7,6 +7,7 @@ cancelled takes the place of closed. What is left of a run lapses `ttl` seconds 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import msgspec
@@ -33,7 +34,7 @@ class RunConfig(msgspec.Struct, frozen=True):
         concurrency: rollouts in flight at once.
         backlog: finished rollouts that the slowest consumer may be behind before admission waits.
         sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
-        created: seconds since the epoch.
+        created: seconds since the epoch; `create` sets it.
     """
 
     name: str
@@ -96,6 +97,7 @@ async def create(link: Link, config: RunConfig) -> bool:
         UsageError: a run of that name exists and is another one.
     """
     check_name(config.name)
+    config = config if config.created else msgspec.structs.replace(config, created=time.time())
     made = await link.send("HSETNX", keys.run(config.name), "config", msgspec.json.encode(config))
     if not made:
         there = await load_config(link, config.name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from typing import Any
+
+import msgspec
 
 from gymq.actor import Actor
 from gymq.batch import Batcher, pack
@@ -68,7 +71,13 @@ class CallServer(Actor):
             self.spawn(self._serve(one))
 
     async def _serve(self, mail: Mail) -> None:
-        call = decode_call(mail.fields[1])
+        try:
+            call = decode_call(mail.fields[1])
+        except msgspec.MsgspecError as error:
+            # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
+            print(f"gymq: mail {mail.id!r} in {mail.stream!r} is no call: {error}", file=sys.stderr)
+            self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id]))
+            return
         started = time.time()
         fault, value = None, b""
         try:

@@ -11,7 +11,7 @@ import pytest
 from gymq import keys, link
 from gymq.batch import pack
 from gymq.errors import GymqError, ServerUnreachable, UsageError
-from gymq.link import Link, Outage
+from gymq.link import Link, Outage, ServerFull
 from gymq.settings import Settings
 from tests.support.rollouts import linked
 
@@ -82,6 +82,23 @@ def _start(server) -> None:
     while server.alive:
         pass
     server.start()
+
+
+async def test_a_script_is_insisted_on_while_the_servers_memory_is_full(one, other):
+    # Given a server without room
+    await one.send("HSET", keys.run("r"), "state", "open")
+    await other.send("CONFIG", "SET", "maxmemory", "1")
+    try:
+        with pytest.raises(ServerFull, match="its memory is full"):
+            await one.run("close", "r")
+        # When it gets room while somebody insists
+        insisting = asyncio.create_task(one.insist("close", "r"))
+        await asyncio.sleep(0.2)
+        assert not insisting.done()
+    finally:
+        await other.send("CONFIG", "SET", "maxmemory", "0")
+    # Then the script is run
+    assert await asyncio.wait_for(insisting, 10) == 1
 
 
 async def test_many_who_share_a_connection_get_their_own_answers_through_outages(one, other):

@@ -128,6 +128,18 @@ async def test_faults_and_defects_of_a_call_are_its_reply_and_the_worker_lives_o
     assert "Traceback" in capsys.readouterr().err
 
 
+async def test_mail_that_is_no_call_is_put_aside_and_the_next_one_served(settings, link, capsys):
+    await link.send("XADD", keys.mailbox(BOX), "*", "c", b"\xc1 forged")
+    server = Server(settings)
+    async with living(server):
+        one = await call(link, 1)
+        await replies(link, 1)
+        await until(lambda: server.stats()["held"] == 0)
+    assert server.started == [one.id]
+    assert "is no call" in capsys.readouterr().err
+    assert await link.send("XLEN", keys.mailbox(BOX)) == 0
+
+
 async def test_a_call_that_killed_its_workers_too_often_is_answered_and_not_run(settings, link):
     server = Server(settings)
     async with living(server):
