@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from gymq.run import RunConfig
 from tests.support.farm import records, slow_rows
 from tests.support.redis_server import wait_until
+
+ENVIRONMENTS = Path(__file__).parent.parent / "environments"
 
 
 def start(farm, environment: str, agents: int = 1, models: int = 1, resources: int = 1):
@@ -39,6 +43,20 @@ def test_two_resource_workers_serve_one_stateful_rollout(farm, tmp_path, no_leak
         rollout["rollout_id"]: {call["worker"] for call in rollout["calls"] if call["kind"] == "tool"} for rollout in rollouts
     }
     assert max(len(workers) for workers in served.values()) == 2
+
+
+def test_two_resource_workers_serve_one_rollout_of_the_counter(farm, tmp_path, no_leaks):
+    # Given the counter's own rows, and two resource workers that share its mailbox
+    start(farm, "counter", resources=2)
+    rows = [json.loads(line) for line in (ENVIRONMENTS / "counter/data/train.jsonl").read_text().splitlines()]
+    # When they run
+    farm.produce(RunConfig("counted", "counter", "tool", "scripted"), rows)
+    rollouts = farm.finish("counted", tmp_path / "out.jsonl")
+    # Then every count is right, although rollouts went from one worker to the other
+    assert len(rollouts) == len(rows)
+    assert {rollout["reward"] for rollout in rollouts} == {1.0}
+    served = [{call["worker"] for call in rollout["calls"] if call["kind"] == "tool"} for rollout in rollouts]
+    assert max(map(len, served)) == 2
 
 
 def test_read_only_calls_of_a_turn_run_together_and_writing_ones_one_after_another(farm, tmp_path, no_leaks):
