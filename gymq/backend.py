@@ -46,6 +46,10 @@ class Backend:
         self.model = model
         self.options = options
 
+    async def probe(self) -> str:
+        """What is wrong with the model right now, in one line for a person; "" if nothing is known to be."""
+        return ""
+
     async def start(self) -> None:
         """Open connections, load weights; called on the loop that will call `generate`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def run(env: str, **given: Any) -> int:
       gymq run weather --config run.yaml --limit 20 --out try.jsonl
     """
     from gymq.cli.place import Place
-    from gymq.cli.request import check_names, read_request, run_name
+    from gymq.cli.request import check_names, make_backend, read_request, run_name
     from gymq.cli.session import Session, terminate
     from gymq.cli.survey import survey
 
@@ -62,6 +63,9 @@ def run(env: str, **given: Any) -> int:
     if not total - len(_kept(place, name, rows, within=True)):
         click.echo(f"{place.out}: complete: all {total} rollouts are there; nothing to do", err=True)
         return _finish(place.out, name, request.samples, rows.bad)
+    wrong = asyncio.run(make_backend(request.model, request.backend_options).probe())
+    if wrong:
+        click.echo(f"model {request.model}: {wrong}", err=True)
     with place.locked():
         kept = _kept(place, name, rows)  # again: another process may have written until now
         if kept:

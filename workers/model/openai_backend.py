@@ -39,6 +39,9 @@ DEFAULT_TIMEOUT = 600.0
 #: Seconds in which a connection must stand; a host that does not answer to SYN is down.
 CONNECT_TIMEOUT = 10.0
 
+#: Seconds that a probe may take: a person waits for it.
+PROBE_TIMEOUT = 3.0
+
 #: Seconds that an idle connection is kept: less than the 5 s after which uvicorn (vLLM, SGLang) closes it under our request.
 KEEP_ALIVE = 4.0
 
@@ -93,6 +96,7 @@ class OpenAIBackend(Backend):
             raise UsageError(f"model openai: api is {api!r}; it is chat or responses")
         self._api = _APIS[api]
         self._url = _url(base, self._api.PATH)
+        self._models = _url(base, "/models")
         self._host = self._url.raw_authority
         self._timeout = _number(options, "timeout", DEFAULT_TIMEOUT, smallest=0.001)
         self._retries = int(_number(options, "retries", RETRIES, smallest=0))
@@ -104,6 +108,18 @@ class OpenAIBackend(Backend):
         self._head = b'{"model":' + msgspec.json.encode(model) + b","
         self._session: aiohttp.ClientSession | None = None
         self._prefixes = Prefixes(REMEMBERED)
+
+    async def probe(self) -> str:
+        """Ask for the list of models: whether anybody answers, and takes the key."""
+        await self.start()
+        assert self._session is not None
+        try:
+            async with self._session.get(self._models, timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT)) as answer:
+                return f"{self._host} refuses the key (HTTP {answer.status})" if answer.status in (401, 403) else ""
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return f"{self._host} does not answer ({error or type(error).__name__}); calls are tried again for about a minute"
+        finally:
+            await self.stop()
 
     async def start(self) -> None:
         """Make the session; connections are opened as calls need them."""

@@ -221,3 +221,13 @@ async def test_the_key_stands_in_no_error(backend):
 async def test_a_redirect_is_not_followed(backend):
     found = await fault(await backend("mock-302"), ask("Hello"))
     assert (found.kind, found.message[:8]) == ("model", "HTTP 302")
+
+
+async def test_a_probe_tells_a_server_that_is_not_there_and_says_nothing_of_one_that_is(backend):
+    assert await (await backend()).probe() == ""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        base = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        said = await openai_backend.OpenAIBackend("mock", {"base_url": base}).probe()
+    assert "does not answer" in said
+    assert "\n" not in said
