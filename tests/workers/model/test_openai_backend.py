@@ -202,6 +202,7 @@ async def test_json_that_is_nested_without_end_is_nonsense(backend):
         await reader.readuntil(b"\r\n\r\n")
         body = b'{"error":' + b"[" * 100_000
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()  # from Python 3.12 on the server's end waits for its connections
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
