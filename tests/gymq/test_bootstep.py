@@ -20,6 +20,8 @@ ROLE = """
 import asyncio, collections, threading
 import redis
 
+pytestmark = pytest.mark.slow
+
 class Fake:
     def __init__(self, settings, options):
         self.options = options

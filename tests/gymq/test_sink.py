@@ -29,6 +29,8 @@ from gymq import registry
 from gymq.settings import Settings
 from gymq.sink import feed
 
+pytestmark = pytest.mark.slow
+
 kind, path, moment = sys.argv[1:]
 base = registry.load("gymq.sinks", kind)
 

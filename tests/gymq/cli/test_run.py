@@ -15,6 +15,8 @@ from tests.gymq.cli.conftest import data, family, ids, kill_all
 from tests.support.farm import PLUGIN
 from tests.support.redis_server import running, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def expected(rows: int, samples: int = 1) -> list[tuple[int, int]]:
     return list(itertools.product(range(rows), range(samples)))

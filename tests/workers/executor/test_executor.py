@@ -16,6 +16,8 @@ from gymq.call import Scored, ToolResult
 from tests.support.redis_server import wait_until
 from tests.workers.executor.conftest import start
 
+pytestmark = pytest.mark.slow
+
 #: Seconds that a fault may take beyond the call's own limit.
 MARGIN = 2.0
 

@@ -18,6 +18,8 @@ from gymq.errors import CallError, ToolError
 from gymq.message import Conversation, Message, decode_message, encode_message
 from gymq.task import Task
 
+pytestmark = pytest.mark.slow
+
 
 class Memory(msgspec.Struct):
     seen: list[str] = []
