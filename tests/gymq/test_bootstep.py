@@ -15,12 +15,12 @@ from redis import Redis
 
 from tests.support.redis_server import wait_until
 
+pytestmark = pytest.mark.slow
+
 #: A role that says in Redis what happens to it; the command line's options say how it behaves.
 ROLE = """
 import asyncio, collections, threading
 import redis
-
-pytestmark = pytest.mark.slow
 
 class Fake:
     def __init__(self, settings, options):
