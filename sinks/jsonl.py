@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from gymq.errors import DataError, GymqError, SinkBusy
@@ -88,8 +89,8 @@ class JsonlSink(Sink):
             self._file = -1
 
 
-def lines(path: Path):  # noqa: ANN201 - an iterator of (offset of the end, rollout id)
-    """The whole lines of a file: where each ends, and whose it is.
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The whole lines of a file: the offset at which each ends, and the rollout's id.
 
     Raises:
         DataError: a whole line is no rollout of ours.
