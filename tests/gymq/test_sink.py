@@ -21,6 +21,8 @@ from gymq.sink import COMMIT_EVERY, Sink, feed
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
 
+pytestmark = pytest.mark.slow
+
 #: A sink in a process of its own that kills itself, hard, before or after its first commit, or never.
 DOOMED = """
 import asyncio, os, signal, sys
@@ -28,8 +30,6 @@ from pathlib import Path
 from gymq import registry
 from gymq.settings import Settings
 from gymq.sink import feed
-
-pytestmark = pytest.mark.slow
 
 kind, path, moment = sys.argv[1:]
 base = registry.load("gymq.sinks", kind)
