@@ -13,6 +13,9 @@ from gymq.link import Link
 #: Milliseconds that a read waits for mail; also how late a draining worker or a new outage is noticed.
 BLOCK = 1000
 
+#: Deliveries after which mail counts as deadly: it is answered, or its rollout fails, instead of killing another worker.
+MAX_ATTEMPTS = 10
+
 #: Milliseconds that a read waits which looks at some of the streams only; the others wait meanwhile.
 BLOCK_IN_TURN = 50
 

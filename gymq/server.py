@@ -14,12 +14,9 @@ from gymq.batch import Batcher, pack
 from gymq.cache import Cache
 from gymq.call import Call, Reply, decode_call, encode
 from gymq.errors import CallError, Fault
-from gymq.mailbox import Mail
+from gymq.mailbox import MAX_ATTEMPTS, Mail
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
-
-#: Deliveries after which a call counts as deadly: it is answered instead of killing another worker.
-MAX_ATTEMPTS = 10
 
 
 class Kept:

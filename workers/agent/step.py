@@ -9,6 +9,7 @@ import msgspec
 
 from gymq.admission import INLINE
 from gymq.call import Call, CallKind, encode
+from gymq.mailbox import Mail
 
 from .state import Live, encode_state
 
@@ -86,3 +87,8 @@ class Step(msgspec.Struct):
         if task and len(live.task_data) <= INLINE:
             call.task = live.task_data
         self.sends.append((mailbox or f"resource:{call.environment}", encode(call)))
+
+
+def acknowledge(mail: Mail) -> list[Any]:
+    """The commit for mail whose rollout has ended or gone on: against a version it never had, so that only the mail goes."""
+    return [mail.fields[1], -1, mail.stream, mail.id, [], [], [], [], 0, [], 0]

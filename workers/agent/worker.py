@@ -16,7 +16,7 @@ from gymq.call import Reply, decode_reply, encode
 from gymq.environment import EnvironmentSpec
 from gymq.errors import Fault, UnknownName, UsageError
 from gymq.link import Link, Outage
-from gymq.mailbox import Mail
+from gymq.mailbox import MAX_ATTEMPTS, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import decode_task
@@ -24,13 +24,10 @@ from gymq.task import decode_task
 from .events import Shown
 from .machine import Machine
 from .state import WEIGHT, Live, decode_state
-from .step import OVERDUE, Step
+from .step import OVERDUE, Step, acknowledge
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
-
-#: Deliveries after which mail counts as deadly: its rollout fails instead of killing another worker.
-MAX_ATTEMPTS = 10
 
 #: Overdue rollouts looked at per sweep.
 OVERDUE_BATCH = 100
@@ -84,8 +81,7 @@ class AgentWorker(Actor):
             if live is not None and (live.version == version or must):
                 step = await self._advance(mail, live, must)
             if live is None or step is None:
-                # Stale: the rollout has ended or gone on. Committing against a version it never had acknowledges the mail.
-                commits.append([mail.fields[1], -1, mail.stream, mail.id, [], [], [], [], 0, [], 0])
+                commits.append(acknowledge(mail))
             else:
                 commits.append(step.commit(live, mail.stream, mail.id, must))
             done.append((mail, live, step))
