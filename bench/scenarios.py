@@ -16,7 +16,7 @@ from bench.calibration import MODES, calibrate
 from bench.environment import WAIT
 from bench.rows import quantile
 from bench.system import Measured, System
-from gymq import keys
+from gymq.keys import Keys
 
 #: Rollouts in flight in W1, W2 and flatness; a model worker's default is as many calls.
 IN_FLIGHT = 512
@@ -127,10 +127,10 @@ class _Churn:
     def look(self, elapsed: float) -> None:
         """Called now and then while the run goes on."""
         system = self._system
-        self.live.append(int(system.client.scard(keys.live(system.run))))  # type: ignore[arg-type]
+        self.live.append(int(system.client.scard(Keys().live(system.run))))  # type: ignore[arg-type]
         if self._waiting is not None:
             role, pid = self._waiting
-            if any(f'"pid":{pid},' in info for info in system.client.hvals(keys.WORKERS)):  # type: ignore[union-attr]
+            if any(f'"pid":{pid},' in info for info in system.client.hvals(Keys().workers)):  # type: ignore[union-attr]
                 self._waiting = None
                 oldest = next(child for child in system.children[role] if child not in self._asked)
                 oldest.ask()

@@ -17,9 +17,10 @@ import redis
 from bench.helper import Load
 from bench.meter import Meter, Used
 from bench.rows import Checked, check
-from gymq import keys, worker
+from gymq import worker
 from gymq.child import Child
 from gymq.embedded import EmbeddedServer
+from gymq.keys import Keys
 from gymq.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,7 +155,7 @@ class System:
 
     def registered(self) -> int:
         """How many workers are up."""
-        return int(self.client.hlen(keys.WORKERS))  # type: ignore[arg-type]
+        return int(self.client.hlen(Keys().workers))  # type: ignore[arg-type]
 
     def failures(self) -> str:
         """What the processes said that ended with an error; empty if none did."""
@@ -229,7 +230,7 @@ class System:
 
     def _count_commits(self, load: Load) -> None:
         """What Redis counted, before any sink could have dropped a repetition."""
-        run = keys.run(load.run)
+        run = Keys().run(load.run)
         ended = int(self.client.hget(run, "ended") or 0)  # type: ignore[arg-type]
         if ended != load.count:
             raise RuntimeError(f"{ended} final commits for {load.count} rollouts")

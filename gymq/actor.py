@@ -66,9 +66,9 @@ class Actor:
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
-        self.boxes = Mailboxes(self.mailboxes())
         self.reader = Link(settings, f"gymq-{self.role}-reader")
         self.link = Link(settings, f"gymq-{self.role}")
+        self.boxes = Mailboxes(self.mailboxes(), self.link.keys)
         self.life = Liveness(settings, Link(settings, f"gymq-{self.role}-alive"), self.describe())
 
     # What a role says.

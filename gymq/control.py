@@ -15,7 +15,7 @@ from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_OK
 from celery.worker import control
 
-from gymq import keys
+from gymq.keys import Keys
 from gymq.settings import Settings
 
 #: Celery's registry of commands, seen as untyped.
@@ -76,9 +76,9 @@ def _want(state: Any, paused: bool) -> dict[str, Any]:
         url = Settings.from_environment().redis_url
         with server.from_url(url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT) as client:
             if paused:
-                client.set(keys.PAUSED, "1")
+                client.set(Keys().paused, "1")
             else:
-                client.delete(keys.PAUSED)
+                client.delete(Keys().paused)
     except redis.RedisError as error:
         return _control.nok(f"Redis cannot be reached: {error}")
     host = _host(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gymq import keys, registry
+from gymq import registry
 from gymq.environment import Environment, EnvironmentSpec
 from gymq.errors import RunClosed
 from gymq.link import Link, Outage
@@ -38,7 +38,7 @@ class Ledger:
 
     async def chunks(self) -> dict[str, int]:
         """The ids of the chunks that the ledger has, each with the number of its rows."""
-        flat = await self._link.send("HGETALL", keys.chunks(self._run))
+        flat = await self._link.send("HGETALL", self._link.keys.chunks(self._run))
         return {chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)}
 
     async def write(self, chunk: str, tasks: list[Task], wait: bool = True) -> int:

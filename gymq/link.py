@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from gymq.errors import GymqError, ServerUnreachable, UsageError
-from gymq.keys import PREFIX
+from gymq.keys import Keys
 from gymq.settings import Settings
 
 #: Seconds without an answer after which a connection counts as broken; more than any blocking read of ours.
@@ -74,6 +74,7 @@ class Link:
         except ValueError as error:
             raise UsageError(f"--redis: {error}") from None
         self._connection: Any = pool.make_connection()
+        self.keys = Keys()
         self._shas: dict[str, bytes] = {}
         self._lock = asyncio.Lock()
 
@@ -134,10 +135,10 @@ class Link:
         if sha is None:
             sha = self._shas[name] = await self.send("SCRIPT LOAD", script(name))
         try:
-            return await self.send("EVALSHA", sha, 1, PREFIX, *args)
+            return await self.send("EVALSHA", sha, 1, self.keys.prefix, *args)
         except UnknownScript:
             await self.send("SCRIPT LOAD", script(name))
-            return await self.send("EVALSHA", sha, 1, PREFIX, *args)
+            return await self.send("EVALSHA", sha, 1, self.keys.prefix, *args)
 
     async def insist(self, name: str, *args: Any) -> Any:
         """Run a script that may be run twice, again and again until the server has answered and had room."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from gymq import keys
 from gymq.link import Link, Outage
 from gymq.settings import Settings
 
@@ -46,8 +45,8 @@ class Liveness:
         self.worker = f"{self._info['role']}-{self._info['host']}-{self._info['pid']}-{secrets.token_hex(4)}"
         while True:
             try:
-                await self.link.send("HSET", keys.WORKERS, self.worker, msgspec.json.encode(self._info))
-                await self.link.send("SET", keys.alive(self.worker), "1", "PX", self._milliseconds)
+                await self.link.send("HSET", self.link.keys.workers, self.worker, msgspec.json.encode(self._info))
+                await self.link.send("SET", self.link.keys.alive(self.worker), "1", "PX", self._milliseconds)
                 return
             except Outage:
                 await self.recover()
@@ -58,7 +57,7 @@ class Liveness:
             started = time.monotonic()
             try:
                 # PEXPIRE works even when the server's memory is full.
-                if await self.link.send("PEXPIRE", keys.alive(self.worker), self._milliseconds):
+                if await self.link.send("PEXPIRE", self.link.keys.alive(self.worker), self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
                         self._connected = time.monotonic()
                     return True
@@ -79,9 +78,9 @@ class Liveness:
 
     async def _judge(self) -> None:
         started = time.monotonic()
-        registry = await self.link.send("HGETALL", keys.WORKERS)
+        registry = await self.link.send("HGETALL", self.link.keys.workers)
         others = {w.decode(): i for w, i in zip(registry[::2], registry[1::2], strict=True) if w != self.worker.encode()}
-        signs = await self.link.send("MGET", *[keys.alive(worker) for worker in others]) if others else []
+        signs = await self.link.send("MGET", *[self.link.keys.alive(worker) for worker in others]) if others else []
         now = time.monotonic()
         if now - started > self._limit / 3:
             self._connected = now

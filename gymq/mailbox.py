@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from gymq import keys
 from gymq.errors import GymqError
+from gymq.keys import Keys
 from gymq.link import Link
 
 #: Milliseconds that a read waits for mail; also how late a draining worker or a new outage is noticed.
@@ -41,9 +41,10 @@ class Mailboxes:
 
     Args:
         names: their names.
+        keys: the names of the shard's keys.
     """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], keys: Keys) -> None:
         self.names = names
         self._retry = [keys.retry(name) for name in names]
         self._first = [keys.mailbox(name) for name in names]
@@ -57,7 +58,7 @@ class Mailboxes:
         """
         for stream in self._retry + self._first:
             try:
-                await link.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")
+                await link.send("XGROUP CREATE", stream, Keys.GROUP, "0", "MKSTREAM")
             except GymqError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
@@ -88,7 +89,7 @@ class Mailboxes:
         reply = await link.send(
             "XREADGROUP",
             "GROUP",
-            keys.GROUP,
+            Keys.GROUP,
             worker,
             "COUNT",
             count,
@@ -107,7 +108,7 @@ class Mailboxes:
             Outage: the connection broke.
         """
         streams = self._retry + self._first
-        reply = await link.send("XREADGROUP", "GROUP", keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
+        reply = await link.send("XREADGROUP", "GROUP", Keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
         return _parse(reply)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from kombu.exceptions import OperationalError
 
-from gymq import keys, registry
+from gymq import registry
 from gymq.errors import DataError, ServerUnreachable, UsageError
 from gymq.ledger import CHUNK, Ledger
 from gymq.link import Link, Outage
@@ -89,7 +89,7 @@ class Producer:
             for consumer in consumers:
                 await link.insist("declare", self._config.name, consumer)
             await self._enqueue(Ledger(link, self._config.name), rows)
-            await link.send("HSET", keys.run(self._config.name), "bad", self.produced.bad)
+            await link.send("HSET", link.keys.run(self._config.name), "bad", self.produced.bad)
             if last:
                 await close(link, self._config.name)
             return self.produced

@@ -8,7 +8,7 @@ import redis
 
 from gymq.batch import pack
 from gymq.call import Call, Reply, encode
-from gymq.keys import PREFIX
+from gymq.keys import Keys
 from gymq.link import script
 
 
@@ -27,4 +27,4 @@ def send_sync(client: redis.Redis, call: Call, reply: Reply) -> bool:
         redis.RedisError: Redis cannot be reached; sending the reply again does no harm.
     """
     merge: Any = client.register_script(script("reply"))
-    return merge(keys=[PREFIX], args=[pack([[call.rollout, call.step, call.n, encode(reply), "", ""]])]) == [1]
+    return merge(keys=[Keys().prefix], args=[pack([[call.rollout, call.step, call.n, encode(reply), "", ""]])]) == [1]

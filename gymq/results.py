@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
 
-from gymq import keys
 from gymq.errors import GymqError, UnknownName, UsageError
 from gymq.link import Link, Outage
 from gymq.rollout import Group, Rollout
@@ -73,7 +72,7 @@ class Results:
         await self._link.connect()
         while True:
             try:
-                samples, backlog = await self._link.send("HMGET", keys.run(self.run), "samples", "backlog")
+                samples, backlog = await self._link.send("HMGET", self._link.keys.run(self.run), "samples", "backlog")
                 break
             except Outage:
                 await self._link.reconnect()
@@ -128,7 +127,7 @@ class Results:
 
     async def _take(self, after: str, block: int | None, known: bool = False) -> list[Rollout]:
         wait = () if block is None else ("BLOCK", block)
-        stream = keys.results(self.run)
+        stream = self._link.keys.results(self.run)
         try:
             reply = await self._link.send(
                 "XREADGROUP", "GROUP", self.consumer, READER, "COUNT", BATCH, *wait, "STREAMS", stream, after

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from gymq import keys
 from gymq.environment import EnvironmentSpec
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.link import Link
@@ -98,7 +97,7 @@ async def create(link: Link, config: RunConfig) -> bool:
     """
     check_name(config.name)
     config = config if config.created else msgspec.structs.replace(config, created=time.time())
-    made = await link.send("HSETNX", keys.run(config.name), "config", msgspec.json.encode(config))
+    made = await link.send("HSETNX", link.keys.run(config.name), "config", msgspec.json.encode(config))
     if not made:
         there = await load_config(link, config.name)
         for field in ("environment", "agent", "model", "samples", "max_turns", "sampling"):
@@ -108,10 +107,17 @@ async def create(link: Link, config: RunConfig) -> bool:
                     "choose another name, or `gymq rm` it"
                 )
     await link.send(
-        "HSET", keys.run(config.name), "samples", config.samples, "concurrency", config.concurrency, "backlog", config.backlog
+        "HSET",
+        link.keys.run(config.name),
+        "samples",
+        config.samples,
+        "concurrency",
+        config.concurrency,
+        "backlog",
+        config.backlog,
     )
-    await link.send("HSETNX", keys.run(config.name), "state", "open")
-    await link.send("ZADD", keys.RUNS, "NX", config.created, config.name)
+    await link.send("HSETNX", link.keys.run(config.name), "state", "open")
+    await link.send("ZADD", link.keys.runs, "NX", config.created, config.name)
     return bool(made)
 
 
@@ -121,7 +127,7 @@ async def load_config(link: Link, name: str) -> RunConfig:
     Raises:
         UnknownName: there is no such run.
     """
-    data = await link.send("HGET", keys.run(name), "config")
+    data = await link.send("HGET", link.keys.run(name), "config")
     if data is None:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
     return msgspec.json.decode(data, type=RunConfig)
@@ -129,12 +135,12 @@ async def load_config(link: Link, name: str) -> RunConfig:
 
 async def add_environment(link: Link, name: str, spec: EnvironmentSpec) -> None:
     """Write an environment's description into the run's record, where agents find it."""
-    await link.send("HSET", keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
+    await link.send("HSET", link.keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
 
 
 async def load_environment(link: Link, name: str, environment: str) -> EnvironmentSpec | None:
     """Read an environment's description from the run's record."""
-    data = await link.send("HGET", keys.run(name), f"spec:{environment}")
+    data = await link.send("HGET", link.keys.run(name), f"spec:{environment}")
     return None if data is None else msgspec.json.decode(data, type=EnvironmentSpec)
 
 
@@ -206,7 +212,7 @@ async def status(link: Link, name: str) -> RunStatus:
     Raises:
         UnknownName: there is no such run.
     """
-    flat = await link.send("HGETALL", keys.run(name))
+    flat = await link.send("HGETALL", link.keys.run(name))
     fields = {k.decode(): v for k, v in zip(flat[::2], flat[1::2], strict=True)}
     if "config" not in fields:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
@@ -217,7 +223,7 @@ async def status(link: Link, name: str) -> RunStatus:
         rows=int(fields.get("rows", 0)),
         admitted=int(fields.get("cursor", 0)),
         ended=int(fields.get("ended", 0)),
-        live=await link.send("SCARD", keys.live(name)),
+        live=await link.send("SCARD", link.keys.live(name)),
         by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
         unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
     )
@@ -225,4 +231,4 @@ async def status(link: Link, name: str) -> RunStatus:
 
 async def names(link: Link) -> list[str]:
     """All runs that Redis knows, oldest first."""
-    return [name.decode() for name in await link.send("ZRANGE", keys.RUNS, 0, -1)]
+    return [name.decode() for name in await link.send("ZRANGE", link.keys.runs, 0, -1)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gymq import keys, run
+from gymq import run
 from gymq.environment import EnvironmentSpec
 from gymq.errors import UnknownName
 from gymq.launch import needs_executor
@@ -78,7 +78,7 @@ async def overview(link: Link, name: str | None = None) -> Overview:
         for need, waiting in sorted(needs.items())
         if not (workers.get("executor") if need == "executor" else readers[need])
     ]
-    paused = bool(await link.send("EXISTS", keys.PAUSED))
+    paused = bool(await link.send("EXISTS", link.keys.paused))
     if paused:
         warnings.append("admission is paused; `gymq control resume` ends that")
     return Overview(runs, workers, boxes, paused, warnings)
@@ -87,8 +87,8 @@ async def overview(link: Link, name: str | None = None) -> Overview:
 async def _runs(link: Link, name: str | None) -> list[RunStatus]:
     if name is not None:
         return [await run.status(link, name)]
-    # Not keys.RUNS: runs that are done are no longer there, but stay readable until they lapse.
-    prefix = keys.run("")
+    # Not `runs`: runs that are done are no longer there, but stay readable until they lapse.
+    prefix = link.keys.run("")
     found: list[RunStatus] = []
     for key in await _scan(link, f"{prefix}*"):
         try:
@@ -100,9 +100,9 @@ async def _runs(link: Link, name: str | None) -> list[RunStatus]:
 
 async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
     """The workers alive by role, and how many of them read each mailbox."""
-    flat = await link.send("HGETALL", keys.WORKERS)
+    flat = await link.send("HGETALL", link.keys.workers)
     infos = {worker.decode(): info for worker, info in zip(flat[::2], flat[1::2], strict=True)}
-    signs: list[bytes | None] = await link.send("MGET", *[keys.alive(worker) for worker in infos]) if infos else []
+    signs: list[bytes | None] = await link.send("MGET", *[link.keys.alive(worker) for worker in infos]) if infos else []
     roles: Counter[str] = Counter()
     readers: Counter[str] = Counter()
     for (_, info), sign in zip(infos.items(), signs, strict=True):
@@ -111,7 +111,7 @@ async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
             roles[told["role"]] += 1
             readers.update(told["mailboxes"])
     # Executors hold no mail, so they stand in no registry.
-    executors = len(await _scan(link, keys.alive("executor-*")))
+    executors = len(await _scan(link, link.keys.alive("executor-*")))
     if executors:
         roles["executor"] = executors
     return dict(sorted(roles.items())), readers
@@ -120,7 +120,7 @@ async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
 async def _needs(link: Link, one: RunStatus) -> list[str]:
     """The mailboxes, and perhaps `executor`, without which a run stands still."""
     needs = ["agent", f"model:{one.config.model}"]
-    fields = await link.send("HGETALL", keys.run(one.config.name))
+    fields = await link.send("HGETALL", link.keys.run(one.config.name))
     for field, value in zip(fields[::2], fields[1::2], strict=True):
         if field.startswith(b"spec:"):
             spec = msgspec.json.decode(value, type=EnvironmentSpec)
@@ -132,7 +132,7 @@ async def _needs(link: Link, one: RunStatus) -> list[str]:
 
 async def _mailbox(link: Link, name: str, workers: int) -> Mailbox:
     length = taken = 0
-    for stream in (keys.mailbox(name), keys.retry(name)):
+    for stream in (link.keys.mailbox(name), link.keys.retry(name)):
         if await link.send("EXISTS", stream):
             length += await link.send("XLEN", stream)
             # The first worker makes the group; mail may come before it.

@@ -38,10 +38,10 @@ def _app(redis: str | None, of: str | None) -> Any:
 
 def _want(redis: str | None, of: str | None, paused: bool) -> None:
     # What is wanted stands in Redis; the message only makes workers look now.
-    from gymq import keys
+    from gymq.keys import Keys
 
     app = _app(redis, of)
-    command = ("SET", keys.PAUSED, "1") if paused else ("DEL", keys.PAUSED)
+    command = ("SET", Keys().paused, "1") if paused else ("DEL", Keys().paused)
     with_link(find_server(redis, of), lambda link: link.send(*command))
     app.control.broadcast("pause" if paused else "resume")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from gymq import keys
 from gymq.cli.survey import read
 from gymq.link import Link
 from gymq.producer import Produced, Producer
@@ -30,11 +29,11 @@ async def segments(link: Link, run: str, source: str, limit: int | None) -> list
         limit: rows that the run is to take from it now.
     """
     field = f"parts:{source}"
-    known = await link.send("HGET", keys.run(run), field)
+    known = await link.send("HGET", link.keys.run(run), field)
     ends = [None if end == _END else int(end) for end in known.decode().split(",")] if known else []
     if not ends or (ends[-1] is not None and (limit is None or limit > ends[-1])):
         ends.append(limit)
-        await link.send("HSET", keys.run(run), field, ",".join(_END if end is None else str(end) for end in ends))
+        await link.send("HSET", link.keys.run(run), field, ",".join(_END if end is None else str(end) for end in ends))
     return list(zip([0, *[end for end in ends if end is not None]], ends, strict=False))
 
 

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from gymq import keys, run
+from gymq import run
 from gymq.cli.place import Place
 from gymq.cli.progress import RunProgress
 from gymq.cli.request import Request
@@ -123,9 +123,9 @@ class Session:
                 await run.create(link, self._config)
                 ids = [f"{name}.{row}.{sample}" for row, sample in sorted(self._kept)]
                 for first in range(0, len(ids), _BATCH):
-                    await link.send("SADD", keys.skip(name), *ids[first : first + _BATCH])
+                    await link.send("SADD", link.keys.skip(name), *ids[first : first + _BATCH])
             self._parts = await segments(link, name, self._source, self._request.limit)
-            await link.send("HSET", keys.run(name), f"to:{CONSUMER}", str(self._place.out.absolute()))
+            await link.send("HSET", link.keys.run(name), f"to:{CONSUMER}", str(self._place.out.absolute()))
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
             await link.run("declare", name, CONSUMER)
         finally:
@@ -139,7 +139,7 @@ class Session:
         """
         name, place = self._config.name, str(self._place.out.absolute())
         state, acknowledged, kept, to = await link.send(
-            "HMGET", keys.run(name), "state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}"
+            "HMGET", link.keys.run(name), "state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}"
         )
         # A server of our own lies beside the file and moves with it; on a shared one somebody else may be at it.
         if self._request.redis and state in (b"open", b"closed", b"cancelled") and to not in (None, place.encode()):

@@ -77,13 +77,12 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
     Raises:
         UsageError: the consumer writes elsewhere.
     """
-    from gymq import keys
     from gymq.link import Link
 
     link = Link(settings, "gymq-sink")
     await link.connect()
     try:
-        key, place = keys.run(made.run), str(made.path.absolute())
+        key, place = link.keys.run(made.run), str(made.path.absolute())
         told = False
         while not await link.send("HEXISTS", key, "config"):
             if not told:

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from gymq import keys
 from gymq.run import RunConfig
 from gymq.settings import Settings
 from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 
 
 @pytest.mark.chaos

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from gymq import keys
 from gymq.cache import Cache
 from gymq.call import Call, Plan, encode
 from gymq.errors import CallError
 from gymq.server import CallServer
 from gymq.task import Task, encode_task
 from tests.support.rollouts import linked
+from tests.support.shard import keys
 
 
 class Server(CallServer):

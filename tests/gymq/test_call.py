@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gymq import keys
 from gymq.batch import pack
 from gymq.call import Call, Plan, Reply, ToolResult, Usage, decode_call, decode_plan, decode_reply, encode
 from gymq.errors import Fault
 from gymq.run import RunConfig
 from tests.support.rollouts import Pretender, linked
+from tests.support.shard import keys
 
 RID = "r.0.0"
 
@@ -139,7 +139,7 @@ async def test_what_became_of_an_isolated_call_is_told_from_who_works_on_it(link
     # Given four calls: one answered, one that nobody has begun, one in a living executor, one in a dead one
     await send(link, 4)
     await answer(link, (0, b"done"))
-    await link.send("HSET", keys.PREFIX + "isolated", f"{RID}:1:2", "living", f"{RID}:1:3", "dead")
+    await link.send("HSET", keys.prefix + "isolated", f"{RID}:1:2", "living", f"{RID}:1:3", "dead")
     await link.send("SET", keys.alive("living"), 1)
     # When somebody looks, at them and at a call of a rollout that is gone
     calls = [[RID, 1, n] for n in range(4)] + [["r.9.0", 1, 0]]

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from gymq import keys
 from gymq.batch import pack
 from gymq.run import RunConfig
 from tests.support.rollouts import Pretender, linked
+from tests.support.shard import keys
 
 RID = "r.0.0"
 APPLIED, STALE, CONFLICT = 1, 0, 2
@@ -83,7 +83,7 @@ async def test_an_applied_step_writes_all_that_it_decided_and_acknowledges_its_m
     assert fields == {b"v": b"1", b"s": b"state", b"e": b"memory", b"c1.0": b"2", b"c1.1": b"2", b"l": b"2"}
     assert await link.send("LRANGE", keys.turns(RID), 0, -1) == [b'{"a":1}', b'{"b":2}']
     assert await link.send("LRANGE", keys.calls(RID), 0, -1) == [b'{"c":3}']
-    assert await link.send("ZSCORE", keys.DUE, RID) == b"77"
+    assert await link.send("ZSCORE", keys.due, RID) == b"77"
     assert (await link.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1] == [b"c", b"first"]
     assert (await link.send("XRANGE", keys.mailbox("resource:e"), "-", "+"))[0][1] == [b"c", b"second"]
     assert await pending(link) == 0
@@ -172,7 +172,7 @@ async def test_the_end_of_a_rollout_joins_its_record_and_deletes_all_its_keys(li
     }
     # and nothing is left of it but that
     left = await link.send(
-        "EXISTS", keys.rollout(RID), keys.turns(RID), keys.calls(RID), keys.live("r"), keys.DUE, keys.rows("r")
+        "EXISTS", keys.rollout(RID), keys.turns(RID), keys.calls(RID), keys.live("r"), keys.due, keys.rows("r")
     )
     assert left == 0
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from gymq import keys
 from tests.gymq.test_bootstep import worker  # noqa: F401 - a fixture
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 
 
 def stats(agent) -> dict:
@@ -25,11 +25,11 @@ def test_pause_and_resume_stand_in_redis_and_wake_the_actor(worker):  # noqa: F8
     agent = worker("agent")
 
     assert "paused" in agent.celery("control", "pause")
-    assert agent.redis.exists(keys.PAUSED)
+    assert agent.redis.exists(keys.paused)
     assert stats(agent)["gymq"]["woken"] == 1
 
     assert "resumed" in agent.celery("control", "resume")
-    assert not agent.redis.exists(keys.PAUSED)
+    assert not agent.redis.exists(keys.paused)
     assert stats(agent)["gymq"]["woken"] == 2
 
 

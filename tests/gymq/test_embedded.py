@@ -17,10 +17,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
-from gymq import embedded, keys
+from gymq import embedded
 from gymq.embedded import EmbeddedServer, running_url, server_binary
 from gymq.errors import GymqError
 from tests.support.redis_server import leaked_keys, running, wait_until
+from tests.support.shard import keys
 
 #: A process that starts a server in the folder it is given, says its number, and waits to be killed.
 PARENT = """
@@ -221,7 +222,7 @@ def test_the_address_of_a_server_that_never_started_is_an_error(tmp_path: Path):
 def test_the_search_for_leaks_finds_keys_that_stay_and_only_these(redis_url: str):
     with client(redis_url) as redis:
         redis.set("expires", "1", ex=60)
-        redis.hset(keys.WORKERS, "worker", "{}")
+        redis.hset(keys.workers, "worker", "{}")
         redis.sadd("_kombu.binding.rollouts", "x")
         redis.xgroup_create(keys.mailbox("agent"), keys.GROUP, mkstream=True)
         redis.xgroup_create(keys.mailbox("model"), keys.GROUP, mkstream=True)

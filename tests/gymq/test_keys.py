@@ -6,17 +6,20 @@ import inspect
 import re
 from pathlib import Path
 
-from gymq import keys
+import gymq
+from gymq.keys import Keys
 
-NAMED = {name: f for name, f in inspect.getmembers(keys, inspect.isfunction) if f.__module__ == keys.__name__}
-FIXED = [keys.RUNS, keys.OPEN, keys.DUE, keys.WORKERS, keys.PAUSED]
+KEYS = Keys(7)
+NAMED = dict(inspect.getmembers(KEYS, inspect.ismethod))
+NAMED.pop("__init__")
+FIXED = [value for name, value in vars(KEYS).items() if name != "prefix"]
 DOCS = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 
 def test_every_key_carries_the_tag_of_its_shard():
     made = FIXED + [make("x") for make in NAMED.values()]
-    assert keys.PREFIX == "gymq:{0}:"
-    assert all(key.startswith(keys.PREFIX) and key.count("{") == 1 for key in made)
+    assert KEYS.prefix == "gymq:{7}:"
+    assert all(key.startswith(KEYS.prefix) and key.count("{") == 1 for key in made)
 
 
 def test_no_two_kinds_of_key_can_be_the_same():
@@ -28,12 +31,12 @@ def test_every_key_stands_in_the_documentation():
     table = DOCS.read_text().split("## Keys")[1].split("## States")[0]
     listed = {re.sub(r"<\w+>", "x", name) for name in re.findall(r"`([\w:<>]+)`", table)}
     for key in FIXED + [make("x") for make in NAMED.values()]:
-        assert key.removeprefix(keys.PREFIX) in listed
+        assert key.removeprefix(KEYS.prefix) in listed
 
 
 def test_scripts_and_commands_mean_the_same_keys():
-    lua = "".join(path.read_text() for path in (Path(keys.__file__).parent / "lua").glob("*.lua"))
+    lua = "".join(path.read_text() for path in (Path(gymq.__file__).parent / "lua").glob("*.lua"))
     used = set(re.findall(r"P \.\. '(\w+:?)", lua)) | set(re.findall(r"KEYS\[1\] \.\. '(\w+:?)", lua))
-    known = {re.sub(r"x.*", "", make("x").removeprefix(keys.PREFIX)) for make in NAMED.values()}
-    assert used - known <= {key.removeprefix(keys.PREFIX) for key in FIXED} | {"isolated"}
+    known = {re.sub(r"x.*", "", make("x").removeprefix(KEYS.prefix)) for make in NAMED.values()}
+    assert used - known <= {key.removeprefix(KEYS.prefix) for key in FIXED}
     assert {"r:", "t:", "k:", "m:", "run:", "alive:"} <= used

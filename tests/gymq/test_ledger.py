@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gymq import keys, ledger
+from gymq import ledger
 from gymq.errors import RunClosed, UnknownName
 from gymq.ledger import Ledger
 from gymq.link import Link
@@ -19,6 +19,7 @@ from gymq.run import RunConfig, cancel, close, status
 from gymq.settings import Settings
 from gymq.task import Task
 from tests.support.rollouts import Pretender, linked
+from tests.support.shard import keys
 
 #: Steps of which each is something that an agent or a consumer does by chance, before all of them do their best.
 CHAOS = 40

@@ -8,12 +8,13 @@ import signal
 
 import pytest
 
-from gymq import keys, link
+from gymq import link
 from gymq.batch import pack
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.link import Link, Outage, ServerFull
 from gymq.settings import Settings
 from tests.support.rollouts import linked
+from tests.support.shard import keys
 
 
 @pytest.fixture

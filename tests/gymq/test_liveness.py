@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gymq import keys
 from gymq.actor import end
 from gymq.link import Link
 from gymq.liveness import BATCH, Liveness
 from gymq.mailbox import Mailboxes
 from gymq.settings import Settings
 from tests.support.rollouts import linked
+from tests.support.shard import keys
 
 LIMIT = 0.3
 BOX = "resource:e"
@@ -30,7 +30,7 @@ def settings(redis_url) -> Settings:
 @pytest.fixture
 async def link(settings):
     async with linked(settings) as link:
-        await Mailboxes([BOX]).create(link)
+        await Mailboxes([BOX], keys).create(link)
         yield link
 
 
@@ -93,7 +93,7 @@ async def handed_back(link) -> int:
 
 
 async def registry(link) -> dict[str, bytes]:
-    flat = await link.send("HGETALL", keys.WORKERS)
+    flat = await link.send("HGETALL", keys.workers)
     return {name.decode(): info for name, info in zip(flat[::2], flat[1::2], strict=True)}
 
 

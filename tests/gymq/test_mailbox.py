@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gymq import keys, mailbox
+from gymq import mailbox
 from gymq.mailbox import Mailboxes
 from tests.support.rollouts import linked
+from tests.support.shard import keys
 
 BOX = "resource:e"
 STREAM, RETRY = keys.mailbox(BOX), keys.retry(BOX)
@@ -22,7 +23,7 @@ async def link(settings):
 async def boxes(link, monkeypatch):
     """One mailbox, of a reader that does not wait long."""
     monkeypatch.setattr(mailbox, "BLOCK", 20)
-    boxes = Mailboxes([BOX])
+    boxes = Mailboxes([BOX], keys)
     await boxes.create(link)
     return boxes
 
@@ -33,7 +34,7 @@ async def post(link, *bodies, stream=STREAM, attempts: int | None = None) -> Non
 
 
 async def register(link, worker: str, alive: bool = False) -> None:
-    await link.send("HSET", keys.WORKERS, worker, b'{"mailboxes":["resource:e"]}')
+    await link.send("HSET", keys.workers, worker, b'{"mailboxes":["resource:e"]}')
     if alive:
         await link.send("SET", keys.alive(worker), 1)
 
@@ -56,7 +57,7 @@ def bodies(mail) -> list[bytes]:
 @pytest.mark.parametrize("free", range(1, 13))
 async def test_a_worker_never_gets_more_than_it_can_start(link, boxes, free):
     # Given three mailboxes, full, with retries
-    many = Mailboxes(["x", "y", "z"])
+    many = Mailboxes(["x", "y", "z"], keys)
     await many.create(link)
     for name in many.names:
         await post(link, *[b"m"] * 10, stream=keys.mailbox(name))
@@ -86,7 +87,7 @@ async def test_mail_is_taken_in_the_order_in_which_it_was_sent_and_by_one_worker
 async def test_a_worker_with_room_for_one_reaches_all_its_mailboxes(link, boxes, monkeypatch):
     # Given a worker with one place for many mailboxes, of which one alone has mail
     monkeypatch.setattr(mailbox, "BLOCK_IN_TURN", 1)
-    many = Mailboxes(["u", "v", "w", "x"])
+    many = Mailboxes(["u", "v", "w", "x"], keys)
     await many.create(link)
     for name in many.names:
         await post(link, name.encode(), stream=keys.mailbox(name))
@@ -104,7 +105,7 @@ async def _takes(boxes, link, count):
 
 async def test_a_busy_mailbox_does_not_starve_its_neighbour(link, boxes):
     # Given a worker with room for one, and a mailbox that is never empty beside another with one message
-    pair = Mailboxes(["busy", "quiet"])
+    pair = Mailboxes(["busy", "quiet"], keys)
     await pair.create(link)
     await post(link, *[b"busy"] * 50, stream=keys.mailbox("busy"))
     await post(link, b"quiet", stream=keys.mailbox("quiet"))
@@ -120,7 +121,7 @@ async def test_a_reader_waits_and_comes_back_empty_handed(link, boxes):
 async def test_mail_that_was_sent_before_anybody_read_the_mailbox_is_delivered(link, monkeypatch):
     monkeypatch.setattr(mailbox, "BLOCK", 20)
     await post(link, b"early")
-    boxes = Mailboxes([BOX])
+    boxes = Mailboxes([BOX], keys)
     await boxes.create(link)
     await boxes.create(link)  # another worker of the role
     assert bodies(await boxes.take(link, "w", 10)) == [b"early"]
@@ -168,7 +169,7 @@ async def test_a_dead_workers_mail_comes_back_in_order_with_one_attempt_more(lin
         [b"c", b"3", b"a", b"1"],
     ]
     assert await link.send("XLEN", STREAM) == 0
-    assert await link.send("HEXISTS", keys.WORKERS, "w") == 0
+    assert await link.send("HEXISTS", keys.workers, "w") == 0
     for stream in (STREAM, RETRY):
         assert await link.send("XINFO CONSUMERS", stream, keys.GROUP) == []
 
@@ -201,10 +202,10 @@ async def test_a_large_hand_back_is_done_in_batches_and_loses_nothing(link, boxe
     # When four are handed back at a time
     moved = [await hand_back(link, "w", 4) for _ in range(2)]
     # Then the worker stands in the registry as dead meanwhile, and is gone with the last batch
-    assert (await link.send("HGET", keys.WORKERS, "w")).startswith(b"dead{")
+    assert (await link.send("HGET", keys.workers, "w")).startswith(b"dead{")
     moved.append(await hand_back(link, "w", 4))
     assert moved == [4, 4, 2]
-    assert await link.send("HEXISTS", keys.WORKERS, "w") == 0
+    assert await link.send("HEXISTS", keys.workers, "w") == 0
     assert [fields[1] for fields in await waiting(link)] == [b"%d" % n for n in range(10)]
 
 
@@ -214,7 +215,7 @@ async def test_a_worker_that_is_alive_keeps_its_mail(link, boxes):
     await boxes.take(link, "w", 10)
     assert await hand_back(link, "w") == -1
     assert len(await boxes.held(link, "w")) == 1
-    assert not (await link.send("HGET", keys.WORKERS, "w")).startswith(b"dead")
+    assert not (await link.send("HGET", keys.workers, "w")).startswith(b"dead")
 
 
 async def test_a_worker_that_leaves_hands_back_although_it_is_alive(link, boxes):

@@ -9,7 +9,7 @@ import time
 import pytest
 from celery import Celery
 
-from gymq import keys, ledger
+from gymq import ledger
 from gymq.errors import DataError, RunClosed, ServerUnreachable, UsageError
 from gymq.ledger import CHUNK
 from gymq.producer import produce as produce_rows
@@ -17,6 +17,7 @@ from gymq.run import RunConfig, cancel, close
 from gymq.settings import Settings
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, produce, status, weather, with_link
+from tests.support.shard import keys
 
 CONFIG = RunConfig("r", "weather", "tool", "scripted")
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from gymq import keys
 from gymq.errors import UnknownName, UsageError
 from gymq.results import Results, consume
 from gymq.run import RunConfig, cancel, close
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, linked, produce, run_tasks, status, weather, with_link
+from tests.support.shard import keys
 
 #: A process that takes some rollouts, acknowledges a few and is gone; prints the ids.
 TAKER = """

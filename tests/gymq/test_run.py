@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from gymq import keys, run
+from gymq import run
 from gymq.batch import pack
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.run import RunConfig
 from tests.support.redis_server import leaked_keys
 from tests.support.rollouts import Pretender, linked
+from tests.support.shard import keys
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_
     pretender = await make(link, rows=5, concurrency=2)
     await pretender.admit()
     assert await run.cancel(link, "r") == 2
-    assert await link.send("EXISTS", keys.OPEN) == 0
+    assert await link.send("EXISTS", keys.open) == 0
     mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
     assert all(fields[2:] == [b"v", b"0", b"x", b"1"] for fields in mail)
@@ -146,8 +147,8 @@ async def test_removing_a_run_leaves_nothing_of_it(link, redis_url):
     assert await run.names(link) == ["other"]
     left = {key for key in await link.send("KEYS", "*") if b"r.1.1" in key or key.endswith(b":r")}
     assert left == set()
-    assert await link.send("ZCARD", keys.DUE) == 0
-    assert await link.send("LRANGE", keys.OPEN, 0, -1) == [b"other"]
+    assert await link.send("ZCARD", keys.due) == 0
+    assert await link.send("LRANGE", keys.open, 0, -1) == [b"other"]
     await run.remove(link, "other")
     await link.send("DEL", keys.mailbox("agent"), keys.mailbox("model:m"))
     with Redis.from_url(redis_url) as client:

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from redis import Redis
 
-from gymq import keys, run
+from gymq import run
 from gymq.batch import pack
 from gymq.link import Link
 from gymq.mailbox import Mail, Mailboxes
 from gymq.run import RunConfig
 from gymq.settings import Settings
 from tests.support.redis_server import leaked_keys
+from tests.support.shard import keys
 
 SAMPLES = {"solo": 1, "pair": 2}
 CALLS = [1, 2, 0]  # by version; none: the end
@@ -52,7 +53,7 @@ class Protocol(RuleBasedStateMachine):
         self.runner.run(self.link.connect())
         self.send("FLUSHALL")
         for box in ("agent", "resource:e"):
-            self.runner.run(Mailboxes([box]).create(self.link))
+            self.runner.run(Mailboxes([box], keys).create(self.link))
         self.lives = 0
         self.workers = [self.born(number) for number in range(4)]
         self.zombies: list[Worker] = []
@@ -71,7 +72,7 @@ class Protocol(RuleBasedStateMachine):
     def born(self, number: int) -> Worker:
         self.lives += 1
         worker = Worker(number, self.lives)
-        self.send("HSET", keys.WORKERS, worker.name, msgspec.json.encode({"mailboxes": [worker.box]}))
+        self.send("HSET", keys.workers, worker.name, msgspec.json.encode({"mailboxes": [worker.box]}))
         self.send("SET", keys.alive(worker.name), 1, "PX", 3_600_000)
         return worker
 
@@ -138,7 +139,7 @@ class Protocol(RuleBasedStateMachine):
         worker.held = self.holds(worker)
 
     def holds(self, worker: Worker) -> list[Mail]:
-        return self.runner.run(Mailboxes([worker.box]).held(self.link, worker.name))
+        return self.runner.run(Mailboxes([worker.box], keys).held(self.link, worker.name))
 
     @precondition(lambda self: any(worker.held for worker in self.workers))
     @rule(who=PICK, which=PICK, twice=st.booleans(), lost=st.booleans())
@@ -226,7 +227,7 @@ class Protocol(RuleBasedStateMachine):
     def judge(self, most: int, finish: bool) -> None:
         """Hand back what the dead hold: all of it, or only the first batch."""
         alive = {worker.name for worker in self.workers}
-        for name in [name.decode() for name in self.send("HKEYS", keys.WORKERS)]:
+        for name in [name.decode() for name in self.send("HKEYS", keys.workers)]:
             box = "agent" if int(name.split("-")[0]) % 2 == 0 else "resource:e"
             moved = self.script("handback", name, most, "0", box)
             assert (moved == -1) == (name in alive)

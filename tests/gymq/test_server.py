@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gymq import actor, keys, mailbox
+from gymq import actor, mailbox
 from gymq.actor import Actor, end
 from gymq.call import Call, decode_reply, encode
 from gymq.errors import CallError, GymqError
 from gymq.server import MAX_ATTEMPTS, CallServer
 from gymq.settings import Settings
 from tests.support.rollouts import linked
+from tests.support.shard import keys
 
 BOX = "resource:e"
 
@@ -181,7 +182,7 @@ async def test_draining_finishes_what_is_held_and_takes_nothing_more(settings, l
     assert set(await replies(link, 1)) == {"r.1.0"}
     assert server.started == ["r.1.0:1:0"]
     assert await link.send("XLEN", keys.mailbox(BOX)) == 1
-    assert await link.send("HLEN", keys.WORKERS) == 0
+    assert await link.send("HLEN", keys.workers) == 0
 
 
 async def test_stopping_hands_back_what_is_held(settings, link):

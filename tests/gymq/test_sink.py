@@ -13,13 +13,13 @@ import pytest
 from gymq_sinks.jsonl import JsonlSink
 from gymq_sinks.parquet import ParquetSink
 
-from gymq import keys
 from gymq.errors import GymqError, SinkBusy, UnknownName
 from gymq.results import Results
 from gymq.run import RunConfig
 from gymq.sink import COMMIT_EVERY, Sink, feed
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
+from tests.support.shard import keys
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gymq import keys, run
+from gymq import run
 from gymq.run import RunConfig
 from gymq.task import Task, decode_task, encode_task
 from tests.support.rollouts import Pretender, linked
+from tests.support.shard import keys
 
 
 @pytest.fixture
@@ -178,19 +179,19 @@ async def test_many_to_skip_are_passed_over_a_few_at_a_time(link):
 
 async def test_nothing_is_admitted_while_admission_is_paused(link):
     await make(link, rows=1)
-    await link.send("SET", keys.PAUSED, 1)
+    await link.send("SET", keys.paused, 1)
     assert await admit(link) == []
-    await link.send("DEL", keys.PAUSED)
+    await link.send("DEL", keys.paused)
     assert await admit(link) == ["r.0.0"]
 
 
 async def test_a_run_is_no_longer_looked_at_when_all_is_admitted_and_it_is_closed(link):
     await make(link, rows=1)
     await admit(link)
-    assert await link.send("LRANGE", keys.OPEN, 0, -1) == [b"r"]
+    assert await link.send("LRANGE", keys.open, 0, -1) == [b"r"]
     await run.close(link, "r")
     await admit(link)
-    assert await link.send("EXISTS", keys.OPEN) == 0
+    assert await link.send("EXISTS", keys.open) == 0
 
 
 # The ledger.

@@ -13,11 +13,12 @@ from typing import Any
 
 import psutil
 
-from gymq import keys, run
+from gymq import run
 from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 
 PLUGIN = Path(__file__).parent / "plugin"
 

@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 import psutil
 from redis import Redis
 
-from gymq import keys
+from tests.support.shard import keys
 
 #: Keys that may stay without a TTL: registries, and the queue bindings that kombu keeps.
-LASTING = (keys.WORKERS, keys.RUNS, keys.PAUSED, "_kombu.binding*")
+LASTING = (keys.workers, keys.runs, keys.paused, "_kombu.binding*")
 
 #: Mailboxes stay, with their consumer group, but what was in them is acknowledged and deleted.
 MAILBOXES = (keys.mailbox("*"),)

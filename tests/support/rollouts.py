@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from gymq import keys, run, worker
+from gymq import run, worker
 from gymq.admission import ADMIT, INLINE, SKIP
 from gymq.batch import pack
 from gymq.link import Link
@@ -24,6 +24,7 @@ from gymq.producer import Produced, Producer
 from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 
 #: Seconds until a worker process stands in the registry; it takes 1 s on an idle machine.
 START_LIMIT = 30.0
@@ -67,7 +68,7 @@ def start_worker(
 
 def registered(settings: Settings) -> dict[str, dict[str, Any]]:
     """The workers in the registry that are not declared dead, with what they say of themselves (role, pid, mailboxes)."""
-    flat = ask(settings, "HGETALL", keys.WORKERS)
+    flat = ask(settings, "HGETALL", keys.workers)
     found = zip(flat[::2], flat[1::2], strict=True)
     return {name.decode(): msgspec.json.decode(info) for name, info in found if not info.startswith(b"dead")}
 

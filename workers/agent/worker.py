@@ -6,7 +6,7 @@ import time
 import traceback
 from typing import Any
 
-from gymq import keys, registry
+from gymq import registry
 from gymq.actor import Actor
 from gymq.admission import admit
 from gymq.agent import Agent
@@ -209,7 +209,7 @@ class AgentWorker(Actor):
         self._specs.clear()
         await self._admit()
         overdue = await self.life.link.send(
-            "ZRANGEBYSCORE", keys.DUE, "-inf", int(time.time() * 1000), "LIMIT", 0, OVERDUE_BATCH
+            "ZRANGEBYSCORE", self.life.link.keys.due, "-inf", int(time.time() * 1000), "LIMIT", 0, OVERDUE_BATCH
         )
         for rid in overdue:
             await self._expire(rid.decode())
@@ -222,11 +222,11 @@ class AgentWorker(Actor):
             await self._admit_link.reconnect()
 
     async def _expire(self, rid: str) -> None:
-        flat = await self.life.link.send("HGETALL", keys.rollout(rid))
+        flat = await self.life.link.send("HGETALL", self.life.link.keys.rollout(rid))
         pending = [name[1:].decode().split(".") for name in flat[::2] if name[:1] == b"c"]
         now = time.time()
         # Not removed but moved: the reply's commit sets the next time, and must not lose it to us.
-        await self.life.link.send("ZADD", keys.DUE, "XX", int((now + OVERDUE) * 1000), rid)
+        await self.life.link.send("ZADD", self.life.link.keys.due, "XX", int((now + OVERDUE) * 1000), rid)
         fault = Fault("timeout", "the call was pending for an hour; is a worker running that serves it?")
         replies = [[rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", ""] for step, n in pending]
         if replies:

@@ -16,9 +16,9 @@ from celery import bootsteps, signals
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gymq import keys
 from gymq.bootstep import EXECUTOR
 from gymq.call import Call, Reply
+from gymq.keys import Keys
 from gymq.reply import send_sync
 from gymq.settings import Settings
 
@@ -41,7 +41,7 @@ REAP_PERIOD = 0.25
 ORPHANS_DELAY = 0.3
 
 #: HASH call id -> executor that has begun to work on it; the reply removes it.
-STARTED = keys.PREFIX + "isolated"
+STARTED = Keys().isolated
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -78,7 +78,7 @@ class Parent:
 
     def renew(self) -> None:
         """Renew the liveness key."""
-        key, milliseconds = keys.alive(self.name), round(self.settings.liveness * 1000)
+        key, milliseconds = Keys().alive(self.name), round(self.settings.liveness * 1000)
         try:
             # PEXPIRE works even when the server's memory is full.
             if not self._client.pexpire(key, milliseconds):

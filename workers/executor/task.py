@@ -10,11 +10,11 @@ import time
 import redis
 from billiard.common import terminate_handler_fired
 
-from gymq import keys
 from gymq.call import Call, Reply, encode
 from gymq.celery import ISOLATED, app
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
+from gymq.keys import Keys
 from gymq.message import Conversation
 from gymq.task import decode_task
 
@@ -111,7 +111,7 @@ def _claim(client: redis.Redis, call: Call) -> bool:
     if client.hsetnx(STARTED, call.id, me):
         return True
     owner = client.hget(STARTED, call.id)
-    if isinstance(owner, bytes) and (owner == me.encode() or client.exists(keys.alive(owner.decode()))):
+    if isinstance(owner, bytes) and (owner == me.encode() or client.exists(Keys().alive(owner.decode()))):
         return False
     client.hset(STARTED, call.id, me)
     return True

@@ -10,9 +10,9 @@ import time
 import pytest
 from redis import Redis
 
-from gymq import keys
 from tests.gymq.cli.conftest import data, ids, kill_all
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 
 WEATHER = ("weather", "--data", data("weather"), "--model", "scripted")
 
@@ -30,7 +30,7 @@ def workers(cli, server: Redis) -> None:
     cli.start("worker", "agent")
     cli.start("worker", "model", "--model", "scripted", "--concurrency", 64)
     cli.start("worker", "resource", "--environments", "weather,counter")
-    wait_until(lambda: server.hlen(keys.WORKERS) == 3, 30, "three workers")
+    wait_until(lambda: server.hlen(keys.workers) == 3, 30, "three workers")
 
 
 def overview(cli, *args: object) -> dict:
@@ -123,7 +123,7 @@ def test_status_tells_how_far_runs_are_who_is_alive_and_what_is_missing(cli, ser
     assert "workers alive: none" in said
     assert "start `gymq worker model --model scripted`" in said
     cli.start("worker", "agent")
-    wait_until(lambda: server.hlen(keys.WORKERS) == 1, 30)
+    wait_until(lambda: server.hlen(keys.workers) == 1, 30)
     wait_until(lambda: overview(cli)["workers"] == {"agent": 1}, 10)
     wait_until(lambda: {box["name"]: box["waiting"] for box in overview(cli)["mailboxes"]}["resource:weather"] == 0, 10)
     assert "no run 'nosuch'" in cli("status", "nosuch", code=2).stderr
@@ -164,7 +164,7 @@ def test_workers_tell_what_they_did_and_drain_when_asked(cli, server: Redis, wor
     told = cli("control", "stats").stdout
     name = next(line.split()[0] for line in told.splitlines() if " model " in line)
     cli("control", "drain", "--worker", name)
-    wait_until(lambda: server.hlen(keys.WORKERS) == 2, 20)
+    wait_until(lambda: server.hlen(keys.workers) == 2, 20)
     assert "no worker answered to nobody@nowhere" in cli("control", "drain", "--worker", "nobody@nowhere", code=1).stderr
 
 

@@ -8,7 +8,7 @@ import pytest
 from gymq_workers.agent.machine import Machine
 from gymq_workers.agent.worker import MAX_ATTEMPTS, AgentWorker
 
-from gymq import keys, run
+from gymq import run
 from gymq.batch import pack
 from gymq.call import Generated, Reply, Usage, decode_call, decode_reply, encode
 from gymq.environment import EnvironmentSpec
@@ -17,6 +17,7 @@ from gymq.message import Message, encode_message
 from gymq.run import RunConfig
 from gymq.task import Task, encode_task
 from tests.support.rollouts import linked
+from tests.support.shard import keys
 
 AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
 
@@ -195,14 +196,14 @@ async def test_a_call_that_nobody_serves_is_answered_when_it_is_overdue(worker, 
     await make()
     await worker.duties()
     await work(worker)
-    await link.send("ZADD", keys.DUE, 1, "r.0.0")
+    await link.send("ZADD", keys.due, 1, "r.0.0")
     # When the worker looks, twice
     await worker.duties()
     await worker.duties()
     # Then it is answered once, with a timeout, and looked at again in an hour
     ((_, fields),) = await link.send("XRANGE", AGENT, "-", "+")
     assert decode_reply(fields[5]).fault.kind == "timeout"
-    assert float(await link.send("ZSCORE", keys.DUE, "r.0.0")) > 1e12
+    assert float(await link.send("ZSCORE", keys.due, "r.0.0")) > 1e12
     await work(worker)
     assert [record["error"]["kind"] for record in await ended(link)] == ["timeout"]
 

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from gymq_workers.executor.parent import STARTED
 
-from gymq import keys
 from gymq.call import Scored, ToolResult
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 from tests.workers.executor.conftest import start
 
 pytestmark = pytest.mark.slow

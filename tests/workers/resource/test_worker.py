@@ -9,11 +9,12 @@ import msgspec
 import pytest
 from gymq_workers.resource.worker import UNKNOWN, ResourceWorker
 
-from gymq import keys, registry
+from gymq import registry
 from gymq.call import Call, Scored, ToolResult
 from gymq.environment import Environment, tool
 from gymq.errors import CallError, UnknownName
 from tests.support.rollouts import linked
+from tests.support.shard import keys
 
 
 class Bank(Environment):

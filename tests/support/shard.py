@@ -1,0 +1,5 @@
+"""The names of the keys of the one shard that most tests use."""
+
+from gymq.keys import Keys
+
+keys = Keys()
