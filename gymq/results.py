@@ -6,6 +6,7 @@ Every declared consumer sees everything, at its own pace. What it has not acknow
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from gymq.errors import GymqError, UnknownName, UsageError
 from gymq.link import Link, Outage
 from gymq.rollout import Group, Rollout
+from gymq.seen import Seen
 from gymq.settings import Settings
 
 #: Finished rollouts read at once.
@@ -39,6 +41,10 @@ class Results:
 
     Attributes:
         missed: finished rollouts that were trimmed before this consumer was declared.
+        seen: the rollouts that were delivered; none is delivered twice.
+        repeated: rollouts that came again.
+        rolled_back: finished rollouts that Redis had lost: it came back with less than it had confirmed. They end again,
+            and are not delivered again.
     """
 
     def __init__(
@@ -54,7 +60,12 @@ class Results:
         self._unit = unit
         self._settings = settings or Settings.from_environment()
         self._link = Link(self._settings, f"gymq-consumer-{consumer}")
-        self._unacknowledged: set[bytes] = set()
+        self.seen = Seen(run)
+        self.repeated = 0
+        self.rolled_back = 0
+        self._newest = 0
+        # What was delivered and not acknowledged: its entries, more than one after a roll-back.
+        self._held: dict[str, list[bytes]] = {}
         self._waiting: deque[Rollout] = deque()
         self._open: dict[str, list[Rollout]] = {}
         self._samples = 1
@@ -103,7 +114,10 @@ class Results:
             try:
                 over = await self._over()
                 batch = await self._take(">", None if over else block)
-                return None if over and not batch else batch
+                if over and not batch:
+                    return None
+                self._compare(batch)
+                return await self._fresh(batch)
             except Outage:
                 await self._link.reconnect()
                 again = await self.unacknowledged()
@@ -116,16 +130,56 @@ class Results:
             try:
                 found: list[Rollout] = []
                 after = "0"
-                while batch := await self._take(after, None, known=True):
+                while batch := await self._take(after, None):
                     found += batch
                     after = batch[-1].entry.decode()
-                fresh = [r for r in found if r.entry not in self._unacknowledged]
-                self._unacknowledged |= {r.entry for r in fresh}
-                return fresh
+                self._newest = max([self._newest, *(rollout.seq for rollout in found)])
+                known = {entry for entries in self._held.values() for entry in entries}
+                return await self._fresh([rollout for rollout in found if rollout.entry not in known])
             except Outage:
                 await self._link.reconnect()
 
-    async def _take(self, after: str, block: int | None, known: bool = False) -> list[Rollout]:
+    def resume(self, seen: Seen, newest: int) -> None:
+        """Go on where another process has stopped.
+
+        Args:
+            seen: what was delivered to it.
+            newest: the highest commit number among that.
+        """
+        self.seen, self._newest = seen, newest
+
+    def _compare(self, batch: list[Rollout]) -> None:
+        """See whether Redis went back: new entries come with rising commit numbers, else some were given twice."""
+        for rollout in batch:
+            if rollout.seq <= self._newest:
+                lost = self._newest - rollout.seq + 1
+                self.rolled_back += lost
+                print(
+                    f"gymq: consumer {self.consumer!r} of run {self.run!r}: Redis lost the last {lost} rollouts that it had "
+                    "confirmed; they end again, and what was delivered is not delivered twice",
+                    file=sys.stderr,
+                )
+            self._newest = rollout.seq
+
+    async def _fresh(self, batch: list[Rollout]) -> list[Rollout]:
+        """What was not delivered before; the rest is acknowledged when its predecessor is."""
+        fresh: list[Rollout] = []
+        done: list[bytes] = []
+        for rollout in batch:
+            if self.seen.add(rollout.id):
+                fresh.append(rollout)
+                self._held[rollout.id] = [rollout.entry]
+                continue
+            self.repeated += 1
+            if rollout.id in self._held:
+                self._held[rollout.id].append(rollout.entry)
+            else:
+                done.append(rollout.entry)
+        if done:
+            await self._acknowledge(done)
+        return fresh
+
+    async def _take(self, after: str, block: int | None) -> list[Rollout]:
         wait = () if block is None else ("BLOCK", block)
         stream = self._link.keys.results(self.run)
         try:
@@ -137,10 +191,7 @@ class Results:
                 raise UnknownName(f"run {self.run!r} has no consumer {self.consumer!r} any more: it was removed") from None
             raise
         entries = reply[0][1] if reply else ()
-        batch = [Rollout(f[1].decode(), f[5], f[3] == b"1", entry) for entry, f in entries if f is not None]
-        if not known:
-            self._unacknowledged |= {r.entry for r in batch}
-        return batch
+        return [Rollout(f[1].decode(), f[7], f[3] == b"1", entry, int(f[5])) for entry, f in entries if f is not None]
 
     async def _over(self) -> bool:
         state, rows, samples, ended, live = await self._link.run("progress", self.run)
@@ -152,10 +203,13 @@ class Results:
 
     async def acknowledge(self, rollouts: Iterable[Rollout]) -> bool:
         """Say that some rollouts have been used; returns whether the run is done."""
-        entries = [rollout.entry for rollout in rollouts]
-        done = await self._link.insist("ack", self.run, self.consumer, self._settings.ttl, *entries)
-        self._unacknowledged.difference_update(entries)
-        return done == 1
+        entries: list[bytes] = []
+        for rollout in rollouts:
+            entries += self._held.pop(rollout.id, (rollout.entry,))
+        return await self._acknowledge(entries)
+
+    async def _acknowledge(self, entries: list[bytes]) -> bool:
+        return await self._link.insist("ack", self.run, self.consumer, self._settings.ttl, *entries) == 1
 
     async def ack(self, *items: Rollout | Group) -> None:
         """Say that rollouts or groups have been used: they will not come again."""

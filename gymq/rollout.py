@@ -16,12 +16,14 @@ class Rollout(msgspec.Struct, dict=True):
         json: the whole record, one JSON object.
         last: True: it was the last member of its group to end.
         entry: where it lies in the run's results; acknowledging needs it.
+        seq: its commit number: how many rollouts of the run had ended with it.
     """
 
     id: str
     json: bytes
     last: bool
     entry: bytes
+    seq: int = 0
 
     @cached_property
     def data(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from gymq.results import Results
 from gymq.rollout import Rollout
+from gymq.seen import Seen
 from gymq.settings import Settings
 
 #: Seconds between two times that written rollouts are made durable and acknowledged: an fsync costs milliseconds. Also
@@ -24,8 +25,11 @@ class Sink:
         run: the run whose rollouts it takes.
 
     Attributes:
+        seen: the rollouts that are there.
+        newest: the highest commit number among them, 0 if there are none.
         written: rollouts written by this process.
         repeated: rollouts that came again and were there already.
+        rolled_back: rollouts among them that Redis had confirmed and lost.
         missed: rollouts that were trimmed before this sink was declared: it will never see them.
         backlog: how many rollouts the run lets its consumers be behind; 0 before `open`.
     """
@@ -35,13 +39,16 @@ class Sink:
     def __init__(self, path: Path, run: str) -> None:
         self.path = path
         self.run = run
+        self.seen = Seen(run)
+        self.newest = 0
         self.written = 0
         self.repeated = 0
+        self.rolled_back = 0
         self.missed = 0
         self.backlog = 0
 
     def open(self) -> None:
-        """Look at what is there, mend what a death left, and get ready to write.
+        """Look at what is there, mend what a death left, make it durable, set `seen` and `newest`, and get ready to write.
 
         Raises:
             SinkBusy: another process writes there.
@@ -50,7 +57,7 @@ class Sink:
         raise NotImplementedError(f"sink {type(self).__name__} defines no open()")
 
     def write(self, rollouts: list[Rollout]) -> None:
-        """Write rollouts that are not there yet."""
+        """Write rollouts; none of them is there yet."""
         raise NotImplementedError(f"sink {type(self).__name__} defines no write(rollouts)")
 
     def due(self, age: float, idle: bool) -> bool:
@@ -89,6 +96,7 @@ async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Even
         # Declared last: a consumer that then cannot write would hold up the run for ever.
         sink.backlog = await results.connect()
         sink.open()
+        results.resume(sink.seen, sink.newest)
         await results.start()
         sink.missed = results.missed
         batch: list[Rollout] | None = await results.unacknowledged()
@@ -104,6 +112,7 @@ async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Even
                 await results.acknowledge(pending)
                 pending = []
             batch = await results.read(round(COMMIT_EVERY * 1000))
+            sink.repeated, sink.rolled_back = results.repeated, results.rolled_back
         sink.commit()
         await results.acknowledge(pending)
         return batch is None

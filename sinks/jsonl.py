@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from gymq.errors import DataError, GymqError, SinkBusy
 from gymq.rollout import Rollout
 from gymq.sink import Sink
@@ -26,7 +28,6 @@ class JsonlSink(Sink):
 
     def __init__(self, path: Path, run: str) -> None:
         super().__init__(path, run)
-        self._seen: set[bytes] = set()
         self._file = -1
 
     def open(self) -> None:
@@ -48,35 +49,29 @@ class JsonlSink(Sink):
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SinkBusy(f"{self.path}: another process writes this file; stop it or choose another --out") from None
-        end = 0
-        for after, rollout in lines(self.path):
-            run = rollout.split(b".", 1)[0].decode(errors="replace")
-            if run != self.run:
-                raise DataError(f"{self.path}: holds rollouts of run {run!r}, not {self.run!r}; choose another --out")
-            self._seen.add(rollout)
-            end = after
+        end, last = 0, b""
+        for line, rollout in lines(self.path):
+            try:
+                self.seen.add(rollout)
+            except DataError as error:
+                raise DataError(f"{self.path}: {error}; choose another --out") from None
+            end += len(line)
+            last = line
+        if last:
+            self.newest = _commit_number.decode(last).seq
         if end < os.fstat(self._file).st_size:
             os.ftruncate(self._file, end)
+        os.fdatasync(self._file)
 
     def write(self, rollouts: list[Rollout]) -> None:
         """Append the lines; see `Sink`."""
-        fresh: list[bytes] = []
-        for rollout in rollouts:
-            key = rollout.id.encode()
-            if key in self._seen:
-                self.repeated += 1
-                continue
-            self._seen.add(key)
-            fresh.append(rollout.json)
-        if not fresh:
-            return
-        data = memoryview(b"\n".join([*fresh, b""]))
+        data = memoryview(b"\n".join([*(rollout.json for rollout in rollouts), b""]))
         try:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
             raise GymqError(f"{self.path}: {error.strerror}; make room and run the same command again") from None
-        self.written += len(fresh)
+        self.written += len(rollouts)
 
     def commit(self) -> None:
         """Wait until the disk has it."""
@@ -89,13 +84,19 @@ class JsonlSink(Sink):
             self._file = -1
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The whole lines of a file: the offset at which each ends, and the rollout's id.
+class _CommitNumber(msgspec.Struct):
+    seq: int
+
+
+_commit_number = msgspec.json.Decoder(_CommitNumber)
+
+
+def lines(path: Path) -> Iterator[tuple[bytes, str]]:
+    """The whole lines of a file, each with its rollout's id.
 
     Raises:
         DataError: a whole line is no rollout of ours.
     """
-    end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -103,5 +104,4 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
             stop = line.find(b'"', len(_HEAD))
             if not line.startswith(_HEAD) or stop < 0:
                 raise DataError(f"{path}:{number}: is no rollout of gymq; choose another --out")
-            end += len(line)
-            yield end, line[len(_HEAD) : stop]
+            yield line, line[len(_HEAD) : stop].decode(errors="replace")

@@ -106,7 +106,6 @@ class ParquetSink(Sink):
 
     def __init__(self, path: Path, run: str) -> None:
         super().__init__(path, run)
-        self._seen: set[str] = set()
         self._fresh: list[Rollout] = []
         self._bytes = 0
         self._lock = -1
@@ -137,13 +136,8 @@ class ParquetSink(Sink):
 
     def write(self, rollouts: list[Rollout]) -> None:
         """Keep the rollouts for the next part; see `Sink`."""
-        for rollout in rollouts:
-            if rollout.id in self._seen:
-                self.repeated += 1
-                continue
-            self._seen.add(rollout.id)
-            self._fresh.append(rollout)
-            self._bytes += len(rollout.json)
+        self._fresh += rollouts
+        self._bytes += sum(len(rollout.json) for rollout in rollouts)
 
     def due(self, age: float, idle: bool) -> bool:
         """Whether the part is large or old enough; see `Sink`. Idle or not is no matter: it would make many small parts."""
@@ -193,15 +187,17 @@ class ParquetSink(Sink):
         """Read whose rollouts a part holds."""
         try:
             with self._parquet.ParquetFile(part) as file:
-                ids: list[str] = file.read(columns=["rollout_id"]).column("rollout_id").to_pylist()
+                table = file.read(columns=["rollout_id", "seq"])
+                ids: list[str] = table.column("rollout_id").to_pylist()
+                self.newest = max([self.newest, *table.column("seq").to_pylist()])
         except (self._arrow.ArrowException, OSError, KeyError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{part}: is no part of gymq's: {reason}; remove it or choose another --out") from None
-        for rollout in ids:
-            run = rollout.split(".", 1)[0]
-            if run != self.run:
-                raise DataError(f"{part}: holds rollouts of run {run!r}, not {self.run!r}; choose another --out")
-        self._seen.update(ids)
+        try:
+            for rollout in ids:
+                self.seen.add(rollout)
+        except DataError as error:
+            raise DataError(f"{part}: {error}; choose another --out") from None
 
     def _table(self) -> Any:
         records = [_decoder.decode(rollout.json) for rollout in self._fresh]

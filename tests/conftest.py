@@ -25,7 +25,7 @@ from gymq import registry
 from gymq.embedded import EmbeddedServer
 from gymq.settings import Settings
 from tests.support.farm import PLUGIN, Farm
-from tests.support.redis_server import leaked_keys, wait_until
+from tests.support.redis_server import leaked_keys, left_by_done_runs, wait_until
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -38,8 +38,11 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS
 
 
 @pytest.fixture
-def redis_url(redis_server: EmbeddedServer) -> str:
-    """The address of a server without data and with its own settings, whatever the last test did to it."""
+def redis_url(redis_server: EmbeddedServer) -> Iterator[str]:
+    """The address of a server without data and with its own settings, whatever the last test did to it.
+
+    Afterwards no run that is done may have left a key that never expires.
+    """
 
     def cleaned() -> bool:
         redis_server.start()  # nothing happens if it runs
@@ -51,7 +54,11 @@ def redis_url(redis_server: EmbeddedServer) -> str:
             return False  # the last test killed it, and it is not quite dead
 
     wait_until(cleaned)
-    return redis_server.url
+    yield redis_server.url
+    if redis_server.alive:
+        with Redis.from_url(redis_server.url) as client, suppress(ConnectionError):
+            left = left_by_done_runs(client)
+            assert not left, f"runs that are done have left keys without a TTL: {', '.join(left)}"
 
 
 @pytest.fixture

@@ -63,6 +63,8 @@ async def _feed(made: Any, consumer: str, settings: Any) -> int:
         return code
     over = await feed(made, consumer, settings, stop)
     again = f", {made.repeated} came again" if made.repeated else ""
+    if made.rolled_back:
+        again += f" ({made.rolled_back} had been lost by Redis)"
     missed = f", {made.missed} had been deleted before it was declared" if made.missed else ""
     click.echo(f"{made.path}: {made.written} rollouts written{again}{missed}" + ("" if over else "; the same command goes on"))
     return 0 if over else code

@@ -87,7 +87,7 @@ for i = 1, #batch do
         end
       end
       if last == 1 then call('HDEL', P .. 'rows:' .. run, row) end
-      call('XADD', P .. 'out:' .. run, '*', 'r', rid, 'l', last, 'b',
+      call('XADD', P .. 'out:' .. run, '*', 'r', rid, 'l', last, 'n', seq, 'b',
         header .. ',"seq":' .. seq .. ',"messages":[' .. messages .. '],"calls":[' .. calls .. ']}')
     end
   end

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from redis import Redis
 
 from gymq.errors import UnknownName, UsageError
 from gymq.results import Results, consume
 from gymq.run import RunConfig, cancel, close
-from tests.support.redis_server import wait_until
+from tests.support.redis_server import roll_back, snapshot, wait_until
 from tests.support.rollouts import Pretender, Workers, linked, produce, run_tasks, status, weather, with_link
 from tests.support.shard import keys
 
@@ -292,3 +293,37 @@ async def test_a_run_that_is_removed_ends_its_consumers_with_an_error(run, setti
 def test_what_makes_no_sense_is_refused_in_one_line(settings, run_name, consumer, unit, says):
     with pytest.raises(UsageError, match=says):
         next(iter(consume(run_name, consumer, unit, settings)))
+
+
+async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told(settings, run, capsys):
+    redis = Redis.from_url(settings.redis_url)
+    # Given a trainer that was given six rollouts and has acknowledged four of them
+    await run.enqueue(8)
+    await run.admit()
+    await run.end("r.0.0", "r.1.0")
+    results = Results("r", "trainer", settings=settings)
+    first = await take(results, 2)
+    await results.ack(first[0])
+    before, live = snapshot(redis), list(run.live)
+    await run.end("r.2.0", "r.3.0", "r.4.0", "r.5.0")
+    second = await take(results, 4)
+    await results.ack(first[1], *second[:2])
+    # When Redis goes back to where two had ended, and the others end again in another order
+    roll_back(redis, before)
+    for client in redis.client_list():
+        if client["name"] == "gymq-consumer-trainer":
+            redis.client_kill_filter(_id=client["id"])
+    run.live = live
+    await run.end("r.7.0", "r.5.0", "r.4.0", "r.3.0", "r.2.0", "r.6.0")
+    await close(run.link, "r")
+    # Then the trainer gets only what it did not have
+    third = await take(results, 2)
+    assert [rollout.id for rollout in third] == ["r.7.0", "r.6.0"]
+    assert results.rolled_back == 4
+    assert "Redis lost the last 4 rollouts" in capsys.readouterr().err
+    # And what it had acknowledged is acknowledged, and what it had not is when it does
+    assert (await run.link.run("lag", "r")) == [b"trainer", 4]
+    await results.ack(*second, *third)
+    assert (await run.link.run("lag", "r")) == [b"trainer", 0]
+    assert await state(run) == "done"
+    await results.close()

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from gymq.rollout import Rollout
+from gymq.sink import Sink
 from tests.support.rollouts import finished
 
 
@@ -19,3 +20,8 @@ def rollout(number: int, run: str = "r", **fields: Any) -> Rollout:
 def rollouts(count: int, start: int = 0) -> list[Rollout]:
     """So many rollouts of run `r`."""
     return [rollout(number) for number in range(start, start + count)]
+
+
+def fresh(sink: Sink, made: list[Rollout]) -> list[Rollout]:
+    """Those that the sink does not have: what its consumer gives it."""
+    return [one for one in made if sink.seen.add(one.id)]

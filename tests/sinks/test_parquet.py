@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
-from tests.sinks.support import rollout, rollouts
+from tests.sinks.support import fresh, rollout, rollouts
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def write(path, *batches) -> ParquetSink:
     """Open, write each batch as a part of its own, close."""
     sink = opened(path)
     for batch in batches:
-        sink.write(batch)
+        sink.write(fresh(sink, batch))
         sink.commit()
     sink.close()
     return sink
@@ -51,7 +51,7 @@ def test_a_part_is_named_after_its_first_and_last_entry(path):
     sink = write(path, rollouts(3), rollouts(2, start=3))
     assert sorted(part.name for part in path.glob("*.parquet")) == ["part-1000-0_1000-2.parquet", "part-1000-3_1000-4.parquet"]
     assert ids(path) == [f"r.{i}.0" for i in range(5)]
-    assert (sink.written, sink.repeated) == (5, 0)
+    assert sink.written == 5
 
 
 def test_the_columns_are_typed_and_what_differs_in_shape_is_json(path):
@@ -93,7 +93,7 @@ def test_every_field_of_a_record_has_a_column(path):
 def test_what_the_parts_hold_is_not_written_again(path):
     write(path, rollouts(2), rollouts(1, start=2))
     again = write(path, rollouts(5))
-    assert (again.written, again.repeated) == (2, 3)
+    assert (again.written, again.newest) == (2, 3)
     assert ids(path) == [f"r.{i}.0" for i in range(5)]
     assert write(path, rollouts(5)).written == 0
     assert len(list(path.glob("*.parquet"))) == 3
@@ -107,7 +107,7 @@ def test_whatever_comes_again_each_rollout_stands_in_one_part(tmp_path_factory, 
     kept: set[str] = set()
     for start, count, commits in batches:
         sink = opened(path)
-        sink.write(rollouts(count, start))
+        sink.write(fresh(sink, rollouts(count, start)))
         if commits:
             sink.commit()
             kept |= {f"r.{i}.0" for i in range(start, start + count)}
@@ -161,7 +161,7 @@ def test_a_second_writer_is_refused(path):
 
 def test_a_folder_of_another_run_is_refused(path):
     write(path, rollouts(1))
-    with pytest.raises(DataError, match="holds rollouts of run 'r', not 'other'"):
+    with pytest.raises(DataError, match="is of run 'r', not 'other'; choose"):
         ParquetSink(path, "other").open()
     opened(path).close()
 

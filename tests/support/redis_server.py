@@ -54,5 +54,40 @@ def leaked_keys(client: Redis, lasting: tuple[str, ...] = ()) -> list[str]:
     return sorted(leaks)
 
 
+def left_by_done_runs(client: Redis) -> list[str]:
+    """The keys without a TTL that runs have left which are done."""
+    prefix = keys.run("")
+    done = [
+        raw.decode().removeprefix(prefix)
+        for raw in client.scan_iter(f"{prefix}*", count=1000)
+        if client.type(raw) == b"hash" and client.hget(raw, "state") == b"done"
+    ]
+    left: list[str] = []
+    for name in done:
+        of_run = [keys.run(name), keys.rows(name), keys.chunks(name), keys.live(name), keys.groups(name), keys.skip(name)]
+        of_run += [keys.results(name)]
+        for kind in (keys.rollout, keys.turns, keys.calls):
+            of_run += [raw.decode() for raw in client.scan_iter(f"{kind(name)}.*", count=1000)]
+        left += [key for key in of_run if client.ttl(key) == -1]
+    return sorted(left)
+
+
+def snapshot(client: Redis) -> dict[bytes, tuple[int, bytes]]:
+    """All keys with their time to live, in ms (0: for ever), and what they hold: to go back to with `roll_back`."""
+    found = {}
+    for key in client.scan_iter(count=1000):
+        found[key] = (max(client.pttl(key), 0), client.dump(key))
+    return found
+
+
+def roll_back(client: Redis, to: dict[bytes, tuple[int, bytes]]) -> None:
+    """Make the server forget what came after a snapshot, as if it had lost the end of its log."""
+    pipe = client.pipeline(transaction=True)
+    pipe.flushdb()
+    for key, (ttl, value) in to.items():
+        pipe.restore(key, ttl, value)
+    pipe.execute()
+
+
 def _matches(key: str, pattern: str) -> bool:
     return fnmatchcase(key, pattern.replace("[", "[[]"))
