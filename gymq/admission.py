@@ -23,6 +23,11 @@ SKIP = 2000
 INLINE = 4096
 
 
+#: Bytes of finished rollouts, as Redis keeps them, beyond which a run waits for its consumers: rollouts with long
+#: conversations are a megabyte each, and then their number bounds nothing.
+BACKLOG_BYTES = 256 * 2**20
+
+
 async def admit(link: Link) -> int:
     """Start rollouts while their runs have credits; returns how many.
 
@@ -31,7 +36,7 @@ async def admit(link: Link) -> int:
     """
     total = 0
     while True:
-        admitted, skipped = await link.run("admit", ADMIT, INLINE, SKIP)
+        admitted, skipped = await link.run("admit", ADMIT, INLINE, SKIP, BACKLOG_BYTES)
         total += admitted
         if admitted < ADMIT and skipped < SKIP:
             return total

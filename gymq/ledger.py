@@ -14,8 +14,9 @@ from gymq.task import Task, encode_task
 #: Rows of one chunk: one script, one Celery message; a few milliseconds of the server's time.
 CHUNK = 200
 
-#: Unfinished rows that a ledger holds; beyond that the producer waits.
-MOST = 20_000
+#: Bytes of unfinished rows that a ledger holds; beyond that the producer waits. So many small rows keep a large fleet busy
+#: for minutes; Redis needs about a hundred bytes more for each.
+MOST = 32 * 2**20
 
 #: Seconds between two tries while the ledger is full.
 PAUSE = 0.2

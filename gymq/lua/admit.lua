@@ -12,10 +12,11 @@
 --   r:<rollout>  HASH    version 0
 --   m:agent      STREAM  mail of the agents
 -- ARGV[1]  how many to admit at most, ARGV[2] up to how many bytes a task travels in the mail, ARGV[3] how many to skip at most
+-- ARGV[4]  bytes of a run's finished rollouts beyond which it has to wait for its consumers
 -- Returns how many were admitted, how many were skipped.
 local P = KEYS[1]
 local call = redis.call
-local left, inline, skippable = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local left, inline, skippable, heaviest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if call('EXISTS', P .. 'paused') == 1 then return {0, 0} end
 
 -- What the slowest consumer has not acknowledged; all there is, if nobody is declared.
@@ -47,7 +48,9 @@ for turn = 1, count do
     local credit = tonumber(h[5]) - call('SCARD', P .. 'live:' .. run)
     local backlog, partial = tonumber(h[6]), tonumber(h[7] or 0)
     -- The stream's length is cheap and never too small, but counts what stands, acknowledged, behind something that is not.
-    if call('XLEN', P .. 'out:' .. run) - partial >= backlog and unread(run, runk) - partial >= backlog then
+    local stream = P .. 'out:' .. run
+    if (call('XLEN', stream) - partial >= backlog and unread(run, runk) - partial >= backlog)
+      or (call('MEMORY', 'USAGE', stream) or 0) > heaviest then
       -- The group that has begun is finished all the same: until then who takes whole groups can acknowledge none of it.
       credit = math.min(credit, (samples - cursor % samples) % samples)
     end
@@ -68,6 +71,7 @@ for turn = 1, count do
             kept = kept + call('SISMEMBER', P .. 'skip:' .. run, run .. '.' .. row .. '.' .. sample)
           end
           if kept == samples then
+            call('HINCRBY', runk, 'bytes', -call('HSTRLEN', P .. 'rows:' .. run, row))
             call('HDEL', P .. 'rows:' .. run, row)
           elseif kept > 0 then
             call('HSET', P .. 'groups:' .. run, row, kept)

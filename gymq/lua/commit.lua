@@ -86,7 +86,10 @@ for i = 1, #batch do
           call('HINCRBY', runk, 'partial', 1 - samples)
         end
       end
-      if last == 1 then call('HDEL', P .. 'rows:' .. run, row) end
+      if last == 1 then
+        call('HINCRBY', runk, 'bytes', -call('HSTRLEN', P .. 'rows:' .. run, row))
+        call('HDEL', P .. 'rows:' .. run, row)
+      end
       call('XADD', P .. 'out:' .. run, '*', 'r', rid, 'l', last, 'n', seq, 'b',
         header .. ',"seq":' .. seq .. ',"messages":[' .. messages .. '],"calls":[' .. calls .. ']}')
     end

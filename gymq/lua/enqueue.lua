@@ -1,11 +1,11 @@
 -- Write a chunk of rows into a run's ledger, once.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   run:<run>     HASH  state, rows
+--   run:<run>     HASH  state, rows, bytes of the tasks in rows:<run>
 --   rows:<run>    HASH  row -> task
 --   chunks:<run>  HASH  chunk -> rows in it
 --   open          LIST  runs that have something to admit
--- ARGV[1] run  ARGV[2] chunk  ARGV[3] how many unfinished rows the ledger may hold  ARGV[4..] encoded tasks
+-- ARGV[1] run  ARGV[2] chunk  ARGV[3] how many bytes of unfinished rows the ledger may hold  ARGV[4..] encoded tasks
 -- Returns how many rows were written (0: the ledger has this chunk), -1 the run takes no rows, -2 the ledger is full.
 local P = KEYS[1]
 local call = redis.call
@@ -14,14 +14,20 @@ local runk = P .. 'run:' .. run
 if call('HEXISTS', P .. 'chunks:' .. run, chunk) == 1 then return 0 end
 if call('HGET', runk, 'state') ~= 'open' then return -1 end
 local rows = #ARGV - 3
-local held = call('HLEN', P .. 'rows:' .. run)
-if held > 0 and held + rows > tonumber(ARGV[3]) then return -2 end
+local bytes = 0
+for i = 1, rows do bytes = bytes + #ARGV[3 + i] end
+-- A chunk that is larger than the limit is taken when nothing else is there.
+if call('HLEN', P .. 'rows:' .. run) > 0 then
+  local held = tonumber(call('HGET', runk, 'bytes') or 0)
+  if held + bytes > tonumber(ARGV[3]) then return -2 end
+end
 local first = tonumber(call('HGET', runk, 'rows') or 0)
 for i = 1, rows do
   call('HSET', P .. 'rows:' .. run, first + i - 1, ARGV[3 + i])
 end
 call('HSET', P .. 'chunks:' .. run, chunk, rows)
 call('HINCRBY', runk, 'rows', rows)
+call('HINCRBY', runk, 'bytes', bytes)
 call('LREM', P .. 'open', 0, run)
 call('LPUSH', P .. 'open', run)
 return rows

@@ -17,7 +17,7 @@ from gymq.link import Link
 from gymq.message import Message, encode_message
 from gymq.run import RunConfig, cancel, close, status
 from gymq.settings import Settings
-from gymq.task import Task
+from gymq.task import Task, encode_task
 from tests.support.rollouts import Pretender, linked
 from tests.support.shard import keys
 
@@ -79,8 +79,8 @@ async def test_an_environment_that_is_not_installed_is_refused(run):
 
 
 async def test_a_producer_waits_while_the_ledger_is_full_and_then_goes_on(run, monkeypatch):
-    # Given a ledger that holds five rows
-    monkeypatch.setattr(ledger, "MOST", 5)
+    # Given a ledger that has room for five rows
+    monkeypatch.setattr(ledger, "MOST", 5 * len(encode_task(tasks(1)[0])))
     book = Ledger(run.link, "r")
     await book.write("c1", tasks(3))
     writing = asyncio.create_task(book.write("c2", tasks(3)))
@@ -91,6 +91,22 @@ async def test_a_producer_waits_while_the_ledger_is_full_and_then_goes_on(run, m
     await run.end(run.live[0])
     # Then the chunk enters
     assert await asyncio.wait_for(writing, 2) == 3
+    # And when all are done with, nothing counts as held
+    while await run.admit() or run.live:
+        await run.end(*run.live)
+    assert await run.link.send("HGET", keys.run("r"), "bytes") == b"0"
+
+
+async def test_finished_rollouts_bound_a_run_by_their_bytes_too(run):
+    # Given a consumer that reads nothing, and finished rollouts of some kilobytes
+    await run.enqueue(10)
+    assert await run.admit(5) == 5
+    await run.end(*run.live)
+    held = await run.link.send("MEMORY", "USAGE", keys.results("r"))
+    # When they are more than the run may keep
+    assert await run.link.run("admit", 5, 0, 100, held - 1) == [0, 0]
+    # Then nothing is admitted until they are fewer, or may be more
+    assert await run.link.run("admit", 5, 0, 100, held) == [5, 0]
 
 
 async def test_a_chunk_larger_than_the_ledger_enters_an_empty_one(run, monkeypatch):
@@ -157,9 +173,9 @@ async def test_what_a_sink_has_is_skipped_in_steps_that_do_not_hold_up_the_serve
         await run.create()
         await link.send("SADD", keys.skip("r"), *[f"r.{row}.{sample}" for row in range(9) for sample in range(4)])
         await run.enqueue(10)
-        assert await link.run("admit", 128, 0, 10) == [0, 10]
-        assert await link.run("admit", 128, 0, 10) == [0, 10]
-        assert await link.run("admit", 128, 0, 100) == [4, 16]
+        assert await link.run("admit", 128, 0, 10, 1 << 40) == [0, 10]
+        assert await link.run("admit", 128, 0, 10, 1 << 40) == [0, 10]
+        assert await link.run("admit", 128, 0, 100, 1 << 40) == [4, 16]
         assert (await status(link, "r")).by_status == {"kept": 36}
         assert await link.send("HKEYS", keys.rows("r")) == [b"9"]
 

@@ -13,8 +13,10 @@ from gymq import ledger
 from gymq.errors import DataError, RunClosed, ServerUnreachable, UsageError
 from gymq.ledger import CHUNK
 from gymq.producer import produce as produce_rows
+from gymq.rows import parse_row
 from gymq.run import RunConfig, cancel, close
 from gymq.settings import Settings
+from gymq.task import encode_task
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, produce, status, weather, with_link
 from tests.support.shard import keys
@@ -77,7 +79,8 @@ def test_bad_rows_are_told_counted_and_passed_over(settings):
 
 def test_back_pressure_holds_a_producer_until_rollouts_end(settings, monkeypatch):
     # Given a ledger that holds two chunks
-    monkeypatch.setattr(ledger, "MOST", 2 * CHUNK)
+    tasks = [parse_row(row, where="", environment="weather", known=["weather"]) for row in weather(2 * CHUNK)]
+    monkeypatch.setattr(ledger, "MOST", sum(len(encode_task(task)) for task in tasks))
     progress: list[int] = []
     producing = threading.Thread(
         target=produce,

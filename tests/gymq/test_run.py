@@ -70,7 +70,7 @@ async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_
     assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
     assert all(fields[2:] == [b"v", b"0", b"x", b"1"] for fields in mail)
     await pretender.end("r.0.0", status="cancelled")
-    assert await link.run("admit", 128, 4096, 2000) == [0, 0]
+    assert await link.run("admit", 128, 4096, 2000, 1 << 40) == [0, 0]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

@@ -85,7 +85,7 @@ class Protocol(RuleBasedStateMachine):
         return [dict(zip(fields[::2], fields[1::2], strict=True)) for fields in entries]
 
     def results(self, name: str) -> list[dict]:
-        return [json.loads(fields[5]) for _, fields in self.send("XRANGE", keys.results(name), "-", "+")]
+        return [json.loads(fields[7]) for _, fields in self.send("XRANGE", keys.results(name), "-", "+")]
 
     # The producer and the operator.
 
@@ -112,7 +112,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(most=st.integers(1, 4))
     def admit(self, most: int) -> None:
-        self.script("admit", most, 4096, 100)
+        self.script("admit", most, 4096, 100, 1 << 40)
 
     @precondition(lambda self: not self.cancelled)
     @rule(name=st.sampled_from(sorted(SAMPLES)))
@@ -303,7 +303,7 @@ class Protocol(RuleBasedStateMachine):
         for name in SAMPLES:
             self.script("close", name)
         rounds = 0
-        while self.script("admit", 4, 4096, 100)[0] or self.mail("agent") or self.mail("resource:e"):
+        while self.script("admit", 4, 4096, 100, 1 << 40)[0] or self.mail("agent") or self.mail("resource:e"):
             rounds += 1
             assert rounds < 300, "this never ends"
             for worker in self.workers:

@@ -31,7 +31,7 @@ async def make(link, name: str = "r", rows: int = 0, **fields) -> Pretender:
 async def admit(link, most: int = 128, skip: int = 2000) -> list[str]:
     """Admit, and name the rollouts that were."""
     box = keys.mailbox("agent")
-    admitted, _ = await link.run("admit", most, 4096, skip)
+    admitted, _ = await link.run("admit", most, 4096, skip, 1 << 40)
     mail = await link.send("XRANGE", box, "-", "+")
     await link.send("DEL", box)
     assert admitted == len(mail)
@@ -72,7 +72,7 @@ async def test_a_rollout_begins_at_version_0_with_its_task_in_the_mail_if_that_i
     await make(link)
     await link.run("enqueue", "r", "chunk", 1000, b"small", b"x" * 5000)
     # When they are admitted
-    await link.run("admit", 128, 4096, 2000)
+    await link.run("admit", 128, 4096, 2000, 1 << 40)
     # Then the large one is to be loaded
     mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert mail == [[b"r", b"r.0.0", b"v", b"0", b"t", b"small"], [b"r", b"r.1.0", b"v", b"0"]]
@@ -172,9 +172,9 @@ async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(link)
 async def test_many_to_skip_are_passed_over_a_few_at_a_time(link):
     await make(link, rows=10)
     await link.send("SADD", keys.skip("r"), *[f"r.{n}.0" for n in range(9)])
-    assert await link.run("admit", 128, 4096, 4) == [0, 4]
-    assert await link.run("admit", 128, 4096, 4) == [0, 4]
-    assert await link.run("admit", 128, 4096, 4) == [1, 1]
+    assert await link.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
+    assert await link.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
+    assert await link.run("admit", 128, 4096, 4, 1 << 40) == [1, 1]
 
 
 async def test_nothing_is_admitted_while_admission_is_paused(link):

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from gymq import run, worker
-from gymq.admission import ADMIT, INLINE, SKIP
+from gymq.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
 from gymq.batch import pack
 from gymq.link import Link
 from gymq.producer import Produced, Producer
@@ -228,7 +228,7 @@ class Pretender:
 
     async def admit(self, most: int = ADMIT) -> int:
         """Admit what credits allow, at most so many; they stand in `live`, in order."""
-        admitted, _ = await self.link.run("admit", most, INLINE, SKIP)
+        admitted, _ = await self.link.run("admit", most, INLINE, SKIP, BACKLOG_BYTES)
         mailbox = keys.mailbox("agent")
         for entry, fields in await self.link.send("XRANGE", mailbox, "-", "+"):
             self.live.append(fields[1].decode())

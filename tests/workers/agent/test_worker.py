@@ -74,7 +74,7 @@ async def answer(link) -> None:
 
 
 async def ended(link, name: str = "r") -> list[dict]:
-    return [json.loads(fields[5]) for _, fields in await link.send("XRANGE", keys.results(name), "-", "+")]
+    return [json.loads(fields[7]) for _, fields in await link.send("XRANGE", keys.results(name), "-", "+")]
 
 
 async def test_rollouts_are_admitted_advanced_and_ended_and_their_mail_is_gone(worker, link, make, no_leaks):
