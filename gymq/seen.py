@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from gymq.errors import DataError
 
 
@@ -25,6 +27,13 @@ class Seen:
         row, sample = self._place(rollout)
         bits = self._bits.get(sample, b"")
         return row >> 3 < len(bits) and bool(bits[row >> 3] & 1 << (row & 7))
+
+    def __iter__(self) -> Iterator[str]:
+        for sample, bits in sorted(self._bits.items()):
+            for place, byte in enumerate(bits):
+                for bit in range(8) if byte else ():
+                    if byte & 1 << bit:
+                        yield f"{self._run}.{place * 8 + bit}.{sample}"
 
     def add(self, rollout: str) -> bool:
         """Add a rollout; returns whether it is new.

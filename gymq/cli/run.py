@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gymq.cli.place import Place
     from gymq.cli.session import Session
     from gymq.cli.survey import Survey
+    from gymq.seen import Seen
 
 
 @click.command(epilog=EXIT_CODES)
@@ -74,15 +75,16 @@ def run(env: str, **given: Any) -> int:
         return _go(Session(request, request.config(env, name), identity["data"], rows, kept, place), place, name, rows.bad)
 
 
-def _kept(place: Place, name: str, rows: Survey, within: bool = False) -> set[tuple[int, int]]:
-    """The rollouts that OUT has: row and sample; `within`: only those of the rows that are wanted now."""
+def _kept(place: Place, name: str, rows: Survey, within: bool = False) -> Seen:
+    """The rollouts that OUT has; `within`: only those of the rows that are wanted now."""
     from gymq.cli.survey import check_kept
+    from gymq.seen import Seen
 
-    kept: set[tuple[int, int]] = set()
+    kept = Seen(name)
     for row, sample, environment in place.kept(name):
         check_kept(rows.environments, row, environment)
         if not within or row < rows.rows:
-            kept.add((row, sample))
+            kept.add(f"{name}.{row}.{sample}")
     return kept
 
 

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from gymq import run
@@ -25,6 +26,7 @@ from gymq.errors import GymqError, UsageError
 from gymq.launch import SINK, children
 from gymq.link import Link, Outage
 from gymq.run import RunConfig, RunStatus
+from gymq.seen import Seen
 from gymq.settings import PREFIX, Settings
 from gymq.supervisor import Supervisor
 
@@ -55,13 +57,11 @@ class Session:
         config: the run.
         source: what the data are called in the run's ledger.
         survey: what the rows are.
-        kept: the rollouts that the file has: row and sample.
+        kept: the rollouts that the file has.
         place: where things are.
     """
 
-    def __init__(
-        self, request: Request, config: RunConfig, source: str, survey: Survey, kept: set[tuple[int, int]], place: Place
-    ) -> None:
+    def __init__(self, request: Request, config: RunConfig, source: str, survey: Survey, kept: Seen, place: Place) -> None:
         self._request = request
         self._config = config
         self._source = source
@@ -121,9 +121,9 @@ class Session:
                 with suppress(GymqError):
                     await run.remove(link, name)
                 await run.create(link, self._config)
-                ids = [f"{name}.{row}.{sample}" for row, sample in sorted(self._kept)]
-                for first in range(0, len(ids), _BATCH):
-                    await link.send("SADD", link.keys.skip(name), *ids[first : first + _BATCH])
+                ids = iter(self._kept)
+                while batch := list(islice(ids, _BATCH)):
+                    await link.send("SADD", link.keys.skip(name), *batch)
             self._parts = await segments(link, name, self._source, self._request.limit)
             await link.send("HSET", link.keys.run(name), f"to:{CONSUMER}", str(self._place.out.absolute()))
             # Before the first rollout ends: what a consumer that comes later has missed is gone.

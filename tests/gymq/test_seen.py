@@ -22,6 +22,7 @@ def test_it_says_what_a_set_would_say(places):
         known.add(rid)
         assert rid in seen
     assert len(seen) == len(known)
+    assert sorted(seen) == sorted(known)
 
 
 @pytest.mark.parametrize(
