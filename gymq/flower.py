@@ -13,12 +13,17 @@ MAX_TASKS = 20_000
 PURGE_OFFLINE = 60
 
 
-def command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
+#: The name with which people log in.
+USER = "gymq"
+
+
+def command(settings: Settings, port: int, password: str) -> tuple[list[str], dict[str, str]]:
     """The command line that starts Flower, and what its environment needs besides the caller's own.
 
     Args:
         settings: where Redis is; stands in the environment, not in the arguments, for it may hold a password.
-        port: where it listens, on this machine only: whoever reaches it can read every task.
+        port: where it listens, on this machine only.
+        password: what it asks for: other users of the machine reach the port, too, and could read every task.
     """
     arguments = [
         sys.executable,
@@ -37,4 +42,4 @@ def command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
         f"--max_tasks={MAX_TASKS}",
         f"--purge_offline_workers={PURGE_OFFLINE}",
     ]
-    return arguments, {f"{PREFIX}REDIS_URL": settings.redis_url}
+    return arguments, {f"{PREFIX}REDIS_URL": settings.redis_url, "FLOWER_BASIC_AUTH": f"{USER}:{password}"}

@@ -157,7 +157,7 @@ def test_rollouts_pass_from_the_producer_to_the_sinks_file(compose):
     wait_for_state(compose.settings, "try1", "done")
     assert status(compose.settings, "try1").by_status == {"completed": 2 * ROWS}
     # And Flower answers, and every other service still runs and ends well when it is told to
-    wait_until(lambda: _status(f"http://127.0.0.1:{compose.flower_port}/") == 200, 30, "Flower")
+    wait_until(lambda: _status(f"http://127.0.0.1:{compose.flower_port}/") == 401, 30, "Flower")
     for name in ("agent", "model", "resource", "executor"):
         assert processes[name].poll() is None, compose.log(name)
         processes[name].terminate()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 import click
 
 from gymq.cli.options import find_server, server_options
+
+#: The environment variable that holds Flower's password.
+PASSWORD = "GYMQ_FLOWER_PASSWORD"
 
 
 @click.command()
@@ -17,7 +21,8 @@ from gymq.cli.options import find_server, server_options
 def flower(redis: str | None, of: str | None, port: int) -> None:
     """Watch workers and rollouts in a browser, with Flower: all failures, and a sample of the others.
 
-    It listens on this machine only and changes nothing. Ctrl-C stops it.
+    It listens on this machine only, asks for a name and a password, and changes nothing. The password is that of
+    GYMQ_FLOWER_PASSWORD, or a new one, which is printed. Ctrl-C stops it.
 
     \b
     Examples:
@@ -25,10 +30,13 @@ def flower(redis: str | None, of: str | None, port: int) -> None:
       gymq flower --port 5556 --of rollouts.jsonl
     """
     from gymq.cli.status import with_link
-    from gymq.flower import command
+    from gymq.flower import USER, command
 
     settings = find_server(redis, of)
     with_link(settings, lambda link: link.send("PING"))
-    argv, env = command(settings, port)
-    click.echo(f"http://127.0.0.1:{port}/")
+    given = os.environ.get(PASSWORD)
+    password = given or secrets.token_urlsafe(12)
+    argv, env = command(settings, port, password)
+    told = f"the password of {PASSWORD}" if given else f"password {password}"
+    click.echo(f"http://127.0.0.1:{port}/  user {USER}, {told}")
     os.execvpe(argv[0], argv, {**os.environ, **env})

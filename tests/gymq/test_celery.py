@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -88,18 +90,28 @@ def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client
         assert not [key for key in redis.keys("*unacked*")]
 
 
+KNOWN = {"Authorization": "Basic " + base64.b64encode(b"gymq:secret").decode()}
+WRONG = {"Authorization": "Basic " + base64.b64encode(b"gymq:wrong").decode()}
+
+
 @pytest.mark.slow
 def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spawn, tmp_path):  # noqa: F811
     # Given Flower, and a worker whose actor says that a rollout went well
     port = 20000 + os.getpid() % 10000
-    argv, env = flower.command(Settings(redis_url=redis_url), port)
+    argv, env = flower.command(Settings(redis_url=redis_url), port, "secret")
     log = tmp_path / "flower.log"
-    spawn(argv, {**env, "FLOWER_UNAUTHENTICATED_API": "1"}, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
+    spawn(argv, env, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
     wait_until(lambda: "Connected to redis" in log.read_text(), limit=20, what="flower")
     agent = worker("agent")
 
+    def ask(path: str, **arguments):
+        return urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}{path}", **arguments),
+            timeout=10,
+        )
+
     def get(path: str):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with ask(path, headers=KNOWN) as answer:
             return json.load(answer)
 
     # Then both are seen
@@ -107,10 +119,23 @@ def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spaw
     task = get("/api/tasks")["r1"]
     assert (task["name"], task["result"], task["worker"]) == ("rollout:weather", "reward=1.0", agent.name)
     assert get("/api/workers?status=1") == {agent.name: True}
+    # And nothing is told without the password, and nothing can be changed with it
+    for path in ("/", "/workers", f"/worker/{agent.name}", "/task/r1", "/api/tasks", "/api/workers"):
+        assert refused(lambda path=path: ask(path)) == 401
+        assert refused(lambda path=path: ask(path, headers=WRONG)) == 401
+    for path in (f"/api/worker/shutdown/{agent.name}", "/api/task/send-task/gymq.enqueue", "/api/task/revoke/r1"):
+        assert refused(lambda path=path: ask(path, headers=KNOWN, method="POST", data=b"{}")) == 403
+
+
+def refused(ask) -> int:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        ask()
+    return refusal.value.code
 
 
 def test_flowers_command_line_holds_no_password():
-    argv, env = flower.command(Settings(redis_url="redis://:secret@localhost/0"), 5555)
+    argv, env = flower.command(Settings(redis_url="redis://:secret@localhost/0"), 5555, "hidden")
     assert "secret" not in " ".join(argv)
-    assert env == {"GYMQ_REDIS_URL": "redis://:secret@localhost/0"}
+    assert "hidden" not in " ".join(argv)
+    assert env == {"GYMQ_REDIS_URL": "redis://:secret@localhost/0", "FLOWER_BASIC_AUTH": "gymq:hidden"}
     assert Path(argv[0]) == Path(sys.executable)
