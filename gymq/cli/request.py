@@ -17,6 +17,7 @@ from gymq.errors import DataError, UsageError
 from gymq.prompt import PromptConfig
 from gymq.responses import check_sampling
 from gymq.run import RunConfig
+from gymq.settings import Settings
 from gymq.source import fingerprint
 
 #: Characters of an environment's name that its runs' names begin with.
@@ -129,6 +130,9 @@ def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
     missing = [f"--{name}" for name in needed if merged.get(name) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see --help for an example")
+    if merged.get("redis") == "env":
+        # A command line can be read by all users of the machine, and the URL holds a password.
+        merged["redis"] = Settings.from_environment().redis_url
     try:
         return Request.model_validate(merged)
     except ValidationError as error:

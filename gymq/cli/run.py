@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @task_options
 @click.option("--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server.  [default: OpenAI's]")
 @click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
-@click.option("--redis", metavar="URL", help="Use this server.  [default: a server of the run's own, beside OUT]")
+@click.option(
+    "--redis",
+    metavar="URL",
+    help="Use this server; env: that of GYMQ_REDIS_URL.  [default: a server of the run's own, beside OUT]",
+)
 @click.option("--out", metavar="ROLLOUTS.jsonl", help="The file of finished rollouts.")
 def run(env: str, **given: Any) -> int:
     """Roll out tasks in environment ENV: everything in one command.
