@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--redis",
     metavar="URL",
-    help="Use this server; env: that of GYMQ_REDIS_URL.  [default: a server of the run's own, beside OUT]",
+    help="Use this server; env: GYMQ_REDIS_URL.  [default: one of the run's own, beside OUT]",
 )
 @click.option("--out", metavar="ROLLOUTS.jsonl", help="The file of finished rollouts.")
 def run(env: str, **given: Any) -> int:
