@@ -21,6 +21,7 @@ from typing import Any
 from gymq.link import Link, Outage
 from gymq.liveness import Liveness
 from gymq.mailbox import Mail, Mailboxes
+from gymq.quarantine import Quarantine
 from gymq.settings import Settings
 
 #: Seconds between two looks at the dead.
@@ -69,7 +70,15 @@ class Actor:
         self.reader = Link(settings, f"gymq-{self.role}-reader")
         self.link = Link(settings, f"gymq-{self.role}")
         self.boxes = Mailboxes(self.mailboxes(), self.link.keys)
+        self.quarantine: Quarantine | None = Quarantine(self.role, settings, options)
         self.life = Liveness(settings, Link(settings, f"gymq-{self.role}-alive"), self.describe())
+
+    def isolate(self) -> None:
+        """Before `main`: serve suspects and nothing else, one at a time; see `gymq.alone`."""
+        self.capacity = 1
+        self.boxes = Mailboxes(self.mailboxes(), self.link.keys, alone=True)
+        self.quarantine = None
+        self.life = Liveness(self.settings, self.life.link, self.describe())
 
     # What a role says.
 
@@ -155,6 +164,7 @@ class Actor:
             "host": self.host,
             "pid": os.getpid(),
             "mailboxes": self.mailboxes(),
+            "alone": self.quarantine is None,
             "started": time.time(),
         }
 
@@ -235,7 +245,9 @@ class Actor:
             if self._draining:
                 self._room.set()
             try:
-                await self.life.sweep()
+                waiting = await self.life.sweep()
+                if self.quarantine is not None:
+                    await self.quarantine.look(waiting and not self._draining)
                 await self.duties()
             except Outage:
                 await self.life.recover()
@@ -247,7 +259,9 @@ class Actor:
             await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
-        await self.life.leave()
+        await self.life.leave(broken=self._failure is not None)
+        if self.quarantine is not None:
+            await self.quarantine.end()
         if self._failure is not None:
             raise self._failure
 

@@ -13,8 +13,9 @@ from gymq.actor import Actor
 from gymq.batch import Batcher, pack
 from gymq.cache import Cache
 from gymq.call import Call, Reply, decode_call, encode
+from gymq.dead import bury_call
 from gymq.errors import CallError, Fault
-from gymq.mailbox import MAX_ATTEMPTS, Mail
+from gymq.mailbox import STRIKES, Mail
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
 
@@ -77,9 +78,11 @@ class CallServer(Actor):
             return
         started = time.time()
         fault, value = None, b""
+        letter = None
         try:
-            if mail.attempt >= MAX_ATTEMPTS:
-                raise CallError("lost", f"{mail.attempt} {self.role} workers died with this call in hand")
+            if mail.strikes >= STRIKES:
+                poison, letter = await bury_call(self.link, mail, call, self.role)
+                raise poison
             value = await self.serve(call)
         except CallError as error:
             fault = error.fault
@@ -88,12 +91,15 @@ class CallServer(Actor):
             fault = Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more")
         if fault is not None:
             self.counts["faults"] += 1
-        self.reply(mail, call, started, fault, value)
+        self.reply(mail, call, started, fault, value, letter)
 
-    def reply(self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes) -> None:
-        """Send a call's reply and acknowledge its mail."""
+    def reply(
+        self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
+    ) -> None:
+        """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
+        last = [] if letter is None else [letter, self.settings.ttl]
         reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt)
-        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id]))
+        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, *last]))
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
         outcomes = await self.link.insist("reply", pack([reply for _, reply in batch]))

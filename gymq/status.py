@@ -45,6 +45,7 @@ class Overview(msgspec.Struct):
         workers: workers alive, by role.
         mailboxes: by name.
         paused: no rollouts are admitted.
+        dead: dead letters.
         warnings: one line each.
     """
 
@@ -52,6 +53,7 @@ class Overview(msgspec.Struct):
     workers: dict[str, int]
     mailboxes: list[Mailbox]
     paused: bool
+    dead: int
     warnings: list[str]
 
 
@@ -81,7 +83,8 @@ async def overview(link: Link, name: str | None = None) -> Overview:
     paused = bool(await link.send("EXISTS", link.keys.paused))
     if paused:
         warnings.append("admission is paused; `gymq control resume` ends that")
-    return Overview(runs, workers, boxes, paused, warnings)
+    dead: int = await link.send("XLEN", link.keys.dead)
+    return Overview(runs, workers, boxes, paused, dead, warnings)
 
 
 async def _runs(link: Link, name: str | None) -> list[RunStatus]:
@@ -108,6 +111,9 @@ async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
     for (_, info), sign in zip(infos.items(), signs, strict=True):
         if sign is not None and info.startswith(b"{"):
             told: dict[str, Any] = msgspec.json.decode(info)
+            if told.get("alone"):  # it reads suspects only, and comes and goes
+                roles["quarantine"] += 1
+                continue
             roles[told["role"]] += 1
             readers.update(told["mailboxes"])
     # Executors hold no mail, so they stand in no registry.
@@ -132,7 +138,7 @@ async def _needs(link: Link, one: RunStatus) -> list[str]:
 
 async def _mailbox(link: Link, name: str, workers: int) -> Mailbox:
     length = taken = 0
-    for stream in (link.keys.mailbox(name), link.keys.retry(name)):
+    for stream in (link.keys.mailbox(name), link.keys.retry(name), link.keys.alone(name)):
         if await link.send("EXISTS", stream):
             length += await link.send("XLEN", stream)
             # The first worker makes the group; mail may come before it.

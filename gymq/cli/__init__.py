@@ -20,6 +20,7 @@ COMMANDS = {
     "cancel": ("status", "cancel", "Stop a run; what has ended is kept."),
     "rm": ("status", "remove", "Forget a run and all that Redis holds of it."),
     "consumer": ("consumer", "consumer", "List or drop the consumers of a run."),
+    "dead": ("dead", "dead", "List, show, replay or drop calls that killed their process."),
     "env": ("env", "env", "List the environments that are installed."),
     "control": ("control", "control", "Pause, resume, drain or ask the workers."),
     "server": ("server", "server", "Run the server that comes with gymq, by itself."),

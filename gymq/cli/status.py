@@ -71,6 +71,8 @@ def _show(found: Any) -> None:
         boxes.add_row(box.name, str(box.waiting), str(box.taken), str(box.workers))
     if found.mailboxes:
         show("", boxes)
+    if found.dead:
+        show("", f"dead letters: {found.dead}; `gymq dead list` shows them")
     show(*[f"warning: {warning}" for warning in found.warnings])
 
 

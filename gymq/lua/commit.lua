@@ -11,12 +11,14 @@
 --   rows:<run>      HASH    row -> task
 --   run:<run>       HASH    counters
 --   out:<run>       STREAM  finished rollouts
+--   dead            STREAM  dead letters
 -- ARGV[1]  msgpack list of commits, each:
 --   1 rollout  2 version it was decided on  3 stream and  4 id of the mail to acknowledge
 --   5 flat list of hash fields to set  6 messages to append  7 call records to append
 --   8 list of sends: mailbox, body  9 due, ms
 --   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace)
 --   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
+--   12 empty list, or the mail's dead letter, seconds for which dead letters are kept from now on
 -- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
 local P = KEYS[1]
 local call = redis.call
@@ -45,6 +47,10 @@ for i = 1, #batch do
     local final = c[10]
     append(P .. 't:' .. rid, c[6])
     append(P .. 'k:' .. rid, c[7])
+    if c[12] and c[12][1] then
+      call('XADD', P .. 'dead', '*', 'b', c[12][1])
+      call('EXPIRE', P .. 'dead', c[12][2])
+    end
     if #final == 0 then
       local sends = c[8]
       local fields = c[5]

@@ -13,10 +13,11 @@ from gymq.agent import Agent
 from gymq.batch import pack
 from gymq.cache import Cache
 from gymq.call import Reply, decode_reply, encode
+from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
 from gymq.errors import Fault, UnknownName, UsageError
 from gymq.link import Link, Outage
-from gymq.mailbox import MAX_ATTEMPTS, Mail
+from gymq.mailbox import STRIKES, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import decode_task
@@ -123,8 +124,11 @@ class AgentWorker(Actor):
         machine = Machine(live, config, spec, agent)
         if must:
             return machine.abandon(Fault("cancelled", "the run was cancelled"), "cancelled")
-        if mail.attempt >= MAX_ATTEMPTS:
-            return machine.abandon(Fault("lost", f"{mail.attempt} agent workers died with this step in hand"))
+        if mail.strikes >= STRIKES:
+            poison, letter = bury_step(mail, live.version, live.task_data, config)
+            step = machine.abandon(poison.fault)
+            step.letter = [letter, self.settings.ttl]
+            return step
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
         fields = mail.fields
