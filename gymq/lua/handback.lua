@@ -13,9 +13,10 @@
 local P = KEYS[1]
 local call = redis.call
 local worker, most, why = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local death = why == '1' and 0 or 1
 if why == '0' and call('EXISTS', P .. 'alive:' .. worker) == 1 then return -1 end
 local info = call('HGET', P .. 'workers', worker)
+-- One that stands in no registry was handed back before, and lived: it took more under its old name, which it then dropped.
+local death = (why == '1' or not info) and 0 or 1
 if info and string.sub(info, 1, 4) ~= 'dead' then
   call('DEL', P .. 'alive:' .. worker)
   call('HSET', P .. 'workers', worker, 'dead' .. info)

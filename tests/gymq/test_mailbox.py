@@ -314,4 +314,5 @@ async def test_who_reads_without_standing_in_the_registry_is_found(link, boxes):
     assert await link.run("orphans", BOX) == [[b"zombie"], 0]
     # Then what it holds can be handed back like any other's
     assert await hand_back(link, "zombie") == 1
+    assert await waiting(link) == [[b"c", b"1", b"a", b"0"]]  # it lives: no second death
     assert await link.run("orphans", BOX) == [[], 0]

@@ -11,6 +11,7 @@ import pytest
 from gymq import actor, mailbox
 from gymq.actor import Actor, end
 from gymq.call import Call, decode_reply, encode
+from gymq.dead import letters
 from gymq.errors import CallError, GymqError
 from gymq.server import STRIKES, CallServer
 from gymq.settings import Settings
@@ -208,7 +209,7 @@ async def test_stopping_hands_back_what_is_held(settings, link):
         await asyncio.wait_for(life, 5)
     assert server.cancelled == ["r.1.0:1:0"]
     ((_, fields),) = await link.send("XRANGE", keys.retry(BOX), "-", "+")
-    assert fields[2:] == [b"a", b"1"]
+    assert fields[2:] == [b"a", b"0"]
 
 
 class Broken(Actor):

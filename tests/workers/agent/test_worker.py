@@ -11,6 +11,7 @@ from gymq_workers.agent.worker import STRIKES, AgentWorker
 from gymq import run
 from gymq.batch import pack
 from gymq.call import Generated, Reply, Usage, decode_call, decode_reply, encode
+from gymq.dead import letters
 from gymq.environment import EnvironmentSpec
 from gymq.mailbox import Mail
 from gymq.message import Message, encode_message
