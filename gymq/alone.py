@@ -75,14 +75,14 @@ def main(role: str) -> None:
     Args:
         role: its name.
     """
-    code = UNFIT
+    actors: list[Any] = []
+    well = False
     try:
         settings = Settings.from_environment()
         options = msgspec.json.decode(os.environ.pop(OPTIONS, "{}"))
         actors = [registry.load(registry.ROLES, role)(settings, options)]
-        code = 1
         asyncio.run(live(actors, settings))
-        code = 0
+        well = True
     except GymqError as error:
         print(f"gymq: the {role} quarantine ended: {error}", file=sys.stderr)
     except BaseException:
@@ -90,7 +90,8 @@ def main(role: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)
+    begun = any(actor.worker for actor in actors)
+    os._exit(0 if well else 1 if begun else UNFIT)
 
 
 if __name__ == "__main__":

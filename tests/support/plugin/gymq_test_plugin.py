@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 
 import msgspec
+from gymq_workers.agent.tool_agent import ToolAgent
+from gymq_workers.model.scripted_backend import ScriptedBackend
 
 from gymq.agent import Agent, Generate
 from gymq.environment import Environment, Opening, Response, Score, hook, tool
@@ -70,6 +73,46 @@ class Slow(Environment):
             for i, (name, arguments) in enumerate(script[turn])
         ]
         return Message(role="assistant", tool_calls=calls)
+
+
+class Deadly(Slow):
+    """`Slow` with a tool that kills its process where the row says so, until a file says that it was mended."""
+
+    name = "deadly"
+
+    @tool(timeout=120)
+    async def bite(self, number: int, task, state: SlowState) -> str:
+        """Bite, and kill the process if the row's `deadly` is `tool`."""
+        note(task["journal"], f"{task.id} bite {os.getpid()}")
+        await asyncio.sleep(task.get("seconds", 0))
+        kill(task, "tool")
+        state.steps += 1
+        return f"bitten {number}"
+
+
+def kill(task, where: str) -> None:
+    """End the process as a crash does, if the row says so."""
+    if task.get("deadly") == where and not os.path.exists(task["mended"]):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Lethal(ScriptedBackend):
+    """Code plays the model, and kills the process where the row says so."""
+
+    async def generate(self, request):
+        note(request.task["journal"], f"{request.task.id} generate {os.getpid()}")
+        await asyncio.sleep(0.05)
+        kill(request.task, "backend")
+        return await super().generate(request)
+
+
+class Assassin(ToolAgent):
+    """An agent whose code kills its process after a message that says so."""
+
+    def act(self, view):
+        if view.messages[0].content == "kill":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().act(view)
 
 
 class Hostile(Environment):
