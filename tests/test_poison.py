@@ -50,6 +50,7 @@ class Keeper:
 
 def rows(tmp_path, count: int, tool: str, deadly: str = "", victim: int = -1, **fields) -> list[dict]:
     """Rows of one tool call each; `victim` is the row that kills."""
+    (tmp_path / "journal").touch()
     return [
         {
             "id": f"t{i}",
@@ -204,7 +205,7 @@ def test_random_kills_of_workers_make_no_dead_letters(farm, tmp_path, no_leaks):
     keeper = Keeper(farm, "resource", 2, environments="deadly")
     farm.wait_for(4)
     config = RunConfig("innocent", "deadly", "tool", "scripted", concurrency=30)
-    farm.produce(config, rows(tmp_path, 300, "bite", seconds=0.4))
+    farm.produce(config, rows(tmp_path, 400, "bite", seconds=1))
     farm.sink("innocent", tmp_path / "out.jsonl")
     # When ordinary workers are killed at random, some while a quarantine of theirs works
     dice, quarantined = random.Random(7), 0
@@ -217,7 +218,7 @@ def test_random_kills_of_workers_make_no_dead_letters(farm, tmp_path, no_leaks):
     wait_until(lambda: farm.status("innocent").state == "done", LIMIT, "the run to be done")
     # Then all ended well, and no letter was written
     found = records(tmp_path / "out.jsonl")
-    assert Counter(one["status"] for one in found) == Counter(completed=300)
+    assert Counter(one["status"] for one in found) == Counter(completed=400)
     assert {one["reward"] for one in found} == {1.0}
     assert graves(farm) == []
     assert quarantined
@@ -231,12 +232,15 @@ def test_a_worker_that_is_drained_takes_its_quarantine_along_without_a_strike(fa
     keeper = Keeper(farm, "resource", 1, environments="deadly")
     farm.wait_for(3)
     farm.produce(RunConfig("drained", "deadly", "tool", "scripted"), rows(tmp_path, 1, "bite", seconds=8))
-    for _ in range(2):
-        farm.kill_holding(keeper.workers[0])
+    journal = tmp_path / "journal"
+    for death in range(2):
+        wait_until(lambda: journal.read_text().count("bite") == death + 1, 30, "the call to run")  # noqa: B023
+        keeper.workers[0].kill()
+        keeper.workers[0].wait()
         keeper.look()
     wait_until(lambda: quarantines(farm), 30, "a quarantine")
     alone = quarantines(farm)[0]["pid"]
-    wait_until(lambda: f"bite {alone}" in (tmp_path / "journal").read_text(), 30, "the suspect to run")
+    wait_until(lambda: f"bite {alone}" in journal.read_text(), 30, "the suspect to run")
     # When the worker is drained
     keeper.workers[0].terminate()
     assert keeper.workers[0].wait(30) == 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
-import signal
 import time
 
 import msgspec
@@ -90,10 +90,15 @@ class Deadly(Slow):
         return f"bitten {number}"
 
 
+def crash() -> None:
+    """Segmentation fault, here and now: a signal to oneself leaves time to go on."""
+    ctypes.string_at(0)
+
+
 def kill(task, where: str) -> None:
     """End the process as a crash does, if the row says so."""
     if task.get("deadly") == where and not os.path.exists(task["mended"]):
-        os.kill(os.getpid(), signal.SIGSEGV)
+        crash()
 
 
 class Lethal(ScriptedBackend):
@@ -111,7 +116,7 @@ class Assassin(ToolAgent):
 
     def act(self, view):
         if view.messages[0].content == "kill":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            crash()
         return super().act(view)
 
 
