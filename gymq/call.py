@@ -185,7 +185,7 @@ class Reply(msgspec.Struct, array_like=True):
         worker: who did it.
         fault: why it failed, or None.
         value: the msgpack of `Generated`, `ToolResult`, `Opened`, `Responded` or `Scored`; empty after a fault or a `close`.
-        attempt: how often the call was delivered before, 0 at first.
+        attempt: how many workers died with the call in hand.
     """
 
     n: int

@@ -12,11 +12,13 @@ from collections import Counter
 
 import pytest
 
+from gymq.alone import OPTIONS
 from gymq.dead import letters
 from gymq.run import RunConfig
 from tests.support import rollouts
 from tests.support.farm import PLUGIN, records
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -245,9 +247,35 @@ def test_a_worker_that_is_drained_takes_its_quarantine_along_without_a_strike(fa
     assert keeper.workers[0].wait(30) == 0
     # Then its quarantine is gone, too, and what it held waits for another, without a strike
     wait_until(lambda: not quarantines(farm), 5, "the quarantine to end")
-    ((_, fields),) = farm.ask("XRANGE", "gymq:{0}:m:resource:deadly:alone", "-", "+")
-    assert fields[2:] == [b"k", b"0", b"w", fields[5], b"a", b"2"]
+    strikes, _, deaths = _marks(farm, "resource:deadly")
+    assert (strikes, deaths) == (b"0", b"2")
     # and the other completes it
     keeper.look()
     (record,) = farm.finish("drained", tmp_path / "out.jsonl")
     assert (record["status"], record["reward"]) == ("completed", 1.0)
+
+
+def test_a_quarantine_whose_loop_stands_still_ends_itself_and_that_is_a_strike(farm, spawn, tmp_path):
+    # Given a suspect that never lets go of the loop
+    farm.start("agent")
+    farm.start("model", model="scripted")
+    farm.wait_for(2)
+    box = "resource:blocking"
+    task = {"id": "t", "prompt": "go", "environment": "blocking"}
+    farm.produce(RunConfig("stuck", "blocking", "tool", "scripted"), [task])
+    wait_until(lambda: farm.ask("XLEN", keys.mailbox(box)), 30, "the call")
+    ((_, fields),) = farm.ask("XRANGE", keys.mailbox(box), "-", "+")
+    farm.ask("XADD", keys.alone(box), "*", *fields, "k", 0, "w", "somebody", "a", 2)
+    # When it runs in a quarantine
+    environment = farm.settings.environment() | {"PYTHONPATH": str(PLUGIN), OPTIONS: '{"environments": "blocking"}'}
+    quarantine = spawn([sys.executable, "-m", "gymq.alone", "resource"], environment, stderr=subprocess.DEVNULL)
+    # Then that ends, and others hand the suspect back with a strike
+    assert quarantine.wait(30) == 1
+    wait_until(lambda: _marks(farm, box)[0] == b"1", 15, "the strike")
+    assert _marks(farm, box)[2] == b"3"
+
+
+def _marks(farm, box: str) -> list[bytes]:
+    """Strikes, last victim and deaths of the one suspect."""
+    ((_, fields),) = farm.ask("XRANGE", keys.alone(box), "-", "+")
+    return fields[-5::2]

@@ -246,6 +246,14 @@ class Protocol(RuleBasedStateMachine):
         self.zombies.append(worker)
         self.workers[number] = self.born(number)
 
+    @rule(kind=st.integers(0, 1), most=st.integers(1, 4))
+    def plague(self, kind: int, most: int) -> None:
+        """Some mail kills whoever takes it, until it is to be buried."""
+        for number in (kind, kind, *[QUARANTINES + kind] * STRIKES):
+            self.taken(self.workers[number], most)
+            self.crash(number)
+            self.judge(2, True)
+
     @precondition(lambda self: self.zombies)
     @rule(which=PICK, mail=PICK, takes=st.booleans())
     def zombie(self, which: int, mail: int, takes: bool) -> None:

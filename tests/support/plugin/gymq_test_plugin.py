@@ -90,6 +90,21 @@ class Deadly(Slow):
         return f"bitten {number}"
 
 
+class Blocking(Environment):
+    """A tool that never lets go of its worker's loop."""
+
+    name = "blocking"
+
+    @tool()
+    async def spin(self) -> str:
+        """Never end."""
+        while True:
+            pass
+
+    def policy(self, messages):
+        return Message(role="assistant", tool_calls=[ToolCall("call_0", Function("spin", "{}"))])
+
+
 def crash() -> None:
     """Segmentation fault, here and now: a signal to oneself leaves time to go on."""
     ctypes.string_at(0)
