@@ -202,11 +202,8 @@ class Protocol(RuleBasedStateMachine):
 
     def letter(self, mail: Mail) -> list:
         """The letter of mail with three strikes; here its rollout goes on all the same."""
-        return (
-            [b" ".join(mail.fields[1:4:2] if mail.fields[0] == b"r" else [mail.fields[1]]), 100]
-            if mail.strikes >= STRIKES
-            else []
-        )
+        name = mail.fields[1:4:2] if mail.fields[0] == b"r" else [mail.fields[1]]
+        return [b" ".join(name), 100] if mail.strikes >= STRIKES and b"x" not in mail.fields[4::2] else []
 
     def version(self, mail: Mail) -> int:
         return int(self.send("HGET", keys.rollout(mail.fields[1].decode()), "v") or 0)
