@@ -68,7 +68,7 @@ async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_
     assert await link.send("EXISTS", keys.open) == 0
     mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
-    assert all(fields[2:] == [b"v", b"0", b"x", b"1"] for fields in mail)
+    assert all(fields[2:] == [b"v", b"0", b"x", b"run"] for fields in mail)
     await pretender.end("r.0.0", status="cancelled")
     assert await link.run("admit", 128, 4096, 2000, 1 << 40) == [0, 0]
 
