@@ -1,4 +1,4 @@
-"""Cancelling with real workers: queued work and calls in flight stop, what was opened is closed, and the run's counts are right."""
+"""Cancelling with real workers: queued work and calls in flight stop, and what was opened is closed."""
 
 from __future__ import annotations
 
