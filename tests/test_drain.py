@@ -1,16 +1,17 @@
-"""SIGTERM for each role while it holds calls: it stays visible, finishes what it can, hands back the rest, and leaves nobody."""
+"""SIGTERM for each role while it holds calls: it stays visible, finishes what it can, hands back the rest, leaves nobody."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from celery import Celery
 
 from gymq.celery import broker_url
 from gymq.run import RunConfig
@@ -24,9 +25,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 def answers(farm, name: str) -> bool:
     """Whether a worker answers `celery inspect ping`."""
-    with suppress(Exception), Celery(broker=broker_url(farm.settings.redis_url), set_as_current=False) as app:
-        return bool(app.control.inspect(destination=[f"{name}@{socket.gethostname()}"], timeout=1.5).ping())
-    return False
+    argv = [sys.executable, "-m", "celery", "-A", "gymq", "inspect", "ping", "-d", f"{name}@{socket.gethostname()}"]
+    environment = os.environ | {"GYMQ_REDIS_URL": farm.settings.redis_url}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    return "pong" in done.stdout
 
 
 def begun(journal: Path, what: str) -> int:
@@ -35,13 +37,13 @@ def begun(journal: Path, what: str) -> int:
 
 @pytest.mark.parametrize("role", ["agent", "model", "resource"])
 def test_a_worker_that_drains_is_seen_finishes_its_calls_and_leaves_no_process(farm, tmp_path, no_leaks, role):
-    # Given workers at calls of four seconds
+    # Given workers at calls of eight seconds
     journal = tmp_path / "journal"
     names = ("agent", "model", "resource")
     workers = {name: farm.start(name, model="scripted", environments="slow") for name in names}
     farm.wait_for(3)
     heard = Heard(broker_url(farm.settings.redis_url))
-    rows = slow_rows(journal, 10, [[["step", {"number": 1}]]], seconds=4, latency=4 if role == "model" else 0)
+    rows = slow_rows(journal, 10, [[["step", {"number": 1}]]], seconds=8, latency=8 if role == "model" else 0)
     farm.produce(RunConfig("drained", "slow", "tool", "scripted"), rows)
     if role != "agent":
         wait_until(lambda: farm.holds(workers[role]) == 10, 20, "the worker to hold calls")
@@ -49,7 +51,7 @@ def test_a_worker_that_drains_is_seen_finishes_its_calls_and_leaves_no_process(f
         wait_until(lambda: begun(journal, "step") == 10, 20, "rollouts in flight")
     # When one is told to end
     name = f"{role}{names.index(role) + 1}"
-    began = time.monotonic()
+    began, told = time.monotonic(), time.time()
     workers[role].terminate()
     time.sleep(0.5)
     # Then it is seen as long as it works, ends well, and hands nothing back
@@ -60,8 +62,9 @@ def test_a_worker_that_drains_is_seen_finishes_its_calls_and_leaves_no_process(f
     assert workers[role].wait(15) == 0
     assert not any(running(child.pid) for child in children)
     beats = [event for event in heard.events if event["type"] == "worker-heartbeat" and event["hostname"].startswith(name)]
-    if role != "agent":
-        assert beats[-1]["local_received"] - time.time() > -6 and time.monotonic() - began > 2
+    if role != "agent":  # which has nothing to wait for: its steps are done at once
+        assert time.monotonic() - began > 4
+        assert sum(event["timestamp"] > told for event in beats) >= 2
     assert len(farm.registered()) == 2
     farm.start(role, model="scripted", environments="slow")
     found = farm.finish("drained", tmp_path / "out.jsonl")
@@ -83,7 +86,7 @@ def start_isolated(farm, journal: Path, seconds: float, **options):
 def test_an_executor_finishes_its_calls_and_is_seen_meanwhile(farm, tmp_path, no_leaks):
     # Given an executor with two calls, each with a child of its own
     journal = tmp_path / "journal"
-    _, executor = start_isolated(farm, journal, 5)
+    _, executor = start_isolated(farm, journal, 8)
     family = psutil.Process(executor.pid).children(recursive=True)
     assert len(family) >= 4
     # When it is told to end, then it answers while they run
