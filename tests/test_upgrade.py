@@ -44,15 +44,15 @@ def test_old_and_new_workers_side_by_side_lose_nothing_and_double_nothing(farm, 
     journal, out = tmp_path / "journal", tmp_path / "out.jsonl"
     old = start(farm, newer=False)
     farm.wait_for(3)
-    config = RunConfig("upgrade", "slow", "tool", "scripted", samples=2, concurrency=60)
-    farm.produce(config, slow_rows(journal, 300, SCRIPT, seconds=0.05, latency=0.05))
+    config = RunConfig("upgrade", "slow", "tool", "scripted", samples=2, concurrency=30)
+    farm.produce(config, slow_rows(journal, 300, SCRIPT, seconds=0.2, latency=0.2))
     farm.sink("upgrade", out)
     wait_until(lambda: farm.status("upgrade").ended > 30, 60, "some rollouts")
     # When new ones come, one of which dies while it holds mail and comes again, and the old ones are told to end
     new = start(farm, newer=True)
     farm.wait_for(6)
     ended = farm.status("upgrade").ended
-    wait_until(lambda: farm.status("upgrade").ended > ended + 60, 60, "some more")
+    wait_until(lambda: farm.status("upgrade").ended > ended + 20, 60, "some more")
     held = farm.kill_holding(new["resource"])
     farm.start("resource", newer=True, environments="slow")
     farm.wait_for(6)
