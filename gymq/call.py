@@ -12,6 +12,14 @@ import msgspec
 
 from gymq.errors import Fault
 
+#: The schema: the layout of calls, replies and states. A field with a default at an array's end is no new schema: who does
+#: not know it passes over it, and who misses it takes the default. Any other change is one: count up here, and read the
+#: older ones where they are decoded.
+SCHEMA = 1
+
+#: The field of a call's mail. It tells the schema, so that any version can see what it cannot read without decoding it.
+CALL = "c" if SCHEMA == 1 else f"c{SCHEMA}"
+
 CallKind = Literal["generate", "open", "tool", "respond", "verify", "close"]
 
 
@@ -206,6 +214,11 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 def encode(value: msgspec.Struct) -> bytes:
     """Encode a call, a reply or a reply's value."""
     return _encoder.encode(value)
+
+
+def call_schema(field: bytes) -> int:
+    """The schema of a call, from the name of its mail's field."""
+    return int(field[1:] or 1)
 
 
 def decode_call(data: bytes) -> Call:

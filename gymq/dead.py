@@ -66,7 +66,7 @@ class Letter(msgspec.Struct, array_like=True):
     @property
     def call(self) -> Call | None:
         """The call, if it is one."""
-        return decode_call(self.mail[1]) if self.mail[0] == b"c" else None
+        return decode_call(self.mail[1]) if self.mail[0][:1] == b"c" else None
 
     def decode_task(self) -> Task:
         """The task."""

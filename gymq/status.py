@@ -29,12 +29,14 @@ class Mailbox(msgspec.Struct):
         waiting: messages that no worker has taken.
         taken: messages that workers are busy with.
         workers: workers alive that read it.
+        newer: messages that its workers are too old to read.
     """
 
     name: str
     waiting: int
     taken: int
     workers: int
+    newer: int = 0
 
 
 class Overview(msgspec.Struct):
@@ -83,6 +85,14 @@ async def overview(link: Link, name: str | None = None) -> Overview:
     paused = bool(await link.send("EXISTS", link.keys.paused))
     if paused:
         warnings.append("admission is paused; `gymq control resume` ends that")
+    warnings += [
+        f"run {one.config.name} is paused; `gymq control resume {one.config.name}` ends that"
+        for one in runs
+        if one.paused and one.state not in _OVER
+    ]
+    for box in boxes:
+        if box.newer:
+            warnings.append(f"{box.newer} messages of a newer schema wait for {box.name}; start newer workers")
     dead: int = await link.send("XLEN", link.keys.dead)
     return Overview(runs, workers, boxes, paused, dead, warnings)
 
@@ -144,7 +154,8 @@ async def _mailbox(link: Link, name: str, workers: int) -> Mailbox:
             # The first worker makes the group; mail may come before it.
             for group in await link.send("XINFO", "GROUPS", stream):
                 taken += dict(zip(group[::2], group[1::2], strict=True))[b"pending"]
-    return Mailbox(name, max(length - taken, 0), taken, workers)
+    newer = await link.send("XLEN", link.keys.newer(name))
+    return Mailbox(name, max(length - taken, 0) + newer, taken, workers, newer)
 
 
 def _how(need: str) -> str:

@@ -1,4 +1,4 @@
-"""`gymq status`, `gymq cancel`, `gymq rm`: look at runs, stop them, forget them."""
+"""`gymq status`, `gymq rm`: look at runs, forget them."""
 
 from __future__ import annotations
 
@@ -74,23 +74,6 @@ def _show(found: Any) -> None:
     if found.dead:
         show("", f"dead letters: {found.dead}; `gymq dead list` shows them")
     show(*[f"warning: {warning}" for warning in found.warnings])
-
-
-@click.command()
-@click.argument("run", metavar="RUN")
-@server_options
-def cancel(run: str, redis: str | None, of: str | None) -> None:
-    """Stop a RUN: nothing more begins, and what is in flight ends as `cancelled`. What has ended is kept.
-
-    \b
-    Examples:
-      gymq cancel try1
-      gymq cancel weather-1a2b3c4d5e --of rollouts.jsonl
-    """
-    from gymq.run import cancel as cancel_run
-
-    flying = with_link(find_server(redis, of), lambda link: cancel_run(link, run))
-    click.echo(f"run {run}: cancelled; {flying} rollouts were in flight")
 
 
 @click.command()

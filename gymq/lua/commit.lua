@@ -19,6 +19,7 @@
 --   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace)
 --   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
 --   12 empty list, or the mail's dead letter, seconds for which dead letters are kept from now on
+-- ARGV[2]  the field of the calls that are sent, which tells their schema; "c" if not given
 -- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
 local P = KEYS[1]
 local call = redis.call
@@ -60,7 +61,7 @@ for i = 1, #batch do
       fields[n + 2] = want + 1
       n = n + 2
       for j = 1, total do
-        call('XADD', P .. 'm:' .. sends[j][1], '*', 'c', sends[j][2])
+        call('XADD', P .. 'm:' .. sends[j][1], '*', ARGV[2] or 'c', sends[j][2])
         fields[n + 1] = 'c' .. (want + 1) .. '.' .. (j - 1)
         fields[n + 2] = total
         n = n + 2

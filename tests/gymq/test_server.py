@@ -90,9 +90,9 @@ async def until(condition, limit: float = 8.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def call(link, n: int, arguments: str = "", strikes: int = 0, **fields) -> Call:
+async def call(link, n: int, arguments: str = "", strikes: int = 0, kind: str = "tool", **fields) -> Call:
     """Send a call of a rollout of its own."""
-    one = Call(f"r.{n}.0", 1, 0, "tool", "r", "e", n, 0.0, arguments=arguments, **fields)
+    one = Call(f"r.{n}.0", 1, 0, kind, "r", "e", n, 0.0, arguments=arguments, **fields)
     await link.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
     marks = (("k", strikes, "w", "victim") if strikes else ()) + (("a", strikes + 2) if strikes else ())
     await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *marks)

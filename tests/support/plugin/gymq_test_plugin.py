@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
+import sys
 import time
 
 import msgspec
@@ -220,6 +222,48 @@ class Faulty(Environment):
                 role="assistant",
                 tool_calls=[ToolCall("call_0", Function(task.get("tool", "act"), task.get("arguments", "{}")))],
             )
+        return Message(role="assistant", content="done")
+
+
+class Guest(Environment):
+    """Opens something that must be closed, and has tools that take as long as the row says, each of another kind."""
+
+    name = "guest"
+
+    def open(self, task):
+        note(task["journal"], f"{task.id} open")
+        return Opening()
+
+    @tool(timeout=120)
+    async def wait(self, task) -> str:
+        """Wait on the loop."""
+        note(task["journal"], f"{task.id} wait {os.getpid()}")
+        await asyncio.sleep(task["seconds"])
+        note(task["journal"], f"{task.id} waited")
+        return "waited"
+
+    @tool(timeout=120)
+    def block(self, task) -> str:
+        """Wait in a thread."""
+        note(task["journal"], f"{task.id} block {os.getpid()}")
+        time.sleep(task["seconds"])
+        return "blocked"
+
+    @tool(isolated=True, timeout=120)
+    def rest(self, task) -> str:
+        """Wait in a process that has a child, which ignores SIGTERM."""
+        child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, 1); time.sleep(120)"])
+        note(task["journal"], f"{task.id} rest {os.getpid()} {child.pid}")
+        time.sleep(task["seconds"])
+        note(task["journal"], f"{task.id} rested")
+        return "rested"
+
+    def close(self, task):
+        note(task["journal"], f"{task.id} close")
+
+    def policy(self, messages, task):
+        if messages.last.role == "user":
+            return Message(role="assistant", tool_calls=[ToolCall("call_0", Function(task["tool"], "{}"))])
         return Message(role="assistant", content="done")
 
 
