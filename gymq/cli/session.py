@@ -198,7 +198,10 @@ class Session:
                     await asyncio.to_thread(server.start)
                 if over or time.monotonic() >= due:
                     due = time.monotonic() + STATUS_PERIOD
+                    before = self.status.ended if self.status else 0
                     await self._look(link, progress, over)
+                    if self.status and self.status.ended != before:
+                        supervisor.forgive()  # deaths that the run survives are no reason to give up
                 if over:
                     return 0
                 await asyncio.wait([stop], timeout=TICK)
