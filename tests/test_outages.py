@@ -13,6 +13,7 @@ import pytest
 from gymq.run import RunConfig
 from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until
+from tests.support.shard import keys
 from tests.test_rollouts import start
 
 #: Seconds that the judge is away; a person may want to see a minute of it.
@@ -116,7 +117,7 @@ def test_tools_that_met_an_outage_run_again_and_those_that_did_not_do_not(farm, 
     # Given two tool calls of a turn whose service is away, in rollouts with and without tries
     port = free_port()
     start(farm, "judged")
-    tasks = rows(tmp_path, 1, tools=2, port=port)
+    tasks = rows(tmp_path, 1, fetches=2, port=port)
     farm.produce(RunConfig("none", "judged", "tool", "scripted", infra_retries=1), tasks)
     (rollout,) = farm.finish("none", tmp_path / "out0.jsonl")
     # Then one is spent and fails
@@ -157,6 +158,9 @@ def test_time_is_over_while_the_model_hangs(farm, tmp_path, no_leaks):
         assert (rollout["status"], rollout["stop"], rollout["reward"]) == ("truncated", "max_seconds", 0.75)
         assert (rollout["turns"], len(rollout["messages"])) == (0, 1)
         assert rollout["finished_at"] - rollout["started_at"] < 5.5
+    # and what it answers after all is forgotten
+    wait_until(lambda: farm.ask("XLEN", keys.mailbox("model:scripted")) == 0, 20, "the model to answer")
+    assert farm.status("hangs").ended == 5
 
 
 def test_a_model_that_takes_too_long_is_asked_again_and_then_given_up(farm, tmp_path, no_leaks):

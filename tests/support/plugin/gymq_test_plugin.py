@@ -234,7 +234,7 @@ class Judged(Environment):
         note(task["journal"], f"{task.id} {'ask' if asked else 'generate'}")
         if not asked:
             await asyncio.sleep(task.get("hang", 0))
-            calls = [ToolCall(f"call_{i}", Function("fetch", "{}")) for i in range(task.get("tools", 0))]
+            calls = [ToolCall(f"call_{i}", Function("fetch", "{}")) for i in range(task.get("fetches", 0))]
             return Message(role="assistant", tool_calls=calls if len(messages) == 1 else [], content="done")
         if os.path.exists(task.get("down", "")):
             raise Unavailable("the judge is down")

@@ -43,7 +43,7 @@ def raised(outer: Exception, inner: Exception, how: str) -> Exception:
 
 
 OUTAGES = [
-    Unavailable("the judge is down"), ConnectionRefusedError(), ConnectionResetError(), TimeoutError(), OSError(113, "no route"),
+    Unavailable("down"), ConnectionRefusedError(), ConnectionResetError(), TimeoutError(), OSError(113, "no route"),
     socket.gaierror(-3, "no name"), ssl.SSLEOFError(), Status(status=503), Status(status_code=429), Status(status=408),
     Status(response=SimpleNamespace(status_code=500)), Status(status_code=425),
     urllib.error.HTTPError("http://x", 502, "bad", None, None), urllib.error.URLError(ConnectionRefusedError()),
@@ -56,7 +56,8 @@ OUTAGES = [
 DEFECTS = [
     ValueError(), KeyError("secret"), FileNotFoundError(), PermissionError(), Status(status=404), Status(status_code=401),
     Status(response=SimpleNamespace(status_code=400)), Status(status="503"), Status(status=True),
-    urllib.error.HTTPError("http://x", 404, "none", None, None), of("requests", "InvalidURL", OSError), of("httpx", "InvalidURL"),
+    urllib.error.HTTPError("http://x", 404, "none", None, None), of("requests", "InvalidURL", OSError),
+    of("httpx", "InvalidURL"),
     raised(ValueError("bad"), ConnectionRefusedError(), "hidden"), raised(RuntimeError("x"), KeyError("y"), "from"),
     raised(Status(status=403), TimeoutError(), "from"),
 ]  # fmt: skip
