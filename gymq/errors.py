@@ -32,8 +32,7 @@ FaultKind = Literal[
 TRUNCATING: frozenset[str] = frozenset({"context_overflow"})
 
 #: Faults of what stands around a rollout: they may pass, and its calls are sent again on the budget for them. All others
-#: are the data's: what was asked is at fault, and asking again would most often do the same. `lost` is one of those,
-#: since a call that killed ten workers is not to kill ten more.
+#: are the data's: what was asked is at fault, and asking again would most often do the same.
 INFRASTRUCTURE: frozenset[str] = frozenset({"model_unavailable", "unavailable"})
 
 #: Calls whose time-out is a service's. Elsewhere it is the environment's own code that took too long.

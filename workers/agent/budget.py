@@ -32,6 +32,8 @@ def take(state: State, config: RunConfig, call: str, fault: Fault, now: float) -
         fault: what it ended with.
         now: seconds since the epoch.
     """
+    if fault.kind == "poison":
+        return False  # it is not to kill more
     if not fault.passes(call):
         if state.data >= config.data_retries:
             return False

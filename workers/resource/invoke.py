@@ -109,7 +109,7 @@ class _Run:
         state = opening.state if opening.state is not None or state_type is None else self.load_state()
         return Opened(
             state=None if state is None else self.encoded(state),
-            turns=self.turns("open", opening.messages),
+            turns=self.turns(opening.messages),
             tools=None if opening.tools is None else self.json("its tools", opening.tools),
         )
 
@@ -121,7 +121,7 @@ class _Run:
             said = Response(messages=[Message(role="user", content=said)])
         if not isinstance(said, Response):
             raise CallError("environment", f"respond returned {type(said).__name__}; it must return text, a Response or an Ask")
-        return Responded(turns=self.turns("respond", said.messages), done=bool(said.done), state=self.state())
+        return Responded(turns=self.turns(said.messages), done=bool(said.done), state=self.state())
 
     async def verify(self) -> Scored:
         verdict = await self.hook("verify")
@@ -205,7 +205,7 @@ class _Run:
             raise self.wrong("asks a model, but gives it no messages")
         if not isinstance(ask.sampling, dict):
             raise self.wrong(f"asks a model with sampling of type {type(ask.sampling).__name__}; make it a dict")
-        turns = self.turns(self.call.kind, ask.messages)
+        turns = self.turns(ask.messages)
         try:
             note = msgspec.msgpack.encode(ask.note)
             return Asked(turns, note, msgspec.json.encode(ask.sampling), ask.model or "")
@@ -225,10 +225,10 @@ class _Run:
             return data
         return msgspec.json.encode(data.decode())
 
-    def turns(self, hook: str, messages: list[Message]) -> list[bytes]:
+    def turns(self, messages: list[Message]) -> list[bytes]:
         wrong = next((message for message in messages if not isinstance(message, Message)), None)
         if wrong is not None:
-            raise CallError("environment", f"{hook} gave a message of type {type(wrong).__name__}; make it a gymq Message")
+            raise self.wrong(f"gave a message of type {type(wrong).__name__}; make it a gymq Message")
         return [encode_message(message) for message in messages]
 
     def json(self, what: str, value: Any) -> bytes:

@@ -75,7 +75,7 @@ def test_waits_double_and_are_spread_and_have_a_bound():
     ("kind", "config", "sent"),
     [
         ("model_unavailable", {}, 9), ("timeout", {"infra_retries": 2}, 3), ("model_unavailable", {"infra_retries": 0}, 1),
-        ("model", {}, 1), ("model", {"data_retries": 2}, 3), ("lost", {}, 1),
+        ("model", {}, 1), ("model", {"data_retries": 2}, 3), ("poison", {"data_retries": 9}, 1),
     ],
 )  # fmt: skip
 def test_each_budget_is_finite_and_the_end_says_how_often_it_was_tried(kind, config, sent):
@@ -164,7 +164,7 @@ def test_a_rollout_that_waits_can_be_cancelled():
 # Rewards that are waited for.
 
 
-@pytest.mark.parametrize("kind", ["verifier", "killed", "memory", "timeout", "environment", "task", "lost"])
+@pytest.mark.parametrize("kind", ["verifier", "killed", "memory", "timeout", "environment", "task", "poison"])
 def test_a_verifiers_fault_fails_no_rollout_and_gives_no_zero(kind):
     play = Play(Script(Finish()), hooks=("verify", "close")).to("verifying")
     step = play.go(failed(kind))
