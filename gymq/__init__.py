@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
     from gymq.backend import Backend, Request
-    from gymq.environment import Environment, Opening, Response, Score, hook, tool
-    from gymq.errors import GymqError, TaskError, ToolError
+    from gymq.environment import Ask, Environment, Opening, Response, Score, hook, tool
+    from gymq.errors import GymqError, TaskError, ToolError, Unavailable
     from gymq.message import Conversation, Function, Message, ToolCall
     from gymq.producer import Producer, produce
     from gymq.results import Results, consume
@@ -27,8 +27,8 @@ _HOMES = {
     "agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
     "backend": ("Backend", "Request"),
     "results": ("Results", "consume"),
-    "environment": ("Environment", "Opening", "Response", "Score", "hook", "tool"),
-    "errors": ("GymqError", "TaskError", "ToolError"),
+    "environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
+    "errors": ("GymqError", "TaskError", "ToolError", "Unavailable"),
     "message": ("Conversation", "Function", "Message", "ToolCall"),
     "producer": ("Producer", "produce"),
     "rollout": ("Group", "Rollout"),
@@ -40,9 +40,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Agent", "Backend", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate", "Group",
+    "Agent", "Ask", "Backend", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate", "Group",
     "GymqError", "Message", "Opening", "Producer", "Request", "Respond", "Response", "Results", "Rollout", "RunConfig",
-    "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "View", "consume", "hook", "produce", "tool",
+    "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume", "hook",
+    "produce", "tool",
 ]  # fmt: skip
 
 

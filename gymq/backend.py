@@ -15,7 +15,7 @@ class Request(msgspec.Struct):
     """One request for the next message of a conversation.
 
     Args:
-        rollout: the rollout's id; a conversation keeps it over all its requests.
+        rollout: the rollout's id, which its conversation keeps over all its requests; of a verifier's question, another.
         environment: the environment's name.
         messages: the conversation so far.
         body: the request's fields but for `model` and `messages` (tools, sampling parameters), a JSON object.

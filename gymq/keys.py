@@ -21,7 +21,7 @@ class Keys:
         self.prefix = f"gymq:{{{shard}}}:"
         self.runs = self.prefix + "runs"  # ZSET run -> created, seconds
         self.open = self.prefix + "open"  # LIST of runs that still have rollouts to admit, taken in turn
-        self.due = self.prefix + "due"  # ZSET rollout -> ms at which its earliest pending call is overdue
+        self.due = self.prefix + "due"  # ZSET rollout -> ms at which it is looked at if nothing has happened until then
         self.workers = self.prefix + "workers"  # HASH worker -> JSON of what it is; "dead" before it: mail is handed back
         self.paused = self.prefix + "paused"  # STRING, exists while admission is paused
         self.dead = self.prefix + "dead"  # STREAM of dead letters: what killed its process, alone, again and again

@@ -135,7 +135,7 @@ async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
 
 async def _needs(link: Link, one: RunStatus) -> list[str]:
     """The mailboxes, and perhaps `executor`, without which a run stands still."""
-    needs = ["agent", f"model:{one.config.model}"]
+    needs = ["agent", *(f"model:{spec}" for spec in dict.fromkeys((one.config.model, one.config.judge)) if spec)]
     fields = await link.send("HGETALL", link.keys.run(one.config.name))
     for field, value in zip(fields[::2], fields[1::2], strict=True):
         if field.startswith(b"spec:"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @task_options
 @click.option("--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server.  [default: OpenAI's]")
 @click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
+@click.option("--judge-base-url", metavar="URL", help="Of --judge openai:NAME.  [default: OpenAI's]")
 @click.option(
     "--redis",
     metavar="URL",

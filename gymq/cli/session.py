@@ -149,7 +149,10 @@ class Session:
 
     def _work(self, settings: Settings, server: EmbeddedServer | None, progress: RunProgress) -> int:
         logs = self._place.logs
-        specs = children(settings, self._config, self._request.backend_options, self._survey.specs(), self._place.out, logs)
+        models = {self._config.model: self._request.backend_options}
+        if self._config.judge:
+            models.setdefault(self._config.judge, self._request.judge_options)
+        specs = children(settings, self._config, models, self._survey.specs(), self._place.out, logs)
         supervisor = Supervisor(specs)
         producer = _ProducerThread(
             settings, self._config, self._request.data, self._source, self._parts, prompt=self._request.prompt

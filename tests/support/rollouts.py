@@ -272,6 +272,7 @@ def finished(rid: str, **fields: Any) -> dict[str, Any]:
         "status": "completed",
         "stop": None,
         "reward": 1.0,
+        "no_reward": None,
         "rewards": {},
         "turns": 0,
         "tool_calls": 0,

@@ -12,7 +12,7 @@ from gymq.admission import admit
 from gymq.agent import Agent
 from gymq.batch import pack
 from gymq.cache import Cache
-from gymq.call import CALL, Reply, decode_reply, encode
+from gymq.call import CALL, decode_reply
 from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
 from gymq.errors import Fault, UnknownName, UsageError
@@ -25,13 +25,16 @@ from gymq.task import decode_task
 from .events import Shown
 from .machine import Machine
 from .state import WEIGHT, Live, NewerSchema, decode_state
-from .step import OVERDUE, Step, acknowledge
+from .step import Step, acknowledge
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
 
-#: Overdue rollouts looked at per sweep.
-OVERDUE_BATCH = 100
+#: Rollouts that one sweep wakes because they are due: a millisecond of the server's time.
+WAKES = 500
+
+#: Seconds until a rollout that was woken is due again, should its mail come to nothing.
+WAKE_AGAIN = 10.0
 
 
 class Lost(Exception):
@@ -51,7 +54,7 @@ class AgentWorker(Actor):
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
         self._admit_link = Link(settings, "gymq-admit")
         self._shown = Shown(self.events, self.host)
-        self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "overdue": 0}
+        self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "woken": 0}
 
     def mailboxes(self) -> list[str]:
         """The agents' one mailbox: any agent worker can advance any rollout."""
@@ -140,9 +143,10 @@ class AgentWorker(Actor):
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
         fields = mail.fields
+        due = b"d" in fields[4::2]
         replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
         try:
-            return machine.advance(replies)
+            return machine.due() if due else machine.advance(replies)
         except Exception as error:
             # A defect of ours: it fails this rollout. Ending the process would hand the mail to the next one, ten times.
             traceback.print_exc()
@@ -218,16 +222,13 @@ class AgentWorker(Actor):
         await self._admit_link.close()
 
     async def duties(self) -> None:
-        """Admit what may be admitted, and answer calls that are overdue."""
+        """Admit what may be admitted, and wake what is due."""
         # A run may have been removed and its name taken by another: what is known of runs is read again now and then.
         self._runs.clear()
         self._specs.clear()
         await self._admit()
-        overdue = await self.life.link.send(
-            "ZRANGEBYSCORE", self.life.link.keys.due, "-inf", int(time.time() * 1000), "LIMIT", 0, OVERDUE_BATCH
-        )
-        for rid in overdue:
-            await self._expire(rid.decode())
+        now = int(time.time() * 1000)
+        self.counts["woken"] += await self.life.link.run("wake", now, WAKES, int(WAKE_AGAIN * 1000))
 
     async def _admit(self) -> None:
         try:
@@ -235,18 +236,6 @@ class AgentWorker(Actor):
                 self.counts["admitted"] += await admit(self._admit_link)
         except Outage:
             await self._admit_link.reconnect()
-
-    async def _expire(self, rid: str) -> None:
-        flat = await self.life.link.send("HGETALL", self.life.link.keys.rollout(rid))
-        pending = [name[1:].decode().split(".") for name in flat[::2] if name[:1] == b"c"]
-        now = time.time()
-        # Not removed but moved: the reply's commit sets the next time, and must not lose it to us.
-        await self.life.link.send("ZADD", self.life.link.keys.due, "XX", int((now + OVERDUE) * 1000), rid)
-        fault = Fault("timeout", "the call was pending for an hour; is a worker running that serves it?")
-        replies = [[rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", ""] for step, n in pending]
-        if replies:
-            self.counts["overdue"] += len(replies)
-            await self.life.link.run("reply", pack(replies))
 
     async def forget(self) -> None:
         """Drop what was read: it may have gone on elsewhere."""

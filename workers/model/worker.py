@@ -1,4 +1,4 @@
-"""The model role: serves `generate` calls of one model through one backend."""
+"""The model role: serves `generate` and `ask` calls of one model through one backend."""
 
 from __future__ import annotations
 
@@ -46,14 +46,23 @@ class ModelWorker(CallServer):
 
     async def serve(self, call: Call) -> bytes:
         """Ask the backend for the next message; see `CallServer`."""
-        kept = await self.conversation(call, plan=True)
-        if kept.extra is None:
-            kept.extra = decode_plan(kept.plan or b"").request()
+        if call.kind == "ask":
+            # A verifier's question is a conversation of its own: it brings all its messages, and nothing of it is kept.
+            name, turns, body = f"ask:{call.rollout}", call.turns, decode_plan(call.plan or b"").request()
+        else:
+            kept = await self.conversation(call, plan=True)
+            if kept.extra is None:
+                kept.extra = decode_plan(kept.plan or b"").request()
+            name, turns, body = call.rollout, kept.turns, kept.extra
         task = await self.task(call) if self._backend.needs_task(call.environment) else None
-        request = Request(call.rollout, call.environment, Conversation(kept.turns), kept.extra, task)
+        request = Request(name, call.environment, Conversation(turns), body, task)
+        limit = asyncio.timeout(call.timeout or None)
         try:
-            return encode(await self._backend.generate(request))
+            async with limit:
+                return encode(await self._backend.generate(request))
         except (CallError, asyncio.CancelledError):
             raise
         except Exception as error:
+            if limit.expired():
+                raise CallError("timeout", f"the model took longer than {call.timeout:g} s (--call-timeout)") from None
             raise CallError("model", f"{type(error).__name__}: {error}") from None
