@@ -86,7 +86,7 @@ async def create(link: Link, config: RunConfig) -> bool:
     """Create a run, or find it as it was created.
 
     Args:
-        link: a connection.
+        link: a connection; its shard gets its part of the concurrency and of the backlog.
         config: what the run is to be.
 
     Returns:
@@ -112,9 +112,10 @@ async def create(link: Link, config: RunConfig) -> bool:
         "samples",
         config.samples,
         "concurrency",
-        config.concurrency,
+        -(-config.concurrency // link.shards),
         "backlog",
-        config.backlog,
+        -(-config.backlog // link.shards),
+        *(("shards", link.shards, "shard", link.shard) if link.shards > 1 else ()),
     )
     await link.send("HSETNX", link.keys.run(config.name), "state", "open")
     await link.send("ZADD", link.keys.runs, "NX", config.created, config.name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from gymq.settings import PREFIX, Settings
+from gymq import broker
+from gymq.settings import Settings
 
 #: Threads of Celery's pool in a worker that hosts an actor: they run the enqueue task and nothing else.
 THREADS = 2
@@ -25,6 +26,9 @@ def command(
         name: what Celery and Flower call it, unique on this machine.
         processes: of an executor: how many calls run at once.
         log_level: Celery's.
+
+    Raises:
+        UsageError: the server of the settings cannot be Celery's broker.
     """
     argv = [sys.executable, "-m", "celery", "--quiet", "-A", "gymq", "worker", "--role", role, "-n", f"{name}@%h"]
     pool = ["-P", "prefork", "-c", str(processes), "-E"] if role == "executor" else ["-P", "threads", "-c", str(THREADS)]
@@ -32,9 +36,5 @@ def command(
     for key, value in options.items():
         if value is not None:
             argv += ["--option", f"{key}={value}"]
-    environment = {
-        f"{PREFIX}REDIS_URL": settings.redis_url,
-        f"{PREFIX}LIVENESS": f"{settings.liveness:g}",
-        f"{PREFIX}TTL": str(settings.ttl),
-    }
-    return argv, environment
+    broker.find(settings)  # a mistake in it would be a page of Celery's
+    return argv, settings.environment()

@@ -10,17 +10,18 @@ import time
 import redis
 from billiard.common import terminate_handler_fired
 
+from gymq.bootstep import EXECUTOR
 from gymq.call import Call, Reply, encode
 from gymq.celery import ISOLATED, app
+from gymq.client import Client, clients
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
-from gymq.keys import Keys
 from gymq.message import Conversation
 from gymq.task import decode_task
 
 from ..resource.invoke import invoke
 from . import processes
-from .parent import STARTED, ExecutorStep, connect, current, send
+from .parent import ExecutorStep, current, of, send
 from .request import read
 
 #: Tries to deliver a reply, one a second; then the child fails and its parent answers. An outage is shorter or longer.
@@ -28,7 +29,7 @@ TRIES = 10
 
 app.steps["worker"].add(ExecutorStep)
 
-_clients: dict[int, redis.Redis] = {}
+_clients: dict[int, list[Client]] = {}
 
 
 @app.task(
@@ -48,7 +49,7 @@ def isolated(body: str) -> None:
         body: the encoded call in base64, as `submit` takes it.
     """
     call = read(body)
-    client = _client()
+    client = of(_shards(), call)
     if not _claim(client, call):
         return
     started = time.time()
@@ -105,19 +106,23 @@ def _work(call: Call) -> bytes:
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
-def _claim(client: redis.Redis, call: Call) -> bool:
+def _claim(client: Client, call: Call) -> bool:
     """Mark the call started; False: an executor that is alive works on it already, this message is a copy."""
-    me = current().name
-    if client.hsetnx(STARTED, call.id, me):
+    me, begun = current().name, client.keys.isolated
+
+    def claim(server: redis.Redis) -> bool:
+        if server.hsetnx(begun, call.id, me):
+            return True
+        owner = server.hget(begun, call.id)
+        if isinstance(owner, bytes) and (owner == me.encode() or server.exists(client.keys.alive(owner.decode()))):
+            return False
+        server.hset(begun, call.id, me)
         return True
-    owner = client.hget(STARTED, call.id)
-    if isinstance(owner, bytes) and (owner == me.encode() or client.exists(Keys().alive(owner.decode()))):
-        return False
-    client.hset(STARTED, call.id, me)
-    return True
+
+    return client.do(claim)
 
 
-def _deliver(client: redis.Redis, call: Call, reply: Reply) -> None:
+def _deliver(client: Client, call: Call, reply: Reply) -> None:
     for left in reversed(range(TRIES)):
         try:
             return send(client, call, reply)
@@ -127,10 +132,10 @@ def _deliver(client: redis.Redis, call: Call, reply: Reply) -> None:
             time.sleep(1)
 
 
-def _client() -> redis.Redis:
-    # One for each process; what a fork inherited is never used.
-    client = _clients.get(os.getpid())
-    if client is None:
+def _shards() -> list[Client]:
+    # Of each process its own; what a fork inherited is never used.
+    found = _clients.get(os.getpid())
+    if found is None:
         _clients.clear()
-        client = _clients[os.getpid()] = connect(current().settings)
-    return client
+        found = _clients[os.getpid()] = clients(current().settings, EXECUTOR)
+    return found
