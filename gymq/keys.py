@@ -10,7 +10,7 @@ class Keys:
     """The names of one shard's keys.
 
     Args:
-        shard: the shard's number.
+        shard: the shard's number, or what stands for it between the braces in a Cluster; see `gymq/address.py`.
     """
 
     #: The one consumer group of every mailbox.
@@ -25,6 +25,7 @@ class Keys:
         self.workers = self.prefix + "workers"  # HASH worker -> JSON of what it is; "dead" before it: mail is handed back
         self.paused = self.prefix + "paused"  # STRING, exists while admission is paused
         self.dead = self.prefix + "dead"  # STREAM of dead letters: what killed its process, alone, again and again
+        self.shards = self.prefix + "shards"  # STRING of shard 0's prefix, on each server: "<shard> of <shards>" that it is
         self.isolated = self.prefix + "isolated"  # HASH call id -> executor that works on it
 
     def run(self, name: str) -> str:

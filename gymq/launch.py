@@ -9,7 +9,7 @@ from typing import Any
 from gymq import worker
 from gymq.environment import EnvironmentSpec
 from gymq.run import RunConfig
-from gymq.settings import PREFIX, Settings
+from gymq.settings import Settings
 from gymq.supervisor import ChildSpec
 
 #: The child whose good end is the run's end.
@@ -82,7 +82,7 @@ def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
     return ChildSpec(
         name=SINK,
         argv=(sys.executable, "-m", "gymq.cli", "sink", "jsonl", "--run", run, "--out", str(out)),
-        env={f"{PREFIX}REDIS_URL": settings.redis_url},
+        env=settings.environment(),
         log=logs / f"{SINK}.log",
         finishes=True,
         fatal=SINK_FATAL,

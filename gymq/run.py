@@ -112,7 +112,7 @@ async def create(link: Link, config: RunConfig) -> bool:
     """Create a run, or find it as it was created.
 
     Args:
-        link: a connection.
+        link: a connection; its shard gets its part of the concurrency and of the backlog.
         config: what the run is to be.
 
     Returns:
@@ -138,9 +138,10 @@ async def create(link: Link, config: RunConfig) -> bool:
         "samples",
         config.samples,
         "concurrency",
-        config.concurrency,
+        -(-config.concurrency // link.shards),
         "backlog",
-        config.backlog,
+        -(-config.backlog // link.shards),
+        *(("shards", link.shards, "shard", link.shard) if link.shards > 1 else ()),
     )
     await link.send("HSETNX", link.keys.run(config.name), "state", "open")
     await link.send("ZADD", link.keys.runs, "NX", config.created, config.name)
@@ -264,11 +265,8 @@ async def pause(link: Link, name: str, paused: bool) -> None:
 
     Raises:
         UnknownName: there is no such run.
-        RunClosed: it was cancelled, or is done.
     """
-    there = await status(link, name)
-    if there.state in ("cancelled", "done"):
-        raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
+    await load_config(link, name)
     if paused:
         await link.send("HSET", link.keys.run(name), "paused", 1)
     else:

@@ -21,7 +21,7 @@ def server_options(command: F) -> F:
         metavar="URL",
         envvar="GYMQ_REDIS_URL",
         show_envvar=True,
-        help="Server, redis://[:password@]host:port/db.  [default: redis://127.0.0.1:6379/0]",
+        help="Server, redis://[:password@]host:port/db; several, with commas, are shards.  [default: redis://127.0.0.1:6379/0]",
     )
     of = click.option("--of", metavar="OUT", help="The server of a `gymq run ... --out OUT` that is running on this machine.")
     return redis(of(command))

@@ -92,8 +92,10 @@ def _check(role: str, options: dict[str, Any]) -> None:
 
 
 async def _reach(settings: Any) -> None:
-    from gymq.link import Link
+    from gymq.shards import Shards
 
-    link = Link(settings, "gymq-check")
-    await link.connect()
-    await link.close()
+    shards = Shards(settings, "gymq-check")
+    try:
+        await shards.connect()
+    finally:
+        await shards.close()

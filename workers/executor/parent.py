@@ -9,23 +9,19 @@ import os
 import socket
 import sys
 from collections import deque
+from functools import partial
 from typing import Any
 
 import redis
 from celery import bootsteps, signals
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from gymq.bootstep import EXECUTOR
 from gymq.call import Call, Reply
-from gymq.keys import Keys
+from gymq.client import Client, clients
 from gymq.reply import send_sync
 from gymq.settings import Settings
 
 from . import processes
-
-#: Seconds that a command may wait for Redis: the parent's loop stands still meanwhile.
-REDIS_TIMEOUT = 2.0
 
 #: Renewals of the liveness key per lapse: two may be lost.
 RENEWALS = 3
@@ -39,25 +35,6 @@ REAP_PERIOD = 0.25
 
 #: Seconds after a death at which orphans are looked for: by then all of the group are gone.
 ORPHANS_DELAY = 0.3
-
-#: HASH call id -> executor that has begun to work on it; the reply removes it.
-STARTED = Keys().isolated
-
-
-def connect(settings: Settings) -> redis.Redis:
-    """A client for the parent or a child; nothing is sent twice behind our back.
-
-    Args:
-        settings: where Redis is.
-    """
-    return redis.Redis.from_url(
-        settings.redis_url,
-        socket_timeout=REDIS_TIMEOUT,
-        socket_connect_timeout=REDIS_TIMEOUT,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-        client_name=EXECUTOR,
-    )
 
 
 class Parent:
@@ -73,18 +50,22 @@ class Parent:
         self.memory_kills = processes.memory_kills()
         self.pool: Any = None
         self.hub: Any = None
-        self._client = connect(settings)
+        self._clients = clients(settings, EXECUTOR)
         self._undelivered: deque[tuple[Call, Reply]] = deque()
 
     def renew(self) -> None:
-        """Renew the liveness key."""
-        key, milliseconds = Keys().alive(self.name), round(self.settings.liveness * 1000)
-        try:
-            # PEXPIRE works even when the server's memory is full.
-            if not self._client.pexpire(key, milliseconds):
-                self._client.set(key, "1", px=milliseconds)
-        except redis.RedisError as error:
-            print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
+        """Renew the liveness key, on every shard."""
+        for client in self._clients:
+            try:
+                client.do(partial(self._renew, client.keys.alive(self.name)))
+            except redis.RedisError as error:
+                print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
+
+    def _renew(self, key: str, server: redis.Redis) -> None:
+        milliseconds = round(self.settings.liveness * 1000)
+        # PEXPIRE works even when the server's memory is full.
+        if not server.pexpire(key, milliseconds):
+            server.set(key, "1", px=milliseconds)
 
     def answer(self, call: Call, reply: Reply) -> None:
         """Send a reply for a child that cannot; tried again until it is delivered.
@@ -98,14 +79,13 @@ class Parent:
 
     def deliver(self) -> None:
         """Send what is not delivered yet."""
-        while self._undelivered:
-            call, reply = self._undelivered[0]
+        for _ in range(len(self._undelivered)):
+            call, reply = self._undelivered.popleft()
             try:
-                send(self._client, call, reply)
+                send(of(self._clients, call), call, reply)
             except Exception as error:
                 print(f"gymq: executor: reply to {call.id} not delivered yet: {error}", file=sys.stderr)
-                return
-            self._undelivered.popleft()
+                self._undelivered.append((call, reply))
 
     def bury(self, pid: int | None) -> None:
         """Kill what is left of a child, and those that left its group."""
@@ -115,9 +95,9 @@ class Parent:
             self.hub.call_later(ORPHANS_DELAY, self._kill_orphans)
 
     def close_inherited(self) -> None:
-        """In a child: close the parent's connection, else a server sees it open for as long as the child lives."""
-        self._client.connection_pool.reset()
-        self._client.close()
+        """In a child: close the parent's connections, else a server sees them open for as long as the child lives."""
+        for client in self._clients:
+            client.forget()
 
     def _kill_orphans(self) -> None:
         workers = getattr(getattr(self.pool, "_pool", None), "_pool", None)
@@ -125,16 +105,21 @@ class Parent:
             processes.kill_children(spare={worker.pid for worker in workers})
 
 
-def send(client: redis.Redis, call: Call, reply: Reply) -> None:
+def of(shards: list[Client], call: Call) -> Client:
+    """The shard of a call."""
+    return shards[call.row % len(shards)]
+
+
+def send(client: Client, call: Call, reply: Reply) -> None:
     """Send a reply and forget that the call was started.
 
     Args:
-        client: a connection.
+        client: a connection to its shard.
         call: the call.
         reply: its reply.
     """
     send_sync(client, call, reply)
-    client.hdel(STARTED, call.id)
+    client.do(lambda server: server.hdel(client.keys.isolated, call.id))
 
 
 #: The parent of this process, or this process; set before the first fork.

@@ -6,12 +6,15 @@ import asyncio
 from typing import Any
 
 from gymq import registry
+from gymq.actor import Actor
 from gymq.backend import Backend, Request
 from gymq.call import Call, decode_plan, encode
 from gymq.errors import CallError, UsageError
 from gymq.message import Conversation
 from gymq.server import CallServer
 from gymq.settings import Settings
+
+from .shared import Shared
 
 #: Calls that one model worker has in flight unless told otherwise.
 CONCURRENCY = 512
@@ -22,7 +25,7 @@ class ModelWorker(CallServer):
 
     role = "model"
 
-    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, options: dict[str, Any], backend: Backend | None = None) -> None:
         spec = options.get("model")
         if not spec:
             raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
@@ -30,7 +33,14 @@ class ModelWorker(CallServer):
         name, _, model = spec.partition(":")
         super().__init__(settings, options)
         self.capacity = int(options.get("concurrency") or CONCURRENCY)
-        self._backend: Backend = registry.load(registry.BACKENDS, name)(model, options)
+        self._backend: Backend = backend or registry.load(registry.BACKENDS, name)(model, options)
+
+    @classmethod
+    def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
+        """Make an actor for each shard, all with one backend; see `Actor`."""
+        first = cls(settings[0], options)
+        shared = Shared(first._backend, len(settings))
+        return [cls(one, options, shared) for one in settings]
 
     def mailboxes(self) -> list[str]:
         """The model's mailbox; all workers of the same SPEC share it."""

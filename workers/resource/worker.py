@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from gymq import registry
+from gymq.actor import Actor
 from gymq.call import Call, ToolResult, encode
 from gymq.environment import EnvironmentSpec
 from gymq.errors import CallError, UnknownName
@@ -47,6 +48,14 @@ class ResourceWorker(CallServer):
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gymq-tool")
         self._isolated = Isolated(self.link)
         self._specs: dict[str, EnvironmentSpec] = {}
+
+    @classmethod
+    def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
+        """Make an actor for each shard, all with one pool of threads; see `Actor`."""
+        made = [cls(one, options) for one in settings]
+        for worker in made:
+            worker._threads = made[0]._threads
+        return list(made)
 
     def mailboxes(self) -> list[str]:
         """One mailbox for each environment."""

@@ -90,10 +90,10 @@ def executor(redis_url, spawn, tmp_path, monkeypatch):
 def start(redis_url, spawn, tmp_path, monkeypatch, name: str = "x", children: int = 2) -> Executor:
     """Start an executor and wait until it takes calls."""
     monkeypatch.setenv("GYMQ_REDIS_URL", redis_url)
-    from gymq.celery import app, broker_url
+    from gymq.celery import app
 
-    if app.conf.broker_url != broker_url(redis_url):
-        app.conf.broker_url = app.conf.broker_read_url = app.conf.broker_write_url = broker_url(redis_url)
+    if app.conf.broker_url != redis_url:
+        app.conf.broker_url = app.conf.broker_read_url = app.conf.broker_write_url = redis_url
         pools.reset()
         app._pool = app.amqp._producer_pool = None
     log = tmp_path / f"{name}.log"

@@ -16,7 +16,7 @@ from gymq.environment import Environment, Score, hook, tool
 
 def send_sync(client, call, reply):
     """Stand-in for `gymq.reply.send_sync`: replies go to a list."""
-    client.rpush("test:replies", msgspec.msgpack.encode([call.id, encode(reply), time.time()]))
+    client.do(lambda server: server.rpush("test:replies", msgspec.msgpack.encode([call.id, encode(reply), time.time()])))
 
 
 parent.send_sync = send_sync

@@ -9,7 +9,6 @@ import time
 import msgspec
 import psutil
 import pytest
-from gymq_workers.executor.parent import STARTED
 
 from gymq.call import Scored, ToolResult
 from tests.support.redis_server import wait_until
@@ -47,7 +46,7 @@ def test_a_call_runs_in_a_child_that_leads_its_own_group(executor):
     assert result["pid"] == result["pgid"] != executor.process.pid
     assert reply.worker.startswith("executor-")
     # And nothing says any longer that it was started
-    wait_until(lambda: executor.redis.hlen(STARTED) == 0)
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 0)
 
 
 def test_a_verifier_is_scored_in_a_child(executor):
@@ -88,7 +87,7 @@ def test_a_death_ends_as_that_calls_fault_and_disturbs_no_other(executor, tool, 
         assert content(executor.reply(executor.send("nap", '{"seconds": 0}'))[0]).startswith("slept")
     # And each call was answered once, and nothing of it is left
     assert all(len(found) == 1 for found in executor.replies.values())
-    wait_until(lambda: executor.redis.hlen(STARTED) == 0)
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 0)
     assert executor.redis.llen("gymq.isolated") == executor.redis.hlen("unacked") == 0
 
 
@@ -157,7 +156,7 @@ def test_celery_tells_of_each_isolated_call_once(executor):
 def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
     # Given a call that runs
     first = executor.send("nap", '{"seconds": 1}', rollout="twice", n=1)
-    wait_until(lambda: executor.redis.hexists(STARTED, first))
+    wait_until(lambda: executor.redis.hexists(keys.isolated, first))
 
     # When it is sent again
     executor.send("nap", '{"seconds": 1}', rollout="twice", n=1)
@@ -171,8 +170,8 @@ def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
 def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor, redis_url, spawn, tmp_path, monkeypatch):
     # Given an executor that works on a call
     call = executor.send("nap", '{"seconds": 60}', rollout="orphan", n=1)
-    wait_until(lambda: executor.redis.hexists(STARTED, call))
-    owner = executor.redis.hget(STARTED, call).decode()
+    wait_until(lambda: executor.redis.hexists(keys.isolated, call))
+    owner = executor.redis.hget(keys.isolated, call).decode()
     children = psutil.Process(executor.process.pid).children()
     assert executor.redis.exists(keys.alive(owner))
 
@@ -183,7 +182,7 @@ def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor,
     psutil.wait_procs(children, timeout=2)
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
     wait_until(lambda: not executor.redis.exists(keys.alive(owner)), limit=2)
-    assert executor.redis.hget(STARTED, call).decode() == owner
+    assert executor.redis.hget(keys.isolated, call).decode() == owner
     # And nothing in the broker would bring it back later
     assert executor.redis.llen("gymq.isolated") == executor.redis.hlen("unacked") == 0
 
@@ -195,14 +194,14 @@ def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor,
     reply, _ = second.reply(call)
     assert content(reply).startswith("slept")
     assert reply.worker != owner
-    wait_until(lambda: second.redis.hlen(STARTED) == 0)
+    wait_until(lambda: second.redis.hlen(keys.isolated) == 0)
 
 
 def test_sigterm_lets_running_calls_end_and_keeps_the_executor_alive_meanwhile(executor):
     # Given two calls that run
     calls = [executor.send("nap", '{"seconds": 3}'), executor.send("spin", timeout=2)]
-    wait_until(lambda: executor.redis.hlen(STARTED) == 2)
-    owner = executor.redis.hget(STARTED, calls[0]).decode()
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 2)
+    owner = executor.redis.hget(keys.isolated, calls[0]).decode()
 
     # When the executor is asked to end
     executor.process.terminate()
@@ -220,7 +219,7 @@ def test_sigterm_lets_running_calls_end_and_keeps_the_executor_alive_meanwhile(e
 def test_a_reply_outlives_an_outage_of_redis(executor, redis_server):
     # Given a call that ends while Redis is away, and one that dies meanwhile
     calls = [executor.send("nap", '{"seconds": 1}'), executor.send("spin", timeout=1)]
-    wait_until(lambda: executor.redis.hlen(STARTED) == 2)
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 2)
 
     # When Redis is away for a while
     redis_server.stop()
@@ -255,7 +254,7 @@ def test_a_call_that_is_revoked_by_remote_control_is_answered(executor):
     from gymq.celery import app
 
     call = executor.send("stubborn", timeout=60)
-    wait_until(lambda: executor.redis.hexists(STARTED, call))
+    wait_until(lambda: executor.redis.hexists(keys.isolated, call))
 
     # When somebody terminates it
     app.control.revoke(call, terminate=True, signal="KILL")
