@@ -186,6 +186,7 @@ class Reply(msgspec.Struct, array_like=True):
         fault: why it failed, or None.
         value: the msgpack of `Generated`, `ToolResult`, `Opened`, `Responded` or `Scored`; empty after a fault or a `close`.
         attempt: how many workers died with the call in hand.
+        waited: seconds of it that were spent waiting for rate limits.
     """
 
     n: int
@@ -195,6 +196,7 @@ class Reply(msgspec.Struct, array_like=True):
     fault: Fault | None = None
     value: bytes = b""
     attempt: int = 0
+    waited: float = 0.0
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -38,7 +38,7 @@ def children(
     Args:
         settings: where Redis is.
         config: the run.
-        model_options: the options of the model's backend: `base_url`, `api`.
+        model_options: the options of the model's backend: `base_url`, `api`, `rpm`, `tpm`.
         environments: the environments of the run's rows.
         out: the file of finished rollouts.
         logs: the folder of the children's logs.

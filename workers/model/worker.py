@@ -8,8 +8,10 @@ from typing import Any
 from gymq import registry
 from gymq.backend import Backend, Request
 from gymq.call import Call, decode_plan, encode
-from gymq.errors import CallError, UsageError
+from gymq.errors import CallError, UsageError, one_line
+from gymq.link import Link
 from gymq.message import Conversation
+from gymq.rate import Limiter
 from gymq.server import CallServer
 from gymq.settings import Settings
 
@@ -37,12 +39,17 @@ class ModelWorker(CallServer):
         return [f"model:{self._spec}"]
 
     async def prepare(self) -> None:
-        """Start the backend."""
+        """Start the backend, with the limits that it shares with all others of its account."""
+        account = self._backend.account()
+        if account:
+            self._backend.limiter = Limiter(Link(self.settings, "gymq-rate"), account, self._backend.limits)
         await self._backend.start()
 
     async def close(self) -> None:
         """Stop the backend."""
         await self._backend.stop()
+        if self._backend.limiter is not None:
+            await self._backend.limiter.close()
 
     async def serve(self, call: Call) -> bytes:
         """Ask the backend for the next message; see `CallServer`."""
@@ -53,7 +60,13 @@ class ModelWorker(CallServer):
         request = Request(call.rollout, call.environment, Conversation(kept.turns), kept.extra, task)
         try:
             return encode(await self._backend.generate(request))
-        except (CallError, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            request.waited = 0.0  # nobody is answered
+            raise
+        except CallError:
             raise
         except Exception as error:
-            raise CallError("model", f"{type(error).__name__}: {error}") from None
+            raise CallError("model", one_line(f"{type(error).__name__}: {error}")) from None
+        finally:
+            if request.waited:
+                self.waited[call.id] = request.waited
