@@ -13,8 +13,9 @@ from gymq.message import Conversation
 from gymq.rate import Limit, Limiter
 from gymq.task import Task
 
-#: Seconds' worth of a limit that may be used at once after a pause: enough for a batch, a sixtieth of what a minute allows.
-BURST = 1.0
+#: Seconds' worth of a limit that may be used at once after a pause: as long as a process that waits sleeps at most, so that
+#: nothing is lost meanwhile.
+BURST = 2.0
 
 
 class Request(msgspec.Struct):

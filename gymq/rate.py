@@ -175,7 +175,7 @@ class Limiter:
                 wait = await self._ask()
                 if wait:
                     # Spread, so that not the same process comes first each time; never sooner.
-                    await asyncio.sleep(wait * random.uniform(1.0, 1.25))
+                    await asyncio.sleep(wait * random.uniform(1.0, 1.1))
         except GymqError as error:
             for _, future in self._waiting:
                 if not future.done():

@@ -30,8 +30,8 @@ local CLIMB = 10 -- seconds from a cut back to where it was
 local SPAN = 2 -- seconds over which `sent` fades
 local QUIET = 30000 -- ms without a refusal, and without holding anybody, after which the learned rate ends
 local BURST = 0.5 -- seconds of the learned rate that may be used at once
-local FRESH = 2500 -- ms for which one who was left waiting counts as waiting: he asks again within a second
-local SOONEST, LATEST = 50, 1000 -- ms until one who waits asks again
+local FRESH = 4000 -- ms for which one who was left waiting counts as waiting: he asks again within LATEST
+local SOONEST, LATEST = 50, 2000 -- ms until one who waits asks again
 
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -140,7 +140,9 @@ elseif #asks > 0 then
   end
   if granted < #asks then
     local which, soon, each = lack(asks[granted + 1])
-    wait = math.min(LATEST, math.max(SOONEST, (soon or 0) + others * (each or 0)))
+    -- Who got something comes again when the others had theirs.
+    if granted > 0 then soon = (soon or 0) + others * (each or 0) end
+    wait = math.min(LATEST, math.max(SOONEST, soon or 0))
     if which == '' then put('bound', now) end
   end
 end

@@ -269,6 +269,7 @@ def _url(base: str, path: str) -> URL:
     """The address to post to, checked."""
     try:
         url = URL(base.rstrip("/"))
+        (url.raw_host or "").encode("idna")  # what the resolver does; a name that it cannot encode is no name
     except ValueError:
         url = URL()
     if url.scheme not in ("http", "https") or not url.host:

@@ -80,7 +80,7 @@ async def test_two_processes_share_the_requests_of_a_minute(redis_url):
         said = await call(2, redis_url, url, 20, 10, "rpm=120")
     lasted = server.answered[-1] - server.answered[0]
     print(len(server.answered), lasted, said)
-    assert len(server.answered) <= 2 + 2 * lasted + 1
+    assert len(server.answered) <= 4 + 2 * lasted + 1
     assert len(server.answered) >= 0.8 * 2 * 20
     assert min(one["answered"] for one in said) >= 0.6 * max(one["answered"] for one in said)
 
@@ -89,11 +89,11 @@ async def test_two_processes_share_the_requests_of_a_minute(redis_url):
 async def test_two_processes_share_the_tokens_of_a_minute(redis_url):
     server = Server()
     async with server.running() as url:
-        # An answer is 150 tokens, whatever was thought before: 6000 a minute are 40 answers.
+        # An answer is 150 tokens, whatever was thought before.
         said = await call(2, redis_url, url, 15, 10, "tpm=12000")
     lasted = server.answered[-1] - server.answered[0]
     print(len(server.answered), lasted, said)
-    assert 0.6 * 12000 / 60 / 150 * 15 <= len(server.answered) <= (12000 / 60 * lasted + 12000 / 60) / 150 + 20
+    assert 0.6 * 12000 / 60 / 150 * 15 <= len(server.answered) <= (12000 / 60 * lasted + 12000 / 30) / 150 + 20
 
 
 @pytest.mark.slow
