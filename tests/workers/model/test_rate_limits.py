@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from gymq.run import RunConfig
+from tests.support.redis_server import wait_until
+from tests.support.rollouts import Workers, produce, wait_for_workers, weather
+from tests.support.rollouts import ask as ask_redis
 from tests.workers.model.mock import ask
 
 CALLER = str(Path(__file__).with_name("caller.py"))
@@ -155,3 +159,24 @@ async def test_a_spent_quota_is_not_waited_for(backend, text):
     async with server.running() as url:
         with pytest.raises(Exception, match="429"):
             await asyncio.wait_for((await backend(base_url=url)).generate(ask("Hello")), 5)
+
+
+@pytest.mark.slow
+async def test_model_workers_share_the_limit_of_their_command_lines(spawn, settings, tmp_path):
+    server = Server()
+    config = RunConfig("r", "weather", "tool", "openai:mock", concurrency=50)
+    workers = Workers(spawn, settings, tmp_path)
+    async with server.running() as url:
+        await asyncio.to_thread(workers.start_all, "openai:mock", base_url=url, rpm=300)
+        workers.start("model", model="openai:mock", base_url=url, rpm=300)
+        await asyncio.to_thread(wait_for_workers, settings, 4)
+        await asyncio.to_thread(produce, settings, config, weather(60))
+        await asyncio.to_thread(wait_until, lambda: len(server.answered) >= 60, 60)
+        lasted = server.answered[-1] - server.answered[0]
+        key = ask_redis(settings, "KEYS", "gymq:*:rate:*")
+        assert ask_redis(settings, "PTTL", key[0]) > 0
+    assert len(key) == 1
+    assert 10 + 5 * lasted + 2 >= 60
+    assert lasted < 30
+    await asyncio.to_thread(workers.stop)
+    assert "Traceback" not in workers.log("model0") + workers.log("model1")
