@@ -141,7 +141,7 @@ async def test_all_processes_keep_to_a_retry_after(redis_url):
 
 
 async def test_a_call_that_was_refused_says_how_long_it_waited(backend):
-    server = Server(rate=2.0, burst=1.0)
+    server = Server(rate=20.0, burst=1.0)
     async with server.running() as url:
         one = await backend(base_url=url)
         requests = [ask("Hello") for _ in range(2)]
