@@ -120,3 +120,18 @@ class Unavailable(GymqError):
 
 class TaskError(GymqError):
     """Raised by an environment's hook to say that this task's data cannot be rolled out."""
+
+
+#: Characters of a text of others that a fault repeats.
+LONGEST = 300
+
+
+def one_line(text: str) -> str:
+    """Text of others for a fault: one line that every terminal and every encoding bears, and not too long.
+
+    Args:
+        text: any text; what a server sent may hold lone surrogates and control characters.
+    """
+    line = " ".join(text[: 20 * LONGEST].split())
+    line = "".join(c if c.isprintable() else "?" for c in line[: LONGEST + 1])
+    return line if len(line) <= LONGEST else line[:LONGEST] + "…"

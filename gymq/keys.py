@@ -80,6 +80,10 @@ class Keys:
         """STRING that lapses with its worker."""
         return f"{self.prefix}alive:{worker}"
 
+    def rate(self, digest: str) -> str:
+        """HASH: buckets and learned rate of an endpoint's limits; on shard 0 only."""
+        return f"{self.prefix}rate:{digest}"
+
     def rollout(self, rid: str) -> str:
         """HASH: version, state, pending calls of a rollout."""
         return f"{self.prefix}r:{rid}"

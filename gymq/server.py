@@ -15,7 +15,7 @@ from gymq.batch import Batcher, pack
 from gymq.cache import Cache
 from gymq.call import SCHEMA, Call, Reply, call_schema, decode_call, encode
 from gymq.dead import bury_call
-from gymq.errors import CallError, Fault
+from gymq.errors import CallError, Fault, one_line
 from gymq.mailbox import STRIKES, Mail
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
@@ -74,6 +74,8 @@ class CallServer(Actor):
         self._loads = Batcher(self._load, self.ended)
         self._kept: Cache[Kept] = Cache()
         self._tasks_kept: Cache[Task] = Cache()
+        #: Seconds that calls in hand have waited for rate limits, by the call's id.
+        self.waited: dict[str, float] = {}
         self.counts |= {"served": 0, "faults": 0, "loaded": 0, "unwanted": 0}
 
     async def serve(self, call: Call) -> bytes:
@@ -136,7 +138,7 @@ class CallServer(Actor):
             raise
         except Exception as error:
             traceback.print_exc()
-            fault = Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more")
+            fault = Fault("internal", one_line(f"{type(error).__name__}: {error}; the worker's log has more"))
         finally:
             self._serving.pop(key, None)
         if fault is not None:
@@ -172,7 +174,8 @@ class CallServer(Actor):
     ) -> None:
         """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
         last = [] if letter is None else [letter, self.settings.ttl]
-        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt)
+        waited = self.waited.pop(call.id, 0.0)
+        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
         self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, *last]))
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:

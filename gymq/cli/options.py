@@ -78,6 +78,14 @@ def task_options(command: F) -> F:
     return command
 
 
+def rate_options(command: F) -> F:
+    """Give a command `--rpm` and `--tpm`, which all model workers of one endpoint, model and key share."""
+    above = click.FloatRange(min=0, min_open=True)
+    rpm = click.option("--rpm", type=above, metavar="N", help="Of openai:NAME: requests per minute, of all workers together.")
+    tpm = click.option("--tpm", type=above, metavar="N", help="Of openai:NAME: tokens per minute, of all workers together.")
+    return rpm(tpm(command))
+
+
 def parse_pairs(pairs: tuple[str, ...]) -> dict[str, str]:
     """Read `KEY=VALUE` pairs.
 

@@ -42,6 +42,8 @@ class Request(BaseModel):
     run: str | None = None
     base_url: str | None = None
     api: Literal["chat", "responses"] | None = None
+    rpm: float | None = Field(None, gt=0)
+    tpm: float | None = Field(None, gt=0)
     samples: int = Field(1, ge=1)
     limit: int | None = Field(None, ge=1)
     concurrency: int = Field(256, ge=1)
@@ -75,7 +77,7 @@ class Request(BaseModel):
     @property
     def backend_options(self) -> dict[str, Any]:
         """What the model's backend is told besides its name."""
-        return {"base_url": self.base_url, "api": self.api}
+        return {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
 
     @property
     def judge_options(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from gymq import registry
 from gymq.actor import Actor
 from gymq.backend import Backend, Request
 from gymq.call import Call, decode_plan, encode
-from gymq.errors import CallError, UsageError
+from gymq.errors import CallError, UsageError, one_line
 from gymq.message import Conversation
 from gymq.server import CallServer
 from gymq.settings import Settings
@@ -25,21 +25,16 @@ class ModelWorker(CallServer):
 
     role = "model"
 
-    def __init__(self, settings: Settings, options: dict[str, Any], backend: Backend | None = None) -> None:
-        spec = options.get("model")
-        if not spec:
-            raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
-        self._spec: str = spec
-        name, _, model = spec.partition(":")
+    def __init__(self, settings: Settings, options: dict[str, Any], backend: Shared | None = None) -> None:
+        self._spec: str = options.get("model") or ""
         super().__init__(settings, options)
         self.capacity = int(options.get("concurrency") or CONCURRENCY)
-        self._backend: Backend = backend or registry.load(registry.BACKENDS, name)(model, options)
+        self._backend = backend or Shared(_make(self._spec, options), settings, 1)
 
     @classmethod
     def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
         """Make an actor for each shard, all with one backend; see `Actor`."""
-        first = cls(settings[0], options)
-        shared = Shared(first._backend, len(settings))
+        shared = Shared(_make(options.get("model") or "", options), settings[0], len(settings))
         return [cls(one, options, shared) for one in settings]
 
     def mailboxes(self) -> list[str]:
@@ -70,9 +65,23 @@ class ModelWorker(CallServer):
         try:
             async with limit:
                 return encode(await self._backend.generate(request))
-        except (CallError, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            request.waited = 0.0  # nobody is answered
+            raise
+        except CallError:
             raise
         except Exception as error:
             if limit.expired():
                 raise CallError("timeout", f"the model took longer than {call.timeout:g} s (--call-timeout)") from None
-            raise CallError("model", f"{type(error).__name__}: {error}") from None
+            raise CallError("model", one_line(f"{type(error).__name__}: {error}")) from None
+        finally:
+            if request.waited:
+                self.waited[call.id] = request.waited
+
+
+def _make(spec: str, options: dict[str, Any]) -> Backend:
+    if not spec:
+        raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
+    name, _, model = spec.partition(":")
+    made: Backend = registry.load(registry.BACKENDS, name)(model, options)
+    return made

@@ -52,7 +52,9 @@ async def test_a_question_brings_its_messages_and_leaves_nothing_behind(worker):
     assert b"good?" in msgspec.msgpack.decode(value, type=Generated).message
     # Then the conversation is as it was
     await worker.serve(call("generate", "one", "two"))
-    names = [(request.rollout, [m.text for m in request.messages], request.body) for request in worker._backend.requests]
+    names = [
+        (request.rollout, [m.text for m in request.messages], request.body) for request in worker._backend._backend.requests
+    ]
     assert names == [
         ("r.0.3", ["one", "two"], b"{}"), ("ask:r.0.3", ["good?"], b'{"seed":1}'), ("r.0.3", ["one", "two"], b"{}"),
     ]  # fmt: skip
