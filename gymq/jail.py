@@ -33,7 +33,7 @@ FEW_UID, FEW_PIDS = 20_000, 40_000
 INNER_UID = 1000
 
 #: The niceness of programs: they are many and may spin, the workers beside them are few and wait for mail.
-NICE = 10
+NICE = 5
 
 #: Open files of a program.
 FILES = 256

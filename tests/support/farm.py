@@ -42,7 +42,7 @@ class Farm:
         """Start a worker of a role; `processes` are an executor's."""
         self._started += 1
         name = f"{role}{self._started}"
-        environment = {"PYTHONPATH": str(PLUGIN)}
+        environment = {"PYTHONPATH": str(PLUGIN), "TMPDIR": str(self._folder)}
         log = self._folder / f"{name}.log"
         return rollouts.start_worker(
             self._spawn, self.settings, role, name, log, environment, processes=processes, **options

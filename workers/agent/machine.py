@@ -29,7 +29,7 @@ from .step import Step
 TOGETHER = 1000
 
 #: Faults of an isolated tool that tell of the program the model asked to run, not of us: the model is told.
-_LIMITS = frozenset({"timeout", "killed", "memory"})
+_LIMITS = frozenset({"timeout", "killed", "memory", "result_too_large"})
 
 #: Sampling fields that mean something only beside tools.
 _TOOL_FIELDS = frozenset({"tool_choice", "parallel_tool_calls"})

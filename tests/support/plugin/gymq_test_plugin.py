@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import threading
 import time
+from pathlib import Path
 
 import msgspec
 from gymq_workers.agent.tool_agent import ToolAgent
@@ -179,6 +181,42 @@ class Hostile(Environment):
         if turn >= len(calls):
             return Message(role="assistant", content="done")
         return Message(role="assistant", tool_calls=[ToolCall(f"call_{turn}", Function(calls[turn], "{}"))])
+
+
+class Sticky(Environment):
+    """Tools that hang where nobody can kill them."""
+
+    name = "sticky"
+
+    @tool(timeout=1)
+    def hang(self) -> str:
+        """Never end, in a thread."""
+        threading.Event().wait()
+        return "woke"
+
+    @tool(timeout=60)
+    async def stall(self, task) -> str:
+        """Block the loop, the first time."""
+        note(task["journal"], f"{os.getpid()}")
+        if len(Path(task["journal"]).read_text().splitlines()) == 1:
+            time.sleep(task["seconds"])
+        return "went on"
+
+    @tool(timeout=30)
+    def rest(self) -> str:
+        """Rest a moment."""
+        time.sleep(0.05)
+        return "rested"
+
+    @tool(timeout=60)
+    def give(self) -> str:
+        """Give a gigabyte."""
+        return "x" * (1 << 30)
+
+    def verify(self) -> float:
+        return 1.0
+
+    policy = Hostile.policy
 
 
 class Faulty(Environment):
