@@ -169,6 +169,13 @@ class Hostile(Environment):
         time.sleep(2)
         return "rested"
 
+    @tool(isolated=True, timeout=90)
+    def noted(self, task) -> str:
+        """Rest, and note it."""
+        note(task["journal"], str(os.getpid()))
+        time.sleep(task["seconds"])
+        return "rested"
+
     @hook(isolated=True, timeout=2)
     def verify(self, task) -> float:
         while task.get("spin"):

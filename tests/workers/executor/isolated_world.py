@@ -149,7 +149,7 @@ class Wild(Environment):
         """Take memory without end."""
         held = []
         while True:
-            held.append(bytearray(64 << 20))
+            held.append(bytes(64 << 20))
 
     @tool(isolated=True)
     def shout(self, mib: int, descriptor: int) -> str:
