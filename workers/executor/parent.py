@@ -174,7 +174,8 @@ class Parent:
         workers = getattr(getattr(self.pool, "_pool", None), "_pool", None)
         if workers is not None:
             alive = {worker.pid for worker in workers}
-            processes.kill_children(spare=alive | {self._keeper.pid if self._keeper else 0})
+            if not processes.kill_children(spare=alive | {self._keeper.pid if self._keeper else 0}) and self.hub is not None:
+                self.hub.call_later(ORPHANS_DELAY, self._kill_orphans)
             for path in Path(self._folder).iterdir():
                 if int(path.name) not in alive:
                     _remove(str(path))

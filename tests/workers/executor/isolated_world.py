@@ -103,7 +103,7 @@ class Wild(Environment):
         session = how == "session"
         for _ in range(2):
             subprocess.Popen([sys.executable, "-c", program, marker], start_new_session=session)
-        time.sleep(0.2)
+        time.sleep(1)
         if then == "hang":
             time.sleep(300)
         if then == "die":
