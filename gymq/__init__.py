@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gymq.results import Results, consume
     from gymq.rollout import Group, Rollout
     from gymq.run import RunConfig
+    from gymq.sandbox import Ran, run_program
     from gymq.settings import Settings
     from gymq.sink import Sink
     from gymq.task import Task
@@ -33,6 +34,7 @@ _HOMES = {
     "producer": ("Producer", "produce"),
     "rollout": ("Group", "Rollout"),
     "run": ("RunConfig",),
+    "sandbox": ("Ran", "run_program"),
     "settings": ("Settings",),
     "sink": ("Sink",),
     "task": ("Task",),
@@ -41,9 +43,9 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Agent", "Ask", "Backend", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate", "Group",
-    "GymqError", "Message", "Opening", "Producer", "Request", "Respond", "Response", "Results", "Rollout", "RunConfig",
+    "GymqError", "Message", "Opening", "Producer", "Ran", "Request", "Respond", "Response", "Results", "Rollout", "RunConfig",
     "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume", "hook",
-    "produce", "tool",
+    "produce", "run_program", "tool",
 ]  # fmt: skip
 
 

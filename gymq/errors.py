@@ -23,6 +23,7 @@ FaultKind = Literal[
     "killed",  # an isolated call's process died: exit, signal
     "memory",  # an isolated call asked for more memory than it may have
     "poison",  # a call killed its process again and again, though it ran alone; it is a dead letter now
+    "result_too_large",  # a tool or hook gave more than a result may have
     "task",  # the task's data cannot be rolled out
     "internal",  # a defect of gymq itself: please report it
     "cancelled",  # somebody cancelled it

@@ -44,7 +44,10 @@ class Farm:
         """Start a worker of a role, of this version or of one whose schema is newer; `processes` are an executor's."""
         self._started += 1
         name = f"{role}{self._started}"
-        environment = {"PYTHONPATH": os.pathsep.join([str(PLUGIN), *([str(NEXT)] if newer else [])])}
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(PLUGIN), *([str(NEXT)] if newer else [])]),
+            "TMPDIR": str(self._folder),
+        }
         log = self._folder / f"{name}.log"
         return rollouts.start_worker(
             self._spawn, self.settings, role, name, log, environment, processes=processes, **options

@@ -22,7 +22,7 @@ from .step import Step
 TOGETHER = 1000
 
 #: Faults of an isolated tool that tell of the program the model asked to run, not of us: the model is told.
-_LIMITS = frozenset({"timeout", "killed", "memory"})
+_LIMITS = frozenset({"timeout", "killed", "memory", "result_too_large"})
 
 _TOOL = msgspec.msgpack.Decoder(ToolResult)
 

@@ -66,6 +66,7 @@ def isolated(body: str, schema: int = 1) -> None:
     finally:
         if processes.has_children():
             processes.kill_children()
+        current().tidy()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
     _deliver(client, call, reply)
 
@@ -105,7 +106,7 @@ def _work(call: Call) -> bytes:
     messages = None if call.seen or len(call.turns) != call.length else Conversation(call.turns)
     task = None if call.task is None else decode_task(call.task)
     try:
-        with processes.memory_limit():
+        with processes.limits():
             return asyncio.run(invoke(call, task, messages))
     except CallError as error:
         if error.fault.kind == "memory":

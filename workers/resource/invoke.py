@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from numbers import Real
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -30,6 +31,10 @@ from .outage import is_outage
 #: Characters of an exception's text that a fault keeps: it is shown on one line.
 MAX_TEXT = 500
 
+#: Bytes that the value of a call may have: a dozen photographs, far more text than a model reads; and Redis, the agent and
+#: every later request of the rollout must carry it.
+MAX_VALUE = 16 * 1024**2
+
 #: The types of content parts; a tool's list of such objects goes to the model as it is.
 PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
 
@@ -44,8 +49,15 @@ async def invoke(call: Call, task: Task | None, messages: Conversation | None, *
         threads: where functions that are not `async` run; None: here and now, blocking the loop.
 
     Raises:
-        CallError: `environment`, `verifier`, `unavailable`, `task` or `memory`.
+        CallError: `environment`, `verifier`, `unavailable`, `task`, `memory` or `result_too_large`.
     """
+    value = await _invoke(call, task, messages, threads)
+    if len(value) > MAX_VALUE:
+        raise _too_large(call, len(value))
+    return value
+
+
+async def _invoke(call: Call, task: Task | None, messages: Conversation | None, threads: Executor | None) -> bytes:
     try:
         environment = registry.environment(call.environment)
     except GymqError as error:
@@ -93,7 +105,7 @@ class _Run:
             result = await self.function(getattr(self.environment, tool.name), tool.wants, arguments)
         except ToolError as error:
             # What it did to the state before it failed stays undone.
-            return ToolResult(content=msgspec.json.encode(str(error)), error=True)
+            return ToolResult(content=self.json("its error", str(error)), error=True)
         return ToolResult(content=self.content(result), state=None if tool.flags.get("read_only") else self.state())
 
     async def open(self) -> Opened:
@@ -232,6 +244,8 @@ class _Run:
         return [encode_message(message) for message in messages]
 
     def json(self, what: str, value: Any) -> bytes:
+        if isinstance(value, str) and len(value) > MAX_VALUE:  # not worth encoding
+            raise _too_large(self.call, len(value))
         try:
             return msgspec.json.encode(value, enc_hook=_plain)
         except (TypeError, ValueError, OverflowError) as error:
@@ -245,6 +259,22 @@ class _Run:
         place = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1] if frames else None)
         where = "" if place is None else f" ({os.path.basename(place.filename)}:{place.lineno})"
         return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+def name_of(call: Call) -> str:
+    """What a call runs, for a person: `environment.tool`."""
+    return f"{call.environment}.{call.name or call.kind}"
+
+
+def called(frame: FrameType) -> Call | None:
+    """The call whose function this frame calls."""
+    return frame.f_locals["self"].call if frame.f_code is _Run.function.__code__ else None
+
+
+def _too_large(call: Call, size: int) -> CallError:
+    return CallError(
+        "result_too_large", f"{name_of(call)} gave {size >> 20} MiB; a result and its state may have {MAX_VALUE >> 20} MiB"
+    )
 
 
 def _number(what: str, value: Any) -> float:

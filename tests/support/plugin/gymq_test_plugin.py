@@ -7,7 +7,9 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import msgspec
 from gymq_workers.agent.tool_agent import ToolAgent
@@ -170,6 +172,13 @@ class Hostile(Environment):
         time.sleep(2)
         return "rested"
 
+    @tool(isolated=True, timeout=90)
+    def noted(self, task) -> str:
+        """Rest, and note it."""
+        note(task["journal"], str(os.getpid()))
+        time.sleep(task["seconds"])
+        return "rested"
+
     @hook(isolated=True, timeout=2)
     def verify(self, task) -> float:
         while task.get("spin"):
@@ -182,6 +191,42 @@ class Hostile(Environment):
         if turn >= len(calls):
             return Message(role="assistant", content="done")
         return Message(role="assistant", tool_calls=[ToolCall(f"call_{turn}", Function(calls[turn], "{}"))])
+
+
+class Sticky(Environment):
+    """Tools that hang where nobody can kill them."""
+
+    name = "sticky"
+
+    @tool(timeout=1)
+    def hang(self) -> str:
+        """Never end, in a thread."""
+        threading.Event().wait()
+        return "woke"
+
+    @tool(timeout=60)
+    async def stall(self, task) -> str:
+        """Block the loop, the first time."""
+        note(task["journal"], f"{os.getpid()}")
+        if len(Path(task["journal"]).read_text().splitlines()) == 1:
+            time.sleep(task["seconds"])
+        return "went on"
+
+    @tool(timeout=30)
+    def rest(self) -> str:
+        """Rest a moment."""
+        time.sleep(0.05)
+        return "rested"
+
+    @tool(timeout=60)
+    def give(self) -> str:
+        """Give a gigabyte."""
+        return "x" * (1 << 30)
+
+    def verify(self) -> float:
+        return 1.0
+
+    policy = Hostile.policy
 
 
 class Faulty(Environment):

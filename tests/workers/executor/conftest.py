@@ -99,7 +99,12 @@ def start(redis_url, spawn, tmp_path, monkeypatch, name: str = "x", children: in
     log = tmp_path / f"{name}.log"
     argv = [sys.executable, "-m", "celery", "-A", "gymq", "worker", "--role", "executor", "-P", "prefork"]
     argv += ["-c", str(children), "-n", f"{name}@test", "--without-gossip", "--without-mingle", "-l", "INFO"]
-    env = {"PYTHONPATH": packages(tmp_path / "site", ENTRY_POINTS), "GYMQ_REDIS_URL": redis_url, "GYMQ_LIVENESS": "1"}
+    env = {
+        "PYTHONPATH": packages(tmp_path / "site", ENTRY_POINTS),
+        "GYMQ_REDIS_URL": redis_url,
+        "GYMQ_LIVENESS": "1",
+        "TMPDIR": str(tmp_path),
+    }
     process = spawn(argv, env, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
     found = Executor(process, redis_url, log)
     deadline = time.monotonic() + 30
