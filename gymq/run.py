@@ -265,8 +265,11 @@ async def pause(link: Link, name: str, paused: bool) -> None:
 
     Raises:
         UnknownName: there is no such run.
+        RunClosed: it was cancelled, or is done.
     """
-    await load_config(link, name)
+    there = await status(link, name)
+    if there.state in ("cancelled", "done"):
+        raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
     if paused:
         await link.send("HSET", link.keys.run(name), "paused", 1)
     else:
