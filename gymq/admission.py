@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 from gymq import registry
+from gymq.errors import UsageError
 from gymq.ledger import Ledger
 from gymq.link import Link
 from gymq.rows import parse_row
-from gymq.run import load_config
+from gymq.run import check_name, load_config
 from gymq.settings import Settings
 
 #: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
@@ -61,6 +62,9 @@ def enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) ->
 
 
 async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
+    check_name(run)
+    if not isinstance(chunk, str) or not (rows is None or isinstance(rows, list)):
+        raise UsageError("a chunk's id is text, and its rows are a list or null")
     link = Link(settings, "gymq-enqueue")
     await link.connect()
     try:

@@ -16,6 +16,9 @@ BLOCK = 1000
 #: Deliveries after which mail counts as deadly: it is answered, or its rollout fails, instead of killing another worker.
 MAX_ATTEMPTS = 10
 
+#: Digits of a number in mail: a count or a version that is longer was not written by us.
+MAX_DIGITS = 16
+
 #: Milliseconds that a read waits which looks at some of the streams only; the others wait meanwhile.
 BLOCK_IN_TURN = 50
 
@@ -118,6 +121,8 @@ def _parse(reply: Any) -> list[Mail]:
         for id_, fields in entries:
             if fields is None:
                 continue  # acknowledged and deleted by somebody else
-            attempt = int(fields[-1]) if len(fields) >= 2 and fields[-2] == b"a" else 0
+            # Anybody who may write to Redis may write here: what is no number is none.
+            counted = len(fields) >= 2 and fields[-2] == b"a" and len(fields[-1]) < MAX_DIGITS and fields[-1].isdigit()
+            attempt = int(fields[-1]) if counted else 0
             mail.append(Mail(stream, id_, fields, attempt))
     return mail

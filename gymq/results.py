@@ -23,6 +23,12 @@ BATCH = 500
 #: Milliseconds that a read waits for more.
 BLOCK = 500
 
+#: The names in each entry: rollout, whether it is its group's last, commit number, record.
+FIELDS = [b"r", b"l", b"n", b"b"]
+
+#: Digits of a row, a sample or a commit number: what is seen is kept as bits, and a forged number must not fill the memory.
+MAX_DIGITS = 9
+
 #: The name of the one reader within a consumer.
 READER = "reader"
 
@@ -191,7 +197,29 @@ class Results:
                 raise UnknownName(f"run {self.run!r} has no consumer {self.consumer!r} any more: it was removed") from None
             raise
         entries = reply[0][1] if reply else ()
-        return [Rollout(f[1].decode(), f[7], f[3] == b"1", entry, int(f[5])) for entry, f in entries if f is not None]
+        written = [(entry, fields) for entry, fields in entries if fields is not None]
+        forged = [entry for entry, fields in written if not self._ours(fields)]
+        if forged:
+            await self._drop(forged)
+            if len(forged) == len(written):
+                return await self._take(after, block)
+        return [Rollout(f[1].decode(), f[7], f[3] == b"1", entry, int(f[5])) for entry, f in written if entry not in forged]
+
+    def _ours(self, fields: list[bytes]) -> bool:
+        """Whether an entry is a finished rollout of this run: whoever may write to Redis may write to its results, too."""
+        if len(fields) != 8 or fields[::2] != FIELDS or not _number(fields[5]):
+            return False
+        rid, record = fields[1], fields[7]
+        place = rid.removeprefix(self.run.encode() + b".").split(b".")
+        shaped = rid.startswith(self.run.encode() + b".") and len(place) == 2 and all(_number(part) for part in place)
+        return shaped and record.startswith(b'{"rollout_id":"%b",' % rid) and record.endswith(b"}") and b"\n" not in record
+
+    async def _drop(self, entries: list[bytes]) -> None:
+        for entry in entries:
+            told = f"gymq: entry {entry.decode()} in the results of run {self.run!r} is no rollout of it; it is left out"
+            print(told, file=sys.stderr)
+            # Not as a rollout that was used: those are counted.
+            await self._link.send("XACK", self._link.keys.results(self.run), self.consumer, entry)
 
     async def _over(self) -> bool:
         state, rows, samples, ended, live = await self._link.run("progress", self.run)
@@ -278,6 +306,10 @@ class SyncResults:
         """Close the connection; what was not acknowledged comes back next time."""
         self._runner.run(self._results.close())
         self._runner.close()
+
+
+def _number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= MAX_DIGITS
 
 
 def consume(

@@ -23,6 +23,10 @@ from gymq.task import Task
 #: Characters of a row's id: it becomes part of keys, file names and log lines.
 MAX_ID = 256
 
+#: Bytes of a row. A task lies in Redis until its group has ended and is read by each worker that needs it: images fit,
+#: films do not.
+MAX_ROW = 32 * 2**20
+
 #: Characters of an error line; data quoted in it may be long.
 _MAX_LINE = 600
 
@@ -62,8 +66,12 @@ def parse_row(
 
 
 def _load(row: bytes | dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(row, (bytes, dict)):
+        raise DataError("is not a JSON object; write {...}, one row per line")
     # A dict goes through JSON too, so that both kinds of rows are checked and normalised in the same way.
     data = _encoder.encode(row) if isinstance(row, dict) else row.removeprefix(_BOM)
+    if len(data) > MAX_ROW:
+        raise DataError(f"is larger than {MAX_ROW >> 20} MiB; make it smaller, or let its environment load what is large")
     try:
         value = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError):

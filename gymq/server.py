@@ -70,6 +70,8 @@ class CallServer(Actor):
     async def _serve(self, mail: Mail) -> None:
         try:
             call = decode_call(mail.fields[1])
+            if min(call.step, call.n, call.row, call.length, call.seen) < 0:
+                raise msgspec.ValidationError("it has a negative number")
         except msgspec.MsgspecError as error:
             # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
             print(f"gymq: mail {mail.id!r} in {mail.stream!r} is no call: {error}", file=sys.stderr)
@@ -83,6 +85,9 @@ class CallServer(Actor):
             value = await self.serve(call)
         except CallError as error:
             fault = error.fault
+        except msgspec.MsgspecError as error:
+            print(f"gymq: call {call.id!r} brought or found what cannot be read: {error}", file=sys.stderr)
+            fault = Fault("internal", f"what the call brought or found cannot be read: {error}")
         except Exception as error:
             traceback.print_exc()
             fault = Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more")

@@ -27,7 +27,7 @@ for i = 4, #ARGV do
           local fields, attempts = {}, 0
           for j = 1, #entry[2], 2 do
             if entry[2][j] == 'a' then
-              attempts = tonumber(entry[2][j + 1])
+              attempts = tonumber(entry[2][j + 1]) or 0
             else
               fields[#fields + 1] = entry[2][j]
               fields[#fields + 1] = entry[2][j + 1]
@@ -35,7 +35,8 @@ for i = 4, #ARGV do
           end
           fields[#fields + 1] = 'a'
           fields[#fields + 1] = attempts + 1
-          call('XADD', P .. 'm:' .. ARGV[i] .. ':retry', '*', unpack(fields))
+          -- No mail of ours has so many fields, and unpack would fail: the next worker would die of it, too.
+          if #fields <= 4000 then call('XADD', P .. 'm:' .. ARGV[i] .. ':retry', '*', unpack(fields)) end
         end
         call('XACK', stream, 'g', p[1])
         call('XDEL', stream, p[1])

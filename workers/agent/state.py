@@ -73,6 +73,13 @@ class State(msgspec.Struct, array_like=True):
     tool_calls: int = 0
     shown: bool = False
 
+    @property
+    def pending(self) -> int:
+        """How many replies the next mail brings."""
+        if self.phase == "new":
+            return 0
+        return sum(running.content is None for running in self.running) if self.phase == "tools" else 1
+
 
 #: Bytes that a rollout takes besides its messages.
 WEIGHT = 2000

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
+
+import msgspec
 
 from gymq import registry
 from gymq.actor import Actor
@@ -16,13 +21,13 @@ from gymq.call import Reply, decode_reply, encode
 from gymq.environment import EnvironmentSpec
 from gymq.errors import Fault, UnknownName, UsageError
 from gymq.link import Link, Outage
-from gymq.mailbox import MAX_ATTEMPTS, Mail
+from gymq.mailbox import MAX_ATTEMPTS, MAX_DIGITS, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import decode_task
 
 from .events import Shown
-from .machine import Machine
+from .machine import TOGETHER, Machine
 from .state import WEIGHT, Live, decode_state
 from .step import OVERDUE, Step, acknowledge
 
@@ -31,6 +36,13 @@ BATCH = 64
 
 #: Overdue rollouts looked at per sweep.
 OVERDUE_BATCH = 100
+
+
+#: Fields of one message: a reply to each call that may be out together, and few more.
+MOST_FIELDS = 2 * TOGETHER + 20
+
+#: How a rollout is named; numbers as `MAX_DIGITS`.
+_ROLLOUT = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.\d{1,15}\.\d{1,15}")
 
 
 class Lost(Exception):
@@ -58,6 +70,7 @@ class AgentWorker(Actor):
 
     async def handle(self, mail: list[Mail]) -> None:
         """Advance each message's rollout, in commits of at most `BATCH` steps."""
+        mail = await self._sort_out(mail)
         while mail:
             batch: list[Mail] = []
             later: list[Mail] = []
@@ -68,6 +81,20 @@ class AgentWorker(Actor):
                 (batch if fits else later).append(one)
                 rids.add(one.fields[1])
             mail = later + await self._commit(batch)
+
+    async def _sort_out(self, mail: list[Mail]) -> list[Mail]:
+        """Acknowledge what is no mail of a rollout: whoever may write to Redis may write to a mailbox, too."""
+        forged = [one for one in mail if not _addressed(one.fields)]
+        if not forged:
+            return mail
+        await self.link.insist("commit", pack([acknowledge(one) for one in forged]))
+        for one in forged:
+            self._refuse(one, "it names no rollout and version, or has too many fields")
+            self.release(one)
+        return [one for one in mail if _addressed(one.fields)]
+
+    def _refuse(self, mail: Mail, reason: object) -> None:
+        print(f"gymq: mail {mail.id.decode()} in {mail.stream.decode()} is no mail of a rollout: {reason}", file=sys.stderr)
 
     async def _commit(self, batch: list[Mail]) -> list[Mail]:
         """Advance a batch; returns the mail to decide again."""
@@ -125,10 +152,15 @@ class AgentWorker(Actor):
             return machine.abandon(Fault("cancelled", "the run was cancelled"), "cancelled")
         if mail.attempt >= MAX_ATTEMPTS:
             return machine.abandon(Fault("lost", f"{mail.attempt} agent workers died with this step in hand"))
+        fields = mail.fields
+        try:
+            replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
+        except msgspec.MsgspecError as error:
+            return self._refuse(mail, error)
+        if len(replies) != live.state.pending:
+            return self._refuse(mail, f"it has {len(replies)} replies and {live.state.pending} calls are pending")
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
-        fields = mail.fields
-        replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
         try:
             return machine.advance(replies)
         except Exception as error:
@@ -147,7 +179,8 @@ class AgentWorker(Actor):
             if live is not None and live.version != int(fields[3]):
                 live = None
             if live is None and fields[3] == b"0" and len(fields) > 5 and fields[4] == b"t":
-                live = Live(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
+                with suppress(msgspec.MsgspecError):  # then it is loaded: the ledger has it
+                    live = Live(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
             if live is None:
                 missing.append((i, rid))
             lives.append(live)
@@ -158,9 +191,12 @@ class AgentWorker(Actor):
             for (i, rid), (version, state, memory, plan, turns, task) in zip(missing, loaded, strict=True):
                 if version is not None and task is not None:
                     weight = WEIGHT + sum(map(len, turns))
-                    lives[i] = Live(
-                        rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan, weight
-                    )
+                    try:
+                        lives[i] = Live(
+                            rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan, weight
+                        )
+                    except msgspec.MsgspecError as error:
+                        self._refuse(batch[i], f"what is stored of {rid} cannot be read: {error}")
         return lives
 
     async def _context(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
@@ -236,6 +272,16 @@ class AgentWorker(Actor):
     async def forget(self) -> None:
         """Drop what was read: it may have gone on elsewhere."""
         self._cache = Cache()
+
+
+def _addressed(fields: list[bytes]) -> bool:
+    """Whether mail names a rollout and a version, and is no larger than the largest of ours."""
+    return (
+        4 <= len(fields) <= MOST_FIELDS
+        and _ROLLOUT.fullmatch(fields[1]) is not None
+        and len(fields[3]) < MAX_DIGITS
+        and fields[3].isdigit()
+    )
 
 
 class _Missing(Agent):

@@ -49,7 +49,7 @@ def isolated(body: str) -> None:
     """
     call = read(body)
     client = _client()
-    if not _claim(client, call):
+    if call is None or not _claim(client, call):
         return
     started = time.time()
     value, fault = b"", None

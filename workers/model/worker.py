@@ -46,6 +46,8 @@ class ModelWorker(CallServer):
 
     async def serve(self, call: Call) -> bytes:
         """Ask the backend for the next message; see `CallServer`."""
+        if call.kind != "generate":
+            raise CallError("model", f"a model cannot answer a call of kind {call.kind!r}")
         kept = await self.conversation(call, plan=True)
         if kept.extra is None:
             kept.extra = decode_plan(kept.plan or b"").request()
