@@ -9,7 +9,7 @@ from gymq import registry
 from gymq.errors import UsageError
 from gymq.ledger import Ledger
 from gymq.link import Link
-from gymq.rows import parse_row
+from gymq.rows import Ids, parse_row
 from gymq.run import check_name, load_config
 from gymq.settings import Settings
 
@@ -71,10 +71,10 @@ async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | N
         if rows:
             config = await load_config(link, run)
             known = registry.points(registry.ENVIRONMENTS)
-            tasks = [
-                parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known)
-                for i, row in enumerate(rows, 1)
-            ]
+            ids, tasks = Ids(), []
+            for i, row in enumerate(rows, 1):
+                tasks.append(parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known))
+                ids.add(tasks[-1], f"{chunk}:{i}")
             await Ledger(link, run).write(chunk, tasks, wait=False)
         return await admit(link)
     finally:

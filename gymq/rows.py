@@ -61,8 +61,35 @@ def parse_row(
         reason = "holds half of a surrogate pair, which no text file can hold; remove it"
     except (TypeError, ValueError, OverflowError) as error:
         reason = f"cannot be written as JSON ({error}); use plain values only"
+    raise DataError(_line(where, reason))
+
+
+class Ids:
+    """The ids of one source's rows so far: an id names one row.
+
+    A hash of each is kept, about 70 bytes; that two ids have the same one is less likely than a broken disk.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def add(self, task: Task, where: str) -> None:
+        """Note a row's own id, if it has one.
+
+        Raises:
+            DataError: an earlier row has it.
+        """
+        if not task.id:
+            return
+        key = hash(task.id)
+        if key in self._seen:
+            raise DataError(_line(where, f"id {task.id[:60]!r} is that of an earlier row too; give each row its own, or none"))
+        self._seen.add(key)
+
+
+def _line(where: str, reason: str) -> str:
     line = "".join(c if c.isprintable() else " " for c in f"{where}: {reason}")
-    raise DataError(line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…")
+    return line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…"
 
 
 def _load(row: bytes | dict[str, Any]) -> dict[str, Any]:

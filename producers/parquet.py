@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gymq.errors import DataError, UsageError
+from gymq.source import regular
 
 from . import arrow
 
@@ -29,6 +30,7 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
     except ImportError:
         raise UsageError("reading Parquet needs pyarrow; pip install 'gymq[data]'") from None
     try:
+        regular(source)
         with ParquetFile(source) as file:
             first, groups = 0, list(range(file.num_row_groups))
             while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:

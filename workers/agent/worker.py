@@ -156,9 +156,11 @@ class AgentWorker(Actor):
         try:
             replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
         except msgspec.MsgspecError as error:
-            return self._refuse(mail, error)
+            self._refuse(mail, error)
+            return None
         if len(replies) != live.state.pending:
-            return self._refuse(mail, f"it has {len(replies)} replies and {live.state.pending} calls are pending")
+            self._refuse(mail, f"it has {len(replies)} replies and {live.state.pending} calls are pending")
+            return None
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
         try:
