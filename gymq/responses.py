@@ -93,8 +93,8 @@ class Params(msgspec.Struct):
     tools: list[FunctionTool] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    max_output_tokens: int | None = None
-    top_logprobs: int | None = None
+    max_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=_INT32)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=_INT32)] | None = None
     parallel_tool_calls: bool | None = None
     tool_choice: str | dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
@@ -123,7 +123,9 @@ def to_sampling(params: Params, given: dict[str, Any], at: str) -> dict[str, Any
     """
     _refuse(params, at)
     sampling = _metadata(params.metadata, at)
-    sampling |= {name: value for name, value in given.items() if name in _PASSED and value is not None}
+    passed = {name: value for name, value in given.items() if name in _PASSED and value is not None}
+    check(passed, Sampling, at)
+    sampling |= passed
     if params.max_output_tokens is not None:
         sampling["max_tokens"] = params.max_output_tokens
     if params.top_logprobs is not None:

@@ -103,7 +103,7 @@ def rows(text: str) -> Iterator[tuple[str, bytes | dict[str, Any]]]:
         DataError, UsageError, UnknownName: the source cannot be read.
     """
     producer, source = open_source(text)
-    before = _looked_at.get(source, _stamp(source))
+    before = _looked_at.get(os.path.abspath(source), _stamp(source))
     if _stamp(source) == before:
         yield from registry.load(registry.PRODUCERS, producer)(source)
     if _stamp(source) != before:
@@ -130,7 +130,7 @@ def fingerprint(text: str) -> str:
     """
     producer, source = open_source(text)
     path = Path(source)
-    _looked_at[source] = _stamp(source)
+    _looked_at[os.path.abspath(source)] = _stamp(source)
     digest = hashlib.blake2b(producer.encode(), digest_size=8)
     try:
         if producer in SUFFIXES.values():

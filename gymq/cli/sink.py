@@ -39,11 +39,11 @@ def sink(kind: str, run: str, out: str, consumer: str | None, redis: str | None,
     from gymq.results import check_consumer
     from gymq.run import check_name
 
-    check_consumer(consumer or kind)
     if not out or out == "/":
         raise UsageError(f"--out {out!r}: name a file (jsonl) or a folder of its own (parquet)")
     made = registry.load(registry.SINKS, kind)(Path(out), run)
     check_name(run)
+    check_consumer(consumer or kind)
     settings = find_server(redis, of)
     return asyncio.run(_feed(made, consumer or kind, settings))
 
