@@ -31,6 +31,10 @@ FaultKind = Literal[
 TRUNCATING: frozenset[str] = frozenset({"context_overflow"})
 
 
+#: What msgspec raises for bytes that are not what they must be: of a wrong shape, no UTF-8, or nested too deeply.
+UNREADABLE: tuple[type[Exception], ...] = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 class Fault(msgspec.Struct, array_like=True, frozen=True):
     """Why a call or a rollout did not end well.
 

@@ -13,7 +13,7 @@ from gymq.actor import Actor
 from gymq.batch import Batcher, pack
 from gymq.cache import Cache
 from gymq.call import Call, Reply, decode_call, encode
-from gymq.errors import CallError, Fault
+from gymq.errors import UNREADABLE, CallError, Fault
 from gymq.mailbox import MAX_ATTEMPTS, Mail
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
@@ -72,7 +72,7 @@ class CallServer(Actor):
             call = decode_call(mail.fields[1])
             if min(call.step, call.n, call.row, call.length, call.seen) < 0:
                 raise msgspec.ValidationError("it has a negative number")
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
             print(f"gymq: mail {mail.id!r} in {mail.stream!r} is no call: {error}", file=sys.stderr)
             self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id]))
@@ -85,7 +85,7 @@ class CallServer(Actor):
             value = await self.serve(call)
         except CallError as error:
             fault = error.fault
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             print(f"gymq: call {call.id!r} brought or found what cannot be read: {error}", file=sys.stderr)
             fault = Fault("internal", f"what the call brought or found cannot be read: {error}")
         except Exception as error:

@@ -53,11 +53,13 @@ def _contained(folder: Path) -> None:
     """See that the files that the data set names are its own: `datasets` reads whatever stands there, wherever it lies."""
     try:
         named = [str(file["filename"]) for file in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+        outside = [name for name in named if not (folder / name).resolve().is_relative_to(folder.resolve())]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{folder}: its state.json cannot be read; save it again with save_to_disk") from None
-    for name in named:
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{folder}: its state.json names {name[:60]!r}, which lies outside; copy the file into the folder")
+    if outside:
+        raise DataError(
+            f"{folder}: its state.json names {outside[0][:60]!r}, which lies outside; copy the file into the folder"
+        )
 
 
 def _splits(folder: Path) -> list[str]:

@@ -25,7 +25,6 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         UsageError: pyarrow is not installed.
     """
     try:
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UsageError("reading Parquet needs pyarrow; pip install 'gymq[data]'") from None
@@ -39,6 +38,8 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
                 skipped = min(max(start - first, 0), batch.num_rows)
                 yield from arrow.rows(batch.slice(skipped), source, first + skipped)
                 first += batch.num_rows
-    except (ArrowException, OSError, UnicodeError) as error:
-        said = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged file raises is not documented
+        said = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
         raise DataError(f"{source}: {said}; name a Parquet file that can be read") from None

@@ -1,5 +1,6 @@
 """What is written into mailboxes, queues and results by somebody else is refused in one line, and work goes on."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import asyncio

@@ -9,8 +9,6 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-import msgspec
-
 from gymq import registry
 from gymq.actor import Actor
 from gymq.admission import admit
@@ -19,7 +17,7 @@ from gymq.batch import pack
 from gymq.cache import Cache
 from gymq.call import Reply, decode_reply, encode
 from gymq.environment import EnvironmentSpec
-from gymq.errors import Fault, UnknownName, UsageError
+from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError
 from gymq.link import Link, Outage
 from gymq.mailbox import MAX_ATTEMPTS, MAX_DIGITS, Mail
 from gymq.run import RunConfig, load_config, load_environment
@@ -155,7 +153,7 @@ class AgentWorker(Actor):
         fields = mail.fields
         try:
             replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             self._refuse(mail, error)
             return None
         if len(replies) != live.state.pending:
@@ -181,7 +179,7 @@ class AgentWorker(Actor):
             if live is not None and live.version != int(fields[3]):
                 live = None
             if live is None and fields[3] == b"0" and len(fields) > 5 and fields[4] == b"t":
-                with suppress(msgspec.MsgspecError):  # then it is loaded: the ledger has it
+                with suppress(*UNREADABLE):  # then it is loaded: the ledger has it
                     live = Live(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
             if live is None:
                 missing.append((i, rid))
@@ -197,7 +195,7 @@ class AgentWorker(Actor):
                         lives[i] = Live(
                             rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan, weight
                         )
-                    except msgspec.MsgspecError as error:
+                    except UNREADABLE as error:
                         self._refuse(batch[i], f"what is stored of {rid} cannot be read: {error}")
         return lives
 

@@ -28,7 +28,7 @@ def read(body: Any) -> Call | None:
     """Decode a call from a task's argument; None: it is no call, which is said, and nobody can be answered."""
     try:
         return decode_call(base64.b64decode(body))
-    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+    except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         print(f"gymq: executor: a message to {ISOLATED_QUEUE} is no call: {error}", file=sys.stderr)
         return None
 
