@@ -57,9 +57,7 @@ def _contained(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{folder}: its state.json cannot be read; save it again with save_to_disk") from None
     if outside:
-        raise DataError(
-            f"{folder}: its state.json names {outside[0][:60]!r}, which lies outside; copy the file into the folder"
-        )
+        raise DataError(f"{folder}: its state.json names {outside[0][:60]!r}, which lies outside; copy that into the folder")
 
 
 def _splits(folder: Path) -> list[str]:

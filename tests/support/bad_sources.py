@@ -77,9 +77,9 @@ FILES: list[tuple[str, str, bytes | Callable[[Path], None] | None, str]] = [
     ("a file of no known kind", "rows.csv", ROW, "{s}: no producer is known for it; name one (datasets, jsonl, parquet, reasoning_gym) as in jsonl:{s}, or use a file that ends in .jsonl, .json, .jsonl.gz, .json.gz, .parquet"),
     ("a state that is no JSON", "saved", lambda path: saved(path, "{"), "{s}: its state.json cannot be read; save it again with save_to_disk"),
     ("a state without files", "saved", lambda path: saved(path, {}), "{s}: its state.json cannot be read; save it again with save_to_disk"),
-    ("a data set that names a file outside", "saved", names("../../secret.arrow"), "{s}: its state.json names '../../secret.arrow', which lies outside; copy the file into the folder"),
-    ("a data set that names a file by its whole path", "saved", names("/etc/passwd"), "{s}: its state.json names '/etc/passwd', which lies outside; copy the file into the folder"),
-    ("a data set with a link outside", "saved", linked, "{s}: its state.json names 'data.arrow', which lies outside; copy the file into the folder"),
+    ("a data set that names a file outside", "saved", names("../../secret.arrow"), "{s}: its state.json names '../../secret.arrow', which lies outside; copy that into the folder"),
+    ("a data set that names a file by its whole path", "saved", names("/etc/passwd"), "{s}: its state.json names '/etc/passwd', which lies outside; copy that into the folder"),
+    ("a data set with a link outside", "saved", linked, "{s}: its state.json names 'data.arrow', which lies outside; copy that into the folder"),
     ("a data set without its file", "saved", names("data.arrow"), "{s}: cannot be read ({any}); save it again with save_to_disk"),
 ]
 
