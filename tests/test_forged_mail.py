@@ -214,14 +214,16 @@ async def test_mail_with_a_nonsensical_count_can_be_handed_back(settings, link):
 #: Entries in a run's results: fields, as a forger may write them.
 RESULTS: dict[str, list[Any]] = {
     "garbage": [b"\xff", b"\xfe"],
+    "no commit number": ["r", "r.0.0", "l", "1", "n", "x", "b", '{"rollout_id":"r.0.0",}'],
+    "a row of 12 digits": ["r", "r.999999999999.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.999999999999.0",}'],
     "too few": ["r", "r.0.0"],
-    "no rollout": ["r", "x", "l", "1", "b", "{}"],
-    "another run": ["r", "q.0.0", "l", "1", "b", '{"rollout_id":"q.0.0",}'],
-    "another record": ["r", "r.0.0", "l", "1", "b", '{"rollout_id":"r.0.1",}'],
-    "two lines": ["r", "r.0.0", "l", "1", "b", '{"rollout_id":"r.0.0",\n}'],
-    "a path": ["r", "r.../../x.0", "l", "1", "b", '{"rollout_id":"r.../../x.0",}'],
-    "text as a row": ["r", "r.a.0", "l", "1", "b", '{"rollout_id":"r.a.0",}'],
-    "cut off": ["r", "r.0.0", "l", "1", "b", '{"rollout_id":"r.0.0",'],
+    "no rollout": ["r", "x", "l", "1", "n", "1", "b", "{}"],
+    "another run": ["r", "q.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"q.0.0",}'],
+    "another record": ["r", "r.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.0.1",}'],
+    "two lines": ["r", "r.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.0.0",\n}'],
+    "a path": ["r", "r.../../x.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.../../x.0",}'],
+    "text as a row": ["r", "r.a.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.a.0",}'],
+    "cut off": ["r", "r.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.0.0",'],
 }
 
 
@@ -231,7 +233,7 @@ async def test_results_that_are_forged_reach_no_sink(settings, link, capsys):
     await results.start()
     for fields in RESULTS.values():
         await link.send("XADD", keys.results("r"), "*", *fields)
-    await link.send("XADD", keys.results("r"), "*", "r", "r.0.0", "l", "1", "b", '{"rollout_id":"r.0.0","run":"r"}')
+    await link.send("XADD", keys.results("r"), "*", "r", "r.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.0.0","run":"r"}')
     assert [rollout.id for rollout in await results.read() or ()] == ["r.0.0"]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(RESULTS)
