@@ -25,12 +25,12 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         UsageError: pyarrow is not installed.
     """
     try:
-        from pyarrow.parquet import ParquetFile
+        from pyarrow import parquet
     except ImportError:
         raise UsageError("reading Parquet needs pyarrow; pip install 'gymq[data]'") from None
     try:
         regular(source)
-        with ParquetFile(source) as file:
+        with parquet.ParquetFile(source) as file:
             first, groups = 0, list(range(file.num_row_groups))
             while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:
                 first += file.metadata.row_group(groups.pop(0)).num_rows
