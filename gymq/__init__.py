@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gymq.environment import Environment, Opening, Response, Score, hook, tool
     from gymq.errors import GymqError, TaskError, ToolError
     from gymq.message import Conversation, Function, Message, ToolCall
-    from gymq.producerr import Producer, produce
+    from gymq.producer import Producer, produce
     from gymq.results import Results, consume
     from gymq.rollout import Group, Rollout
     from gymq.run import RunConfig

@@ -18,13 +18,19 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from gymq.batch import pack
+from gymq.call import SCHEMA
 from gymq.link import Link, Outage
 from gymq.liveness import Liveness
 from gymq.mailbox import Mail, Mailboxes
+from gymq.quarantine import Quarantine
 from gymq.settings import Settings
 
 #: Seconds between two looks at the dead.
 SWEEP = 1.0
+
+#: Messages of a newer schema that one script puts aside or takes up.
+PARK_BATCH = 100
 
 #: Seconds that a draining actor waits for what it holds; then it hands the rest back.
 DRAIN = 25.0
@@ -57,7 +63,7 @@ class Actor:
         self.events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=EVENTS)
         self.host = socket.gethostname()
         self.capacity = 256
-        self.counts: dict[str, int] = {"taken": 0, "redelivered": 0, "stale": 0, "lapses": 0, "outages": 0}
+        self.counts: dict[str, int] = {"taken": 0, "redelivered": 0, "stale": 0, "lapses": 0, "outages": 0, "parked": 0}
         self._held: dict[tuple[bytes, bytes], Mail] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
@@ -69,7 +75,15 @@ class Actor:
         self.reader = Link(settings, f"gymq-{self.role}-reader")
         self.link = Link(settings, f"gymq-{self.role}")
         self.boxes = Mailboxes(self.mailboxes(), self.link.keys)
+        self.quarantine: Quarantine | None = Quarantine(self.role, settings, options)
         self.life = Liveness(settings, Link(settings, f"gymq-{self.role}-alive"), self.describe())
+
+    def isolate(self) -> None:
+        """Before `main`: serve suspects and nothing else, one at a time; see `gymq.alone`."""
+        self.capacity = 1
+        self.boxes = Mailboxes(self.mailboxes(), self.link.keys, alone=True)
+        self.quarantine = None
+        self.life = Liveness(self.settings, self.life.link, self.describe())
 
     # What a role says.
 
@@ -122,6 +136,30 @@ class Actor:
         """This incarnation's name, by which Redis knows what it holds."""
         return self.life.worker
 
+    async def park(self, mail: list[Mail], schemas: list[int]) -> None:
+        """Put mail aside that this worker is too old to read; newer ones take it up.
+
+        Args:
+            mail: the messages.
+            schemas: of each.
+        """
+        if not self.counts["parked"]:
+            print(f"gymq: {newer_waits(max(schemas), SCHEMA)}", file=sys.stderr)
+        self.counts["parked"] += len(mail)
+        prefix = len(self.link.keys.mailbox(""))
+        for first in range(0, len(mail), PARK_BATCH):
+            batch = list(zip(mail, schemas, strict=True))[first : first + PARK_BATCH]
+            items = [[one.stream.decode()[prefix:].removesuffix(":retry"), one.stream, one.id, schema] for one, schema in batch]
+            await self.link.insist("park", pack(items))
+        for one in mail:
+            self.release(one)
+
+    async def _unpark(self) -> None:
+        while not self._draining:
+            moved = await self.life.link.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
+            if moved < PARK_BATCH:
+                return
+
     # The life.
 
     async def main(self) -> None:
@@ -155,6 +193,7 @@ class Actor:
             "host": self.host,
             "pid": os.getpid(),
             "mailboxes": self.mailboxes(),
+            "alone": self.quarantine is None,
             "started": time.time(),
         }
 
@@ -235,7 +274,10 @@ class Actor:
             if self._draining:
                 self._room.set()
             try:
-                await self.life.sweep()
+                waiting = await self.life.sweep()
+                if self.quarantine is not None:
+                    await self.quarantine.look(waiting and not self._draining)
+                await self._unpark()
                 await self.duties()
             except Outage:
                 await self.life.recover()
@@ -247,9 +289,21 @@ class Actor:
             await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
-        await self.life.leave()
+        await self.life.leave(broken=self._failure is not None)
+        if self.quarantine is not None:
+            await self.quarantine.end()
         if self._failure is not None:
             raise self._failure
+
+
+def newer_waits(schema: int, known: int) -> str:
+    """What is said of mail that a worker is too old to read.
+
+    Args:
+        schema: the mail's.
+        known: the newest that the worker reads.
+    """
+    return f"mail of a newer schema ({schema}; this worker reads up to {known}) waits; start newer workers"
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

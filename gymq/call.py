@@ -12,6 +12,14 @@ import msgspec
 
 from gymq.errors import Fault
 
+#: The schema: the layout of calls, replies and states. A field with a default at an array's end is no new schema: who does
+#: not know it passes over it, and who misses it takes the default. Any other change is one: count up here, and read the
+#: older ones where they are decoded.
+SCHEMA = 1
+
+#: The field of a call's mail. It tells the schema, so that any version can see what it cannot read without decoding it.
+CALL = "c" if SCHEMA == 1 else f"c{SCHEMA}"
+
 CallKind = Literal["generate", "open", "tool", "respond", "verify", "close"]
 
 
@@ -185,7 +193,7 @@ class Reply(msgspec.Struct, array_like=True):
         worker: who did it.
         fault: why it failed, or None.
         value: the msgpack of `Generated`, `ToolResult`, `Opened`, `Responded` or `Scored`; empty after a fault or a `close`.
-        attempt: how often the call was delivered before, 0 at first.
+        attempt: how many workers died with the call in hand.
     """
 
     n: int
@@ -206,6 +214,12 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 def encode(value: msgspec.Struct) -> bytes:
     """Encode a call, a reply or a reply's value."""
     return _encoder.encode(value)
+
+
+def call_schema(field: bytes) -> int:
+    """The schema of a call, from the name of its mail's field."""
+    # What is no small number was written by somebody else, and is judged by what it holds.
+    return int(field[1:]) if field[1:].isdigit() and len(field) < 10 else 1
 
 
 def decode_call(data: bytes) -> Call:

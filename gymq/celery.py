@@ -21,6 +21,7 @@ from kombu.entity import Queue
 
 from gymq import control, registry, serializer
 from gymq.bootstep import ISOLATED_QUEUE, ROLLOUTS_QUEUE, ActorStep, OutageStep
+from gymq.drain import DrainStep
 from gymq.errors import GymqError
 from gymq.settings import Settings
 
@@ -112,7 +113,7 @@ def create(settings: Settings) -> Any:
     made.user_options["worker"].add(
         click.Option(["--option"], multiple=True, metavar="KEY=VALUE", help="An option of the role; may be repeated.")
     )
-    made.steps["worker"].update({ActorStep, OutageStep})
+    made.steps["worker"].update({ActorStep, DrainStep, OutageStep})
     return made
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
@@ -56,14 +56,14 @@ def _starter(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "gymq-starter")
 
 
-def _popen(command: Sequence[str], env: Mapping[str, str], log: Path, inherit: Sequence[int]) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
+def _popen(command: Sequence[str], env: Mapping[str, str], log: Path | None, inherit: Sequence[int]) -> subprocess.Popen[bytes]:
+    with nullcontext() if log is None else log.open("ab") as output:
         return subprocess.Popen(
             command,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=None if output is None else subprocess.STDOUT,
             start_new_session=True,
             pass_fds=inherit,
         )
@@ -87,7 +87,7 @@ class Child:
         argv: the program and its arguments.
         env: variables to set, beside those of this process.
         name: what to call it in messages.
-        log: the file that gets its output and its errors, appended.
+        log: the file that gets its output and its errors, appended; None: they go where this process's go.
         death_signal: the signal it gets when this process dies.
         inherit: file descriptors that it keeps open.
 
@@ -100,7 +100,7 @@ class Child:
         argv: Sequence[str],
         env: Mapping[str, str],
         name: str,
-        log: Path,
+        log: Path | None,
         *,
         death_signal: int = signal.SIGKILL,
         inherit: Sequence[int] = (),
@@ -112,8 +112,10 @@ class Child:
         environment = {**os.environ, **env}
         if shutil.which(argv[0], path=environment.get("PATH")) is None:
             raise GymqError(f"{name}: there is no program {argv[0]!r}; install it or put it on the PATH")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._log_start = log.stat().st_size if log.exists() else 0
+        self._log_start = 0
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self._log_start = log.stat().st_size if log.exists() else 0
         command = [sys.executable, "-I", "-S", "-c", WRAPPER, str(os.getpid()), str(int(death_signal)), *argv]
         if threading.current_thread() is threading.main_thread():
             self._process = _popen(command, environment, log, inherit)
@@ -178,6 +180,8 @@ class Child:
 
     def tail(self, lines: int) -> list[str]:
         """The last lines that it wrote, without those of earlier processes with the same log."""
+        if self.log is None:
+            return []
         try:
             with self.log.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)

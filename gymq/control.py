@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import redis
-from celery.exceptions import WorkerShutdown
-from celery.platforms import EX_OK
 from celery.worker import control
+from celery.worker import state as requests
 
 from gymq.keys import Keys
 from gymq.settings import Settings
@@ -28,9 +27,7 @@ REDIS_TIMEOUT = 2.0
 def stats(state: Any, **_: Any) -> dict[str, Any]:
     """Request worker statistics/information; `gymq` holds the actor's own."""
     found: dict[str, Any] = state.consumer.controller.stats()
-    host = _host(state)
-    if host is not None:
-        found["gymq"] = host.role.stats()
+    found["gymq"] = _host(state).role.stats()
     return found
 
 
@@ -46,27 +43,32 @@ def resume(state: Any, **_: Any) -> dict[str, Any]:
 
 def drain(state: Any, **_: Any) -> dict[str, Any]:
     """Finish what the worker holds, then shut it down."""
-    host = _host(state)
-    if host is None:
-        raise WorkerShutdown(EX_OK)
-    host.drain()
+    _host(state).drain()
     return _control.ok("draining")
 
 
 def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, Any]:
-    """Shutdown worker(s); a worker with an actor drains it first."""
+    """Shutdown worker(s); what it holds is seen to first."""
     return drain(state)
+
+
+def abort(state: Any, calls: list[str], **_: Any) -> dict[str, Any]:
+    """Kill isolated calls that nobody wants any more; who has none of them does nothing."""
+    mine = [request for request in list(requests.reserved_requests) if request.id in calls]
+    for request in mine:
+        request.terminate(state.consumer.pool, signal="SIGKILL")
+    return _control.ok(f"{len(mine)} calls killed")
 
 
 def install() -> None:
     """Register the commands; `stats` and `shutdown` replace Celery's own."""
     _control.inspect_command(alias="dump_stats")(stats)
-    for command in (pause, resume, drain, shutdown):
+    for command in (pause, resume, drain, shutdown, abort):
         _control.control_command()(command)
 
 
 def _host(state: Any) -> Any:
-    return getattr(state.consumer.controller, "gymq", None)
+    return state.consumer.controller.gymq
 
 
 def _want(state: Any, paused: bool) -> dict[str, Any]:
@@ -81,7 +83,5 @@ def _want(state: Any, paused: bool) -> dict[str, Any]:
                 client.delete(Keys().paused)
     except redis.RedisError as error:
         return _control.nok(f"Redis cannot be reached: {error}")
-    host = _host(state)
-    if host is not None:
-        host.role.wake()
+    _host(state).role.wake()
     return _control.ok("paused" if paused else "resumed")

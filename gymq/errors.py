@@ -21,7 +21,7 @@ FaultKind = Literal[
     "timeout",  # a call took longer than it may
     "killed",  # an isolated call's process died: exit, signal
     "memory",  # an isolated call asked for more memory than it may have
-    "lost",  # a call was handed back too often: its workers died again and again
+    "poison",  # a call killed its process again and again, though it ran alone; it is a dead letter now
     "task",  # the task's data cannot be rolled out
     "internal",  # a defect of gymq itself: please report it
     "cancelled",  # somebody cancelled it

@@ -24,6 +24,7 @@ class Keys:
         self.due = self.prefix + "due"  # ZSET rollout -> ms at which its earliest pending call is overdue
         self.workers = self.prefix + "workers"  # HASH worker -> JSON of what it is; "dead" before it: mail is handed back
         self.paused = self.prefix + "paused"  # STRING, exists while admission is paused
+        self.dead = self.prefix + "dead"  # STREAM of dead letters: what killed its process, alone, again and again
         self.isolated = self.prefix + "isolated"  # HASH call id -> executor that works on it
 
     def run(self, name: str) -> str:
@@ -50,6 +51,10 @@ class Keys:
         """SET of rollout ids that a sink already has, from an earlier life of the run."""
         return f"{self.prefix}skip:{run_name}"
 
+    def cancelled(self, run_name: str) -> str:
+        """SET of rollout ids that were cancelled before they were admitted; they are ended as they begin."""
+        return f"{self.prefix}cancel:{run_name}"
+
     def results(self, run_name: str) -> str:
         """STREAM of finished rollouts; one consumer group for each declared consumer."""
         return f"{self.prefix}out:{run_name}"
@@ -61,6 +66,14 @@ class Keys:
     def retry(self, name: str) -> str:
         """STREAM of what was handed back to a mailbox; read first."""
         return f"{self.prefix}m:{name}:retry"
+
+    def alone(self, name: str) -> str:
+        """STREAM of a mailbox's suspects: what was held in more than one death; only quarantines read it."""
+        return f"{self.prefix}m:{name}:alone"
+
+    def newer(self, name: str) -> str:
+        """STREAM of mail that older workers have put aside for workers that can read it."""
+        return f"{self.prefix}m:{name}:newer"
 
     def alive(self, worker: str) -> str:
         """STRING that lapses with its worker."""

@@ -38,7 +38,7 @@ class Liveness:
         self._limit = settings.liveness
         self._info = info
         self._connected = time.monotonic()
-        self._suspects: dict[str, float] = {}
+        self._missing: dict[str, float] = {}
 
     async def begin(self) -> None:
         """Enter the registry under a new name."""
@@ -65,18 +65,19 @@ class Liveness:
             except Outage:
                 await self.recover()
 
-    async def sweep(self) -> None:
-        """Hand back the mail of those who are dead.
+    async def sweep(self) -> bool:
+        """Hand back the mail of those who are dead; returns whether suspects wait for a quarantine.
 
         A worker is dead when its key was missing at two looks, a renewal's time apart, of a judge that was connected
         all the while; and who reads without standing in the registry is one that was declared dead and read on.
         """
         try:
-            await self._judge()
+            return await self._judge()
         except Outage:
             await self.recover()
+            return False
 
-    async def _judge(self) -> None:
+    async def _judge(self) -> bool:
         started = time.monotonic()
         registry = await self.link.send("HGETALL", self.link.keys.workers)
         others = {w.decode(): i for w, i in zip(registry[::2], registry[1::2], strict=True) if w != self.worker.encode()}
@@ -85,15 +86,17 @@ class Liveness:
         if now - started > self._limit / 3:
             self._connected = now
         if now - self._connected <= self._limit:
-            self._suspects.clear()
-            return
+            self._missing.clear()
+            return False
         missing = [worker for worker, sign in zip(others, signs, strict=True) if sign is None]
-        self._suspects = {worker: self._suspects.get(worker, now) for worker in missing}
-        for worker, since in self._suspects.items():
+        self._missing = {worker: self._missing.get(worker, now) for worker in missing}
+        for worker, since in self._missing.items():
             if now - since >= self._limit / 3 or others[worker].startswith(DEAD):
                 await self._hand_back(worker, msgspec.json.decode(others[worker].removeprefix(DEAD))["mailboxes"])
-        for orphan in await self.link.run("orphans", *self._info["mailboxes"]):
+        orphans, waiting = await self.link.run("orphans", *self._info["mailboxes"])
+        for orphan in orphans:
             await self._hand_back(orphan.decode(), self._info["mailboxes"])
+        return bool(waiting)
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         while True:
@@ -102,12 +105,17 @@ class Liveness:
             if moved < BATCH:
                 return
 
-    async def leave(self) -> None:
-        """Hand back what this worker still holds and leave the registry."""
+    async def leave(self, broken: bool = False) -> None:
+        """Hand back what this worker still holds and leave the registry.
+
+        Args:
+            broken: a defect ends it, so that what it holds may be to blame: that counts as a death.
+        """
+        why = "2" if broken else "1"
         while True:
             try:
                 while True:
-                    moved = await self.link.run("handback", self.worker, BATCH, "1", *self._info["mailboxes"])
+                    moved = await self.link.run("handback", self.worker, BATCH, why, *self._info["mailboxes"])
                     if moved < BATCH:
                         return
             except Outage:
@@ -117,7 +125,7 @@ class Liveness:
         """Connect again after an outage; from now on it counts how long this worker has been connected."""
         await self.link.reconnect()
         self._connected = time.monotonic()
-        self._suspects.clear()
+        self._missing.clear()
 
     @property
     def _milliseconds(self) -> int:

@@ -1,4 +1,4 @@
-"""Reading mail: a mailbox is a stream and its retry stream, each with one consumer group."""
+"""Reading mail: a mailbox is a stream, its retry stream and that of its suspects, each with one consumer group."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gymq.link import Link
 #: Milliseconds that a read waits for mail; also how late a draining worker or a new outage is noticed.
 BLOCK = 1000
 
-#: Deliveries after which mail counts as deadly: it is answered, or its rollout fails, instead of killing another worker.
-MAX_ATTEMPTS = 10
+#: Deaths of a process that held nothing but this mail after which it is a dead letter: two may be bad luck.
+STRIKES = 3
 
 #: Digits of a number in mail: a count or a version that is longer was not written by us.
 MAX_DIGITS = 16
@@ -30,13 +30,17 @@ class Mail(msgspec.Struct):
         stream: the stream's key.
         id: its id in the stream.
         fields: names and values in turn, as they were written.
-        attempt: how often it was delivered before and handed back.
+        attempt: how many workers died with it in hand.
+        strikes: how many of them held nothing else.
+        victim: the last of them, once it is a suspect.
     """
 
     stream: bytes
     id: bytes
     fields: list[bytes]
     attempt: int = 0
+    strikes: int = 0
+    victim: str = ""
 
 
 class Mailboxes:
@@ -45,12 +49,14 @@ class Mailboxes:
     Args:
         names: their names.
         keys: the names of the shard's keys.
+        alone: it reads the suspects and nothing else.
     """
 
-    def __init__(self, names: list[str], keys: Keys) -> None:
+    def __init__(self, names: list[str], keys: Keys, alone: bool = False) -> None:
         self.names = names
-        self._retry = [keys.retry(name) for name in names]
-        self._first = [keys.mailbox(name) for name in names]
+        self._all = [key(name) for key in (keys.mailbox, keys.retry, keys.alone) for name in names]
+        self._retry = [] if alone else [keys.retry(name) for name in names]
+        self._first = [(keys.alone if alone else keys.mailbox)(name) for name in names]
         self._turn = 0
 
     async def create(self, link: Link) -> None:
@@ -59,7 +65,7 @@ class Mailboxes:
         Raises:
             Outage: the connection broke.
         """
-        for stream in self._retry + self._first:
+        for stream in self._all:
             try:
                 await link.send("XGROUP CREATE", stream, Keys.GROUP, "0", "MKSTREAM")
             except GymqError as error:
@@ -121,8 +127,16 @@ def _parse(reply: Any) -> list[Mail]:
         for id_, fields in entries:
             if fields is None:
                 continue  # acknowledged and deleted by somebody else
-            # Anybody who may write to Redis may write here: what is no number is none.
-            counted = len(fields) >= 2 and fields[-2] == b"a" and len(fields[-1]) < MAX_DIGITS and fields[-1].isdigit()
-            attempt = int(fields[-1]) if counted else 0
-            mail.append(Mail(stream, id_, fields, attempt))
+            one = Mail(stream, id_, fields)
+            # What the hand-back wrote stands last: k, w, a; or a alone, before it was a suspect.
+            if len(fields) >= 2 and fields[-2] == b"a":
+                one.attempt = _count(fields[-1])
+                if len(fields) >= 6 and fields[-6] == b"k":
+                    one.strikes, one.victim = _count(fields[-5]), fields[-3].decode(errors="replace")
+            mail.append(one)
     return mail
+
+
+def _count(text: bytes) -> int:
+    # Anybody who may write to Redis may write here: what is no number is none.
+    return int(text) if len(text) < MAX_DIGITS and text.isdigit() else 0

@@ -20,6 +20,10 @@ from gymq.link import Link
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
+#: A group or a rollout within its run.
+_PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
+
+
 class RunConfig(msgspec.Struct, frozen=True):
     """What a run is; fixed when it is created.
 
@@ -65,6 +69,7 @@ class RunStatus(msgspec.Struct):
         live: rollouts in flight.
         by_status: rollouts that ended, by status.
         unread: finished rollouts that each consumer has not acknowledged.
+        paused: nothing more of it is admitted for the time being.
     """
 
     config: RunConfig
@@ -75,6 +80,7 @@ class RunStatus(msgspec.Struct):
     live: int
     by_status: dict[str, int]
     unread: dict[str, int]
+    paused: bool = False
 
     @property
     def total(self) -> int:
@@ -191,9 +197,62 @@ async def cancel(link: Link, name: str) -> int:
 
     Raises:
         UnknownName: there is no such run.
+        RunClosed: it is done.
     """
     await load_config(link, name)
-    return await link.run("cancel", name)
+    flying = await link.run("cancel", name)
+    if flying < 0:
+        raise RunClosed(f"run {name!r} is done: nothing is left to cancel")
+    return flying
+
+
+async def cancel_some(link: Link, name: str, which: list[str]) -> tuple[int, int]:
+    """End some groups and rollouts of a run that goes on with the others.
+
+    Args:
+        link: a connection.
+        name: the run's name.
+        which: of a group the row's number, of a rollout `ROW.SAMPLE`.
+
+    Returns:
+        How many rollouts were in flight, and how many had not begun: those end as soon as it is their turn.
+
+    Raises:
+        UsageError: one is written otherwise.
+        UnknownName: there is no such run, group or rollout; then nothing is cancelled.
+        RunClosed: the run, or one of them, has ended; then nothing is cancelled.
+    """
+    for one in which:
+        if not _PLACE.fullmatch(one):
+            raise UsageError(f"{one!r} is no group (ROW) and no rollout (ROW.SAMPLE)")
+    state, *found = await link.run("cancel_some", name, *which)
+    if state is None:
+        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
+    if not found:
+        raise RunClosed(f"run {name!r} is {state.decode()}: its rollouts have ended, or end now")
+    for one, (flying, waiting, there) in zip(which, found, strict=True):
+        what = f"rollout {name}.{one}" if "." in one else f"group {name}.{one}"
+        if not there:
+            raise UnknownName(f"no {what}; run {name!r} has fewer rows or samples")
+        if not flying + waiting:
+            raise RunClosed(f"{what} has ended: nothing is left to cancel")
+    return sum(one[0] for one in found), sum(one[1] for one in found)
+
+
+async def pause(link: Link, name: str, paused: bool) -> None:
+    """Admit no more rollouts of a run, or admit them again; those in flight go on.
+
+    Raises:
+        UnknownName: there is no such run.
+        RunClosed: it was cancelled, or is done.
+    """
+    there = await status(link, name)
+    if there.state in ("cancelled", "done"):
+        raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
+    if paused:
+        await link.send("HSET", link.keys.run(name), "paused", 1)
+    else:
+        await link.send("HDEL", link.keys.run(name), "paused")
 
 
 async def remove(link: Link, name: str) -> None:
@@ -202,7 +261,7 @@ async def remove(link: Link, name: str) -> None:
     Raises:
         UnknownName: there is no such run.
     """
-    await cancel(link, name)
+    await load_config(link, name)
     await link.run("remove", name)
 
 
@@ -226,6 +285,7 @@ async def status(link: Link, name: str) -> RunStatus:
         live=await link.send("SCARD", link.keys.live(name)),
         by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
         unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
+        paused="paused" in fields,
     )
 
 

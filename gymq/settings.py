@@ -30,6 +30,14 @@ class Settings(msgspec.Struct, frozen=True):
     liveness: Annotated[float, msgspec.Meta(gt=0, le=DAY)] = 5.0
     ttl: Annotated[int, msgspec.Meta(ge=0, le=10_000 * DAY)] = 7 * DAY
 
+    def environment(self) -> dict[str, str]:
+        """The variables that give another process these settings."""
+        return {
+            f"{PREFIX}REDIS_URL": self.redis_url,
+            f"{PREFIX}LIVENESS": f"{self.liveness:g}",
+            f"{PREFIX}TTL": str(self.ttl),
+        }
+
     @classmethod
     def from_environment(cls, **given: Any) -> Settings:
         """Read the settings from the environment; what is given and not None comes first.

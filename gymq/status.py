@@ -29,12 +29,14 @@ class Mailbox(msgspec.Struct):
         waiting: messages that no worker has taken.
         taken: messages that workers are busy with.
         workers: workers alive that read it.
+        newer: messages that its workers are too old to read.
     """
 
     name: str
     waiting: int
     taken: int
     workers: int
+    newer: int = 0
 
 
 class Overview(msgspec.Struct):
@@ -45,6 +47,7 @@ class Overview(msgspec.Struct):
         workers: workers alive, by role.
         mailboxes: by name.
         paused: no rollouts are admitted.
+        dead: dead letters.
         warnings: one line each.
     """
 
@@ -52,6 +55,7 @@ class Overview(msgspec.Struct):
     workers: dict[str, int]
     mailboxes: list[Mailbox]
     paused: bool
+    dead: int
     warnings: list[str]
 
 
@@ -81,7 +85,16 @@ async def overview(link: Link, name: str | None = None) -> Overview:
     paused = bool(await link.send("EXISTS", link.keys.paused))
     if paused:
         warnings.append("admission is paused; `gymq control resume` ends that")
-    return Overview(runs, workers, boxes, paused, warnings)
+    warnings += [
+        f"run {one.config.name} is paused; `gymq control resume {one.config.name}` ends that"
+        for one in runs
+        if one.paused and one.state not in _OVER
+    ]
+    for box in boxes:
+        if box.newer:
+            warnings.append(f"{box.newer} messages of a newer schema wait for {box.name}; start newer workers")
+    dead: int = await link.send("XLEN", link.keys.dead)
+    return Overview(runs, workers, boxes, paused, dead, warnings)
 
 
 async def _runs(link: Link, name: str | None) -> list[RunStatus]:
@@ -108,6 +121,9 @@ async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
     for (_, info), sign in zip(infos.items(), signs, strict=True):
         if sign is not None and info.startswith(b"{"):
             told: dict[str, Any] = msgspec.json.decode(info)
+            if told.get("alone"):  # it reads suspects only, and comes and goes
+                roles["quarantine"] += 1
+                continue
             roles[told["role"]] += 1
             readers.update(told["mailboxes"])
     # Executors hold no mail, so they stand in no registry.
@@ -132,13 +148,14 @@ async def _needs(link: Link, one: RunStatus) -> list[str]:
 
 async def _mailbox(link: Link, name: str, workers: int) -> Mailbox:
     length = taken = 0
-    for stream in (link.keys.mailbox(name), link.keys.retry(name)):
+    for stream in (link.keys.mailbox(name), link.keys.retry(name), link.keys.alone(name)):
         if await link.send("EXISTS", stream):
             length += await link.send("XLEN", stream)
             # The first worker makes the group; mail may come before it.
             for group in await link.send("XINFO", "GROUPS", stream):
                 taken += dict(zip(group[::2], group[1::2], strict=True))[b"pending"]
-    return Mailbox(name, max(length - taken, 0), taken, workers)
+    newer = await link.send("XLEN", link.keys.newer(name))
+    return Mailbox(name, max(length - taken, 0) + newer, taken, workers, newer)
 
 
 def _how(need: str) -> str:

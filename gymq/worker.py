@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from gymq.settings import PREFIX, Settings
+from gymq.settings import Settings
 
 #: Threads of Celery's pool in a worker that hosts an actor: they run the enqueue task and nothing else.
 THREADS = 2
@@ -32,9 +32,4 @@ def command(
     for key, value in options.items():
         if value is not None:
             argv += ["--option", f"{key}={value}"]
-    environment = {
-        f"{PREFIX}REDIS_URL": settings.redis_url,
-        f"{PREFIX}LIVENESS": f"{settings.liveness:g}",
-        f"{PREFIX}TTL": str(settings.ttl),
-    }
-    return argv, environment
+    return argv, settings.environment()

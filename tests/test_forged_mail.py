@@ -183,8 +183,11 @@ async def test_calls_that_are_forged_are_answered_or_dropped(settings, link, cap
     else:
         worker, box = ResourceWorker(settings, {"environments": "weather"}), "resource:weather"
     await started(worker, link)
-    for name, body, said in CALLS:
-        await link.send("XADD", keys.mailbox(box), "*", "c", body)
+    named = [
+        (f"a field {field!r}", field, b"\xc1", "is no call") for field in (b"", b"\xff\xfe", b"cx", b"c-1", b"c" + b"9" * 5000)
+    ]
+    for name, field, body, said in [*((name, b"c", body, said) for name, body, said in CALLS), *named]:
+        await link.send("XADD", keys.mailbox(box), "*", field, body)
         await work(worker)
         limit = time.monotonic() + 20
         while worker._held and time.monotonic() < limit:

@@ -22,6 +22,7 @@ def control() -> None:
     \b
     Examples:
       gymq control pause
+      gymq control resume try1
       gymq control stats
       gymq control drain --worker model-4711@host
     """
@@ -36,7 +37,11 @@ def _app(redis: str | None, of: str | None) -> Any:
     return app
 
 
-def _want(redis: str | None, of: str | None, paused: bool) -> None:
+def _want(name: str | None, redis: str | None, of: str | None, paused: bool) -> None:
+    if name is not None:
+        from gymq.run import pause as pause_run
+
+        return with_link(find_server(redis, of), lambda link: pause_run(link, name, paused))
     # What is wanted stands in Redis; the message only makes workers look now.
     from gymq.keys import Keys
 
@@ -47,29 +52,34 @@ def _want(redis: str | None, of: str | None, paused: bool) -> None:
 
 
 @control.command()
+@click.argument("run", required=False, metavar="[RUN]")
 @server_options
-def pause(redis: str | None, of: str | None) -> None:
-    """Admit no more rollouts; those in flight go on.
+def pause(run: str | None, redis: str | None, of: str | None) -> None:
+    """Admit no more rollouts, of one RUN or at all; those in flight go on.
 
     \b
     Examples:
       gymq control pause
+      gymq control pause try1
     """
-    _want(redis, of, paused=True)
-    click.echo("paused: no rollouts are admitted until `gymq control resume`")
+    _want(run, redis, of, paused=True)
+    again = f"gymq control resume {run}" if run else "gymq control resume"
+    click.echo(f"paused: no rollouts{f' of run {run}' if run else ''} are admitted until `{again}`")
 
 
 @control.command()
+@click.argument("run", required=False, metavar="[RUN]")
 @server_options
-def resume(redis: str | None, of: str | None) -> None:
-    """Admit rollouts again.
+def resume(run: str | None, redis: str | None, of: str | None) -> None:
+    """Admit rollouts again, of the one RUN that was paused or at all.
 
     \b
     Examples:
       gymq control resume
+      gymq control resume try1
     """
-    _want(redis, of, paused=False)
-    click.echo("resumed")
+    _want(run, redis, of, paused=False)
+    click.echo(f"resumed{f': run {run}' if run else ''}")
 
 
 @control.command()

@@ -1,4 +1,4 @@
-"""`gymq status`, `gymq cancel`, `gymq rm`: look at runs, stop them, forget them."""
+"""`gymq status`, `gymq rm`: look at runs, forget them."""
 
 from __future__ import annotations
 
@@ -71,24 +71,9 @@ def _show(found: Any) -> None:
         boxes.add_row(box.name, str(box.waiting), str(box.taken), str(box.workers))
     if found.mailboxes:
         show("", boxes)
+    if found.dead:
+        show("", f"dead letters: {found.dead}; `gymq dead list` shows them")
     show(*[f"warning: {warning}" for warning in found.warnings])
-
-
-@click.command()
-@click.argument("run", metavar="RUN")
-@server_options
-def cancel(run: str, redis: str | None, of: str | None) -> None:
-    """Stop a RUN: nothing more begins, and what is in flight ends as `cancelled`. What has ended is kept.
-
-    \b
-    Examples:
-      gymq cancel try1
-      gymq cancel weather-1a2b3c4d5e --of rollouts.jsonl
-    """
-    from gymq.run import cancel as cancel_run
-
-    flying = with_link(find_server(redis, of), lambda link: cancel_run(link, run))
-    click.echo(f"run {run}: cancelled; {flying} rollouts were in flight")
 
 
 @click.command()

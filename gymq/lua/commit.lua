@@ -11,12 +11,15 @@
 --   rows:<run>      HASH    row -> task
 --   run:<run>       HASH    counters
 --   out:<run>       STREAM  finished rollouts
+--   dead            STREAM  dead letters
 -- ARGV[1]  msgpack list of commits, each:
 --   1 rollout  2 version it was decided on  3 stream and  4 id of the mail to acknowledge
 --   5 flat list of hash fields to set  6 messages to append  7 call records to append
 --   8 list of sends: mailbox, body  9 due, ms
 --   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace)
 --   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
+--   12 empty list, or the mail's dead letter, seconds for which dead letters are kept from now on
+-- ARGV[2]  the field of the calls that are sent, which tells their schema; "c" if not given
 -- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
 local P = KEYS[1]
 local call = redis.call
@@ -45,6 +48,10 @@ for i = 1, #batch do
     local final = c[10]
     append(P .. 't:' .. rid, c[6])
     append(P .. 'k:' .. rid, c[7])
+    if c[12] and c[12][1] then
+      call('XADD', P .. 'dead', '*', 'b', c[12][1])
+      call('EXPIRE', P .. 'dead', c[12][2])
+    end
     if #final == 0 then
       local sends = c[8]
       local fields = c[5]
@@ -54,7 +61,7 @@ for i = 1, #batch do
       fields[n + 2] = want + 1
       n = n + 2
       for j = 1, total do
-        call('XADD', P .. 'm:' .. sends[j][1], '*', 'c', sends[j][2])
+        call('XADD', P .. 'm:' .. sends[j][1], '*', ARGV[2] or 'c', sends[j][2])
         fields[n + 1] = 'c' .. (want + 1) .. '.' .. (j - 1)
         fields[n + 2] = total
         n = n + 2

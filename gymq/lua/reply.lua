@@ -3,8 +3,10 @@
 -- KEYS[1]  the shard's prefix; with it:
 --   r:<rollout>  HASH    c<step>.<n> pending calls (value: how many calls the step has), l left, y<n> replies that wait
 --   m:agent      STREAM  mail of the agents
+--   dead         STREAM  dead letters
 -- ARGV[1]  msgpack list of replies, each:
 --   1 rollout  2 step  3 n  4 the encoded reply  5 stream and  6 id of the call's mail ("" = none)
+--   and perhaps 7 the call's dead letter  8 seconds for which dead letters are kept from now on
 -- Returns a list: 1 merged, 0 stale (the call was answered before, or the rollout has ended).
 local P = KEYS[1]
 local call = redis.call
@@ -19,6 +21,10 @@ for i = 1, #batch do
   if total then
     out[i] = 1
     call('HDEL', rk, field)
+    if batch[i][7] then
+      call('XADD', P .. 'dead', '*', 'b', batch[i][7])
+      call('EXPIRE', P .. 'dead', batch[i][8])
+    end
     total = tonumber(total)
     if total == 1 then
       call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', step, 'y', body)

@@ -10,7 +10,7 @@ from tests.support.rollouts import linked
 from tests.support.shard import keys
 
 BOX = "resource:e"
-STREAM, RETRY = keys.mailbox(BOX), keys.retry(BOX)
+STREAM, RETRY, ALONE = keys.mailbox(BOX), keys.retry(BOX), keys.alone(BOX)
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ async def hand_back(link, worker: str, most: int = 100, leaving: bool = False) -
     return await link.run("handback", worker, most, int(leaving), BOX)
 
 
-async def waiting(link) -> list[list[bytes]]:
-    return [fields for _, fields in await link.send("XRANGE", RETRY, "-", "+")]
+async def waiting(link, stream=RETRY) -> list[list[bytes]]:
+    return [fields for _, fields in await link.send("XRANGE", stream, "-", "+")]
 
 
 def bodies(mail) -> list[bytes]:
@@ -153,24 +153,26 @@ async def test_mail_that_was_deleted_while_it_was_held_is_not_held(link, boxes):
 # Handing back.
 
 
-async def test_a_dead_workers_mail_comes_back_in_order_with_one_attempt_more(link, boxes):
-    # Given a dead worker that holds new mail and mail that was handed back before
+async def test_a_dead_workers_mail_comes_back_in_order_and_what_died_before_is_suspect(link, boxes):
+    # Given a dead worker that holds new mail, mail that somebody left behind in order and mail of one that died
     await register(link, "w")
-    await post(link, b"old", stream=RETRY, attempts=4)
+    await post(link, b"left", stream=RETRY, attempts=0)
+    await post(link, b"old", stream=RETRY, attempts=1)
     await post(link, b"1", b"2", b"3")
     await boxes.take(link, "w", 10)
     # When it is handed back
-    assert await hand_back(link, "w") == 4
-    # Then all of it waits in the retry stream, and nothing is left of the worker
+    assert await hand_back(link, "w") == 5
+    # Then all of it waits, the suspect by itself, and nothing is left of the worker
+    assert await waiting(link, ALONE) == [[b"c", b"old", b"k", b"0", b"w", b"w", b"a", b"2"]]
     assert await waiting(link) == [
-        [b"c", b"old", b"a", b"5"],
+        [b"c", b"left", b"a", b"1"],
         [b"c", b"1", b"a", b"1"],
         [b"c", b"2", b"a", b"1"],
         [b"c", b"3", b"a", b"1"],
     ]
     assert await link.send("XLEN", STREAM) == 0
     assert await link.send("HEXISTS", keys.workers, "w") == 0
-    for stream in (STREAM, RETRY):
+    for stream in (STREAM, RETRY, ALONE):
         assert await link.send("XINFO CONSUMERS", stream, keys.GROUP) == []
 
 
@@ -183,15 +185,48 @@ async def test_a_field_that_looks_like_attempts_is_not_taken_for_them(link, boxe
     assert [one.attempt for one in await boxes.take(link, "w2", 10)] == [1]
 
 
-async def test_attempts_add_up_over_several_deaths(link, boxes):
-    await post(link, b"deadly")
-    for death in range(3):
+async def test_a_suspect_is_read_alone_and_only_deaths_there_are_strikes(link, boxes):
+    # Given mail that kills whoever holds it
+    alone = Mailboxes([BOX], keys, alone=True)
+    await post(link, b"deadly", b"k", b"w")
+    for death in range(2):
         await register(link, f"w{death}")
-        (mail,) = await boxes.take(link, f"w{death}", 10)
-        assert mail.attempt == death
+        mail = await boxes.take(link, f"w{death}", 10)
+        assert [(one.attempt, one.strikes) for one in mail] == [(death, 0)] * 3
+        assert await alone.take(link, "nosy", 10) == []
         await hand_back(link, f"w{death}")
-    (mail,) = await boxes.take(link, "w", 10)
-    assert mail.attempt == 3
+    # When it dies on in quarantine, which leaves in order once, too
+    assert await boxes.take(link, "w", 10) == []
+    seen = []
+    for life, leaving in (("q0", False), ("q1", True), ("q2", False)):
+        await register(link, life)
+        mail = await alone.take(link, life, 3)
+        seen.append([(bytes(one.fields[1]), one.attempt, one.strikes, one.victim) for one in mail])
+        await hand_back(link, life, leaving=leaving)
+    # Then each death counts, and who was the last
+    assert seen == [
+        [(body, *marks) for body in (b"deadly", b"k", b"w")] for marks in ((2, 0, "w1"), (3, 1, "q0"), (3, 1, "q0"))
+    ]
+    assert [(one.attempt, one.strikes, one.victim) for one in await alone.take(link, "q", 9)] == [(4, 2, "q2")] * 3
+    assert await alone.held(link, "q") and not await boxes.held(link, "q")
+
+
+async def test_a_worker_that_ends_of_a_defect_counts_as_dead(link, boxes):
+    await register(link, "w", alive=True)
+    await post(link, b"1")
+    await boxes.take(link, "w", 10)
+    assert await link.run("handback", "w", 100, "2", BOX) == 1
+    assert await waiting(link) == [[b"c", b"1", b"a", b"1"]]
+
+
+async def test_suspects_that_nobody_has_taken_are_seen_and_who_reads_them_unregistered_too(link, boxes):
+    assert await link.run("orphans", BOX) == [[], 0]
+    await link.send("XADD", ALONE, "*", "c", b"1", "k", 0, "w", "w", "a", 2)
+    assert await link.run("orphans", BOX) == [[], 1]
+    await Mailboxes([BOX], keys, alone=True).take(link, "q", 1)
+    assert await link.run("orphans", BOX) == [[b"q"], 0]
+    assert await hand_back(link, "q") == 1
+    assert await link.run("orphans", BOX) == [[], 1]
 
 
 async def test_a_large_hand_back_is_done_in_batches_and_loses_nothing(link, boxes):
@@ -224,7 +259,7 @@ async def test_a_worker_that_leaves_hands_back_although_it_is_alive(link, boxes)
     await boxes.take(link, "w", 10)
     assert await hand_back(link, "w", leaving=True) == 1
     assert await link.send("EXISTS", keys.alive("w")) == 0
-    assert await waiting(link) == [[b"c", b"1", b"a", b"1"]]
+    assert await waiting(link) == [[b"c", b"1", b"a", b"0"]]
 
 
 async def test_handing_back_twice_moves_nothing_twice(link, boxes):
@@ -276,7 +311,8 @@ async def test_who_reads_without_standing_in_the_registry_is_found(link, boxes):
     await boxes.take(link, "zombie", 1)
     await boxes.take(link, "known", 1)
     # When orphans are looked for
-    assert await link.run("orphans", BOX) == [b"zombie"]
+    assert await link.run("orphans", BOX) == [[b"zombie"], 0]
     # Then what it holds can be handed back like any other's
     assert await hand_back(link, "zombie") == 1
-    assert await link.run("orphans", BOX) == []
+    assert await waiting(link) == [[b"c", b"1", b"a", b"0"]]  # it lives: no second death
+    assert await link.run("orphans", BOX) == [[], 0]

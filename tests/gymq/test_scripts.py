@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from redis import Redis
 
-from gymq import run
+from gymq import mailbox, run
 from gymq.batch import pack
 from gymq.link import Link
-from gymq.mailbox import Mail, Mailboxes
+from gymq.mailbox import STRIKES, Mail, Mailboxes
 from gymq.run import RunConfig
 from gymq.settings import Settings
 from tests.support.redis_server import leaked_keys
@@ -27,16 +27,19 @@ from tests.support.shard import keys
 
 SAMPLES = {"solo": 1, "pair": 2}
 CALLS = [1, 2, 0]  # by version; none: the end
-WORKERS = st.integers(0, 3)
+NUMBERS = range(6)
+QUARANTINES = 4
+WORKERS = st.integers(0, NUMBERS[-1])
 PICK = st.integers(0, 1 << 16)
 STORM = ["admit", "judge", "lapse", "lose", "read", "take", "take", "work", "work", "work", "zombie", "zombie"]
 
 
 class Worker:
-    """One incarnation of an agent (even numbers) or a resource worker."""
+    """One incarnation of an agent (even numbers) or a resource worker; the last of each is its quarantine."""
 
     def __init__(self, number: int, life: int) -> None:
         self.box = "agent" if number % 2 == 0 else "resource:e"
+        self.alone = number >= QUARANTINES
         self.name = f"{number}-{life}"
         self.held: list[Mail] = []
 
@@ -55,7 +58,7 @@ class Protocol(RuleBasedStateMachine):
         for box in ("agent", "resource:e"):
             self.runner.run(Mailboxes([box], keys).create(self.link))
         self.lives = 0
-        self.workers = [self.born(number) for number in range(4)]
+        self.workers = [self.born(number) for number in NUMBERS]
         self.zombies: list[Worker] = []
         self.rows = dict.fromkeys(SAMPLES, 0)
         self.cancelled: set[str] = set()
@@ -77,7 +80,11 @@ class Protocol(RuleBasedStateMachine):
         return worker
 
     def streams(self, box: str) -> list[str]:
-        return [keys.retry(box), keys.mailbox(box)]
+        return [keys.retry(box), keys.mailbox(box), keys.alone(box)]
+
+    def reads(self, worker: Worker) -> list[str]:
+        *ordinary, alone = self.streams(worker.box)
+        return [alone] if worker.alone else ordinary
 
     def mail(self, box: str) -> list[dict[bytes, bytes]]:
         """All that lies in a mailbox, delivered or not."""
@@ -127,19 +134,22 @@ class Protocol(RuleBasedStateMachine):
         self.taken(self.workers[number], most)
 
     def taken(self, worker: Worker, most: int) -> None:
-        reply = self.script("take", worker.name, most, *self.streams(worker.box))
-        mail = [Mail(stream, id_, fields) for stream, entries in reply for id_, fields in entries]
+        reply = self.script("take", worker.name, most, *self.reads(worker))
+        mail = mailbox._parse(reply)
         assert len(mail) <= most
+        # Who has died at most once is no suspect, and what is one is read by nobody else.
+        assert all((one.attempt >= 2) == worker.alone for one in mail)
+        assert all(one.strikes <= max(one.attempt - 2, 0) for one in mail)
         worker.held += mail
 
     @rule(number=WORKERS, most=st.integers(1, 4))
     def take_and_lose_the_answer(self, number: int, most: int) -> None:
         worker = self.workers[number]
-        self.script("take", worker.name, most, *self.streams(worker.box))
+        self.script("take", worker.name, most, *self.reads(worker))
         worker.held = self.holds(worker)
 
     def holds(self, worker: Worker) -> list[Mail]:
-        return self.runner.run(Mailboxes([worker.box], keys).held(self.link, worker.name))
+        return self.runner.run(Mailboxes([worker.box], keys, worker.alone).held(self.link, worker.name))
 
     @precondition(lambda self: any(worker.held for worker in self.workers))
     @rule(who=PICK, which=PICK, twice=st.booleans(), lost=st.booleans())
@@ -156,7 +166,7 @@ class Protocol(RuleBasedStateMachine):
         if twice:
             again = self.step(mail) if worker.box == "agent" else self.reply(mail)
             assert outcome == 2 or again == 0
-        if outcome == 2:
+        if outcome == 2 and worker in self.workers:  # a zombie's mail may lie elsewhere by now
             assert (mail.stream, mail.id) in [(one.stream, one.id) for one in self.holds(worker)]
         if not lost and outcome != 2:
             worker.held.remove(mail)
@@ -174,15 +184,33 @@ class Protocol(RuleBasedStateMachine):
             [] if calls else [name, int(row), SAMPLES[name], status, msgspec.json.encode({"id": rid, "status": status})[:-1]]
         )
         turns = [] if must else [b"%d" % version]
-        commit = [rid, version, mail.stream, mail.id, ["s", b"state"], turns, turns, sends, 5, final, int(must)]
+        commit = [
+            rid,
+            version,
+            mail.stream,
+            mail.id,
+            ["s", b"state"],
+            turns,
+            turns,
+            sends,
+            5,
+            final,
+            int(must),
+            self.letter(mail),
+        ]
         return self.script("commit", pack([commit]))[0]
+
+    def letter(self, mail: Mail) -> list:
+        """The letter of mail with three strikes; here its rollout goes on all the same."""
+        name = mail.fields[1:4:2] if mail.fields[0] == b"r" else [mail.fields[1]]
+        return [b" ".join(name), 100] if mail.strikes >= STRIKES and b"x" not in mail.fields[4::2] else []
 
     def version(self, mail: Mail) -> int:
         return int(self.send("HGET", keys.rollout(mail.fields[1].decode()), "v") or 0)
 
     def reply(self, mail: Mail) -> int:
         rid, step, n = mail.fields[1].split()
-        return self.script("reply", pack([[rid, int(step), int(n), b"reply", mail.stream, mail.id]]))[0]
+        return self.script("reply", pack([[rid, int(step), int(n), b"reply", mail.stream, mail.id, *self.letter(mail)]]))[0]
 
     @precondition(lambda self: self.cancelled)
     @rule()
@@ -215,6 +243,14 @@ class Protocol(RuleBasedStateMachine):
         self.zombies.append(worker)
         self.workers[number] = self.born(number)
 
+    @rule(kind=st.integers(0, 1), most=st.integers(1, 4))
+    def plague(self, kind: int, most: int) -> None:
+        """Some mail kills whoever takes it, until it is to be buried."""
+        for number in (kind, kind, *[QUARANTINES + kind] * STRIKES):
+            self.taken(self.workers[number], most)
+            self.crash(number)
+            self.judge(2, True)
+
     @precondition(lambda self: self.zombies)
     @rule(which=PICK, mail=PICK, takes=st.booleans())
     def zombie(self, which: int, mail: int, takes: bool) -> None:
@@ -234,7 +270,7 @@ class Protocol(RuleBasedStateMachine):
             while finish and moved == most:
                 moved = self.script("handback", name, most, "0", box)
         for box in ("agent", "resource:e"):
-            for orphan in self.script("orphans", box):
+            for orphan in self.script("orphans", box)[0]:
                 assert orphan.decode() not in alive
                 self.script("handback", orphan, 100, "0", box)
 
@@ -243,7 +279,7 @@ class Protocol(RuleBasedStateMachine):
         """Many of the above in a row: Hypothesis alone seldom plays a rollout to its end."""
         random = Random(seed)
         for _ in range(30):
-            number, pick = random.randrange(4), random.randrange(1000)
+            number, pick = random.choice(NUMBERS), random.randrange(1000)
             match random.choice(
                 ["admit", "take", "take", "work", "work", "work", "lose", "read", "lapse", "zombie", "zombie", "judge"]
             ):
@@ -297,7 +333,7 @@ class Protocol(RuleBasedStateMachine):
     def finish(self) -> None:
         """All die; others come and do what is left; then everything must be as if nothing had happened."""
         self.zombies = []
-        for number in range(4):
+        for number in NUMBERS:
             self.crash(number)
         self.judge(2, True)
         for name in SAMPLES:
@@ -325,6 +361,8 @@ class Protocol(RuleBasedStateMachine):
             read = self.send("XREADGROUP", "GROUP", "sink", "reader", "STREAMS", keys.results(name), ">")
             entries = [entry for entry, _ in (read[0][1] if read else ())]
             assert self.script("ack", name, "sink", 100, *entries) == 1
+        buried = [fields[1] for _, fields in self.send("XRANGE", keys.dead, "-", "+")]
+        assert len(buried) == len(set(buried))
         self.admit(1)
         with Redis.from_url(self.url) as client:
             assert leaked_keys(client, ("gymq:{0}:alive:*",)) == []

@@ -11,8 +11,9 @@ import pytest
 from gymq import actor, mailbox
 from gymq.actor import Actor, end
 from gymq.call import Call, decode_reply, encode
+from gymq.dead import letters
 from gymq.errors import CallError, GymqError
-from gymq.server import MAX_ATTEMPTS, CallServer
+from gymq.server import STRIKES, CallServer
 from gymq.settings import Settings
 from tests.support.rollouts import linked
 from tests.support.shard import keys
@@ -89,11 +90,12 @@ async def until(condition, limit: float = 8.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def call(link, n: int, arguments: str = "", attempts: int = 0, **fields) -> Call:
+async def call(link, n: int, arguments: str = "", strikes: int = 0, kind: str = "tool", **fields) -> Call:
     """Send a call of a rollout of its own."""
-    one = Call(f"r.{n}.0", 1, 0, "tool", "r", "e", n, 0.0, arguments=arguments, **fields)
+    one = Call(f"r.{n}.0", 1, 0, kind, "r", "e", n, 0.0, arguments=arguments, **fields)
     await link.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
-    await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *(("a", attempts) if attempts else ()))
+    marks = (("k", strikes, "w", "victim") if strikes else ()) + (("a", strikes + 2) if strikes else ())
+    await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *marks)
     return one
 
 
@@ -141,15 +143,28 @@ async def test_mail_that_is_no_call_is_put_aside_and_the_next_one_served(setting
     assert await link.send("XLEN", keys.mailbox(BOX)) == 0
 
 
-async def test_a_call_that_killed_its_workers_too_often_is_answered_and_not_run(settings, link):
+async def test_a_call_that_killed_its_process_alone_three_times_is_a_dead_letter_and_not_run(settings, link):
     server = Server(settings)
     async with living(server):
-        await call(link, 1, attempts=MAX_ATTEMPTS)
-        await call(link, 2, attempts=MAX_ATTEMPTS - 1)
+        await call(link, 1, "fatal", strikes=STRIKES)
+        await call(link, 2, strikes=STRIKES - 1)
         found = await replies(link, 2)
-    assert (found["r.1.0"].fault.kind, found["r.1.0"].attempt) == ("lost", MAX_ATTEMPTS)
-    assert (found["r.2.0"].fault, found["r.2.0"].attempt) == (None, MAX_ATTEMPTS - 1)
+    assert (found["r.1.0"].fault.kind, found["r.1.0"].attempt) == ("poison", STRIKES + 2)
+    assert (found["r.2.0"].fault, found["r.2.0"].attempt) == (None, STRIKES + 1)
     assert server.started == ["r.2.0:1:0"]
+    (letter,) = [one.letter for one in await letters(link)]
+    assert (letter.id, letter.mailbox, letter.kind, letter.worker) == ("r.1.0:1:0", BOX, "tool", "victim")
+    assert letter.call is not None and letter.call.arguments == "fatal"
+    assert await link.send("TTL", keys.dead) > 0
+
+
+async def test_a_call_whose_rollout_has_ended_makes_no_dead_letter(settings, link):
+    server = Server(settings)
+    async with living(server):
+        await call(link, 1, strikes=STRIKES)
+        await link.send("DEL", keys.rollout("r.1.0"))
+        await until(lambda: server.counts["stale"] == 1)
+    assert await letters(link) == []
 
 
 async def test_a_worker_holds_no_more_than_it_can_start(settings, link):
@@ -194,7 +209,7 @@ async def test_stopping_hands_back_what_is_held(settings, link):
         await asyncio.wait_for(life, 5)
     assert server.cancelled == ["r.1.0:1:0"]
     ((_, fields),) = await link.send("XRANGE", keys.retry(BOX), "-", "+")
-    assert fields[2:] == [b"a", b"1"]
+    assert fields[2:] == [b"a", b"0"]
 
 
 class Broken(Actor):

@@ -21,6 +21,7 @@ from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 
 PLUGIN = Path(__file__).parent / "plugin"
+NEXT = Path(__file__).parent / "next"
 
 
 class Farm:
@@ -38,11 +39,11 @@ class Farm:
         self._folder = folder
         self._started = 0
 
-    def start(self, role: str, processes: int = 2, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a worker of a role; `processes` are an executor's."""
+    def start(self, role: str, processes: int = 2, newer: bool = False, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a worker of a role, of this version or of one whose schema is newer; `processes` are an executor's."""
         self._started += 1
         name = f"{role}{self._started}"
-        environment = {"PYTHONPATH": str(PLUGIN)}
+        environment = {"PYTHONPATH": os.pathsep.join([str(PLUGIN), *([str(NEXT)] if newer else [])])}
         log = self._folder / f"{name}.log"
         return rollouts.start_worker(
             self._spawn, self.settings, role, name, log, environment, processes=processes, **options

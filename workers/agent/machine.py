@@ -110,6 +110,21 @@ class Machine:
         self._end()
         return self.step
 
+    def cancel(self, fault: Fault) -> Step:
+        """End the rollout as cancelled, by way of `close` if the environment is to clean up.
+
+        One that is closing already ends at once, as it was going to: its `close` is under way, and may never be answered.
+        """
+        state = self.state
+        if state.phase == "closing":
+            self._end()
+        elif self.spec.close.present and self.opened:
+            state.fault, state.status, state.todo, state.running = fault, "cancelled", [], []
+            self._close()
+        else:
+            self.abandon(fault, "cancelled")
+        return self.step
+
     # Beginning.
 
     def _begin(self) -> None:

@@ -8,12 +8,9 @@ from typing import Any
 import msgspec
 
 from gymq.agent import CallTool
-from gymq.call import Scored, Usage, decode_plan
+from gymq.call import SCHEMA, Scored, Usage, decode_plan
 from gymq.errors import Fault
 from gymq.task import Task
-
-#: The layout of `State`. A worker gives mail of a rollout with another layout back.
-SCHEMA = 1
 
 
 class Running(msgspec.Struct, array_like=True):
@@ -32,7 +29,7 @@ class State(msgspec.Struct, array_like=True):
     """The stored state of a rollout: all that is not in its messages.
 
     Args:
-        schema: the layout.
+        schema: see `gymq.call.SCHEMA`; stands first in every schema. Workers put mail of a newer one aside.
         phase: `new`, `opening`, `generating`, `tools`, `responding`, `verifying` or `closing`: what the pending calls are.
         started_at: when its first step ran, seconds since the epoch.
         length: messages in the conversation.
@@ -86,6 +83,27 @@ WEIGHT = 2000
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(State)
+
+
+class NewerSchema(Exception):
+    """The state was written by a newer version; `schema` says by which.
+
+    Args:
+        schema: the state's schema.
+    """
+
+    def __init__(self, schema: int) -> None:
+        super().__init__(f"a state of schema {schema}; this worker reads up to {SCHEMA}")
+        self.schema = schema
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """What a state of any schema begins with."""
+
+    schema: int
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
 class Live(msgspec.Struct, dict=True):
@@ -147,5 +165,21 @@ def encode_state(state: State) -> bytes:
 
 
 def decode_state(data: bytes | None) -> State:
-    """Decode a stored state; None is that of a rollout that has not begun."""
-    return State() if data is None else _decoder.decode(data)
+    """Decode a stored state; None is that of a rollout that has not begun.
+
+    Raises:
+        NewerSchema: this version cannot read it.
+    """
+    if data is None:
+        return State()
+    try:
+        state = _decoder.decode(data)
+    except msgspec.MsgspecError:
+        schema = _head_decoder.decode(data).schema
+        if schema <= SCHEMA:
+            raise
+        raise NewerSchema(schema) from None
+    if state.schema > SCHEMA:
+        raise NewerSchema(state.schema)
+    state.schema = SCHEMA  # as which it will be written
+    return state

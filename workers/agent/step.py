@@ -27,6 +27,7 @@ class Step(msgspec.Struct):
         records: call records to append.
         sends: mailbox and encoded call, for each call.
         final: empty while the rollout goes on.
+        letter: the mail's dead letter, and seconds to keep it; empty but for mail that kills its process.
     """
 
     fields: list[Any] = []
@@ -34,6 +35,7 @@ class Step(msgspec.Struct):
     records: list[bytes] = []
     sends: list[tuple[str, bytes]] = []
     final: list[Any] = []
+    letter: list[Any] = []
 
     def commit(self, live: Live, stream: bytes, mail: bytes, must: bool) -> list[Any]:
         """The step as the commit script wants it."""
@@ -41,7 +43,8 @@ class Step(msgspec.Struct):
             self.fields += ["s", encode_state(live.state)]
         due = int((time.time() + OVERDUE) * 1000)
         return [
-            live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, due, self.final, int(must)
+            live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, due, self.final, int(must),
+            self.letter,
         ]  # fmt: skip
 
     def send(

@@ -15,18 +15,19 @@ from gymq.admission import admit
 from gymq.agent import Agent
 from gymq.batch import pack
 from gymq.cache import Cache
-from gymq.call import Reply, decode_reply, encode
+from gymq.call import CALL, Reply, decode_reply, encode
+from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
 from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError
 from gymq.link import Link, Outage
-from gymq.mailbox import MAX_ATTEMPTS, MAX_DIGITS, Mail
+from gymq.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import decode_task
 
 from .events import Shown
 from .machine import TOGETHER, Machine
-from .state import WEIGHT, Live, decode_state
+from .state import WEIGHT, Live, NewerSchema, decode_state
 from .step import OVERDUE, Step, acknowledge
 
 #: Messages of one commit: a few milliseconds of the server's time.
@@ -97,9 +98,16 @@ class AgentWorker(Actor):
     async def _commit(self, batch: list[Mail]) -> list[Mail]:
         """Advance a batch; returns the mail to decide again."""
         lives = await self._gather(batch)
+        newer = {i: live.schema for i, live in enumerate(lives) if isinstance(live, NewerSchema)}
+        if newer:
+            await self.park([batch[i] for i in newer], list(newer.values()))
+            batch = [mail for i, mail in enumerate(batch) if i not in newer]
+        known = [live for live in lives if not isinstance(live, NewerSchema)]
+        if not batch:
+            return []
         commits: list[list[Any]] = []
         done: list[tuple[Mail, Live | None, Step | None]] = []
-        for mail, live in zip(batch, lives, strict=True):
+        for mail, live in zip(batch, known, strict=True):
             step = None
             must = b"x" in mail.fields[4::2]
             version = int(mail.fields[3])
@@ -110,7 +118,7 @@ class AgentWorker(Actor):
             else:
                 commits.append(step.commit(live, mail.stream, mail.id, must))
             done.append((mail, live, step))
-        outcomes = await self.link.insist("commit", pack(commits))
+        outcomes = await self.link.insist("commit", pack(commits), CALL)
         again: list[Mail] = []
         ended = 0
         for (mail, live, step), outcome in zip(done, outcomes, strict=True):
@@ -147,9 +155,13 @@ class AgentWorker(Actor):
             return None
         machine = Machine(live, config, spec, agent)
         if must:
-            return machine.abandon(Fault("cancelled", "the run was cancelled"), "cancelled")
-        if mail.attempt >= MAX_ATTEMPTS:
-            return machine.abandon(Fault("lost", f"{mail.attempt} agent workers died with this step in hand"))
+            what = mail.fields[mail.fields.index(b"x", 4) + 1].decode(errors="replace")
+            return machine.cancel(Fault("cancelled", f"the {what} was cancelled"))
+        if mail.strikes >= STRIKES:
+            poison, letter = bury_step(mail, live.version, live.task_data, config)
+            step = machine.abandon(poison.fault)
+            step.letter = [letter, self.settings.ttl]
+            return step
         fields = mail.fields
         try:
             replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
@@ -168,9 +180,9 @@ class AgentWorker(Actor):
             traceback.print_exc()
             return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
-    async def _gather(self, batch: list[Mail]) -> list[Live | None]:
+    async def _gather(self, batch: list[Mail]) -> list[Live | NewerSchema | None]:
         """The rollouts of some mail: kept from the last step, or begun by the mail itself, or loaded; None: gone."""
-        lives: list[Live | None] = []
+        lives: list[Live | NewerSchema | None] = []
         missing: list[tuple[int, str]] = []
         for i, mail in enumerate(batch):
             fields = mail.fields
@@ -192,9 +204,10 @@ class AgentWorker(Actor):
                 if version is not None and task is not None:
                     weight = WEIGHT + sum(map(len, turns))
                     try:
-                        lives[i] = Live(
-                            rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan, weight
-                        )
+                        stored = decode_state(state)
+                        lives[i] = Live(rid, int(version), stored, turns, decode_task(task), task, memory, plan, weight)
+                    except NewerSchema as error:
+                        lives[i] = error
                     except UNREADABLE as error:
                         self._refuse(batch[i], f"what is stored of {rid} cannot be read: {error}")
         return lives

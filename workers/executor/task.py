@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import sys
 import time
 
 import redis
 from billiard.common import terminate_handler_fired
 
-from gymq.call import Call, Reply, encode
+from gymq.call import SCHEMA, Call, Reply, encode
 from gymq.celery import ISOLATED, app
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
@@ -41,15 +42,19 @@ _clients: dict[int, redis.Redis] = {}
     acks_on_timeout=True,
     reject_on_worker_lost=False,
 )
-def isolated(body: str) -> None:
+def isolated(body: str, schema: int = 1) -> None:
     """Run a call and reply to it.
 
     Args:
         body: the encoded call in base64, as `submit` takes it.
+        schema: its schema.
     """
+    if schema > SCHEMA:
+        print(f"gymq: executor: isolated call of a newer schema ({schema}); start newer executors", file=sys.stderr)
+        return  # nobody has begun: its resource worker sends it again
     call = read(body)
     client = _client()
-    if call is None or not _claim(client, call):
+    if call is None or not _wanted(client, call) or not _claim(client, call):
         return
     started = time.time()
     value, fault = b"", None
@@ -76,12 +81,21 @@ def submit(call: Call, timeout: float) -> None:
     """
     what = f"{call.environment}.{call.name or call.kind}"
     isolated.apply_async(
-        (base64.b64encode(encode(call)).decode(),),
+        (base64.b64encode(encode(call)).decode(), SCHEMA),
         task_id=call.id,
         time_limit=timeout,
         argsrepr=f"{what} {call.id}",
         kwargsrepr="",
     )
+
+
+def abort(ids: list[str]) -> None:
+    """Kill calls that nobody wants any more, wherever they run. The word is said once; who misses it runs on to its limit.
+
+    Args:
+        ids: of the calls.
+    """
+    app.control.broadcast("abort", arguments={"calls": ids})
 
 
 def _work(call: Call) -> bytes:
@@ -103,6 +117,11 @@ def _work(call: Call) -> bytes:
             raise  # the parent wants this process gone and sees to the call
         kind: FaultKind = "verifier" if call.kind == "verify" else "environment"
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
+
+
+def _wanted(client: redis.Redis, call: Call) -> bool:
+    """Whether the call is still pending; what cleans up is done in any case."""
+    return call.kind == "close" or bool(client.hexists(Keys().rollout(call.rollout), f"c{call.step}.{call.n}"))
 
 
 def _claim(client: redis.Redis, call: Call) -> bool:

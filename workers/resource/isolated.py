@@ -14,10 +14,13 @@ from gymq.batch import pack
 from gymq.call import Call
 from gymq.link import Link
 
-from ..executor.task import submit
+from ..executor.task import abort, submit
 
 #: Seconds between two looks at all calls that are out. The reply does not wait for it; only a death does.
 LOOK = 0.5
+
+#: What `waiting.lua` says of a call that nobody wants any more and that an executor works on, or has just answered.
+GIVEN_UP = 4
 
 #: Seconds without a beginning after which the task is sent again. A copy does no harm while the first one runs.
 RESEND = 60.0
@@ -33,10 +36,15 @@ class Isolated:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._out: dict[str, tuple[Call, float, float, asyncio.Future[None]]] = {}
+        self._doubtful: set[str] = set()
         self._watcher: asyncio.Task[None] | None = None
 
+    def __contains__(self, call: Call) -> bool:
+        """Whether an executor was given this call and nobody has answered it yet."""
+        return call.id in self._out
+
     async def run(self, call: Call, timeout: float) -> None:
-        """Give a call to an executor and wait until somebody has answered it.
+        """Give a call to an executor and wait until somebody has answered it, or nobody wants it any more.
 
         Args:
             call: the call with all that it asks for.
@@ -59,9 +67,16 @@ class Isolated:
             if not out:
                 return
             states = await self._link.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
+            # Not wanted any more, and an executor at it at two looks: at the first one it may just have answered.
+            unwanted = {call.id for (call, *_), state in zip(out, states, strict=True) if state == GIVEN_UP}
+            unwanted -= {call.id for call, *_ in out if call.kind == "close"}  # what cleans up runs to its end
+            if aborted := unwanted & self._doubtful:
+                await asyncio.to_thread(abort, sorted(aborted))
+            self._doubtful = unwanted - aborted
             for (call, timeout, since, answered), state in zip(out, states, strict=True):
-                if state == 0 and not answered.done():
-                    answered.set_result(None)
+                if state == 0 or call.id in aborted or (state == GIVEN_UP and call.kind == "close"):
+                    if not answered.done():
+                        answered.set_result(None)
                 elif state == 3 or (state == 1 and time.monotonic() - since > RESEND):
                     await asyncio.to_thread(submit, call, timeout)
                     self._out[call.id] = (call, timeout, time.monotonic(), answered)

@@ -82,6 +82,10 @@ class ResourceWorker(CallServer):
             if call.kind in ("verify", "close"):
                 self.done_with(call)
 
+    def interruptible(self, call: Call) -> bool:
+        """See `CallServer`; who watches isolated calls has them killed where they run."""
+        return super().interruptible(call) and call not in self._isolated
+
     async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> bytes:
         call.task = None if task is None else encode_task(task)
         call.turns, call.seen, call.length = messages or [], 0, len(messages or [])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import subprocess
+import sys
 import time
 
 import msgspec
+from gymq_workers.agent.tool_agent import ToolAgent
+from gymq_workers.model.scripted_backend import ScriptedBackend
 
 from gymq.agent import Agent, Generate
 from gymq.environment import Environment, Opening, Response, Score, hook, tool
@@ -70,6 +75,66 @@ class Slow(Environment):
             for i, (name, arguments) in enumerate(script[turn])
         ]
         return Message(role="assistant", tool_calls=calls)
+
+
+class Deadly(Slow):
+    """`Slow` with a tool that kills its process where the row says so, until a file says that it was mended."""
+
+    name = "deadly"
+
+    @tool(timeout=120)
+    async def bite(self, number: int, task, state: SlowState) -> str:
+        """Bite, and kill the process if the row's `deadly` is `tool`."""
+        note(task["journal"], f"{task.id} bite {os.getpid()}")
+        await asyncio.sleep(task.get("seconds", 0))
+        kill(task, "tool")
+        state.steps += 1
+        return f"bitten {number}"
+
+
+class Blocking(Environment):
+    """A tool that never lets go of its worker's loop."""
+
+    name = "blocking"
+
+    @tool()
+    async def spin(self) -> str:
+        """Never end."""
+        while True:
+            pass
+
+    def policy(self, messages):
+        return Message(role="assistant", tool_calls=[ToolCall("call_0", Function("spin", "{}"))])
+
+
+def crash() -> None:
+    """Segmentation fault, here and now: a signal to oneself leaves time to go on."""
+    ctypes.string_at(0)
+
+
+def kill(task, where: str) -> None:
+    """End the process as a crash does, if the row says so."""
+    if task.get("deadly") == where and not os.path.exists(task["mended"]):
+        crash()
+
+
+class Lethal(ScriptedBackend):
+    """Code plays the model, and kills the process where the row says so."""
+
+    async def generate(self, request):
+        note(request.task["journal"], f"{request.task.id} generate {os.getpid()}")
+        await asyncio.sleep(0.05)
+        kill(request.task, "backend")
+        return await super().generate(request)
+
+
+class Assassin(ToolAgent):
+    """An agent whose code kills its process after a message that says so."""
+
+    def act(self, view):
+        if view.messages[0].content == "kill":
+            crash()
+        return super().act(view)
 
 
 class Hostile(Environment):
@@ -157,6 +222,48 @@ class Faulty(Environment):
                 role="assistant",
                 tool_calls=[ToolCall("call_0", Function(task.get("tool", "act"), task.get("arguments", "{}")))],
             )
+        return Message(role="assistant", content="done")
+
+
+class Guest(Environment):
+    """Opens something that must be closed, and has tools that take as long as the row says, each of another kind."""
+
+    name = "guest"
+
+    def open(self, task):
+        note(task["journal"], f"{task.id} open")
+        return Opening()
+
+    @tool(timeout=120)
+    async def wait(self, task) -> str:
+        """Wait on the loop."""
+        note(task["journal"], f"{task.id} wait {os.getpid()}")
+        await asyncio.sleep(task["seconds"])
+        note(task["journal"], f"{task.id} waited")
+        return "waited"
+
+    @tool(timeout=120)
+    def block(self, task) -> str:
+        """Wait in a thread."""
+        note(task["journal"], f"{task.id} block {os.getpid()}")
+        time.sleep(task["seconds"])
+        return "blocked"
+
+    @tool(isolated=True, timeout=120)
+    def rest(self, task) -> str:
+        """Wait in a process that has a child, which ignores SIGTERM."""
+        child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, 1); time.sleep(120)"])
+        note(task["journal"], f"{task.id} rest {os.getpid()} {child.pid}")
+        time.sleep(task["seconds"])
+        note(task["journal"], f"{task.id} rested")
+        return "rested"
+
+    def close(self, task):
+        note(task["journal"], f"{task.id} close")
+
+    def policy(self, messages, task):
+        if messages.last.role == "user":
+            return Message(role="assistant", tool_calls=[ToolCall("call_0", Function(task["tool"], "{}"))])
         return Message(role="assistant", content="done")
 
 

@@ -70,6 +70,10 @@ class Play:
         """The end, whatever it was doing."""
         return self._stored(self._machine().abandon(fault, status))
 
+    def cancel(self, fault: Fault) -> Step:
+        """The end, by way of `close` if that is due."""
+        return self._stored(self._machine().cancel(fault))
+
     def to(self, phase: str) -> Play:
         """Play on until the pending calls are of a phase, with friendly replies."""
         step = self.go()

@@ -123,7 +123,7 @@ def test_an_isolated_tool_at_its_limits_is_told_to_the_model(kind):
     assert results(one) == [f"Error: {kind} happened"]
 
 
-@pytest.mark.parametrize(("tool", "kind"), [("act", "timeout"), ("act", "memory"), ("run", "environment"), ("run", "lost")])
+@pytest.mark.parametrize(("tool", "kind"), [("act", "timeout"), ("act", "memory"), ("run", "environment"), ("run", "poison")])
 def test_other_faults_of_tools_fail_the_rollout_and_are_not_told_to_the_model(tool, kind):
     one, _ = play(tool)
     step = one.go(failed(kind))

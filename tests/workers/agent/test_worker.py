@@ -6,11 +6,12 @@ import json
 
 import pytest
 from gymq_workers.agent.machine import Machine
-from gymq_workers.agent.worker import MAX_ATTEMPTS, AgentWorker
+from gymq_workers.agent.worker import STRIKES, AgentWorker
 
 from gymq import run
 from gymq.batch import pack
 from gymq.call import Generated, Reply, Usage, decode_call, decode_reply, encode
+from gymq.dead import letters
 from gymq.environment import EnvironmentSpec
 from gymq.mailbox import Mail
 from gymq.message import Message, encode_message
@@ -150,15 +151,19 @@ async def test_mail_of_a_rollout_that_has_gone_on_or_is_gone_is_acknowledged(wor
     assert await link.send("HGET", keys.rollout("r.0.0"), "v") == b"1"
 
 
-async def test_mail_that_killed_its_workers_too_often_ends_its_rollout(worker, link, make):
+async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_and_is_a_dead_letter(worker, link, make):
     await make(2)
     await worker.duties()
-    for attempt, (entry, fields) in zip(
-        (MAX_ATTEMPTS, MAX_ATTEMPTS - 1), await link.send("XRANGE", AGENT, "-", "+"), strict=True
-    ):
-        await worker.handle([Mail(AGENT.encode(), entry, fields, attempt)])
+    for strikes, (entry, fields) in zip((STRIKES, STRIKES - 1), await link.send("XRANGE", AGENT, "-", "+"), strict=True):
+        mail = Mail(AGENT.encode(), entry, fields, strikes + 2, strikes, "agent-x")
+        await worker.handle([mail])
+        await worker.handle([mail])  # it was delivered twice: there is one letter
     (record,) = await ended(link)
-    assert (record["rollout_id"], record["status"], record["error"]["kind"]) == ("r.0.0", "failed", "lost")
+    assert (record["rollout_id"], record["status"], record["error"]["kind"]) == ("r.0.0", "failed", "poison")
+    (letter,) = [one.letter for one in await letters(link)]
+    assert (letter.id, letter.run, letter.role, letter.deaths, letter.strikes) == ("r.0.0:0", "r", "agent", 5, 3)
+    assert letter.worker == "agent-x" and letter.decode_task().environment and b'"r"' in letter.config
+    assert await link.send("TTL", keys.dead) > 0
 
 
 async def test_an_agent_that_is_not_installed_fails_its_rollouts_and_says_so(worker, link, make):

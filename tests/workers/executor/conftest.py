@@ -15,6 +15,7 @@ from redis import Redis
 from gymq.call import Call, Reply, decode_reply
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.message import Message, encode_message
+from tests.support.shard import keys
 
 ENTRY_POINTS = """\
 [gymq.environments]
@@ -52,6 +53,8 @@ class Executor:
         given = {"rollout": "r", "step": 3, "n": self._n, "kind": kind, "run": "demo", "environment": "wild", "row": 0}
         given |= {"queued": time.time(), "length": 1, "turns": turns, "name": name, "arguments": arguments}
         call = Call(**(given | fields))
+        # An executor begins nothing that nobody waits for.
+        self.redis.hset(keys.rollout(call.rollout), mapping={"v": call.step, f"c{call.step}.{call.n}": 1})
         submit(call, timeout)
         self.sent[call.id] = time.time()
         return call.id

@@ -1,0 +1,159 @@
+"""`gymq dead`: calls that killed their process again and again; look at them, try them again, forget them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from gymq.cli.options import find_server, server_options
+from gymq.cli.status import with_link
+from gymq.errors import UsageError
+
+
+@click.group()
+def dead() -> None:
+    """List, show, replay or drop dead letters: calls that killed their process three times though it ran nothing else.
+
+    \b
+    Examples:
+      gymq dead list
+      gymq dead show try1.17.0:3:0
+      gymq dead replay try1.17.0:3:0
+      gymq dead drop --run try1
+    """
+
+
+@dead.command("list")
+@server_options
+@click.option("--run", metavar="RUN", help="Only those of this run.")
+def show_all(redis: str | None, of: str | None, run: str | None) -> None:
+    """List the dead letters, oldest first.
+
+    \b
+    Examples:
+      gymq dead list --run try1
+    """
+    from gymq.cli.table import make_table, show
+    from gymq.dead import letters
+
+    found = with_link(find_server(redis, of), lambda link: letters(link, run))
+    table = make_table("id", "mailbox", "kind", "name", ">deaths", ">alone", "when")
+    for letter in (one.letter for one in found):
+        counts = str(letter.deaths), str(letter.strikes)
+        table.add_row(letter.id, letter.mailbox, letter.kind, letter.name, *counts, _when(letter.at))
+    show(table if found else "no dead letters")
+
+
+@dead.command("show")
+@click.argument("id", metavar="ID")
+@server_options
+def show_one(id: str, redis: str | None, of: str | None) -> None:
+    """Show the dead letter ID as JSON: what was called with what, the task, the messages if they are still there.
+
+    \b
+    Examples:
+      gymq dead show try1.17.0:3:0
+    """
+    import msgspec
+
+    from gymq.dead import find, messages
+
+    async def read(link: Any) -> Any:
+        letter = await find(link, id)
+        return letter, await messages(link, letter)
+
+    letter, there = with_link(find_server(redis, of), read)
+    shown = {
+        "id": letter.id,
+        "run": letter.run,
+        "rollout": letter.rollout,
+        "role": letter.role,
+        "mailbox": letter.mailbox,
+        "kind": letter.kind,
+        "name": letter.name,
+        "deaths": letter.deaths,
+        "deaths_alone": letter.strikes,
+        "when": _when(letter.at),
+        "last_worker": letter.worker,
+    }
+    call = letter.call
+    if call is not None:
+        shown["arguments"] = _json(call.arguments)
+        shown["state"] = msgspec.msgpack.decode(call.state) if call.state is not None else None
+    if letter.task:
+        task = letter.decode_task()
+        shown["task"] = {
+            "id": task.id,
+            "environment": task.environment,
+            "messages": [msgspec.Raw(turn) for turn in task.turns],
+            "fields": msgspec.Raw(task.fields),
+            "sampling": msgspec.Raw(task.sampling),
+            "tools": msgspec.Raw(task.tools or b"null"),
+        }
+    shown["config"] = msgspec.Raw(letter.config or b"null")
+    shown["messages"] = [msgspec.Raw(message) for message in there] or "gone with the rollout; the sinks have them"
+    click.echo(msgspec.json.format(msgspec.json.encode(shown, enc_hook=repr), indent=2))
+
+
+@dead.command()
+@click.argument("id", metavar="ID")
+@server_options
+@click.option("--run", metavar="NAME", help="The run that gets it, new or from an earlier replay.  [default: RUN-replay]")
+def replay(id: str, redis: str | None, of: str | None, run: str | None) -> None:
+    """Enqueue the task of dead letter ID again, in a run of its own with the same settings, one sample.
+
+    \b
+    Examples:
+      gymq dead replay try1.17.0:3:0
+      gymq dead replay try1.17.0:3:0 --run mended
+    """
+    from gymq.dead import replay as replay_letter
+
+    name, new = with_link(find_server(redis, of), lambda link: replay_letter(link, id, run))
+    what = "enqueued" if new else "was enqueued before; nothing was done"
+    click.echo(f"run {name}: the task of {id} {what}; `gymq sink jsonl --run {name} --out OUT` writes the rollout")
+
+
+@dead.command()
+@click.argument("id", metavar="[ID]", required=False)
+@server_options
+@click.option("--run", metavar="RUN", help="All of this run.")
+@click.option("--all", "every", is_flag=True, help="All there are.")
+def drop(id: str | None, redis: str | None, of: str | None, run: str | None, every: bool) -> None:
+    """Forget dead letter ID, or those of a run, or all.
+
+    \b
+    Examples:
+      gymq dead drop try1.17.0:3:0
+      gymq dead drop --run try1
+      gymq dead drop --all
+    """
+    from gymq.dead import drop as drop_letters
+    from gymq.dead import find, letters
+
+    if (id is not None) + (run is not None) + every != 1:
+        raise UsageError("say which: an ID, --run RUN or --all")
+
+    async def forget(link: Any) -> int:
+        if id is not None:
+            await find(link, id)
+        return await drop_letters(link, [one for one in await letters(link, run) if id in (None, one.letter.id)])
+
+    gone = with_link(find_server(redis, of), forget)
+    click.echo(f"{gone} dead letter{'s' * (gone != 1)} dropped")
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _json(text: str) -> Any:
+    """A tool call's arguments, decoded if they are JSON."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text) if text else None
+    except msgspec.DecodeError:
+        return text
