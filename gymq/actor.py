@@ -20,11 +20,13 @@ from typing import Any
 
 from gymq.batch import pack
 from gymq.call import SCHEMA
-from gymq.link import Link, Outage
+from gymq.errors import ServerUnreachable
+from gymq.link import RECONNECT_PAUSE, Link, Outage
 from gymq.liveness import Liveness
 from gymq.mailbox import Mail, Mailboxes
 from gymq.quarantine import Quarantine
 from gymq.settings import Settings
+from gymq.shards import check
 
 #: Seconds between two looks at the dead.
 SWEEP = 1.0
@@ -48,10 +50,10 @@ GC_THRESHOLD = (20_000, 20, 50)
 
 
 class Actor:
-    """Base of the roles.
+    """Base of the roles: it works on one shard.
 
     Args:
-        settings: where Redis is, and the times that all processes share.
+        settings: where Redis is, which shard is meant, and the times that all processes share.
         options: the options of the role's command line.
     """
 
@@ -63,6 +65,8 @@ class Actor:
         self.events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=EVENTS)
         self.host = socket.gethostname()
         self.capacity = 256
+        #: Whether to wait at the start for a shard that is away.
+        self.patient = False
         self.counts: dict[str, int] = {"taken": 0, "redelivered": 0, "stale": 0, "lapses": 0, "outages": 0, "parked": 0}
         self._held: dict[tuple[bytes, bytes], Mail] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,6 +110,16 @@ class Actor:
 
     async def close(self) -> None:
         """Close what `prepare` opened."""
+
+    @classmethod
+    def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
+        """Make an actor for each of several shards; what a process has once they share.
+
+        Args:
+            settings: of each.
+            options: the options of the role's command line.
+        """
+        return [cls(one, options) for one in settings]
 
     # What Celery's side calls, from other threads.
 
@@ -156,8 +170,10 @@ class Actor:
 
     async def _unpark(self) -> None:
         while not self._draining:
-            moved = await self.life.link.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
-            if moved < PARK_BATCH:
+            moved, dropped = await self.life.link.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
+            if dropped:
+                print(f"gymq: {dropped} messages that were put aside as newer are no mail; they were dropped", file=sys.stderr)
+            if moved + dropped < PARK_BATCH:
                 return
 
     # The life.
@@ -169,8 +185,8 @@ class Actor:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
         self._loop = asyncio.get_running_loop()
-        for link in (self.reader, self.link, self.life.link):
-            await link.connect()
+        if not await self._connect():
+            return
         await self.prepare()
         await self.boxes.create(self.link)
         await self.life.begin()
@@ -185,6 +201,22 @@ class Actor:
             await self.close()
             for link in (self.reader, self.link, self.life.link):
                 await link.close()
+
+    async def _connect(self) -> bool:
+        """Open the connections; False: asked to end while one shard of several was away."""
+        while True:
+            try:
+                for link in (self.reader, self.link, self.life.link):
+                    await link.connect()
+                await check(self.link)
+                return True
+            except (ServerUnreachable, Outage) as error:
+                # The actors of the other shards must not wait for this one.
+                if not self.patient:
+                    raise ServerUnreachable(str(error)) from None
+                if self._draining:
+                    return False
+                await asyncio.sleep(RECONNECT_PAUSE)
 
     def describe(self) -> dict[str, Any]:
         """What the registry of workers says of this one."""
@@ -210,6 +242,8 @@ class Actor:
             except Outage:
                 self.counts["outages"] += 1
                 await self.reader.reconnect()
+                # A server that was restored, or took over, may have forgotten what came last; what we kept of it is wrong.
+                await self.forget()
                 await self._recall()
                 continue
             if mail and worker == self.worker:  # else it was declared dead meanwhile, and this is an orphan

@@ -6,12 +6,13 @@ import asyncio
 from typing import Any
 
 from gymq import registry
-from gymq.errors import UsageError
+from gymq.errors import ServerUnreachable, UsageError
 from gymq.ledger import Ledger
-from gymq.link import Link
+from gymq.link import Link, Outage
 from gymq.rows import Ids, parse_row
 from gymq.run import check_name, load_config
 from gymq.settings import Settings
+from gymq.shards import Shards
 
 #: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
 ADMIT = 128
@@ -65,17 +66,29 @@ async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | N
     check_name(run)
     if not isinstance(chunk, str) or not (rows is None or isinstance(rows, list)):
         raise UsageError("a chunk's id is text, and its rows are a list or null")
-    link = Link(settings, "gymq-enqueue")
-    await link.connect()
+    shards = Shards(settings, "gymq-enqueue")
     try:
-        if rows:
-            config = await load_config(link, run)
-            known = registry.points(registry.ENVIRONMENTS)
-            ids, tasks = Ids(), []
-            for i, row in enumerate(rows, 1):
-                tasks.append(parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known))
-                ids.add(tasks[-1], f"{chunk}:{i}")
-            await Ledger(link, run).write(chunk, tasks, wait=False)
-        return await admit(link)
+        if not rows:
+            return sum(await shards.each(_try))
+        await shards.reconnect()  # however long a shard is away: these rows stand nowhere else
+        config = await load_config(shards.first, run)
+        known = registry.points(registry.ENVIRONMENTS)
+        ids, tasks = Ids(), []
+        for i, row in enumerate(rows, 1):
+            tasks.append(parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known))
+            ids.add(tasks[-1], f"{chunk}:{i}")
+        await Ledger(shards.links, run).write(chunk, tasks, wait=False)
+        return sum(await shards.each(admit))
     finally:
-        await link.close()
+        await shards.close()
+
+
+async def _try(link: Link) -> int:
+    """Admit on a shard; one that is away is seen to by the agents when it is back."""
+    try:
+        await link.connect()
+        return await admit(link)
+    except (ServerUnreachable, Outage):
+        if link.shards == 1:
+            raise
+        return 0

@@ -14,14 +14,11 @@ import redis
 from celery.worker import control
 from celery.worker import state as requests
 
-from gymq.keys import Keys
+from gymq.client import clients
 from gymq.settings import Settings
 
 #: Celery's registry of commands, seen as untyped.
 _control: Any = control
-
-#: Seconds that a command may wait for Redis: it holds up the worker's heartbeats.
-REDIS_TIMEOUT = 2.0
 
 
 def stats(state: Any, **_: Any) -> dict[str, Any]:
@@ -73,14 +70,10 @@ def _host(state: Any) -> Any:
 
 def _want(state: Any, paused: bool) -> dict[str, Any]:
     try:
-        # Its keyword arguments have no types.
-        server: Any = redis.Redis
-        url = Settings.from_environment().redis_url
-        with server.from_url(url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT) as client:
-            if paused:
-                client.set(Keys().paused, "1")
-            else:
-                client.delete(Keys().paused)
+        for client in clients(Settings.from_environment(), "gymq-control"):
+            key = client.keys.paused
+            client.do(lambda server, key=key: server.set(key, "1") if paused else server.delete(key))  # type: ignore[misc]
+            client.close()
     except redis.RedisError as error:
         return _control.nok(f"Redis cannot be reached: {error}")
     _host(state).role.wake()

@@ -15,7 +15,7 @@ from gymq.batch import Batcher, pack
 from gymq.cache import Cache
 from gymq.call import SCHEMA, Call, Reply, call_schema, decode_call, encode
 from gymq.dead import bury_call
-from gymq.errors import UNREADABLE, CallError, Fault
+from gymq.errors import UNREADABLE, CallError, Fault, one_line
 from gymq.mailbox import STRIKES, Mail
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
@@ -23,6 +23,9 @@ from gymq.task import Task, decode_task
 #: Seconds after which somebody looks whether a call is still wanted, in its mailbox or in work: most calls are over by then,
 #: and cost nothing.
 PATIENCE = 1.0
+
+#: Names and values of a call's mail: its own field, and what the hand-back wrote; a newer version may have a few more.
+MOST_FIELDS = 40
 
 #: Calls that one script looks at: a millisecond of the server's time.
 PENDING_BATCH = 500
@@ -74,6 +77,8 @@ class CallServer(Actor):
         self._loads = Batcher(self._load, self.ended)
         self._kept: Cache[Kept] = Cache()
         self._tasks_kept: Cache[Task] = Cache()
+        #: Seconds that calls in hand have waited for rate limits, by the call's id.
+        self.waited: dict[str, float] = {}
         self.counts |= {"served": 0, "faults": 0, "loaded": 0, "unwanted": 0}
 
     async def serve(self, call: Call) -> bytes:
@@ -92,13 +97,16 @@ class CallServer(Actor):
         oldest = (time.time() - PATIENCE) * 1000
         for one in mail:
             schema = call_schema(one.fields[0])
-            if schema > SCHEMA:
-                newer.append((one, schema))
-                continue
             try:
+                if len(one.fields) > MOST_FIELDS:
+                    raise msgspec.ValidationError(f"it has {len(one.fields) // 2} fields")
+                if schema > SCHEMA:
+                    newer.append((one, schema))
+                    continue
                 call = decode_call(one.fields[1])
-                if min(call.step, call.n, call.row, call.length, call.seen) < 0:
-                    raise msgspec.ValidationError("it has a negative number")
+                # Not so is every comparison with NaN, which as a time-out would stop the clock of the loop.
+                if min(call.step, call.n, call.row, call.length, call.seen) < 0 or not call.timeout >= 0:
+                    raise msgspec.ValidationError("it has a negative number, or one that is none")
             except UNREADABLE as error:
                 # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
                 print(f"gymq: mail {one.id!r} in {one.stream!r} is no call: {error}", file=sys.stderr)
@@ -141,7 +149,7 @@ class CallServer(Actor):
             raise
         except Exception as error:
             traceback.print_exc()
-            fault = Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more")
+            fault = Fault("internal", one_line(f"{type(error).__name__}: {error}; the worker's log has more"))
         finally:
             self._serving.pop(key, None)
         if fault is not None:
@@ -177,7 +185,8 @@ class CallServer(Actor):
     ) -> None:
         """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
         last = [] if letter is None else [letter, self.settings.ttl]
-        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt)
+        waited = self.waited.pop(call.id, 0.0)
+        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
         self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, *last]))
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:

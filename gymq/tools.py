@@ -17,6 +17,9 @@ from gymq.message import FUNCTION_NAME
 #: Parameters that the worker fills in; the model never sees them.
 INJECTED = frozenset({"self", "task", "messages", "state"})
 
+#: Further ones of hooks that may ask a model; a tool's `answer` is the model's argument.
+ASKED = frozenset({"answer", "note"})
+
 _ARGS_HEADER = re.compile(r"^\s*(Args|Arguments|Parameters):\s*$", re.M)
 _ARG_LINE = re.compile(r"^\s+(\w+)\s*(?:\([^)]*\))?:\s*(.+)$")
 
@@ -59,9 +62,9 @@ class Tool:
         return {field.alias or name: getattr(checked, name) for name, field in self.model.model_fields.items()}
 
 
-def wanted(function: Callable[..., Any]) -> frozenset[str]:
+def wanted(function: Callable[..., Any], injected: frozenset[str] = INJECTED) -> frozenset[str]:
     """Which injected parameters a hook or tool asks for."""
-    return frozenset(inspect.signature(function).parameters) & INJECTED - {"self"}
+    return frozenset(inspect.signature(function).parameters) & injected - {"self"}
 
 
 def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -> Tool:

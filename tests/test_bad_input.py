@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from gymq_environments.weather.environment import Weather
 
-from gymq import registry
+from gymq import broker, registry
 from gymq.cli import main
-from gymq.errors import DataError, GymqError, ToolError
+from gymq.errors import DataError, GymqError, ToolError, UsageError
 from gymq.rows import Ids, parse_row
+from gymq.settings import Settings
 from gymq.source import fingerprint, rows
 from tests.support.bad_rows import ROWS
-from tests.support.bad_sources import ARGUMENTS, FILES, OPTIONS
+from tests.support.bad_sources import ARGUMENTS, BROKERS, FILES, OPTIONS
 
 GYMQ = str(Path(sys.executable).parent / "gymq")
 CONFIGS = {
@@ -54,7 +55,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_there_are_many_cases_and_all_differ():
-    cases = [*ROWS, *FILES, *OPTIONS, *ARGUMENTS]
+    cases = [*ROWS, *FILES, *OPTIONS, *BROKERS, *ARGUMENTS]
     assert len(cases) > 250
     assert len({case[0] for case in ROWS}) == len({case[1] for case in ROWS}) == len(ROWS)
 
@@ -119,6 +120,14 @@ def test_a_bad_option_is_one_line_and_its_exit_code(
     fits(said.removeprefix("gymq: ").rstrip("\n"), line, known=known)
     assert ended.value.code == code
     assert sorted(place.iterdir()) == before, "a refused command leaves nothing behind"
+
+
+@pytest.mark.parametrize(("url", "line"), named(BROKERS))
+def test_a_bad_broker_is_one_line(redis_url: str, monkeypatch: pytest.MonkeyPatch, url: str, line: str):
+    monkeypatch.setenv("GYMQ_BROKER_URL", url)
+    with pytest.raises(UsageError) as caught:
+        broker.find(Settings.from_environment(redis_url=redis_url))
+    assert str(caught.value) == line
 
 
 @pytest.mark.parametrize(("text", "said"), named(ARGUMENTS))
@@ -186,12 +195,15 @@ def test_gymq_run_tells_each_bad_row_and_rolls_the_others_out(place: Path, redis
          "/dev/zero: is no plain file, and rows are read more than once; write them to a file first"),
         (("produce", "os:system", "--model", "scripted", "--run", "r", "--data", "ok.jsonl"), 2,
          "unknown environment 'os:system'; installed: counter, guess_number, multiple_choice, reasoning_gym, weather"),
+        (("worker", "agent", "--redis", "{redis},redis://127.0.0.1:1/0?x=1"), 2,
+         "--redis: unexpected keyword argument 'x'; correct what stands behind '?' in the URL"),
         (("worker", "resource", "--environments", "../../x"), 2,
          "unknown environment '../../x'; installed: counter, guess_number, multiple_choice, reasoning_gym, weather"),
         (("run", "weather", "--model", "scripted", "--data", "ok.jsonl", "--out", "/dev/full"), 2,
          "/dev/full: is no plain file, and what is finished is read from it; choose another --out"),
     ],
-    ids=["device", "environment", "worker", "output"],
+    ids=["device", "environment", "shard", "worker", "output"],
 )  # fmt: skip
 def test_a_mistake_ends_a_process_with_its_line(place: Path, redis_url: str, args: tuple[str, ...], code: int, said: str):
+    args = tuple(arg.replace("{redis}", redis_url) for arg in args)
     assert gymq(place, *args, redis=redis_url) == (code, f"gymq: {said}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_link
+from gymq.cli.status import with_shards
 
 
 @click.command()
@@ -27,8 +27,6 @@ def cancel(run: str, groups: tuple[str, ...], rollouts: tuple[str, ...], redis: 
       gymq cancel weather-1a2b3c4d5e --of rollouts.jsonl
     """
     from gymq.errors import UsageError
-    from gymq.run import cancel as cancel_run
-    from gymq.run import cancel_some
 
     settings = find_server(redis, of)
     which = [group.removeprefix(f"{run}.") for group in groups]
@@ -42,9 +40,9 @@ def cancel(run: str, groups: tuple[str, ...], rollouts: tuple[str, ...], redis: 
             raise UsageError(f"--rollout {rollout}: write ROW.SAMPLE or {run}.ROW.SAMPLE")
         which.append(place)
     if which:
-        flying, waiting = with_link(settings, lambda link: cancel_some(link, run, which))
+        flying, waiting = with_shards(settings, lambda shards: shards.cancel_some(run, which))
         begun = f"; {waiting} have not begun and end when it is their turn" if waiting else ""
         click.echo(f"run {run}: {flying} rollouts in flight cancelled{begun}")
     else:
-        flying = with_link(settings, lambda link: cancel_run(link, run))
+        flying = with_shards(settings, lambda shards: shards.cancel(run))
         click.echo(f"run {run}: cancelled; {flying} rollouts were in flight")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_link
+from gymq.cli.status import with_shards
 from gymq.errors import GymqError
 
 #: Seconds in which workers answer; those that are busy importing may not.
@@ -30,8 +30,8 @@ def control() -> None:
 
 def _app(redis: str | None, of: str | None) -> Any:
     settings = find_server(redis, of)
-    with_link(settings, lambda link: link.send("PING"))
-    os.environ["GYMQ_REDIS_URL"] = settings.redis_url  # the app is made of the environment's settings
+    with_shards(settings, lambda shards: shards.first.send("PING"))
+    os.environ.update(settings.environment())  # the app is made of the environment's settings
     from gymq.celery import app
 
     return app
@@ -39,15 +39,14 @@ def _app(redis: str | None, of: str | None) -> Any:
 
 def _want(name: str | None, redis: str | None, of: str | None, paused: bool) -> None:
     if name is not None:
-        from gymq.run import pause as pause_run
-
-        return with_link(find_server(redis, of), lambda link: pause_run(link, name, paused))
+        return with_shards(find_server(redis, of), lambda shards: shards.pause(name, paused))
     # What is wanted stands in Redis; the message only makes workers look now.
-    from gymq.keys import Keys
-
     app = _app(redis, of)
-    command = ("SET", Keys().paused, "1") if paused else ("DEL", Keys().paused)
-    with_link(find_server(redis, of), lambda link: link.send(*command))
+
+    def want(link: Any) -> Any:
+        return link.send("SET", link.keys.paused, "1") if paused else link.send("DEL", link.keys.paused)
+
+    with_shards(find_server(redis, of), lambda shards: shards.each(want))
     app.control.broadcast("pause" if paused else "resume")
 
 

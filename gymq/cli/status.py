@@ -11,22 +11,22 @@ import click
 from gymq.cli.options import find_server, server_options
 
 
-def with_link(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Do something with a connection, and close it.
+def with_shards(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Do something with a connection to each shard, and close them.
 
     Args:
         settings: where Redis is.
         work: what to do with it.
     """
-    from gymq.link import Link
+    from gymq.shards import Shards
 
     async def connected() -> Any:
-        link = Link(settings, "gymq-cli")
-        await link.connect()
+        shards = Shards(settings, "gymq-cli")
         try:
-            return await work(link)
+            await shards.connect()
+            return await work(shards)
         finally:
-            await link.close()
+            await shards.close()
 
     return asyncio.run(connected())
 
@@ -48,7 +48,7 @@ def status(run: str | None, redis: str | None, of: str | None, as_json: bool) ->
 
     from gymq.status import overview
 
-    found = with_link(find_server(redis, of), lambda link: overview(link, run))
+    found = with_shards(find_server(redis, of), lambda shards: overview(shards, run))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
@@ -89,14 +89,12 @@ def remove(run: str, redis: str | None, of: str | None, yes: bool) -> None:
       gymq rm try1 --yes
     """
     from gymq.run import RunStatus
-    from gymq.run import remove as remove_run
-    from gymq.run import status as run_status
 
     settings = find_server(redis, of)
-    there: RunStatus = with_link(settings, lambda link: run_status(link, run))
+    there: RunStatus = with_shards(settings, lambda shards: shards.status(run))
     if not yes:
         unread = max(there.unread.values(), default=there.ended)
         lost = f"{there.total - there.ended} rollouts have not ended, {unread} finished ones were not read"
         click.confirm(f"run {run} is {there.state}: {lost}. Remove it?", abort=True)
-    with_link(settings, lambda link: remove_run(link, run))
+    with_shards(settings, lambda shards: shards.remove(run))
     click.echo(f"run {run}: removed")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from gymq.agent import CallTool
-from gymq.call import SCHEMA, Scored, Usage, decode_plan
+from gymq.call import SCHEMA, Asked, Scored, Usage, decode_plan
 from gymq.errors import Fault
 from gymq.task import Task
 
@@ -18,7 +18,7 @@ class Running(msgspec.Struct, array_like=True):
 
     Args:
         call: the call.
-        content: its result as JSON, when the worker itself answered it (an unknown tool).
+        content: its result as JSON, once it has one; an unknown tool has it at once.
     """
 
     call: CallTool
@@ -48,6 +48,15 @@ class State(msgspec.Struct, array_like=True):
         model: what the server calls the model that answered.
         tool_calls: tool calls so far.
         shown: True: it is one of those that Flower shows.
+        working: seconds that its calls have taken, those of scoring aside.
+        infra, data: how often calls were sent again, from which budget.
+        verify: likewise, of `verify_retries`.
+        tries: how often the pending calls, or those that wait to be sent again, were sent again.
+        resume: when those that wait are to be sent again, seconds since the epoch; 0: none wait.
+        asks: questions that the hook has asked.
+        ask: the one that the hook has asked last.
+        answer: the answer to it, an encoded message, once there is one.
+        no_reward: why there is no reward.
     """
 
     schema: int = SCHEMA
@@ -69,11 +78,26 @@ class State(msgspec.Struct, array_like=True):
     model: str = ""
     tool_calls: int = 0
     shown: bool = False
+    working: float = 0.0
+    infra: int = 0
+    data: int = 0
+    verify: int = 0
+    tries: int = 0
+    resume: float = 0.0
+    asks: int = 0
+    ask: Asked | None = None
+    answer: bytes | None = None
+    no_reward: str = ""
+
+    @property
+    def asking(self) -> bool:
+        """Whether the pending call is a hook's question to a model."""
+        return self.ask is not None and self.answer is None
 
     @property
     def pending(self) -> int:
         """How many replies the next mail brings."""
-        if self.phase == "new":
+        if self.phase == "new" or self.resume:
             return 0
         return sum(running.content is None for running in self.running) if self.phase == "tools" else 1
 

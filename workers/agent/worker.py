@@ -15,10 +15,10 @@ from gymq.admission import admit
 from gymq.agent import Agent
 from gymq.batch import pack
 from gymq.cache import Cache
-from gymq.call import CALL, Reply, decode_reply, encode
+from gymq.call import CALL, decode_reply
 from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
-from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError
+from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
 from gymq.link import Link, Outage
 from gymq.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.run import RunConfig, load_config, load_environment
@@ -26,16 +26,22 @@ from gymq.settings import Settings
 from gymq.task import decode_task
 
 from .events import Shown
-from .machine import TOGETHER, Machine
+from .machine import Machine
 from .state import WEIGHT, Live, NewerSchema, decode_state
-from .step import OVERDUE, Step, acknowledge
+from .step import Step, acknowledge
+from .turn import TOGETHER
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
 
-#: Overdue rollouts looked at per sweep.
-OVERDUE_BATCH = 100
+#: Rollouts that one sweep wakes because they are due: a millisecond of the server's time.
+WAKES = 500
 
+#: Seconds until a rollout that was woken is due again, should its mail come to nothing.
+WAKE_AGAIN = 10.0
+
+#: What mail may say that was cancelled; it stands in the rollout's record.
+CANCELLED = frozenset({"run", "group", "rollout"})
 
 #: Fields of one message: a reply to each call that may be out together, and few more.
 MOST_FIELDS = 2 * TOGETHER + 20
@@ -61,7 +67,7 @@ class AgentWorker(Actor):
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
         self._admit_link = Link(settings, "gymq-admit")
         self._shown = Shown(self.events, self.host)
-        self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "overdue": 0}
+        self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "woken": 0}
 
     def mailboxes(self) -> list[str]:
         """The agents' one mailbox: any agent worker can advance any rollout."""
@@ -155,7 +161,10 @@ class AgentWorker(Actor):
             return None
         machine = Machine(live, config, spec, agent)
         if must:
-            what = mail.fields[mail.fields.index(b"x", 4) + 1].decode(errors="replace")
+            what = mail.fields[mail.fields[4::2].index(b"x") * 2 + 5].decode(errors="replace")
+            if what not in CANCELLED:
+                self._refuse(mail, "it cancels neither a run nor a group nor a rollout")
+                return None
             return machine.cancel(Fault("cancelled", f"the {what} was cancelled"))
         if mail.strikes >= STRIKES:
             poison, letter = bury_step(mail, live.version, live.task_data, config)
@@ -168,13 +177,21 @@ class AgentWorker(Actor):
         except UNREADABLE as error:
             self._refuse(mail, error)
             return None
-        if len(replies) != live.state.pending:
-            self._refuse(mail, f"it has {len(replies)} replies and {live.state.pending} calls are pending")
+        due = b"d" in fields[4::2]
+        pending = 0 if due else live.state.pending
+        if len(replies) != pending:
+            self._refuse(mail, f"it has {len(replies)} replies and {pending} calls are pending")
+            return None
+        if due and live.state.phase == "new":
+            self._refuse(mail, "nothing is due before the rollout has begun")
             return None
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
         try:
-            return machine.advance(replies)
+            return machine.due() if due else machine.advance(replies)
+        except UNREADABLE as error:
+            self._refuse(mail, f"what a reply brings cannot be read: {error}")
+            return machine.abandon(Fault("internal", one_line(f"what a reply brings cannot be read: {error}")))
         except Exception as error:
             # A defect of ours: it fails this rollout. Ending the process would hand the mail to the next one, ten times.
             traceback.print_exc()
@@ -252,16 +269,13 @@ class AgentWorker(Actor):
         await self._admit_link.close()
 
     async def duties(self) -> None:
-        """Admit what may be admitted, and answer calls that are overdue."""
+        """Admit what may be admitted, and wake what is due."""
         # A run may have been removed and its name taken by another: what is known of runs is read again now and then.
         self._runs.clear()
         self._specs.clear()
         await self._admit()
-        overdue = await self.life.link.send(
-            "ZRANGEBYSCORE", self.life.link.keys.due, "-inf", int(time.time() * 1000), "LIMIT", 0, OVERDUE_BATCH
-        )
-        for rid in overdue:
-            await self._expire(rid.decode())
+        now = int(time.time() * 1000)
+        self.counts["woken"] += await self.life.link.run("wake", now, WAKES, int(WAKE_AGAIN * 1000))
 
     async def _admit(self) -> None:
         try:
@@ -269,18 +283,6 @@ class AgentWorker(Actor):
                 self.counts["admitted"] += await admit(self._admit_link)
         except Outage:
             await self._admit_link.reconnect()
-
-    async def _expire(self, rid: str) -> None:
-        flat = await self.life.link.send("HGETALL", self.life.link.keys.rollout(rid))
-        pending = [name[1:].decode().split(".") for name in flat[::2] if name[:1] == b"c"]
-        now = time.time()
-        # Not removed but moved: the reply's commit sets the next time, and must not lose it to us.
-        await self.life.link.send("ZADD", self.life.link.keys.due, "XX", int((now + OVERDUE) * 1000), rid)
-        fault = Fault("timeout", "the call was pending for an hour; is a worker running that serves it?")
-        replies = [[rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", ""] for step, n in pending]
-        if replies:
-            self.counts["overdue"] += len(replies)
-            await self.life.link.run("reply", pack(replies))
 
     async def forget(self) -> None:
         """Drop what was read: it may have gone on elsewhere."""

@@ -11,17 +11,18 @@ import time
 import redis
 from billiard.common import terminate_handler_fired
 
+from gymq.bootstep import EXECUTOR
 from gymq.call import SCHEMA, Call, Reply, encode
 from gymq.celery import ISOLATED, app
+from gymq.client import Client, clients
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
-from gymq.keys import Keys
 from gymq.message import Conversation
 from gymq.task import decode_task
 
 from ..resource.invoke import invoke
 from . import processes
-from .parent import STARTED, ExecutorStep, connect, current, send
+from .parent import ExecutorStep, current, of, send
 from .request import read
 
 #: Tries to deliver a reply, one a second; then the child fails and its parent answers. An outage is shorter or longer.
@@ -29,7 +30,7 @@ TRIES = 10
 
 app.steps["worker"].add(ExecutorStep)
 
-_clients: dict[int, redis.Redis] = {}
+_clients: dict[int, list[Client]] = {}
 
 
 @app.task(
@@ -53,8 +54,10 @@ def isolated(body: str, schema: int = 1) -> None:
         print(f"gymq: executor: isolated call of a newer schema ({schema}); start newer executors", file=sys.stderr)
         return  # nobody has begun: its resource worker sends it again
     call = read(body)
-    client = _client()
-    if call is None or not _wanted(client, call) or not _claim(client, call):
+    if call is None:
+        return
+    client = of(_shards(), call)
+    if not _wanted(client, call) or not _claim(client, call):
         return
     started = time.time()
     value, fault = b"", None
@@ -65,6 +68,7 @@ def isolated(body: str, schema: int = 1) -> None:
     finally:
         if processes.has_children():
             processes.kill_children()
+        current().tidy()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
     _deliver(client, call, reply)
 
@@ -104,7 +108,7 @@ def _work(call: Call) -> bytes:
     messages = None if call.seen or len(call.turns) != call.length else Conversation(call.turns)
     task = None if call.task is None else decode_task(call.task)
     try:
-        with processes.memory_limit():
+        with processes.limits():
             return asyncio.run(invoke(call, task, messages))
     except CallError as error:
         if error.fault.kind == "memory":
@@ -119,24 +123,29 @@ def _work(call: Call) -> bytes:
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
-def _wanted(client: redis.Redis, call: Call) -> bool:
+def _wanted(client: Client, call: Call) -> bool:
     """Whether the call is still pending; what cleans up is done in any case."""
-    return call.kind == "close" or bool(client.hexists(Keys().rollout(call.rollout), f"c{call.step}.{call.n}"))
+    field = f"c{call.step}.{call.n}"
+    return call.kind == "close" or client.do(lambda server: bool(server.hexists(client.keys.rollout(call.rollout), field)))
 
 
-def _claim(client: redis.Redis, call: Call) -> bool:
+def _claim(client: Client, call: Call) -> bool:
     """Mark the call started; False: an executor that is alive works on it already, this message is a copy."""
-    me = current().name
-    if client.hsetnx(STARTED, call.id, me):
+    me, begun = current().name, client.keys.isolated
+
+    def claim(server: redis.Redis) -> bool:
+        if server.hsetnx(begun, call.id, me):
+            return True
+        owner = server.hget(begun, call.id)
+        if isinstance(owner, bytes) and (owner == me.encode() or server.exists(client.keys.alive(owner.decode()))):
+            return False
+        server.hset(begun, call.id, me)
         return True
-    owner = client.hget(STARTED, call.id)
-    if isinstance(owner, bytes) and (owner == me.encode() or client.exists(Keys().alive(owner.decode()))):
-        return False
-    client.hset(STARTED, call.id, me)
-    return True
+
+    return client.do(claim)
 
 
-def _deliver(client: redis.Redis, call: Call, reply: Reply) -> None:
+def _deliver(client: Client, call: Call, reply: Reply) -> None:
     for left in reversed(range(TRIES)):
         try:
             return send(client, call, reply)
@@ -146,10 +155,10 @@ def _deliver(client: redis.Redis, call: Call, reply: Reply) -> None:
             time.sleep(1)
 
 
-def _client() -> redis.Redis:
-    # One for each process; what a fork inherited is never used.
-    client = _clients.get(os.getpid())
-    if client is None:
+def _shards() -> list[Client]:
+    # Of each process its own; what a fork inherited is never used.
+    found = _clients.get(os.getpid())
+    if found is None:
         _clients.clear()
-        client = _clients[os.getpid()] = connect(current().settings)
-    return client
+        found = _clients[os.getpid()] = clients(current().settings, EXECUTOR)
+    return found

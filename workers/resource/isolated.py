@@ -31,10 +31,16 @@ class Isolated:
 
     Args:
         link: a connection.
+        liveness: seconds after which a silent executor counts as dead.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, liveness: float) -> None:
         self._link = link
+        self._liveness = liveness
+        #: Since when Redis has answered quickly; who has not been connected for longer than the limit judges nobody.
+        self._connected = time.monotonic()
+        #: Call -> when its executor's key was first seen to be missing.
+        self._missing: dict[str, float] = {}
         self._out: dict[str, tuple[Call, float, float, asyncio.Future[None]]] = {}
         self._doubtful: set[str] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -66,7 +72,16 @@ class Isolated:
             out = list(self._out.values())
             if not out:
                 return
+            asked = time.monotonic()
             states = await self._link.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
+            now = time.monotonic()
+            if now - asked > self._liveness / 3:
+                # Redis was away, or slow: all executors' keys may have lapsed meanwhile, and nobody is dead.
+                self._connected = now
+                self._missing.clear()
+            dead = {call.id for (call, *_), state in zip(out, states, strict=True) if state == 3}
+            self._missing = {id: self._missing.get(id, now) for id in dead}
+            sure = now - self._connected > self._liveness
             # Not wanted any more, and an executor at it at two looks: at the first one it may just have answered.
             unwanted = {call.id for (call, *_), state in zip(out, states, strict=True) if state == GIVEN_UP}
             unwanted -= {call.id for call, *_ in out if call.kind == "close"}  # what cleans up runs to its end
@@ -77,6 +92,9 @@ class Isolated:
                 if state == 0 or call.id in aborted or (state == GIVEN_UP and call.kind == "close"):
                     if not answered.done():
                         answered.set_result(None)
-                elif state == 3 or (state == 1 and time.monotonic() - since > RESEND):
+                elif (sure and now - self._missing.get(call.id, now) >= self._liveness / 3) or (
+                    state == 1 and now - since > RESEND
+                ):
                     await asyncio.to_thread(submit, call, timeout)
+                    self._missing.pop(call.id, None)
                     self._out[call.id] = (call, timeout, time.monotonic(), answered)

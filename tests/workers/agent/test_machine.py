@@ -84,7 +84,7 @@ def test_a_group_is_told_its_size_at_each_end():
 
 # Faults.
 
-KINDS = {"opening": "open", "generating": "generate", "tools": "tool", "responding": "respond", "verifying": "verify"}
+KINDS = {"opening": "open", "generating": "generate", "tools": "tool", "responding": "respond"}
 
 
 @pytest.mark.parametrize("close", [False, True])
@@ -129,10 +129,10 @@ def test_a_verdict_without_a_number_is_no_zero():
     play = Play(Script(Finish()))
     play.go()
     header = record(play.go(scored(None, reason="no key")))
-    assert (header["status"], header["reward"]) == ("completed", None)
+    assert (header["status"], header["reward"], header["no_reward"]) == ("completed", None, "no key")
 
 
-@pytest.mark.parametrize("phase", ["new", *KINDS, "closing"])
+@pytest.mark.parametrize("phase", ["new", *KINDS, "verifying", "closing"])
 def test_a_rollout_can_be_abandoned_in_any_phase(phase):
     # Given a rollout in some phase
     play = Play(Script(Generate(), [CallTool("look", "{}")], Respond(), Finish()), tools=["look"], hooks=ALL)
