@@ -179,7 +179,16 @@ async def test_mail(settings, capsys):
                 b"r.0.0",
                 b"v",
                 b"0",
-                *fuzz.random.choice([[], [b"t", CODECS[4][1]], [b"y", reply], [b"x", b"1"], [b"a", b"3"]]),
+                *fuzz.random.choice(
+                    [
+                        [],
+                        [b"t", CODECS[4][1]],
+                        [b"y", reply],
+                        [b"x", b"run"],
+                        [b"d", b"1"],
+                        [b"k", b"2", b"w", b"v", b"a", b"3"],
+                    ]
+                ),
             ]
             place = fuzz.random.randrange(len(fields))
             fields[place] = fuzz.mutate(fields[place])
