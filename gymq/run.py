@@ -74,7 +74,7 @@ class RunConfig(msgspec.Struct, frozen=True):
 
 def check_name(name: str) -> None:
     """Raises UsageError if a run cannot be called so."""
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(f"run name {name!r}: use 1 to 100 letters, digits, '_' or '-', beginning with a letter or digit")
 
 
