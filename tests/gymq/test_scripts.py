@@ -245,7 +245,8 @@ class Protocol(RuleBasedStateMachine):
         assert self.world.script("rejoin", worker.name, round(LIVENESS * 1000)) == alive
         assert self.world.redis.exists(keys.alive(worker.name)) == alive
         if alive:
-            self.leave(worker.number, 100, True, False)  # who took its place
+            other = self.world.workers[worker.number]  # who took its place, and leaves
+            self.world.hand_back(other.name, 100, "1")
             self.world.workers[worker.number] = worker
 
     @rule(kind=st.integers(0, 1), most=st.integers(1, 4))
@@ -321,19 +322,24 @@ class Protocol(RuleBasedStateMachine):
         world.go_back()
         world.zombies = [] if not late else world.zombies
         for worker in world.zombies:
-            worker.forget()
+            self.notice(worker)
         for number, worker in enumerate(world.workers):
-            worker.forget()
+            self.notice(worker)
             info = world.redis.hget(keys.workers, worker.name)
             alive = info is not None and not info.startswith(b"dead")
             assert world.script("rejoin", worker.name, round(LIVENESS * 1000)) == alive
             if alive:
-                worker.held = world.held(worker)
+                known = {(one.stream, one.id) for one in worker.held}
+                worker.held += [one for one in world.held(worker) if (one.stream, one.id) not in known]
             else:
                 world.redis.delete(keys.alive(worker.name))
                 world.workers[number] = world.born(number)
                 if late:
                     world.zombies.append(worker)
+
+    def notice(self, worker: Worker) -> None:
+        """What a worker does when it connects again and Redis may have gone back."""
+        worker.forget()
 
     # Consumers.
 
@@ -439,7 +445,7 @@ class Protocol(RuleBasedStateMachine):
 
 #: Nothing is shrunk in the suite: that would take minutes.
 OPTIONS = settings(
-    max_examples=25,
+    max_examples=12,
     stateful_step_count=25,
     deadline=None,
     database=None,

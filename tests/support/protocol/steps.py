@@ -5,7 +5,6 @@ A rollout of this little world asks once, asks two beside each other, waits unti
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -22,14 +21,12 @@ CALLS = [1, 2, None]
 #: When a rollout is due, ms; the model's sweeps come later.
 DUE, SWEEP = 5, 10
 
-_ids = itertools.count(1)
-
 
 def decide(world: World, worker: Worker, mail: Mail) -> Any:
     """What is to be sent for mail; once it was decided, it is sent again as it is."""
     key = (mail.stream, mail.id)
     if key not in worker.decided:
-        worker.decided[key] = _step(world, worker, mail) if worker.box == AGENT else _reply(mail)
+        worker.decided[key] = _step(world, worker, mail) if worker.box == AGENT else _reply(world, mail)
     return worker.decided[key]
 
 
@@ -92,7 +89,7 @@ def _step(world: World, worker: Worker, mail: Mail) -> list[Any]:
         head = _load(world, rid)
     if head is None or (head.version != version and not must):
         return nothing
-    number = next(_ids)
+    number = next(world.ids)
     drop, phase, calls, status = 0, "going", 0, ""
     if must:
         # What was opened is closed first; what is closing ends at once.
@@ -135,9 +132,9 @@ def _load(world: World, rid: str) -> Head | None:
     return Head(int(version), json.loads(turns[-1])["id"] if turns else None, (phase or b"going").decode())
 
 
-def _reply(mail: Mail) -> list[Any]:
+def _reply(world: World, mail: Mail) -> list[Any]:
     rid, step, n, asked = mail.fields[1].split()
-    body = b'{"asked":%d,"id":%d}' % (int(asked), next(_ids))
+    body = b'{"asked":%d,"id":%d}' % (int(asked), next(world.ids))
     return [rid.decode(), int(step), int(n), body, mail.stream, mail.id, *_letter(mail)]
 
 

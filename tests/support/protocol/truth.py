@@ -13,8 +13,9 @@ from tests.support.shard import keys
 
 def check(world: World) -> None:
     """Compare all runs."""
-    told = {(fields[1], int(fields[3])) for _, _, fields in world.entries(AGENT)}
-    cancelled = {fields[1] for _, _, fields in world.entries(AGENT) if b"x" in fields[4::2]}
+    mail = world.entries(AGENT)
+    told = {(fields[1], int(fields[3])) for _, _, fields in mail}
+    cancelled = {fields[1] for _, _, fields in mail if b"x" in fields[4::2]}
     asked = {tuple(fields[1].split()[:3]) for _, _, fields in world.entries(RESOURCE)}
     for run in world.history.runs.values():
         _counts(world, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 from collections import Counter
 from typing import Any
@@ -48,6 +49,9 @@ class World:
     def __init__(self, url: str, samples: dict[str, int]) -> None:
         self.runner = asyncio.Runner()
         self.redis = Redis.from_url(url)
+        # The client makes a dictionary of an entry's fields; mail has several of one name.
+        self._raw = Redis.from_url(url)
+        self._raw.set_response_callback("XRANGE", lambda entries, **_: entries)
         self.redis.flushall()
         self.settings = Settings(redis_url=url, liveness=LIVENESS)
         self.link = Link(self.settings, "protocol")
@@ -59,6 +63,7 @@ class World:
             config = RunConfig(name, "e", "a", "m", samples=count, concurrency=CREDITS, backlog=1000)
             self.runner.run(run.create(self.link, config))
             self.history.runs[name] = Run(name, count)
+        self.ids = itertools.count(1)  # of turns and answers
         self.births = 0
         self.workers = [self.born(number) for number in NUMBERS]
         self.zombies: list[Worker] = []
@@ -72,6 +77,7 @@ class World:
         self.runner.run(self.link.close())
         self.runner.close()
         self.redis.close()
+        self._raw.close()
 
     def script(self, name: str, *args: Any) -> Any:
         """Run one script."""
@@ -81,11 +87,15 @@ class World:
 
     def entries(self, box: str) -> list[tuple[str, bytes, Fields]]:
         """All that lies in a mailbox, delivered or not: stream, id, fields; what was put aside without its schema."""
-        found = []
-        for stream in (keys.alone(box), keys.retry(box), keys.mailbox(box), keys.newer(box)):
-            for id_, fields in self.runner.run(self.link.send("XRANGE", stream, "-", "+")):
-                found.append((stream, id_, fields[2:] if stream == keys.newer(box) else fields))
-        return found
+        streams = (keys.alone(box), keys.retry(box), keys.mailbox(box), keys.newer(box))
+        pipe = self._raw.pipeline(transaction=False)
+        for stream in streams:
+            pipe.execute_command("XRANGE", stream, "-", "+")
+        return [
+            (stream, id_, fields[2:] if stream == keys.newer(box) else fields)
+            for stream, entries in zip(streams, pipe.execute(), strict=True)
+            for id_, fields in entries
+        ]
 
     def held(self, worker: Worker) -> list[Mail]:
         """What Redis says that a worker holds."""
@@ -141,13 +151,15 @@ class World:
         """Hand back a worker's mail, and see that what it held, and nothing else, is where it belongs."""
         box = BOXES[int(name.partition("-")[0]) % 2]
         alive, info = self.redis.exists(keys.alive(name)), self.redis.hget(keys.workers, name)
-        expected = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in self.entries(box))
-        pending = {
-            (stream, one["message_id"])
-            for stream in (keys.alone(box), keys.retry(box), keys.mailbox(box))
-            for one in self.redis.xpending_range(stream, "g", "-", "+", 1000, name)
-        }
-        theirs = [entry for entry in self.entries(box) if entry[:2] in pending]
+        before = self.entries(box)
+        expected = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in before)
+        streams = (keys.alone(box), keys.retry(box), keys.mailbox(box))
+        pipe = self.redis.pipeline(transaction=False)
+        for stream in streams:
+            pipe.xpending_range(stream, "g", "-", "+", 1000, name)
+        found = zip(streams, pipe.execute(), strict=True)
+        pending = {(stream, one["message_id"]) for stream, held in found for one in held}
+        theirs = [entry for entry in before if entry[:2] in pending]
         moved = self.script("handback", name, most, why, box)
         if why == "0" and alive:
             assert moved == -1
