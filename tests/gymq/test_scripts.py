@@ -7,46 +7,34 @@ stands for what.
 
 from __future__ import annotations
 
-from random import Random
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 from redis import Redis
 
-from gymq.liveness import Liveness
 from gymq.mailbox import STRIKES
 from tests.support.protocol import steps, truth
-from tests.support.protocol.worker import BOXES, NUMBERS, QUARANTINES, Reader, Worker
+from tests.support.protocol.operators import MANY, PICK, SAMPLES, Operators
+from tests.support.protocol.outages import Outages
+from tests.support.protocol.worker import BOXES, NUMBERS, QUARANTINES, Worker
 from tests.support.protocol.world import LIVENESS, World
 from tests.support.redis_server import leaked_keys
 from tests.support.shard import keys
 
-SAMPLES = {"solo": 1, "pair": 2}
-RUNS = st.sampled_from(sorted(SAMPLES))
 WORKERS = st.sampled_from(NUMBERS)
-PICK = st.integers(0, 1000)
-MANY = 1 << 30
 
 #: What happens in a storm, more often what brings rollouts on.
 STORM = ["admit", "take", "take", "take", "work", "work", "work", "work", "wake", "decide", "lose", "lapse", "zombie", "judge"]
 
 
-class Clock:
-    """Time as judges see it."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class Protocol(RuleBasedStateMachine):
+class Protocol(Operators, Outages):
     """Drives the world; `url` is set by the test."""
 
     url = ""
-    clock = Clock()
 
     @initialize()
     def create(self) -> None:
@@ -55,84 +43,6 @@ class Protocol(RuleBasedStateMachine):
             self.world.declare(name, "sink")
             self.enqueue(name, 2, MANY)
         self.admit(5)
-
-    # The producer and the operator.
-
-    @rule(name=RUNS, rows=st.integers(1, 3), most=st.sampled_from([10, MANY, MANY]))
-    def enqueue(self, name: str, rows: int, most: int) -> None:
-        """Enqueue a chunk twice; the ledger has room for that many bytes."""
-        run = self.world.history.runs[name]
-        tasks = [b"task" * (1 + row) for row in range(rows)]
-        held = sum(map(len, run.unfinished().values()))
-        full = held and held + sum(map(len, tasks)) > most
-        chunk = len(run.chunks)
-        expected = -1 if run.state != "open" else -2 if full else rows
-        assert self.world.script("enqueue", name, chunk, most, *tasks) == expected
-        if expected > 0:
-            run.tasks += tasks
-            run.chunks.add(chunk)
-            assert self.world.script("enqueue", name, chunk, most, *tasks) == 0
-
-    @rule(most=st.integers(1, 4))
-    def admit(self, most: int) -> None:
-        runs = self.world.history.runs.values()
-        admitted, skipped = self.world.script("admit", most, 4096, 100, 1 << 40)
-        before = sum(run.cursor for run in runs)
-        for run in runs:
-            count = int(self.world.redis.hget(keys.run(run.name), "cursor") or 0) - run.cursor
-            assert not count or not (self.world.history.paused or run.paused or run.state in ("cancelled", "done"))
-            run.admitted(count)
-        assert (admitted, skipped) == (sum(run.cursor for run in runs) - before, 0)
-        assert admitted <= most
-
-    @rule(name=RUNS, again=st.booleans())
-    def close_run(self, name: str, again: bool) -> None:
-        """Say that there are no more rows, and perhaps take it back."""
-        run = self.world.history.runs[name]
-        assert self.world.script("close", name) == {"open": 1, "closed": 0, "done": 0, "cancelled": -1}[run.state]
-        run.state = "closed" if run.state == "open" else run.state
-        if again:
-            reopened = run.state == "closed"
-            assert self.world.script("reopen", name) == reopened
-            run.state = "open" if reopened else run.state
-
-    @rule(name=RUNS, twice=st.booleans())
-    def cancel(self, name: str, twice: bool) -> None:
-        run = self.world.history.runs[name]
-        for _ in range(1 + twice):
-            assert self.world.script("cancel", name) == (-1 if run.state == "done" else len(run.live))
-            run.state = "done" if run.state == "done" else "cancelled"
-
-    @rule(name=RUNS, places=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, 0, 1])), min_size=1, max_size=2))
-    def cancel_some(self, name: str, places: list[tuple[int, int | None]]) -> None:
-        """Cancel groups and rollouts, some of which have not begun, have ended, or are not there."""
-        run = self.world.history.runs[name]
-        state, *found = self.world.script("cancel_some", name, *[f"{r}" if s is None else f"{r}.{s}" for r, s in places])
-        assert state.decode() == run.state
-        if run.state not in ("open", "closed"):
-            assert not found
-            return
-        waiting: set[str] = set()
-        good = True
-        for (row, sample), (flying, later, there) in zip(places, found, strict=True):
-            exist = row < len(run.tasks) and (sample or 0) < run.samples
-            meant = [] if not exist else run.members(row) if sample is None else [f"{name}.{row}.{sample}"]
-            rest = {rid for rid in meant if rid not in run.live and rid not in run.ended}
-            assert (flying, later, there) == (len(run.live.intersection(meant)), len(rest), len(meant))
-            good = good and flying + later > 0
-            waiting |= rest
-        run.marked |= waiting if good else set()
-
-    @rule(name=st.sampled_from([None, *sorted(SAMPLES)]), paused=st.booleans())
-    def pause(self, name: str | None, paused: bool) -> None:
-        """Pause or resume one run, or all."""
-        if name is None:
-            self.world.history.paused = paused
-            self.world.redis.set(keys.paused, 1) if paused else self.world.redis.delete(keys.paused)
-        else:
-            self.world.history.runs[name].paused = paused
-            key = keys.run(name)
-            self.world.redis.hset(key, "paused", 1) if paused else self.world.redis.hdel(key, "paused")
 
     # Workers. What they do may be lost on the way back: then they do it again.
 
@@ -271,102 +181,6 @@ class Protocol(RuleBasedStateMachine):
         """Hand back what the dead hold: all of it, or only the first batch."""
         self.world.judge(most, finish)
 
-    # Redis goes away, and comes back.
-
-    @rule(seed=PICK)
-    def outage(self, seed: int) -> None:
-        """All keys lapse while Redis is away; then all come back, each when it notices, and look after the dead."""
-        random = Random(seed)
-        world, clock = self.world, self.clock
-        names = {worker.name.encode() for worker in world.workers}
-        registered = {name for name, info in world.redis.hgetall(keys.workers).items() if not info.startswith(b"dead")}
-        for key in world.redis.keys(keys.alive("*")):
-            world.redis.delete(key)
-        clock.now += 10 * LIVENESS
-        back = clock.now
-        lives: list[tuple[float, Liveness]] = []
-        for worker in world.workers:
-            life = Liveness(world.settings, world.link, {"mailboxes": [worker.box]})
-            life.worker = worker.name
-            life._connected = 0.0
-            lives.append((back + random.uniform(0.0, LIVENESS / 3), life))
-        known: set[str] = set()
-        while clock.now < back + 2.5 * LIVENESS:
-            clock.now += LIVENESS / 6
-            for since, life in lives:
-                if clock.now < since:
-                    continue
-                if life.worker not in known:
-                    known.add(life.worker)
-                    world.runner.run(life.recover())
-                    # It judges at once, before anybody has renewed.
-                    world.runner.run(life.sweep())
-                assert world.runner.run(life.renew()) == (life.worker.encode() in registered)
-            for _, life in random.sample(lives, 2):
-                if life.worker in known:
-                    world.runner.run(life.sweep())
-        there = world.redis.hgetall(keys.workers)
-        assert not any(info.startswith(b"dead") for info in there.values())
-        assert set(there) == registered & names, "who lives was declared dead, or who is dead was not"
-
-    @rule()
-    def remember(self) -> None:
-        """What Redis would be after the loss of all that follows."""
-        self.world.remember()
-
-    @precondition(lambda self: self.world.can_go_back)
-    @rule(late=st.booleans())
-    def roll_back(self, late: bool) -> None:
-        """Redis loses what it had confirmed. Workers drop what they hold and read their mail again."""
-        world = self.world
-        world.go_back()
-        world.zombies = [] if not late else world.zombies
-        for worker in world.zombies:
-            self.notice(worker)
-        for number, worker in enumerate(world.workers):
-            self.notice(worker)
-            info = world.redis.hget(keys.workers, worker.name)
-            alive = info is not None and not info.startswith(b"dead")
-            assert world.script("rejoin", worker.name, round(LIVENESS * 1000)) == alive
-            if alive:
-                known = {(one.stream, one.id) for one in worker.held}
-                worker.held += [one for one in world.held(worker) if (one.stream, one.id) not in known]
-            else:
-                world.redis.delete(keys.alive(worker.name))
-                world.workers[number] = world.born(number)
-                if late:
-                    world.zombies.append(worker)
-
-    def notice(self, worker: Worker) -> None:
-        """What a worker does when it connects again and Redis may have gone back."""
-        worker.forget()
-
-    # Consumers.
-
-    @rule(name=RUNS, consumer=st.sampled_from(["sink", "trainer"]))
-    def declare(self, name: str, consumer: str) -> None:
-        self.world.declare(name, consumer)
-
-    @precondition(lambda self: self.world.readers)
-    @rule(which=PICK)
-    def drop(self, which: int) -> None:
-        self.world.drop(self.reader(which))
-
-    def reader(self, which: int) -> Reader:
-        readers = list(self.world.readers.values())
-        return readers[which % len(readers)]
-
-    @precondition(lambda self: self.world.readers)
-    @rule(which=PICK, most=st.integers(1, 5), crashes=st.booleans(), acks=st.integers(0, 5))
-    def consume(self, which: int, most: int, crashes: bool, acks: int) -> None:
-        """Read some, perhaps in a new process, and acknowledge some, the newest first."""
-        reader = self.reader(which)
-        self.world.read(reader, most)
-        if crashes:
-            reader.held = {}
-            self.world.recall(reader)
-        self.world.acknowledge(reader, list(reader.held)[::-1][:acks])
-
     @rule(moves=st.lists(st.tuples(st.sampled_from(STORM), WORKERS, PICK), min_size=1, max_size=40))
     def storm(self, moves: list[tuple[str, int, int]]) -> None:
         """Many of the above in a row: Hypothesis alone seldom plays a rollout to its end."""
@@ -463,3 +277,12 @@ def protocol(redis_url, monkeypatch):
 
 def test_every_rollout_ends_once_whatever_is_lost_doubled_delayed_or_killed(protocol):
     run_state_machine_as_test(protocol, settings=OPTIONS)
+
+
+def test_the_documentation_says_what_each_move_stands_for():
+    root = Path(__file__).parents[2]
+    sources = [Path(__file__), *(root / "tests" / "support" / "protocol").glob("*.py")]
+    moves = {name for path in sources for name in re.findall(r"@rule\(.*\)\n    def (\w+)", path.read_text())}
+    section = (root / "docs" / "architecture.md").read_text().split("## How the protocol is checked")[1].split("\n## ")[0]
+    assert {"take", "roll_back", "consume"} < moves
+    assert moves - {"storm"} <= set(re.findall(r"`(\w+)`", section))  # a storm is many of the others
