@@ -167,6 +167,28 @@ class Protocol(Operators, Outages):
             self.crash(number)
             self.judge(2, True)
 
+    @rule(kind=st.integers(0, 1), most=st.integers(1, 4))
+    def old_quarantine(self, kind: int, most: int) -> None:
+        """Suspects are put aside by a quarantine that is too old for them, and taken up."""
+        for number in (kind, kind):
+            self.take(number, most, False)
+            self.crash(number)
+            self.judge(2, True)
+        worker = self.world.workers[QUARANTINES + kind]
+        self.world.take(worker, most)
+        for mail in list(worker.held):
+            self.world.park(worker, mail, False)
+        self.take_up(2)
+        self.go_on(1)
+
+    @rule(number=WORKERS, most=st.integers(1, 2))
+    def return_too_late(self, number: int, most: int) -> None:
+        """A worker renews its key while its mail is being handed back."""
+        self.take(number, 3, False)
+        self.lapse(number)
+        self.world.hand_back(self.world.zombies[-1].name, most)
+        self.come_back(-1)
+
     @precondition(lambda self: self.world.zombies)
     @rule(which=PICK, first=PICK, takes=st.booleans())
     def zombie(self, which: int, first: int, takes: bool) -> None:
@@ -242,7 +264,9 @@ class Protocol(Operators, Outages):
         truth.check(world)
         for run in world.history.runs.values():
             assert run.state in ("cancelled", "done") or len(run.ended) == run.total
-            world.declare(run.name, "sink")
+            # One that was removed may be there again after a roll-back, and nobody reads.
+            for consumer in {"sink", *run.consumers}:
+                world.declare(run.name, consumer)
         for reader in world.readers.values():
             world.recall(reader)
             world.read(reader, 1000)
