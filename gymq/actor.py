@@ -97,7 +97,7 @@ class Actor:
         """What the role does once per sweep besides its mail."""
 
     async def forget(self) -> None:
-        """The actor lapsed: drop everything it was doing."""
+        """Drop what was read: it may have gone on elsewhere, or Redis may have been rolled back."""
 
     async def close(self) -> None:
         """Close what `prepare` opened."""
@@ -181,6 +181,7 @@ class Actor:
             except Outage:
                 self.counts["outages"] += 1
                 await self.reader.reconnect()
+                await self.forget()  # Redis may have been rolled back: what we have read may be ahead of it
                 await self._recall()
                 continue
             if mail and worker == self.worker:  # else it was declared dead meanwhile, and this is an orphan

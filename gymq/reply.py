@@ -27,4 +27,5 @@ def send_sync(client: redis.Redis, call: Call, reply: Reply) -> bool:
         redis.RedisError: Redis cannot be reached; sending the reply again does no harm.
     """
     merge: Any = client.register_script(script("reply"))
-    return merge(keys=[Keys().prefix], args=[pack([[call.rollout, call.step, call.n, encode(reply), "", ""]])]) == [1]
+    one = [call.rollout, call.step, call.n, encode(reply), "", "", call.mark]
+    return merge(keys=[Keys().prefix], args=[pack([one])]) == [1]

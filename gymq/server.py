@@ -74,7 +74,7 @@ class CallServer(Actor):
         except msgspec.MsgspecError as error:
             # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
             print(f"gymq: mail {mail.id!r} in {mail.stream!r} is no call: {error}", file=sys.stderr)
-            self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id]))
+            self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id, ""]))
             return
         started = time.time()
         fault, value = None, b""
@@ -99,7 +99,7 @@ class CallServer(Actor):
         """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
         last = [] if letter is None else [letter, self.settings.ttl]
         reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt)
-        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, *last]))
+        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.mark, *last]))
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
         outcomes = await self.link.insist("reply", pack([reply for _, reply in batch]))
@@ -119,7 +119,8 @@ class CallServer(Actor):
             CallError: the rollout has ended meanwhile.
         """
         key = f"{call.rollout}@{call.born}"
-        kept = self._kept.get(key)
+        cache = self._kept  # another one after an outage: what was begun before must not get into it
+        kept = cache.get(key)
         if kept is None:
             kept = Kept([], None)
         have = len(kept.turns)
@@ -138,7 +139,7 @@ class CallServer(Actor):
             kept.plan = stored if kept.plan is None else kept.plan
             if len(kept.turns) < call.length or (plan and kept.plan is None):
                 raise CallError("cancelled", "the rollout has ended meanwhile")
-        self._kept.put(key, kept, kept.weight)
+        cache.put(key, kept, kept.weight)
         return kept
 
     async def task(self, call: Call) -> Task:

@@ -210,7 +210,7 @@ class Protocol(RuleBasedStateMachine):
 
     def reply(self, mail: Mail) -> int:
         rid, step, n = mail.fields[1].split()
-        return self.script("reply", pack([[rid, int(step), int(n), b"reply", mail.stream, mail.id, *self.letter(mail)]]))[0]
+        return self.script("reply", pack([[rid, int(step), int(n), b"reply", mail.stream, mail.id, "", *self.letter(mail)]]))[0]
 
     @precondition(lambda self: self.cancelled)
     @rule()

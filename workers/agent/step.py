@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from gymq.admission import INLINE
-from gymq.call import Call, CallKind, encode
+from gymq.call import Call, CallKind, encode, mark
 from gymq.mailbox import Mail
 
 from .state import Live, encode_state
@@ -42,10 +42,8 @@ class Step(msgspec.Struct):
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
         due = int((time.time() + OVERDUE) * 1000)
-        return [
-            live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, due, self.final, int(must),
-            self.letter,
-        ]  # fmt: skip
+        what = [self.fields, self.turns, self.records, self.sends, due, self.final]
+        return [live.rid, live.version, stream, mail, *what, int(must), self.letter, mark(live.state.queued)]
 
     def send(
         self,

@@ -227,12 +227,16 @@ class AgentWorker(Actor):
 
     async def _expire(self, rid: str) -> None:
         flat = await self.life.link.send("HGETALL", self.life.link.keys.rollout(rid))
-        pending = [name[1:].decode().split(".") for name in flat[::2] if name[:1] == b"c"]
+        fields = zip(flat[::2], flat[1::2], strict=True)
+        pending = [(name[1:].decode().split("."), value) for name, value in fields if name[:1] == b"c"]
         now = time.time()
         # Not removed but moved: the reply's commit sets the next time, and must not lose it to us.
         await self.life.link.send("ZADD", self.life.link.keys.due, "XX", int((now + OVERDUE) * 1000), rid)
         fault = Fault("timeout", "the call was pending for an hour; is a worker running that serves it?")
-        replies = [[rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", ""] for step, n in pending]
+        replies = [
+            [rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", "", value.partition(b" ")[2]]
+            for (step, n), value in pending
+        ]
         if replies:
             self.counts["overdue"] += len(replies)
             await self.life.link.run("reply", pack(replies))

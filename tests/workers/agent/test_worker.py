@@ -70,7 +70,7 @@ async def answer(link) -> None:
         call = decode_call(fields[1])
         value = encode(Generated(encode_message(Message("assistant", "hi")), "stop", Usage()))
         reply = encode(Reply(call.n, 1.0, 2.0, "w", value=value))
-        assert await link.run("reply", pack([[call.rollout, call.step, call.n, reply, "", ""]])) == [1]
+        assert await link.run("reply", pack([[call.rollout, call.step, call.n, reply, "", "", call.mark]])) == [1]
         await link.send("XDEL", MODEL, entry)
 
 
@@ -154,8 +154,9 @@ async def test_mail_of_a_rollout_that_has_gone_on_or_is_gone_is_acknowledged(wor
 async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_and_is_a_dead_letter(worker, link, make):
     await make(2)
     await worker.duties()
-    for strikes, (entry, fields) in zip((STRIKES, STRIKES - 1), await link.send("XRANGE", AGENT, "-", "+"), strict=True):
-        mail = Mail(AGENT.encode(), entry, fields, strikes + 2, strikes, "agent-x")
+    taken = await worker.boxes.take(worker.reader, worker.worker, 100)
+    for strikes, one in zip((STRIKES, STRIKES - 1), taken, strict=True):
+        mail = Mail(one.stream, one.id, one.fields, strikes + 2, strikes, "agent-x")
         await worker.handle([mail])
         await worker.handle([mail])  # it was delivered twice: there is one letter
     (record,) = await ended(link)
