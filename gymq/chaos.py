@@ -64,8 +64,8 @@ class Fault(msgspec.Struct):
         role: of the victim.
         worker: the victim's name in Redis.
         pid: its process.
-        held: what it held: a call as `rollout:step:n`, an agent's step as `rollout:version`.
-        recovered: seconds until all of that had been answered; None: not yet, or never.
+        held: what it held, a call as `rollout:step:n`, an agent's step as `rollout:version`: seconds from the fault until it
+            was answered, or None.
     """
 
     at: float
@@ -73,8 +73,13 @@ class Fault(msgspec.Struct):
     role: str
     worker: str
     pid: int
-    held: list[str] = []
-    recovered: float | None = None
+    held: dict[str, float | None] = {}
+
+    @property
+    def recovered(self) -> float | None:
+        """Seconds until all that it held had been answered; None: not yet, or never."""
+        times = [seconds for seconds in self.held.values() if seconds is not None]
+        return max(times, default=0.0) if len(times) == len(self.held) else None
 
 
 class Chaos:
@@ -157,8 +162,8 @@ class Chaos:
             await link.connect()
             # A read that waited in the server may still be given mail; what is held now is held until it is handed back.
             await asyncio.sleep(LOOK)
-            waiting = await held(link, victim)
-            fault.held = sorted(waiting)
+            fault.held = dict.fromkeys(sorted(await held(link, victim)))
+            waiting = set(fault.held)
             self._tell(fault)
             awake = fault.kind != "stop"
             while waiting or not awake:
@@ -168,13 +173,13 @@ class Chaos:
                     _wake(victim.pid)
                 if passed > PATIENCE:
                     return
-                waiting = await unanswered(link, waiting)
-                if not waiting and fault.recovered is None:
-                    fault.recovered = time.time() - fault.at
+                left = await unanswered(link, waiting)
+                for one in waiting - left:
+                    fault.held[one] = round(time.time() - fault.at, 2)
+                waiting = left
                 await asyncio.sleep(LOOK)
-            if fault.recovered is None:
-                fault.recovered = 0.0
-            self._tell(fault)
+            if fault.held:
+                self._tell(fault)
         except Outage:
             return  # Redis went away meanwhile: this fault cannot be told from that one
         finally:

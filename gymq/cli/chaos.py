@@ -64,8 +64,9 @@ def chaos(
     click.echo(f"seed {seed}")
 
     def tell(fault: Fault) -> None:
-        held = f"held {len(fault.held)}"
-        how = held if fault.recovered is None else f"{held}, all answered {fault.recovered:.1f} s after"
+        how = f"held {len(fault.held)}"
+        if fault.held and fault.recovered is not None:
+            how += f", all answered {fault.recovered:.1f} s after"
         click.echo(f"{fault.kind} {fault.role} {fault.pid}: {how}")
 
     async def work() -> list[Fault]:

@@ -193,5 +193,6 @@ class ExecutorStep(bootsteps.StartStopStep):
 def _in_child(**_: Any) -> None:
     if parent is not None:
         parent.close_inherited()
+        processes.die_with_parent()
         processes.lead_group()
         processes.adopt_orphans()
