@@ -169,6 +169,7 @@ class Actor:
         }
 
     async def _read(self) -> None:
+        whole = True  # whether all mail that is ours has arrived
         while not self._draining:
             free = self.capacity - len(self._held)
             if free <= 0:
@@ -177,12 +178,16 @@ class Actor:
                 continue
             worker = self.worker
             try:
+                if not whole:
+                    await self._recall()
+                    whole = True
+                    continue
                 mail = await self.boxes.take(self.reader, worker, free)
-            except Outage:
+            except Outage:  # also while the server loads its data
                 self.counts["outages"] += 1
+                whole = False
                 await self.reader.reconnect()
                 await self.forget()  # Redis may have been rolled back: what we have read may be ahead of it
-                await self._recall()
                 continue
             if mail and worker == self.worker:  # else it was declared dead meanwhile, and this is an orphan
                 await self._accept(mail)
@@ -190,10 +195,7 @@ class Actor:
     async def _recall(self) -> None:
         """After an outage: mail may have been given to us in an answer that never arrived."""
         known = set(self._held)  # what is answered while we ask is not unknown
-        try:
-            held = await self.boxes.held(self.reader, self.worker)
-        except Outage:
-            return  # the next read meets the outage again
+        held = await self.boxes.held(self.reader, self.worker)
         unknown = [mail for mail in held if (mail.stream, mail.id) not in known]
         if unknown:
             await self._accept(unknown)

@@ -31,7 +31,7 @@ EVERY_OTHER = 4.0
 RESTART = 0.2
 
 #: Seconds that a tool or an answer of the model takes: long enough to be held by somebody who dies.
-SECONDS = 0.05
+SECONDS = 0.2
 
 OPTIONS = {"model": {"model": "scripted"}, "resource": {"environments": "everything"}}
 
@@ -100,7 +100,7 @@ class Driver:
             argv = ["sink", kind, "--run", self.run, "--out", str(self.sinks[consumer]), "--consumer", consumer]
             self._add(f"sink-{kind}", [sys.executable, "-m", "gymq.cli", *argv], {}, ends=True)
 
-    def add_producer(self, pause: float = 0.0, concurrency: int = 64) -> None:
+    def add_producer(self, pause: float = 0.0, concurrency: int = 32) -> None:
         """Start the producer, which reads so slowly that it can be killed in the middle of its file."""
         argv = ["produce", "everything", "--data", f"slowly:{pause}:{self.data}", "--run", self.run, "--model", "scripted"]
         argv += ["--concurrency", str(concurrency), "--consumer", "lines", "--consumer", "parts"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import redis
 from celery import bootsteps, signals
+from celery.worker import state
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -83,8 +84,17 @@ class Parent:
             # PEXPIRE works even when the server's memory is full.
             if not self._client.pexpire(key, milliseconds):
                 self._client.set(key, "1", px=milliseconds)
+            self._forget()
         except redis.RedisError as error:
             print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
+
+    def _forget(self) -> None:
+        """Give back calls that Redis says are ours and that no child works on: it was rolled back after they were answered."""
+        ours = {request.id for request in state.reserved_requests}
+        started: Any = self._client.hgetall(STARTED)
+        left = [call for call, who in started.items() if who == self.name.encode() and call.decode() not in ours]
+        if left:
+            self._client.hdel(STARTED, *left)
 
     def answer(self, call: Call, reply: Reply) -> None:
         """Send a reply for a child that cannot; tried again until it is delivered.

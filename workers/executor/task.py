@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import time
+from typing import Any
 
 import redis
 from billiard.common import terminate_handler_fired
@@ -106,8 +107,11 @@ def _work(call: Call) -> bytes:
 
 
 def _claim(client: redis.Redis, call: Call) -> bool:
-    """Mark the call started; False: an executor that is alive works on it already, this message is a copy."""
+    """Mark the call started; False: this message is a copy, the call is answered or an executor that is alive works on it."""
     me = current().name
+    pending: Any = client.hget(Keys().rollout(call.rollout), f"c{call.step}.{call.n}")
+    if pending is None or pending.partition(b" ")[2] not in (b"", call.mark.encode()):
+        return False
     if client.hsetnx(STARTED, call.id, me):
         return True
     owner = client.hget(STARTED, call.id)
