@@ -102,12 +102,13 @@ class Producer:
 
     async def _enqueue(self, ledger: Ledger, rows: Iterable[Row]) -> None:
         have = await ledger.chunks()
+        after = ""
         for number, chunk in enumerate(_chunks(rows)):
             name = f"{self._source}:{number * CHUNK}"
             tasks, bad = self._parse(chunk)
             if name not in have:
                 if tasks:
-                    await ledger.write(name, tasks)
+                    await ledger.write(name, tasks, after=after)
                     await asyncio.to_thread(self._announce, name)
             elif have[name] == len(tasks):
                 self.produced.known += len(tasks)
@@ -119,6 +120,7 @@ class Producer:
                 )
             self.produced.rows += len(tasks)
             self.produced.bad += bad
+            after = name if tasks else after
             if self._on_progress:
                 self._on_progress(self.produced)
 

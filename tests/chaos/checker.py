@@ -68,9 +68,31 @@ def check(driver: Driver) -> Verdict:
     verdict = Verdict(driver.rows, dict(Counter(f"{fault.kind} {fault.role}" for fault in driver.faults)))
     records = [json.loads(line) for line in driver.sinks["lines"].read_bytes().splitlines()]
     for found in ([record["rollout_id"] for record in records], _parts(driver.sinks["parts"])):
-        verdict.lost += len(ids - set(found))
-        verdict.doubled += len(found) - len(set(found))
+        _count(verdict, ids, found)
     verdict.doubled += max(0, rollouts.status(driver.settings, driver.run).ended - driver.rows)
+    _read(verdict, records)
+    _repeats(driver, verdict, records)
+    _times(driver.faults, verdict)
+    return verdict
+
+
+def check_file(out: Path, rows: int, faults: dict[str, int]) -> Verdict:
+    """Look at the file of a `gymq run`, after it has ended."""
+    records = [json.loads(line) for line in out.read_bytes().splitlines()]
+    verdict = Verdict(rows, faults)
+    _count(verdict, {f"{records[0]['run']}.{i}.0" for i in range(rows)}, [record["rollout_id"] for record in records])
+    _read(verdict, records)
+    verdict.repeated = sum(call.get("attempt", 0) for record in records for call in record["calls"])
+    return verdict
+
+
+def _count(verdict: Verdict, ids: set[str], found: list[str]) -> None:
+    verdict.lost += len(ids - set(found))
+    verdict.doubled += len(found) - len(set(found))
+
+
+def _read(verdict: Verdict, records: list[dict[str, Any]]) -> None:
+    """See that each record is whole: its transcript, its reward."""
     steps = sum(name == "step" for names in SCRIPT for name in names)
     for record in records:
         verdict.failed += record["status"] != "completed"
@@ -80,9 +102,6 @@ def check(driver: Driver) -> Verdict:
         ]
         verdict.twisted += said != transcript() or record["reward"] != float(steps)
         verdict.calls += len(record["calls"])
-    _repeats(driver, verdict, records)
-    _times(driver.faults, verdict)
-    return verdict
 
 
 def _parts(folder: Path) -> list[str]:

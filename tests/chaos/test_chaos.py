@@ -11,6 +11,7 @@ from gymq.settings import Settings
 
 from .checker import check
 from .driver import Driver
+from .report import note
 
 #: Rollouts of the full scenario; `make chaos` asks for 1,000.
 ROLLOUTS = int(os.environ.get("GYMQ_CHAOS_ROLLOUTS", "150"))
@@ -29,7 +30,7 @@ def test_any_process_may_die_at_any_moment_and_every_sample_ends_once(spawn, set
     driver.add_producer(pause=0.01)
     driver.drive(limit=800)
     verdict = check(driver)
-    print(verdict)
+    note("workers, sinks and the producer", verdict, SEED)
     verdict.good(within=10)
 
 
@@ -43,5 +44,5 @@ def test_the_shipped_limit_of_five_seconds_keeps_the_bound_of_ten(spawn, setting
     driver.add_producer(pause=0.02)
     driver.drive(limit=250)
     verdict = check(driver)
-    print(verdict)
+    note("the same under the shipped limit of 5 s", verdict, SEED)
     verdict.good(within=10)

@@ -20,6 +20,7 @@ from tests.support.redis_server import leaked_keys, wait_until
 
 from .checker import check
 from .driver import Driver, until_some
+from .report import note
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -68,11 +69,11 @@ def kill(server: EmbeddedServer) -> None:
     wait_until(lambda: not server.alive, 5, "the server's end")
 
 
-def finish(driver: Driver, before: set[str]) -> None:
+def finish(driver: Driver, before: set[str], scenario: str, faults: int = 1) -> None:
     """Let the run end; every rollout stands once at each sink and is whole, and all workers are who they were."""
     driver.drive(limit=120, workers=False, others=False)
     verdict = check(driver)
-    print(verdict)
+    note(scenario, verdict, redis=faults)
     verdict.good()
     assert workers(driver) == before
 
@@ -84,7 +85,7 @@ def test_redis_is_killed_three_times_and_comes_back(driver: Driver, server: Embe
         kill(server)
         time.sleep(1.5 * driver.settings.liveness)
         server.start()
-    finish(driver, before)
+    finish(driver, before, "Redis killed and started again", 3)
 
 
 @pytest.mark.parametrize("torn", [0, 7], ids=["between two commands", "within a command"])
@@ -99,7 +100,7 @@ def test_redis_loses_the_end_of_its_log(driver: Driver, server: EmbeddedServer, 
         assert log.stat().st_size > size + torn, "nothing was written meanwhile"
         os.truncate(log, size + torn)
         server.start()
-    finish(driver, before)
+    finish(driver, before, f"Redis loses {LOST:g} s of its log, cut {'within' if torn else 'between'} commands", 2)
     for sink in ("sink-jsonl", "sink-parquet"):
         assert "Redis lost the last" in driver.places[sink].log.read_text()
 
@@ -121,7 +122,7 @@ def test_redis_loses_what_the_producer_wrote_last(spawn, server: EmbeddedServer,
     driver.add_producer()
     driver.add_workers(each=1)
     driver.add_sinks()
-    finish(driver, workers(driver))
+    finish(driver, workers(driver), "Redis loses the producer's last write")
 
 
 def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedServer, tmp_path: Path):
@@ -135,7 +136,7 @@ def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedServer,
     proxy.cut()
     time.sleep(AWAY)
     proxy.mend()
-    finish(driver, before)
+    finish(driver, before, f"connections cut for {AWAY:g} s")
 
 
 def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: EmbeddedServer):
@@ -144,7 +145,7 @@ def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: Embedd
     os.kill(server.pid, signal.SIGSTOP)
     time.sleep(AWAY)
     os.kill(server.pid, signal.SIGCONT)
-    finish(driver, before)
+    finish(driver, before, f"Redis does not answer for {AWAY:g} s")
 
 
 def test_redis_is_full_for_a_while(driver: Driver, server: EmbeddedServer):
@@ -157,4 +158,4 @@ def test_redis_is_full_for_a_while(driver: Driver, server: EmbeddedServer):
         # Nothing is admitted and nothing ends.
         assert rollouts.status(driver.settings, "redis").ended == ended < ROWS
         client.config_set("maxmemory", 0)
-    finish(driver, before)
+    finish(driver, before, "Redis is full for 8 s")
