@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from gymq.link import Link, Outage
+from gymq.link import Link, Outage, ServerFull
 from gymq.liveness import Liveness
 from gymq.mailbox import Mail, Mailboxes
 from gymq.quarantine import Quarantine
@@ -254,6 +254,8 @@ class Actor:
                 await self.duties()
             except Outage:
                 await self.life.recover()
+            except ServerFull:
+                pass  # the next sweep tries again
 
     async def _finish(self) -> None:
         """After the last read: wait for what is held, hand back the rest, leave the registry."""

@@ -6,13 +6,14 @@ been connected, without a slow answer, for longer than the limit: after an outag
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from typing import Any
 
 import msgspec
 
-from gymq.link import Link, Outage
+from gymq.link import FULL_PAUSE, Link, Outage, ServerFull
 from gymq.settings import Settings
 
 #: Messages that one script hands back: a few milliseconds of the server's time.
@@ -50,6 +51,8 @@ class Liveness:
                 return
             except Outage:
                 await self.recover()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
 
     async def renew(self) -> bool:
         """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
@@ -64,6 +67,8 @@ class Liveness:
                 return bool(await self.link.run("rejoin", self.worker, self._milliseconds))
             except Outage:
                 await self.recover()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
 
     async def sweep(self) -> bool:
         """Hand back the mail of those who are dead; returns whether suspects wait for a quarantine.
@@ -120,6 +125,8 @@ class Liveness:
                         return
             except Outage:
                 await self.recover()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
 
     async def recover(self) -> None:
         """Connect again after an outage; from now on it counts how long this worker has been connected."""

@@ -16,7 +16,7 @@ from gymq.call import Reply, decode_reply, encode
 from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
 from gymq.errors import Fault, UnknownName, UsageError
-from gymq.link import Link, Outage
+from gymq.link import Link, Outage, ServerFull
 from gymq.mailbox import STRIKES, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
@@ -224,6 +224,8 @@ class AgentWorker(Actor):
                 self.counts["admitted"] += await admit(self._admit_link)
         except Outage:
             await self._admit_link.reconnect()
+        except ServerFull:
+            pass  # the next sweep tries again
 
     async def _expire(self, rid: str) -> None:
         flat = await self.life.link.send("HGETALL", self.life.link.keys.rollout(rid))

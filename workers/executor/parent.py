@@ -45,6 +45,10 @@ ORPHANS_DELAY = 0.3
 STARTED = Keys().isolated
 
 
+class Undelivered(Exception):
+    """A child's reply, encoded, that it could not deliver."""
+
+
 def connect(settings: Settings) -> redis.Redis:
     """A client for the parent or a child; nothing is sent twice behind our back.
 

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import redis
 from billiard.common import terminate_handler_fired
@@ -21,11 +22,14 @@ from gymq.task import decode_task
 
 from ..resource.invoke import invoke
 from . import processes
-from .parent import STARTED, ExecutorStep, connect, current, send
+from .parent import STARTED, ExecutorStep, Undelivered, connect, current, send
 from .request import read
 
-#: Tries to deliver a reply, one a second; then the child fails and its parent answers. An outage is shorter or longer.
-TRIES = 10
+#: Tries to reach Redis, one a second. Then a child leaves a call that it has not begun: it is sent again; and gives the reply
+#: of one that it has done to its parent, which has no limit of time.
+TRIES = 5
+
+T = TypeVar("T")
 
 app.steps["worker"].add(ExecutorStep)
 
@@ -50,7 +54,10 @@ def isolated(body: str) -> None:
     """
     call = read(body)
     client = _client()
-    if not _claim(client, call):
+    try:
+        if not _insist(lambda: _claim(client, call)):
+            return
+    except (redis.RedisError, OSError):
         return
     started = time.time()
     value, fault = b"", None
@@ -62,7 +69,10 @@ def isolated(body: str) -> None:
         if processes.has_children():
             processes.kill_children()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
-    _deliver(client, call, reply)
+    try:
+        _insist(lambda: send(client, call, reply))
+    except (redis.RedisError, OSError):
+        raise Undelivered(encode(reply)) from None
 
 
 def submit(call: Call, timeout: float) -> None:
@@ -121,14 +131,13 @@ def _claim(client: redis.Redis, call: Call) -> bool:
     return True
 
 
-def _deliver(client: redis.Redis, call: Call, reply: Reply) -> None:
-    for left in reversed(range(TRIES)):
+def _insist(what: Callable[[], T]) -> T:
+    for _ in range(TRIES - 1):
         try:
-            return send(client, call, reply)
+            return what()
         except (redis.RedisError, OSError):
-            if not left:
-                raise
             time.sleep(1)
+    return what()
 
 
 def _client() -> redis.Redis:

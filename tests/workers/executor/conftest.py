@@ -14,6 +14,7 @@ from redis import Redis
 
 from gymq.call import Call, Reply, decode_reply
 from gymq.environment import DEFAULT_TIMEOUT
+from gymq.keys import Keys
 from gymq.message import Message, encode_message
 
 ENTRY_POINTS = """\
@@ -52,6 +53,7 @@ class Executor:
         given = {"rollout": "r", "step": 3, "n": self._n, "kind": kind, "run": "demo", "environment": "wild", "row": 0}
         given |= {"queued": time.time(), "length": 1, "turns": turns, "name": name, "arguments": arguments}
         call = Call(**(given | fields))
+        self.redis.hset(Keys().rollout(call.rollout), f"c{call.step}.{call.n}", 1)
         submit(call, timeout)
         self.sent[call.id] = time.time()
         return call.id
