@@ -6,13 +6,14 @@ BIN = $(VENV)/bin
 JOBS ?= 2
 # More arguments for pytest, such as TESTS="-k sink".
 TESTS ?=
+SEED ?=
 
 .PHONY: help demo test chaos conformance lint format types bench clean
 
 help:
 	@echo "make demo         install, then roll out 240 tasks of five environments on this machine"
 	@echo "make test         install, then run the whole suite"
-	@echo "make chaos        only the tests that kill processes"
+	@echo "make chaos        only the tests that kill processes; writes the table of docs/reliability.md"
 	@echo "make conformance  only the tests on other people's data"
 	@echo "make lint types   linter and format; type checker"
 	@echo "make bench        the benchmarks; results in bench/results.json"
@@ -33,8 +34,11 @@ demo: $(VENV)/user
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
+# The seed is printed; the same faults come again with SEED=<seed>.
 chaos: $(VENV)/dev
-	$(BIN)/python -m pytest -m chaos
+	rm -f out/chaos.jsonl && mkdir -p out
+	GYMQ_CHAOS_ROLLOUTS=1000 GYMQ_CHAOS_SEED=$(SEED) GYMQ_CHAOS_RESULTS=$(CURDIR)/out/chaos.jsonl $(BIN)/python -m pytest -m chaos $(TESTS)
+	$(BIN)/python -m tests.chaos.report out/chaos.jsonl
 
 conformance: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) -m conformance

@@ -17,7 +17,7 @@ from .report import note
 ROLLOUTS = int(os.environ.get("GYMQ_CHAOS_ROLLOUTS", "150"))
 
 #: The seed of all faults; a failing run prints its own.
-SEED = int(os.environ.get("GYMQ_CHAOS_SEED", "0")) or secrets.randbelow(1 << 32)
+SEED = int(os.environ.get("GYMQ_CHAOS_SEED") or 0) or secrets.randbelow(1 << 32)
 
 
 @pytest.mark.chaos
