@@ -32,6 +32,9 @@ ASLEEP = 2.0
 #: Seconds between two looks at what a victim held.
 LOOK = 0.1
 
+#: Seconds after its waking in which a worker may take mail under its old name.
+AFTER = 1.5
+
 #: Seconds after which a fault that is still felt counts as never recovered.
 PATIENCE = 120.0
 
@@ -166,8 +169,14 @@ class Chaos:
             waiting = set(fault.held)
             self._tell(fault)
             awake = fault.kind != "stop"
-            while waiting or not awake:
+            until = fault.at + ASLEEP * self._settings.liveness + AFTER if fault.kind == "stop" else 0.0
+            while waiting or time.time() < until:
                 passed = time.time() - fault.at
+                if fault.kind == "stop":
+                    # A read that waited in the server, or the first one after it woke, may still be given mail under its name.
+                    new = await held(link, victim) - fault.held.keys()
+                    fault.held |= dict.fromkeys(sorted(new))
+                    waiting |= new
                 if not awake and passed >= ASLEEP * self._settings.liveness:
                     awake = True
                     _wake(victim.pid)
