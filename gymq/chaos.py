@@ -67,8 +67,8 @@ class Fault(msgspec.Struct):
         role: of the victim.
         worker: the victim's name in Redis.
         pid: its process.
-        held: what it held, a call as `rollout:step:n`, an agent's step as `rollout:version`: seconds from the fault until it
-            was answered, or None.
+        held: what it held, a call as `rollout:step:n`, an agent's step as `rollout:version`: seconds until it was answered
+            from the fault, or from when it was taken if that was later; or None.
     """
 
     at: float
@@ -167,6 +167,7 @@ class Chaos:
             await asyncio.sleep(LOOK)
             fault.held = dict.fromkeys(sorted(await held(link, victim)))
             waiting = set(fault.held)
+            since = dict.fromkeys(waiting, fault.at)
             self._tell(fault)
             awake = fault.kind != "stop"
             until = fault.at + ASLEEP * self._settings.liveness + AFTER if fault.kind == "stop" else 0.0
@@ -176,6 +177,7 @@ class Chaos:
                     # A read that waited in the server, or the first one after it woke, may still be given mail under its name.
                     new = await held(link, victim) - fault.held.keys()
                     fault.held |= dict.fromkeys(sorted(new))
+                    since |= dict.fromkeys(new, time.time())
                     waiting |= new
                 if not awake and passed >= ASLEEP * self._settings.liveness:
                     awake = True
@@ -184,7 +186,7 @@ class Chaos:
                     return
                 left = await unanswered(link, waiting)
                 for one in waiting - left:
-                    fault.held[one] = round(time.time() - fault.at, 2)
+                    fault.held[one] = round(time.time() - since[one], 2)
                 waiting = left
                 await asyncio.sleep(LOOK)
             if fault.held:
@@ -268,7 +270,7 @@ async def held(link: Link, victim: Victim) -> set[str]:
                 found.add(call.decode())
         return found
     for box in victim.mailboxes:
-        for stream in (link.keys.mailbox(box), link.keys.retry(box)):
+        for stream in (link.keys.mailbox(box), link.keys.retry(box), link.keys.alone(box)):
             for entry in await link.send("XPENDING", stream, Keys.GROUP, "-", "+", 10_000, victim.worker):
                 for _, fields in await link.send("XRANGE", stream, entry[0], entry[0]):
                     if fields[0] == b"c":
