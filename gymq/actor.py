@@ -18,14 +18,21 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from gymq.link import Link, Outage, ServerFull
+from gymq.batch import pack
+from gymq.call import SCHEMA
+from gymq.errors import ServerUnreachable
+from gymq.link import RECONNECT_PAUSE, Link, Outage, ServerFull
 from gymq.liveness import Liveness
 from gymq.mailbox import Mail, Mailboxes
 from gymq.quarantine import Quarantine
 from gymq.settings import Settings
+from gymq.shards import check
 
 #: Seconds between two looks at the dead.
 SWEEP = 1.0
+
+#: Messages of a newer schema that one script puts aside or takes up.
+PARK_BATCH = 100
 
 #: Seconds that a draining actor waits for what it holds; then it hands the rest back.
 DRAIN = 25.0
@@ -43,10 +50,10 @@ GC_THRESHOLD = (20_000, 20, 50)
 
 
 class Actor:
-    """Base of the roles.
+    """Base of the roles: it works on one shard.
 
     Args:
-        settings: where Redis is, and the times that all processes share.
+        settings: where Redis is, which shard is meant, and the times that all processes share.
         options: the options of the role's command line.
     """
 
@@ -58,7 +65,9 @@ class Actor:
         self.events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=EVENTS)
         self.host = socket.gethostname()
         self.capacity = 256
-        self.counts: dict[str, int] = {"taken": 0, "redelivered": 0, "stale": 0, "lapses": 0, "outages": 0}
+        #: Whether to wait at the start for a shard that is away.
+        self.patient = False
+        self.counts: dict[str, int] = {"taken": 0, "redelivered": 0, "stale": 0, "lapses": 0, "outages": 0, "parked": 0}
         self._held: dict[tuple[bytes, bytes], Mail] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
@@ -102,6 +111,16 @@ class Actor:
     async def close(self) -> None:
         """Close what `prepare` opened."""
 
+    @classmethod
+    def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
+        """Make an actor for each of several shards; what a process has once they share.
+
+        Args:
+            settings: of each.
+            options: the options of the role's command line.
+        """
+        return [cls(one, options) for one in settings]
+
     # What Celery's side calls, from other threads.
 
     def drain(self) -> None:
@@ -131,6 +150,30 @@ class Actor:
         """This incarnation's name, by which Redis knows what it holds."""
         return self.life.worker
 
+    async def park(self, mail: list[Mail], schemas: list[int]) -> None:
+        """Put mail aside that this worker is too old to read; newer ones take it up.
+
+        Args:
+            mail: the messages.
+            schemas: of each.
+        """
+        if not self.counts["parked"]:
+            print(f"gymq: {newer_waits(max(schemas), SCHEMA)}", file=sys.stderr)
+        self.counts["parked"] += len(mail)
+        prefix = len(self.link.keys.mailbox(""))
+        for first in range(0, len(mail), PARK_BATCH):
+            batch = list(zip(mail, schemas, strict=True))[first : first + PARK_BATCH]
+            items = [[one.stream.decode()[prefix:].removesuffix(":retry"), one.stream, one.id, schema] for one, schema in batch]
+            await self.link.insist("park", pack(items))
+        for one in mail:
+            self.release(one)
+
+    async def _unpark(self) -> None:
+        while not self._draining:
+            moved = await self.life.link.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
+            if moved < PARK_BATCH:
+                return
+
     # The life.
 
     async def main(self) -> None:
@@ -140,8 +183,8 @@ class Actor:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
         self._loop = asyncio.get_running_loop()
-        for link in (self.reader, self.link, self.life.link):
-            await link.connect()
+        if not await self._connect():
+            return
         await self.prepare()
         await self.boxes.create(self.link)
         await self.life.begin()
@@ -156,6 +199,22 @@ class Actor:
             await self.close()
             for link in (self.reader, self.link, self.life.link):
                 await link.close()
+
+    async def _connect(self) -> bool:
+        """Open the connections; False: asked to end while one shard of several was away."""
+        while True:
+            try:
+                for link in (self.reader, self.link, self.life.link):
+                    await link.connect()
+                await check(self.link)
+                return True
+            except (ServerUnreachable, Outage) as error:
+                # The actors of the other shards must not wait for this one.
+                if not self.patient:
+                    raise ServerUnreachable(str(error)) from None
+                if self._draining:
+                    return False
+                await asyncio.sleep(RECONNECT_PAUSE)
 
     def describe(self) -> dict[str, Any]:
         """What the registry of workers says of this one."""
@@ -187,7 +246,8 @@ class Actor:
                 self.counts["outages"] += 1
                 whole = False
                 await self.reader.reconnect()
-                await self.forget()  # Redis may have been rolled back: what we have read may be ahead of it
+                # Redis may have been rolled back, or another server took over: what we have read may be ahead of it.
+                await self.forget()
                 continue
             if mail and worker == self.worker:  # else it was declared dead meanwhile, and this is an orphan
                 await self._accept(mail)
@@ -251,6 +311,7 @@ class Actor:
                 waiting = await self.life.sweep()
                 if self.quarantine is not None:
                     await self.quarantine.look(waiting and not self._draining)
+                await self._unpark()
                 await self.duties()
             except Outage:
                 await self.life.recover()
@@ -269,6 +330,16 @@ class Actor:
             await self.quarantine.end()
         if self._failure is not None:
             raise self._failure
+
+
+def newer_waits(schema: int, known: int) -> str:
+    """What is said of mail that a worker is too old to read.
+
+    Args:
+        schema: the mail's.
+        known: the newest that the worker reads.
+    """
+    return f"mail of a newer schema ({schema}; this worker reads up to {known}) waits; start newer workers"
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

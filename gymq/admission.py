@@ -6,11 +6,13 @@ import asyncio
 from typing import Any
 
 from gymq import registry
+from gymq.errors import ServerUnreachable
 from gymq.ledger import Ledger
-from gymq.link import Link
+from gymq.link import Link, Outage
 from gymq.rows import parse_row
 from gymq.run import load_config
 from gymq.settings import Settings
+from gymq.shards import Shards
 
 #: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
 ADMIT = 128
@@ -61,17 +63,28 @@ def enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) ->
 
 
 async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
-    link = Link(settings, "gymq-enqueue")
-    await link.connect()
+    shards = Shards(settings, "gymq-enqueue")
     try:
-        if rows:
-            config = await load_config(link, run)
-            known = registry.points(registry.ENVIRONMENTS)
-            tasks = [
-                parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known)
-                for i, row in enumerate(rows, 1)
-            ]
-            await Ledger(link, run).write(chunk, tasks, wait=False)
-        return await admit(link)
+        if not rows:
+            return sum(await shards.each(_try))
+        await shards.reconnect()  # however long a shard is away: these rows stand nowhere else
+        config = await load_config(shards.first, run)
+        known = registry.points(registry.ENVIRONMENTS)
+        tasks = [
+            parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known) for i, row in enumerate(rows, 1)
+        ]
+        await Ledger(shards.links, run).write(chunk, tasks, wait=False)
+        return sum(await shards.each(admit))
     finally:
-        await link.close()
+        await shards.close()
+
+
+async def _try(link: Link) -> int:
+    """Admit on a shard; one that is away is seen to by the agents when it is back."""
+    try:
+        await link.connect()
+        return await admit(link)
+    except (ServerUnreachable, Outage):
+        if link.shards == 1:
+            raise
+        return 0

@@ -25,6 +25,9 @@ from gymq.settings import Settings
 #: The variable that holds the role's options, a JSON object.
 OPTIONS = "GYMQ_ALONE_OPTIONS"
 
+#: The variable that holds the number of the shard whose suspects it serves.
+SHARD = "GYMQ_ALONE_SHARD"
+
 #: Seconds without mail after which it ends: a suspect's next strike comes sooner, one and a half liveness limits later.
 IDLE = 15.0
 
@@ -78,7 +81,7 @@ def main(role: str) -> None:
     actors: list[Any] = []
     well = False
     try:
-        settings = Settings.from_environment()
+        settings = Settings.from_environment().at(int(os.environ.pop(SHARD, "0")))
         options = msgspec.json.decode(os.environ.pop(OPTIONS, "{}"))
         actors = [registry.load(registry.ROLES, role)(settings, options)]
         asyncio.run(live(actors, settings))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import msgspec
 
 from gymq.call import Generated
+from gymq.errors import UsageError
 from gymq.message import Conversation
+from gymq.rate import Limit, Limiter
 from gymq.task import Task
+
+#: Seconds' worth of a limit that may be used at once after a pause: as long as a process that waits sleeps at most, so that
+#: nothing is lost meanwhile.
+BURST = 2.0
 
 
 class Request(msgspec.Struct):
     """One request for the next message of a conversation.
 
     Args:
-        rollout: the rollout's id; a conversation keeps it over all its requests.
+        rollout: the rollout's id, which its conversation keeps over all its requests; of a verifier's question, another.
         environment: the environment's name.
         messages: the conversation so far.
         body: the request's fields but for `model` and `messages` (tools, sampling parameters), a JSON object.
         task: the task; only given if the backend's `needs_task` says so.
+        waited: seconds that the backend waited for rate limits; the backend adds to it.
     """
 
     rollout: str
@@ -27,6 +35,7 @@ class Request(msgspec.Struct):
     messages: Conversation
     body: bytes
     task: Task | None = None
+    waited: float = 0.0
 
 
 class Backend:
@@ -42,9 +51,20 @@ class Backend:
 
     name: ClassVar[str] = ""
 
+    #: Shared rate limits: a backend with an `account` gets them before `start`, asks for a `Permit` before each request, and
+    #: says what became of it; None outside a worker.
+    limiter: Limiter | None = None
+
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model = model
         self.options = options
+        self.limits = _limits(options)
+        if self.limits and type(self).account is Backend.account:
+            raise UsageError(f"model {self.name}: takes no rpm or tpm; nobody limits how often it is asked")
+
+    def account(self) -> str:
+        """What the endpoint counts its rate limits by, as a `gymq.rate.digest`; "": nothing limits this backend."""
+        return ""
 
     async def probe(self) -> str:
         """What is wrong with the model right now, in one line for a person; "" if nothing is known to be."""
@@ -67,3 +87,20 @@ class Backend:
 
     async def stop(self) -> None:
         """Close what `start` opened."""
+
+
+def _limits(options: dict[str, Any]) -> list[Limit]:
+    """The limits that `rpm` and `tpm` state, both per minute."""
+    found: list[Limit] = []
+    for option, name in (("rpm", "requests"), ("tpm", "tokens")):
+        value = options.get(option)
+        if value is None:
+            continue
+        try:
+            rate = float(value) / 60
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            raise UsageError(f"{option} is {value!r}; it is a number above 0, of {name} per minute")
+        found.append(Limit(name, rate, max(1.0, rate * BURST)))
+    return found

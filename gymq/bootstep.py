@@ -25,7 +25,7 @@ from celery import bootsteps
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
-from gymq import registry
+from gymq import crew, registry
 from gymq.errors import GymqError
 from gymq.settings import Settings
 
@@ -202,7 +202,7 @@ class ActorStep(_Step):
             click.UsageError: its role is not installed, or its options make no sense.
         """
         try:
-            role = registry.load(registry.ROLES, self._role)(Settings.from_environment(), self._options)
+            role = crew.make(registry.load(registry.ROLES, self._role), Settings.from_environment(), self._options)
             limit = float(self._options.get("drain_limit", DRAIN_LIMIT))
         except (GymqError, ValueError) as error:
             raise click.UsageError(str(error)) from error

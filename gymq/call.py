@@ -12,7 +12,15 @@ import msgspec
 
 from gymq.errors import Fault
 
-CallKind = Literal["generate", "open", "tool", "respond", "verify", "close"]
+#: The schema: the layout of calls, replies and states. A field with a default at an array's end is no new schema: who does
+#: not know it passes over it, and who misses it takes the default. Any other change is one: count up here, and read the
+#: older ones where they are decoded.
+SCHEMA = 1
+
+#: The field of a call's mail. It tells the schema, so that any version can see what it cannot read without decoding it.
+CALL = "c" if SCHEMA == 1 else f"c{SCHEMA}"
+
+CallKind = Literal["generate", "open", "tool", "respond", "verify", "close", "ask"]
 
 
 class Call(msgspec.Struct, array_like=True):
@@ -35,8 +43,11 @@ class Call(msgspec.Struct, array_like=True):
         state: the environment's state, encoded as msgpack; None: it has none, or `has_state` says to load it.
         has_state: True: the state is too large to travel in the call; load it.
         task: the encoded task, when it is few bytes; None: load it.
-        plan: of `generate`: the encoded `Plan`; None: load it.
+        plan: of `generate` and `ask`: the encoded `Plan`; None: load it.
         born: when the run was created: a run may take the name of one that was removed.
+        timeout: of `generate` and `ask`: seconds that it may take once a worker has begun; 0: the backend's own limit.
+        answer: of a hook that has asked a model: its answer, an encoded message; None: it has not asked.
+        note: of such a hook: what it wanted to be told again, msgpack.
     """
 
     rollout: str
@@ -57,6 +68,9 @@ class Call(msgspec.Struct, array_like=True):
     task: bytes | None = None
     plan: bytes | None = None
     born: float = 0.0
+    timeout: float = 0.0
+    answer: bytes | None = None
+    note: bytes | None = None
 
     @property
     def id(self) -> str:
@@ -146,6 +160,22 @@ class Generated(msgspec.Struct, array_like=True):
     model: str = ""
 
 
+class Asked(msgspec.Struct, array_like=True):
+    """What a hook asks a model before it goes on.
+
+    Args:
+        messages: the prompt, encoded messages.
+        note: what the hook wants to be told again beside the answer, msgpack.
+        sampling: the request's sampling fields, a JSON object.
+        model: the model's SPEC; empty: the run's judge.
+    """
+
+    messages: list[bytes]
+    note: bytes
+    sampling: bytes = b"{}"
+    model: str = ""
+
+
 class ToolResult(msgspec.Struct, array_like=True):
     """What a tool call came to.
 
@@ -169,20 +199,29 @@ class Opened(msgspec.Struct, array_like=True):
 
 
 class Responded(msgspec.Struct, array_like=True):
-    """What the environment said between turns: encoded messages, whether it is over, the new state (None: unchanged)."""
+    """What the environment said between turns.
+
+    Args:
+        turns: encoded messages.
+        done: whether it is over.
+        state: the new state; None: unchanged.
+        ask: what it asks a model before it says anything.
+    """
 
     turns: list[bytes] = []
     done: bool = False
     state: bytes | None = None
+    ask: Asked | None = None
 
 
 class Scored(msgspec.Struct, array_like=True):
-    """A verifier's verdict, as `gymq.environment.Score`."""
+    """A verifier's verdict, as `gymq.environment.Score`; or, in `ask`, what it asks a model before it gives one."""
 
     reward: float | None = None
     rewards: dict[str, float] = {}
     metrics: dict[str, float] = {}
     reason: str = ""
+    ask: Asked | None = None
 
 
 class Reply(msgspec.Struct, array_like=True):
@@ -196,6 +235,7 @@ class Reply(msgspec.Struct, array_like=True):
         fault: why it failed, or None.
         value: the msgpack of `Generated`, `ToolResult`, `Opened`, `Responded` or `Scored`; empty after a fault or a `close`.
         attempt: how many workers died with the call in hand.
+        waited: seconds between `started` and `finished` in which it only waited, for a rate limit say.
     """
 
     n: int
@@ -205,6 +245,7 @@ class Reply(msgspec.Struct, array_like=True):
     fault: Fault | None = None
     value: bytes = b""
     attempt: int = 0
+    waited: float = 0.0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -216,6 +257,11 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 def encode(value: msgspec.Struct) -> bytes:
     """Encode a call, a reply or a reply's value."""
     return _encoder.encode(value)
+
+
+def call_schema(field: bytes) -> int:
+    """The schema of a call, from the name of its mail's field."""
+    return int(field[1:] or 1)
 
 
 def decode_call(data: bytes) -> Call:

@@ -11,15 +11,15 @@ from __future__ import annotations
 # pyright: reportMissingTypeStubs=false
 import warnings
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import click
 from celery import Celery
 from celery.platforms import SecurityWarning
 from kombu.entity import Queue
 
-from gymq import control, registry, serializer
+from gymq import broker, control, registry, serializer
 from gymq.bootstep import ISOLATED_QUEUE, ROLLOUTS_QUEUE, ActorStep, OutageStep
+from gymq.drain import DrainStep
 from gymq.settings import Settings
 
 #: The entry points whose modules define further Celery tasks.
@@ -55,30 +55,21 @@ MAX_TASKS_PER_CHILD = 500
 MAX_MEMORY_PER_CHILD = 1024 * 1024
 
 
-def broker_url(redis_url: str) -> str:
-    """The URL by which kombu means the same server.
-
-    Args:
-        redis_url: as in `Settings`.
-    """
-    if not redis_url.startswith("unix://"):
-        return redis_url
-    parts = urlsplit(redis_url)
-    db = parse_qs(parts.query).get("db", ["0"])[0]
-    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return f"redis+socket://{user}{parts.path}?virtual_host={db}"
-
-
 def create(settings: Settings) -> Any:
     """Make the app.
 
     Args:
         settings: where Redis is.
+
+    Raises:
+        UsageError: its server cannot be Celery's broker.
     """
     serializer.register()
-    made: Any = Celery("gymq", broker=broker_url(settings.redis_url), set_as_current=True)
+    told = broker.find(settings)
+    made: Any = Celery("gymq", broker=told.url, set_as_current=True)
     made.conf.update(
-        broker_transport_options=TRANSPORT_OPTIONS,
+        broker_transport_options=TRANSPORT_OPTIONS | told.options,
+        broker_use_ssl=told.ssl or False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_pool_acquire_timeout=30,
@@ -110,7 +101,7 @@ def create(settings: Settings) -> Any:
     made.user_options["worker"].add(
         click.Option(["--option"], multiple=True, metavar="KEY=VALUE", help="An option of the role; may be repeated.")
     )
-    made.steps["worker"].update({ActorStep, OutageStep})
+    made.steps["worker"].update({ActorStep, DrainStep, OutageStep})
     return made
 
 

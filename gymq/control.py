@@ -11,26 +11,20 @@ from __future__ import annotations
 from typing import Any
 
 import redis
-from celery.exceptions import WorkerShutdown
-from celery.platforms import EX_OK
 from celery.worker import control
+from celery.worker import state as requests
 
-from gymq.keys import Keys
+from gymq.client import clients
 from gymq.settings import Settings
 
 #: Celery's registry of commands, seen as untyped.
 _control: Any = control
 
-#: Seconds that a command may wait for Redis: it holds up the worker's heartbeats.
-REDIS_TIMEOUT = 2.0
-
 
 def stats(state: Any, **_: Any) -> dict[str, Any]:
     """Request worker statistics/information; `gymq` holds the actor's own."""
     found: dict[str, Any] = state.consumer.controller.stats()
-    host = _host(state)
-    if host is not None:
-        found["gymq"] = host.role.stats()
+    found["gymq"] = _host(state).role.stats()
     return found
 
 
@@ -46,42 +40,41 @@ def resume(state: Any, **_: Any) -> dict[str, Any]:
 
 def drain(state: Any, **_: Any) -> dict[str, Any]:
     """Finish what the worker holds, then shut it down."""
-    host = _host(state)
-    if host is None:
-        raise WorkerShutdown(EX_OK)
-    host.drain()
+    _host(state).drain()
     return _control.ok("draining")
 
 
 def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, Any]:
-    """Shutdown worker(s); a worker with an actor drains it first."""
+    """Shutdown worker(s); what it holds is seen to first."""
     return drain(state)
+
+
+def abort(state: Any, calls: list[str], **_: Any) -> dict[str, Any]:
+    """Kill isolated calls that nobody wants any more; who has none of them does nothing."""
+    mine = [request for request in list(requests.reserved_requests) if request.id in calls]
+    for request in mine:
+        request.terminate(state.consumer.pool, signal="SIGKILL")
+    return _control.ok(f"{len(mine)} calls killed")
 
 
 def install() -> None:
     """Register the commands; `stats` and `shutdown` replace Celery's own."""
     _control.inspect_command(alias="dump_stats")(stats)
-    for command in (pause, resume, drain, shutdown):
+    for command in (pause, resume, drain, shutdown, abort):
         _control.control_command()(command)
 
 
 def _host(state: Any) -> Any:
-    return getattr(state.consumer.controller, "gymq", None)
+    return state.consumer.controller.gymq
 
 
 def _want(state: Any, paused: bool) -> dict[str, Any]:
     try:
-        # Its keyword arguments have no types.
-        server: Any = redis.Redis
-        url = Settings.from_environment().redis_url
-        with server.from_url(url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT) as client:
-            if paused:
-                client.set(Keys().paused, "1")
-            else:
-                client.delete(Keys().paused)
+        for client in clients(Settings.from_environment(), "gymq-control"):
+            key = client.keys.paused
+            client.do(lambda server, key=key: server.set(key, "1") if paused else server.delete(key))  # type: ignore[misc]
+            client.close()
     except redis.RedisError as error:
         return _control.nok(f"Redis cannot be reached: {error}")
-    host = _host(state)
-    if host is not None:
-        host.role.wake()
+    _host(state).role.wake()
     return _control.ok("paused" if paused else "resumed")

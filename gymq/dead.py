@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gymq import run
 from gymq.batch import pack
 from gymq.call import Call, decode_call
 from gymq.errors import CallError, UnknownName, UsageError
@@ -19,6 +18,7 @@ from gymq.ledger import Ledger
 from gymq.link import Link, Outage
 from gymq.mailbox import STRIKES, Mail
 from gymq.run import RunConfig
+from gymq.shards import Shards
 from gymq.task import Task, decode_task
 
 #: Entries that one command reads: a few milliseconds of the server's time.
@@ -66,7 +66,7 @@ class Letter(msgspec.Struct, array_like=True):
     @property
     def call(self) -> Call | None:
         """The call, if it is one."""
-        return decode_call(self.mail[1]) if self.mail[0] == b"c" else None
+        return decode_call(self.mail[1]) if self.mail[0][:1] == b"c" else None
 
     def decode_task(self) -> Task:
         """The task."""
@@ -127,41 +127,45 @@ def _bury(letter: Letter, mail: Mail) -> tuple[CallError, bytes]:
 class Found:
     """A letter and the entry in which it stands."""
 
+    link: Link
     entry: bytes
     letter: Letter
 
 
-async def letters(link: Link, name: str | None = None) -> list[Found]:
+async def letters(shards: Shards, name: str | None = None) -> list[Found]:
     """All dead letters, oldest first.
 
     Args:
-        link: a connection.
+        shards: where they are.
         name: only those of this run.
     """
     found: list[Found] = []
-    first = "-"
-    while True:
-        entries = await link.send("XRANGE", link.keys.dead, first, "+", "COUNT", PAGE)
-        found += [Found(entry, _decoder.decode(fields[1])) for entry, fields in entries]
-        if len(entries) < PAGE:
-            return [one for one in found if name is None or one.letter.run == name]
-        first = f"({entries[-1][0].decode()}"
+    for link in shards.links:
+        first = "-"
+        while True:
+            entries = await link.send("XRANGE", link.keys.dead, first, "+", "COUNT", PAGE)
+            found += [Found(link, entry, _decoder.decode(fields[1])) for entry, fields in entries]
+            if len(entries) < PAGE:
+                break
+            first = f"({entries[-1][0].decode()}"
+    return sorted((one for one in found if name is None or one.letter.run == name), key=lambda one: one.letter.at)
 
 
-async def find(link: Link, id_: str) -> Letter:
+async def find(shards: Shards, id_: str) -> Found:
     """A letter by its id; if a run took the name of one that was removed, the newest of that id.
 
     Raises:
         UnknownName: there is none.
     """
-    for one in reversed(await letters(link)):
+    for one in reversed(await letters(shards)):
         if one.letter.id == id_:
-            return one.letter
+            return one
     raise UnknownName(f"no dead letter {id_!r}; `gymq dead list` lists them")
 
 
-async def messages(link: Link, letter: Letter) -> list[bytes]:
+async def messages(found: Found) -> list[bytes]:
     """The rollout's messages, each as JSON, or nothing: they go with the rollout, and with what its consumers have read."""
+    link, letter = found.link, found.letter
     there: list[bytes] = await link.send("LRANGE", link.keys.turns(letter.rollout), 0, -1)
     if there:
         return there
@@ -170,7 +174,7 @@ async def messages(link: Link, letter: Letter) -> list[bytes]:
         entries = await link.send("XRANGE", link.keys.results(letter.run), first, "+", "COUNT", PAGE)
         for _, fields in entries:
             if fields[1].decode() == letter.rollout:
-                return [bytes(one) for one in msgspec.json.decode(fields[5], type=_Messages).messages]
+                return [bytes(one) for one in msgspec.json.decode(fields[7], type=_Messages).messages]
         if len(entries) < PAGE:
             return []
         first = f"({entries[-1][0].decode()}"
@@ -183,11 +187,11 @@ class _Messages(msgspec.Struct):
 # Doing something about it.
 
 
-async def replay(link: Link, id_: str, name: str | None = None) -> tuple[str, bool]:
+async def replay(shards: Shards, id_: str, name: str | None = None) -> tuple[str, bool]:
     """Enqueue a letter's task again, as a row of another run: what was delivered stays as it is.
 
     Args:
-        link: a connection.
+        shards: where it is.
         id_: the letter's.
         name: the run's, made if there is none; None: that of the letter's run and `-replay`.
 
@@ -199,7 +203,7 @@ async def replay(link: Link, id_: str, name: str | None = None) -> tuple[str, bo
         UsageError: the letter cannot be replayed, or the run is another one.
         RunClosed: the run is done or cancelled.
     """
-    letter = await find(link, id_)
+    letter = (await find(shards, id_)).letter
     name = name or f"{letter.run}-replay"
     if name == letter.run:
         raise UsageError(f"run {name!r} is the letter's own, whose rollout has ended; give the replay another name")
@@ -207,16 +211,16 @@ async def replay(link: Link, id_: str, name: str | None = None) -> tuple[str, bo
         raise UsageError(f"dead letter {id_!r} cannot be replayed: its run was removed before it was written")
     task = letter.decode_task()
     config = msgspec.json.decode(letter.config, type=RunConfig)
-    if not await run.create(link, msgspec.structs.replace(config, name=name, samples=1, created=0.0)):
-        await run.reopen(link, name)
-    written = await Ledger(link, name).write(f"dead:{id_}", [task], wait=False)
-    await run.close(link, name)
+    if not await shards.create(msgspec.structs.replace(config, name=name, samples=1, created=0.0)):
+        await shards.reopen(name)
+    written = await Ledger(shards.links, name).write(f"dead:{id_}", [task], wait=False)
+    await shards.close_run(name)
     return name, bool(written)
 
 
-async def drop(link: Link, found: list[Found]) -> int:
+async def drop(found: list[Found]) -> int:
     """Forget letters; returns how many there were."""
     gone = 0
-    for first in range(0, len(found), PAGE):
-        gone += await link.send("XDEL", link.keys.dead, *[one.entry for one in found[first : first + PAGE]])
+    for one in found:
+        gone += await one.link.send("XDEL", one.link.keys.dead, one.entry)
     return gone

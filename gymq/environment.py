@@ -2,7 +2,8 @@
 
 Any hook may be `async def` (it then runs on the worker's loop and must not block) or `def` (it runs in a thread).
 Hooks and tools ask for what they need by parameter name: `task` (a `Task`), `messages` (a `Conversation`) and
-`state` (this rollout's state). A tool's other parameters are the model's arguments.
+`state` (this rollout's state). A tool's other parameters are the model's arguments. A `verify` or `respond` that returned an
+`Ask` is called again with the model's `answer` (a `Message`) and its own `note`, both None at first.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import msgspec
 
 from gymq.errors import UsageError
 from gymq.message import Message
-from gymq.tools import Tool, build_tool, wanted
+from gymq.tools import ASKED, INJECTED, Tool, build_tool, wanted
 
 #: Seconds that a tool, a hook or a verifier may take unless it says otherwise.
 DEFAULT_TIMEOUT = 60.0
 
 #: Methods that gymq itself calls.
 HOOKS = frozenset({"open", "respond", "verify", "close", "policy"})
+
+#: Hooks that may ask a model.
+ASKING = frozenset({"respond", "verify"})
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +54,22 @@ class Response(msgspec.Struct):
 
     messages: list[Message] = []
     done: bool = False
+
+
+class Ask(msgspec.Struct):
+    """What `verify` or `respond` returns to ask a model first; gymq asks it, then calls the hook again.
+
+    Args:
+        messages: the prompt; the rollout's own messages are not added.
+        note: handed back to the hook beside the answer; anything that msgpack can hold.
+        sampling: sampling parameters of this request, under chat-completions names.
+        model: the SPEC of a model that a worker serves; None: the run's judge.
+    """
+
+    messages: list[Message]
+    note: Any = None
+    sampling: dict[str, Any] = {}
+    model: str | None = None
 
 
 class Score(msgspec.Struct):
@@ -131,8 +151,8 @@ class Environment:
     """Base of all environments. One instance serves many rollouts at once: what belongs to one rollout is in its state.
 
     A subclass sets `name`, may set `State` (a `msgspec.Struct`), and defines any of these, each optional:
-    `open(self, task) -> Opening`, tools, `respond(self, messages, ...) -> str | Response`,
-    `verify(self, task, messages, ...) -> float | Score | None`, `close(self, state, ...)`, and
+    `open(self, task) -> Opening`, tools, `respond(self, messages, ...) -> str | Response | Ask`,
+    `verify(self, task, messages, ...) -> float | Score | Ask | None`, `close(self, state, ...)`, and
     `policy(self, messages, task) -> Message`, which plays the model for demos and tests (model `scripted`).
     """
 
@@ -166,9 +186,9 @@ class Environment:
     @classmethod
     @cache
     def wants(cls, hook: str) -> frozenset[str]:
-        """What a hook asks for by its parameters: `task`, `messages`, `state`; nothing if there is no such hook."""
+        """What a hook asks for by its parameters: `task`, `messages`, `state`, `answer`, `note`; nothing if it is not there."""
         function = getattr(cls, hook, None)
-        return frozenset() if function is None else wanted(function)
+        return frozenset() if function is None else wanted(function, INJECTED | ASKED if hook in ASKING else INJECTED)
 
     @classmethod
     def _hook(cls, name: str) -> HookSpec:

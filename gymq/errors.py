@@ -18,10 +18,12 @@ FaultKind = Literal[
     "model_unavailable",  # the endpoint could not be reached, or its retry budget is spent
     "context_overflow",  # the prompt does not fit the model: a clean truncation, not a failure
     "replay_miss",  # a recorded model has no answer to this exact prompt
+    "unavailable",  # a service that an environment or a verifier needs does not answer
     "timeout",  # a call took longer than it may
     "killed",  # an isolated call's process died: exit, signal
     "memory",  # an isolated call asked for more memory than it may have
     "poison",  # a call killed its process again and again, though it ran alone; it is a dead letter now
+    "result_too_large",  # a tool or hook gave more than a result may have
     "task",  # the task's data cannot be rolled out
     "internal",  # a defect of gymq itself: please report it
     "cancelled",  # somebody cancelled it
@@ -29,6 +31,13 @@ FaultKind = Literal[
 
 #: Faults after which the conversation so far is kept, scored and reported as `truncated`.
 TRUNCATING: frozenset[str] = frozenset({"context_overflow"})
+
+#: Faults of what stands around a rollout: they may pass, and its calls are sent again on the budget for them. All others
+#: are the data's: what was asked is at fault, and asking again would most often do the same.
+INFRASTRUCTURE: frozenset[str] = frozenset({"model_unavailable", "unavailable"})
+
+#: Calls whose time-out is a service's. Elsewhere it is the environment's own code that took too long.
+SERVICES: frozenset[str] = frozenset({"generate", "ask"})
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):
@@ -41,6 +50,14 @@ class Fault(msgspec.Struct, array_like=True, frozen=True):
 
     kind: str
     message: str
+
+    def passes(self, call: str) -> bool:
+        """Whether it may pass by itself.
+
+        Args:
+            call: the kind of the call that ended with it.
+        """
+        return self.kind in INFRASTRUCTURE or (self.kind == "timeout" and call in SERVICES)
 
 
 class GymqError(Exception):
@@ -98,5 +115,24 @@ class ToolError(GymqError):
     """Raised by a tool to tell the model that its call failed; the text goes back to the model."""
 
 
+class Unavailable(GymqError):
+    """Raised by a hook or tool to say that a service does not answer: the call is sent again later."""
+
+
 class TaskError(GymqError):
     """Raised by an environment's hook to say that this task's data cannot be rolled out."""
+
+
+#: Characters of a text of others that a fault repeats.
+LONGEST = 300
+
+
+def one_line(text: str) -> str:
+    """Text of others for a fault: one line that every terminal and every encoding bears, and not too long.
+
+    Args:
+        text: any text; what a server sent may hold lone surrogates and control characters.
+    """
+    line = " ".join(text[: 20 * LONGEST].split())
+    line = "".join(c if c.isprintable() else "?" for c in line[: LONGEST + 1])
+    return line if len(line) <= LONGEST else line[:LONGEST] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gymq.settings import PREFIX, Settings
+from gymq.settings import Settings
 
 #: Tasks that Flower keeps in memory; older ones go first.
 MAX_TASKS = 20_000
@@ -42,4 +42,4 @@ def command(settings: Settings, port: int, password: str) -> tuple[list[str], di
         f"--max_tasks={MAX_TASKS}",
         f"--purge_offline_workers={PURGE_OFFLINE}",
     ]
-    return arguments, {f"{PREFIX}REDIS_URL": settings.redis_url, "FLOWER_BASIC_AUTH": f"{USER}:{password}"}
+    return arguments, {**settings.environment(), "FLOWER_BASIC_AUTH": f"{USER}:{password}"}

@@ -10,7 +10,7 @@ class Keys:
     """The names of one shard's keys.
 
     Args:
-        shard: the shard's number.
+        shard: the shard's number, or what stands for it between the braces in a Cluster; see `gymq/address.py`.
     """
 
     #: The one consumer group of every mailbox.
@@ -21,10 +21,11 @@ class Keys:
         self.prefix = f"gymq:{{{shard}}}:"
         self.runs = self.prefix + "runs"  # ZSET run -> created, seconds
         self.open = self.prefix + "open"  # LIST of runs that still have rollouts to admit, taken in turn
-        self.due = self.prefix + "due"  # ZSET rollout -> ms at which its earliest pending call is overdue
+        self.due = self.prefix + "due"  # ZSET rollout -> ms at which it is looked at if nothing has happened until then
         self.workers = self.prefix + "workers"  # HASH worker -> JSON of what it is; "dead" before it: mail is handed back
         self.paused = self.prefix + "paused"  # STRING, exists while admission is paused
         self.dead = self.prefix + "dead"  # STREAM of dead letters: what killed its process, alone, again and again
+        self.shards = self.prefix + "shards"  # STRING of shard 0's prefix, on each server: "<shard> of <shards>" that it is
         self.isolated = self.prefix + "isolated"  # HASH call id -> executor that works on it
 
     def run(self, name: str) -> str:
@@ -51,6 +52,10 @@ class Keys:
         """SET of rollout ids that a sink already has, from an earlier life of the run."""
         return f"{self.prefix}skip:{run_name}"
 
+    def cancelled(self, run_name: str) -> str:
+        """SET of rollout ids that were cancelled before they were admitted; they are ended as they begin."""
+        return f"{self.prefix}cancel:{run_name}"
+
     def results(self, run_name: str) -> str:
         """STREAM of finished rollouts; one consumer group for each declared consumer."""
         return f"{self.prefix}out:{run_name}"
@@ -67,9 +72,17 @@ class Keys:
         """STREAM of a mailbox's suspects: what was held in more than one death; only quarantines read it."""
         return f"{self.prefix}m:{name}:alone"
 
+    def newer(self, name: str) -> str:
+        """STREAM of mail that older workers have put aside for workers that can read it."""
+        return f"{self.prefix}m:{name}:newer"
+
     def alive(self, worker: str) -> str:
         """STRING that lapses with its worker."""
         return f"{self.prefix}alive:{worker}"
+
+    def rate(self, digest: str) -> str:
+        """HASH: buckets and learned rate of an endpoint's limits; on shard 0 only."""
+        return f"{self.prefix}rate:{digest}"
 
     def rollout(self, rid: str) -> str:
         """HASH: version, state, pending calls of a rollout."""

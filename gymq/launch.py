@@ -9,7 +9,7 @@ from typing import Any
 from gymq import worker
 from gymq.environment import EnvironmentSpec
 from gymq.run import RunConfig
-from gymq.settings import PREFIX, Settings
+from gymq.settings import Settings
 from gymq.supervisor import ChildSpec
 
 #: The child whose good end is the run's end.
@@ -28,37 +28,40 @@ WORKER_FATAL = frozenset({2})
 def children(
     settings: Settings,
     config: RunConfig,
-    model_options: dict[str, Any],
+    models: dict[str, dict[str, Any]],
     environments: list[EnvironmentSpec],
     out: Path,
     logs: Path,
 ) -> list[ChildSpec]:
-    """The sink and one worker of each role; an executor only if something in the environments is isolated.
+    """The sink and one worker of each role, a second for a judge; an executor if something is isolated.
 
     Args:
         settings: where Redis is.
         config: the run.
-        model_options: the options of the model's backend: `base_url`, `api`.
+        models: the SPECs of the run's model and of its judge, if that is another, with their backends' options.
         environments: the environments of the run's rows.
         out: the file of finished rollouts.
         logs: the folder of the children's logs.
     """
     options: dict[str, dict[str, Any]] = {
         "agent": {},
-        "model": {"model": config.model, "concurrency": config.concurrency, **model_options},
         "resource": {"environments": ",".join(spec.name for spec in environments)},
     }
     if any(needs_executor(spec) for spec in environments):
         options["executor"] = {}
     specs = [sink(settings, config.name, out, logs)]
-    for role, given in options.items():
-        argv, env = worker.command(settings, role, given, f"{role}-{config.name}")
+    for spec, given in models.items():
+        name = "model" if spec == config.model else "judge"
+        options[name] = {"model": spec, "concurrency": config.concurrency, **given}
+    for name, given in options.items():
+        role = "model" if name == "judge" else name
+        argv, env = worker.command(settings, role, given, f"{name}-{config.name}")
         specs.append(
             ChildSpec(
-                name=role,
+                name=name,
                 argv=tuple(argv),
                 env=env,
-                log=logs / f"{role}.log",
+                log=logs / f"{name}.log",
                 tier=1,
                 grace=WORKER_GRACE,
                 fatal=WORKER_FATAL,
@@ -79,7 +82,7 @@ def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
     return ChildSpec(
         name=SINK,
         argv=(sys.executable, "-m", "gymq.cli", "sink", "jsonl", "--run", run, "--out", str(out)),
-        env={f"{PREFIX}REDIS_URL": settings.redis_url},
+        env=settings.environment(),
         log=logs / f"{SINK}.log",
         finishes=True,
         fatal=SINK_FATAL,

@@ -11,8 +11,9 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, OutOfMemoryError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
+from gymq.address import locate, parse
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.keys import Keys
 from gymq.settings import Settings
@@ -26,12 +27,15 @@ CONNECT_TIMEOUT = 5.0
 #: Seconds between two tries to connect again.
 RECONNECT_PAUSE = 0.25
 
+#: What a server answers that cannot serve the shard now: it is starting, or is a replica, or the slot lies elsewhere.
+_ELSEWHERE = ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
+
 #: Seconds between two tries while the server's memory is full: sinks make room, and they must get through.
 FULL_PAUSE = 0.5
 
 
 class Outage(Exception):
-    """The connection broke; whether the last command was carried out is not known."""
+    """The connection broke, or the shard is elsewhere now; whether the last command was carried out is not known."""
 
 
 class ServerFull(GymqError):
@@ -49,10 +53,10 @@ def script(name: str) -> bytes:
 
 
 class Link:
-    """A connection for one coroutine at a time.
+    """A connection to one shard, for one coroutine at a time.
 
     Args:
-        settings: where Redis is.
+        settings: where Redis is, and which shard is meant.
         name: what the server's client list calls it.
 
     Raises:
@@ -60,21 +64,17 @@ class Link:
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
-        try:
-            pool = redis.asyncio.ConnectionPool.from_url(
-                settings.redis_url,
-                protocol=2,
-                decode_responses=False,
-                retry=Retry(NoBackoff(), 0),
-                socket_timeout=READ_TIMEOUT,
-                socket_connect_timeout=CONNECT_TIMEOUT,
-                socket_keepalive=True,
-                client_name=name,
-            )
-        except ValueError as error:
-            raise UsageError(f"--redis: {error}") from None
-        self._connection: Any = pool.make_connection()
-        self.keys = Keys()
+        addresses = parse(settings.redis_url)
+        if settings.shard >= len(addresses):
+            raise UsageError(f"--redis: there is no shard {settings.shard}; it names {len(addresses)}")
+        self.shard = settings.shard
+        #: How many shards there are.
+        self.shards = len(addresses)
+        self.address = addresses[settings.shard]
+        self._name = name
+        self._connection: Any = self._make(self.address.url)
+        self._refused = False
+        self.keys = Keys(self.address.tag)
         self._shas: dict[str, bytes] = {}
         self._lock = asyncio.Lock()
 
@@ -84,6 +84,8 @@ class Link:
         Raises:
             ServerUnreachable: no server answers, or it refuses the password.
         """
+        if self.address.kind != "server" and not self._connection.is_connected:
+            self._connection = self._make(await asyncio.to_thread(locate, self.address))
         try:
             await self._connection.connect()
         except (redis.RedisError, OSError) as error:
@@ -94,10 +96,25 @@ class Link:
         async with self._lock:
             while True:
                 await self._connection.disconnect(nowait=True)
+                if self._refused:
+                    await asyncio.sleep(RECONNECT_PAUSE)
+                    self._refused = False
                 try:
                     return await self.connect()
                 except ServerUnreachable:
                     await asyncio.sleep(RECONNECT_PAUSE)
+
+    def _make(self, url: str) -> Any:
+        return redis.asyncio.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            decode_responses=False,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=READ_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_keepalive=True,
+            client_name=self._name,
+        ).make_connection()
 
     async def close(self) -> None:
         """Close the connection."""
@@ -121,7 +138,10 @@ class Link:
             except OutOfMemoryError as error:
                 raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
             except redis.ResponseError as error:
-                if str(error).startswith("LOADING"):
+                if " -OOM " in str(error):  # before Redis 7 in a script; then it has written nothing
+                    raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
+                if _is_elsewhere(error):
+                    self._refused = True
                     raise Outage(str(error)) from None
                 raise GymqError(f"Redis refused {command[0]}: {error}") from None
 
@@ -149,3 +169,9 @@ class Link:
                 await self.reconnect()
             except ServerFull:
                 await asyncio.sleep(FULL_PAUSE)
+
+
+def _is_elsewhere(error: ResponseError) -> bool:
+    # Servers before 7 put an error that a script met behind words of their own: "ERR Error running script ...: -READONLY ...".
+    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    return code in _ELSEWHERE or any(f" -{word} " in str(error) for word in _ELSEWHERE)

@@ -13,12 +13,13 @@ from kombu.exceptions import OperationalError
 
 from gymq import registry
 from gymq.errors import DataError, ServerUnreachable, UsageError
-from gymq.ledger import CHUNK, Ledger
-from gymq.link import Link, Outage
+from gymq.ledger import CHUNK, Ledger, deal
+from gymq.link import Outage
 from gymq.prompt import PromptConfig
 from gymq.rows import parse_row
-from gymq.run import RunConfig, close, create
+from gymq.run import RunConfig
 from gymq.settings import Settings
+from gymq.shards import Shards
 from gymq.task import Task
 
 #: A row and its place, for errors.
@@ -49,6 +50,7 @@ class Producer:
         prompt: words the opening messages of rows that have none.
         on_bad: told of each bad row, in one line.
         on_progress: told after each chunk.
+        first: rows that the run has from elsewhere before these; over several shards rows are numbered on from there.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Producer:
         prompt: PromptConfig | None = None,
         on_bad: Callable[[str], None] | None = None,
         on_progress: Callable[[Produced], None] | None = None,
+        first: int = 0,
     ) -> None:
         self._settings = settings
         self._config = config
@@ -67,6 +70,7 @@ class Producer:
         self._prompt = prompt
         self._on_bad = on_bad
         self._on_progress = on_progress
+        self._first = first
         self.produced = Produced()
 
     async def run(self, rows: Iterable[Row], *, consumers: Iterable[str] = (), last: bool = True) -> Produced:
@@ -82,45 +86,48 @@ class Producer:
             RunClosed: it takes no rows.
             ServerUnreachable: Redis went away; the same call again goes on.
         """
-        link = Link(self._settings, "gymq-producer")
-        await link.connect()
+        shards = Shards(self._settings, "gymq-producer")
+        await shards.connect()
         try:
-            await create(link, self._config)
+            await shards.create(self._config)
             for consumer in consumers:
-                await link.insist("declare", self._config.name, consumer)
-            await self._enqueue(Ledger(link, self._config.name), rows)
-            await link.send("HSET", link.keys.run(self._config.name), "bad", self.produced.bad)
+                await shards.declare(self._config.name, consumer)
+            await self._enqueue(Ledger(shards.links, self._config.name), rows)
+            await shards.first.send("HSET", shards.first.keys.run(self._config.name), "bad", self.produced.bad)
             if last:
-                await close(link, self._config.name)
+                await shards.close_run(self._config.name)
             return self.produced
         except Outage as error:
             raise ServerUnreachable(
                 f"the connection to Redis broke: {error}; run the same command again, nothing is enqueued twice"
             ) from None
         finally:
-            await link.close()
+            await shards.close()
 
     async def _enqueue(self, ledger: Ledger, rows: Iterable[Row]) -> None:
         have = await ledger.chunks()
-        after = ""
+        after = [""] * len(have)
         for number, chunk in enumerate(_chunks(rows)):
             name = f"{self._source}:{number * CHUNK}"
             tasks, bad = self._parse(chunk)
-            if name not in have:
-                if tasks:
-                    await ledger.write(name, tasks, after=after)
-                    await asyncio.to_thread(self._announce, name)
-            elif have[name] == len(tasks):
-                self.produced.known += len(tasks)
-            else:
-                first = number * CHUNK
-                raise UsageError(
-                    f"{self._source}: rows {first + 1} to {first + len(chunk)} were {have[name]} good rows when they were "
-                    f"enqueued, and are {len(tasks)} now; leave the source as it was, or use a new run"
-                )
+            before = self._first + self.produced.rows
+            known = 0
+            dealt = deal(tasks, before, len(have))
+            for there, part in zip(have, dealt, strict=True):
+                if name in there and there[name] != len(part):
+                    first, were = number * CHUNK, sum(one.get(name, 0) for one in have)
+                    raise UsageError(
+                        f"{self._source}: rows {first + 1} to {first + len(chunk)} were {were} good rows when they were "
+                        f"enqueued, and are {len(tasks)} now; leave the source as it was, or use a new run"
+                    )
+                known += there.get(name, 0)
+            self.produced.known += known
+            if known < len(tasks):
+                await ledger.write(name, tasks, before, after=after)
+                await asyncio.to_thread(self._announce, name)
             self.produced.rows += len(tasks)
             self.produced.bad += bad
-            after = name if tasks else after
+            after = [name if part else last for part, last in zip(dealt, after, strict=True)]
             if self._on_progress:
                 self._on_progress(self.produced)
 
@@ -138,10 +145,13 @@ class Producer:
 
     def _announce(self, chunk: str) -> None:
         # The ledger is the truth and admission looks at it anyway; the message makes it look now.
-        from gymq.celery import ENQUEUE, app, broker_url
+        from gymq import broker
+        from gymq.celery import ENQUEUE, app
 
         # The app was made of the environment's settings, which need not be ours.
-        with suppress(OperationalError), app.connection_for_write(broker_url(self._settings.redis_url)) as connection:
+        told = broker.find(self._settings)
+        ours = app.connection_for_write(told.url, ssl=told.ssl or False, transport_options=told.options)
+        with suppress(OperationalError), ours as connection:
             app.send_task(ENQUEUE, [self._config.name, chunk, None], connection=connection)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from gymq.alone import OPTIONS, UNFIT
+from gymq.alone import OPTIONS, SHARD, UNFIT
 from gymq.child import Child, describe
 from gymq.settings import Settings
 
@@ -69,7 +69,8 @@ class Quarantine:
     def _start(self) -> Child:
         # Options may hold secrets, and everybody may read arguments. The worker's death is no reason for a strike: the
         # child is asked to hand back, not killed.
-        environment = self._settings.environment() | {OPTIONS: msgspec.json.encode(self._options).decode()}
+        options = msgspec.json.encode(self._options).decode()
+        environment = self._settings.environment() | {OPTIONS: options, SHARD: str(self._settings.shard)}
         argv = [sys.executable, "-m", "gymq.alone", self._role]
         return Child(argv, environment, f"{self._role} quarantine", None, death_signal=signal.SIGTERM)
 

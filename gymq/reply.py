@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import redis
-
 from gymq.batch import pack
 from gymq.call import Call, Reply, encode
-from gymq.keys import Keys
+from gymq.client import Client
 from gymq.link import script
 
 
-def send_sync(client: redis.Redis, call: Call, reply: Reply) -> bool:
+def send_sync(client: Client, call: Call, reply: Reply) -> bool:
     """Merge a reply into its rollout, unless the call was answered before.
 
     Args:
-        client: a connection.
+        client: a connection to the shard of the call's row.
         call: the call.
         reply: its reply.
 
@@ -26,6 +24,9 @@ def send_sync(client: redis.Redis, call: Call, reply: Reply) -> bool:
     Raises:
         redis.RedisError: Redis cannot be reached; sending the reply again does no harm.
     """
-    merge: Any = client.register_script(script("reply"))
-    one = [call.rollout, call.step, call.n, encode(reply), "", "", call.mark]
-    return merge(keys=[Keys().prefix], args=[pack([one])]) == [1]
+
+    def merge(server: Any) -> bool:
+        arguments = pack([[call.rollout, call.step, call.n, encode(reply), "", "", call.mark]])
+        return server.register_script(script("reply"))(keys=[client.keys.prefix], args=[arguments]) == [1]
+
+    return client.do(merge)

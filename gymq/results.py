@@ -6,25 +6,23 @@ Every declared consumer sees everything, at its own pace. What it has not acknow
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
 
-from gymq.errors import GymqError, UnknownName, UsageError
-from gymq.link import Link, Outage
+from gymq.actor import end
+from gymq.address import parse
+from gymq.errors import UsageError
 from gymq.rollout import Group, Rollout
 from gymq.seen import Seen
 from gymq.settings import Settings
-
-#: Finished rollouts read at once.
-BATCH = 500
+from gymq.stream import Stream
 
 #: Milliseconds that a read waits for more.
 BLOCK = 500
 
-#: The name of the one reader within a consumer.
-READER = "reader"
+#: Seconds that an acknowledgement waits for each of several shards; one that is away is told later.
+PATIENCE = 2.0
 
 #: Characters of a consumer's name.
 _MAX_NAME = 100
@@ -42,9 +40,6 @@ class Results:
     Attributes:
         missed: finished rollouts that were trimmed before this consumer was declared.
         seen: the rollouts that were delivered; none is delivered twice.
-        repeated: rollouts that came again.
-        rolled_back: finished rollouts that Redis had lost: it came back with less than it had confirmed. They end again,
-            and are not delivered again.
     """
 
     def __init__(
@@ -58,14 +53,13 @@ class Results:
         self.consumer = consumer
         self.missed = 0
         self._unit = unit
-        self._settings = settings or Settings.from_environment()
-        self._link = Link(self._settings, f"gymq-consumer-{consumer}")
+        settings = settings or Settings.from_environment()
         self.seen = Seen(run)
-        self.repeated = 0
-        self.rolled_back = 0
-        self._newest = 0
-        # What was delivered and not acknowledged: its entries, more than one after a roll-back.
-        self._held: dict[str, list[bytes]] = {}
+        self._streams = [
+            Stream(settings.at(shard), run, consumer, self.seen) for shard in range(len(parse(settings.redis_url)))
+        ]
+        self._reads: dict[Stream, asyncio.Task[list[Rollout] | None]] = {}
+        self._acknowledging: set[asyncio.Task[None]] = set()
         self._waiting: deque[Rollout] = deque()
         self._open: dict[str, list[Rollout]] = {}
         self._samples = 1
@@ -80,17 +74,9 @@ class Results:
             UnknownName: there is no such run.
             ServerUnreachable: Redis cannot be reached.
         """
-        await self._link.connect()
-        while True:
-            try:
-                samples, backlog = await self._link.send("HMGET", self._link.keys.run(self.run), "samples", "backlog")
-                break
-            except Outage:
-                await self._link.reconnect()
-        if samples is None:
-            raise UnknownName(f"no run {self.run!r}; `gymq status` lists the runs")
-        self._samples = int(samples)
-        return int(backlog)
+        told = await asyncio.gather(*(stream.connect() for stream in self._streams))
+        self._samples = told[0][0]
+        return sum(backlog for _, backlog in told)
 
     async def start(self) -> None:
         """Connect and declare the consumer.
@@ -100,9 +86,7 @@ class Results:
             ServerUnreachable: Redis cannot be reached.
         """
         await self.connect()
-        self.missed = await self._link.insist("declare", self.run, self.consumer)
-        if self.missed < 0:
-            raise UnknownName(f"no run {self.run!r}; `gymq status` lists the runs")
+        self.missed = sum(await asyncio.gather(*(stream.declare() for stream in self._streams)))
 
     async def read(self, block: int = BLOCK) -> list[Rollout] | None:
         """The next finished rollouts; an empty list after a while without any; None when no more will come.
@@ -110,106 +94,73 @@ class Results:
         Args:
             block: milliseconds to wait for more.
         """
-        while True:
-            try:
-                over = await self._over()
-                batch = await self._take(">", None if over else block)
-                if over and not batch:
-                    return None
-                self._compare(batch)
-                return await self._fresh(batch)
-            except Outage:
-                await self._link.reconnect()
-                again = await self.unacknowledged()
-                if again:
-                    return again
+        if len(self._streams) == 1:
+            return await self._streams[0].read(block)
+        # A read of each shard is always under way: none waits for another, and one whose server is away holds up nobody.
+        for stream in self._streams:
+            if stream not in self._reads and not stream.over:
+                self._reads[stream] = asyncio.create_task(stream.read(block))
+        if self._reads:
+            await asyncio.wait(self._reads.values(), timeout=block / 1000, return_when=asyncio.FIRST_COMPLETED)
+        batch: list[Rollout] = []
+        for stream in [stream for stream, task in self._reads.items() if task.done()]:
+            batch += self._reads.pop(stream).result() or []
+        return batch if batch or not all(stream.over for stream in self._streams) else None
 
     async def unacknowledged(self) -> list[Rollout]:
         """What was delivered to this consumer before and not acknowledged, unless this process has it already."""
-        while True:
-            try:
-                found: list[Rollout] = []
-                after = "0"
-                while batch := await self._take(after, None):
-                    found += batch
-                    after = batch[-1].entry.decode()
-                self._newest = max([self._newest, *(rollout.seq for rollout in found)])
-                known = {entry for entries in self._held.values() for entry in entries}
-                return await self._fresh([rollout for rollout in found if rollout.entry not in known])
-            except Outage:
-                await self._link.reconnect()
+        found = await asyncio.gather(*(stream.unacknowledged() for stream in self._streams))
+        return [rollout for part in found for rollout in part]
+
+    @property
+    def repeated(self) -> int:
+        """Rollouts that came again."""
+        return sum(stream.repeated for stream in self._streams)
+
+    @property
+    def rolled_back(self) -> int:
+        """Finished rollouts that Redis had lost: it came back with less than it had confirmed.
+
+        They end again, and are not delivered again.
+        """
+        return sum(stream.rolled_back for stream in self._streams)
 
     def resume(self, seen: Seen, newest: int) -> None:
         """Go on where another process has stopped.
 
         Args:
             seen: what was delivered to it.
-            newest: the highest commit number among that.
+            newest: the highest commit number among that; shards number their commits each for itself, so with several of
+                them it tells nothing, and only what is lost from now on is noticed.
         """
-        self.seen, self._newest = seen, newest
-
-    def _compare(self, batch: list[Rollout]) -> None:
-        """See whether Redis went back: new entries come with rising commit numbers, else some were given twice."""
-        for rollout in batch:
-            if rollout.seq <= self._newest:
-                lost = self._newest - rollout.seq + 1
-                self.rolled_back += lost
-                print(
-                    f"gymq: consumer {self.consumer!r} of run {self.run!r}: Redis lost the last {lost} rollouts that it had "
-                    "confirmed; they end again, and what was delivered is not delivered twice",
-                    file=sys.stderr,
-                )
-            self._newest = rollout.seq
-
-    async def _fresh(self, batch: list[Rollout]) -> list[Rollout]:
-        """What was not delivered before; the rest is acknowledged when its predecessor is."""
-        fresh: list[Rollout] = []
-        done: list[bytes] = []
-        for rollout in batch:
-            if self.seen.add(rollout.id):
-                fresh.append(rollout)
-                self._held[rollout.id] = [rollout.entry]
-                continue
-            self.repeated += 1
-            if rollout.id in self._held:
-                self._held[rollout.id].append(rollout.entry)
-            else:
-                done.append(rollout.entry)
-        if done:
-            await self._acknowledge(done)
-        return fresh
-
-    async def _take(self, after: str, block: int | None) -> list[Rollout]:
-        wait = () if block is None else ("BLOCK", block)
-        stream = self._link.keys.results(self.run)
-        try:
-            reply = await self._link.send(
-                "XREADGROUP", "GROUP", self.consumer, READER, "COUNT", BATCH, *wait, "STREAMS", stream, after
-            )
-        except GymqError as error:
-            if "NOGROUP" in str(error):
-                raise UnknownName(f"run {self.run!r} has no consumer {self.consumer!r} any more: it was removed") from None
-            raise
-        entries = reply[0][1] if reply else ()
-        return [Rollout(f[1].decode(), f[7], f[3] == b"1", entry, int(f[5])) for entry, f in entries if f is not None]
-
-    async def _over(self) -> bool:
-        state, rows, samples, ended, live = await self._link.run("progress", self.run)
-        if state is None:
-            raise UnknownName(f"run {self.run!r} was removed")
-        if state == b"cancelled":
-            return live == 0
-        return state == b"done" or (state == b"closed" and ended == rows * samples)
+        self.seen = seen
+        for stream in self._streams:
+            stream.resume(seen, newest if len(self._streams) == 1 else 0)
 
     async def acknowledge(self, rollouts: Iterable[Rollout]) -> bool:
-        """Say that some rollouts have been used; returns whether the run is done."""
-        entries: list[bytes] = []
-        for rollout in rollouts:
-            entries += self._held.pop(rollout.id, (rollout.entry,))
-        return await self._acknowledge(entries)
+        """Say that some rollouts have been used; returns whether the run is done.
 
-    async def _acknowledge(self, entries: list[bytes]) -> bool:
-        return await self._link.insist("ack", self.run, self.consumer, self._settings.ttl, *entries) == 1
+        A shard whose server is away is told later, as long as this process lives.
+        """
+        parts: list[list[Rollout]] = [[] for _ in self._streams]
+        for rollout in rollouts:
+            parts[rollout.row % len(parts)].append(rollout)
+        if len(parts) == 1:
+            await self._streams[0].acknowledge(parts[0])
+        else:
+            # Who has read all of a shard tells it so, even if nothing is left to acknowledge: that makes the run done there.
+            tasks = {
+                asyncio.create_task(stream.acknowledge(part))
+                for stream, part in zip(self._streams, parts, strict=True)
+                if part or stream.over
+            }
+            self._acknowledging |= tasks
+            if tasks:
+                await asyncio.wait(tasks, timeout=PATIENCE)
+            for task in [task for task in self._acknowledging if task.done()]:
+                self._acknowledging.remove(task)
+                task.result()
+        return all(stream.done for stream in self._streams)
 
     async def ack(self, *items: Rollout | Group) -> None:
         """Say that rollouts or groups have been used: they will not come again."""
@@ -246,8 +197,11 @@ class Results:
         return Group(name, members, complete=len(members) == self._samples)
 
     async def close(self) -> None:
-        """Close the connection; what was not acknowledged comes back next time."""
-        await self._link.close()
+        """Close the connections; what was not acknowledged comes back next time."""
+        await end([*self._reads.values(), *self._acknowledging])
+        self._reads.clear()
+        for stream in self._streams:
+            await stream.close()
 
 
 class SyncResults:

@@ -36,6 +36,11 @@ class Rollout(msgspec.Struct, dict=True):
         return self.id.rpartition(".")[0]
 
     @property
+    def row(self) -> int:
+        """The number of its task within the run."""
+        return int(self.id.rsplit(".", 2)[1])
+
+    @property
     def sample(self) -> int:
         """Its number within its group."""
         return int(self.id.rpartition(".")[2])

@@ -20,6 +20,12 @@ from gymq.link import Link
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
+#: A group or a rollout within its run.
+_PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
+#: Fields in which the same run may differ from what it was: they change no rollout.
+_FREE = frozenset({"name", "concurrency", "backlog", "created"})
+
+
 class RunConfig(msgspec.Struct, frozen=True):
     """What a run is; fixed when it is created.
 
@@ -30,6 +36,15 @@ class RunConfig(msgspec.Struct, frozen=True):
         model: the model's SPEC, which is also the name of its mailbox.
         samples: rollouts of each task; together they are the task's group.
         max_turns: answers of the model after which a rollout is truncated.
+        max_rollout_tokens: input and output tokens of all its answers together after which it is; 0: no limit, here and below.
+        max_seconds: seconds since its first step after which it is, whatever it waits for.
+        max_working_seconds: seconds that its calls have taken after which it is; what they waited does not count.
+        max_tool_calls: tool calls that it may make; it is truncated at the next one.
+        call_timeout: seconds that one answer of a model may take; 0: the backend's own limit.
+        infra_retries: how often a rollout sends calls again that ended by what may pass: a service that does not answer.
+        data_retries: how often it does so after any other fault.
+        verify_retries: how often `verify` is sent again after what may pass.
+        judge: SPEC of the model that answers an `Ask` which names none; empty: the run's model.
         concurrency: rollouts in flight at once.
         backlog: finished rollouts that the slowest consumer may be behind before admission waits.
         sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
@@ -42,6 +57,15 @@ class RunConfig(msgspec.Struct, frozen=True):
     model: str
     samples: int = 1
     max_turns: int = 30
+    max_rollout_tokens: int = 0
+    max_seconds: float = 0.0
+    max_working_seconds: float = 0.0
+    max_tool_calls: int = 0
+    call_timeout: float = 0.0
+    infra_retries: int = 8
+    data_retries: int = 0
+    verify_retries: int = 10
+    judge: str = ""
     concurrency: int = 256
     backlog: int = 10_000
     sampling: dict[str, Any] = {}
@@ -65,6 +89,7 @@ class RunStatus(msgspec.Struct):
         live: rollouts in flight.
         by_status: rollouts that ended, by status.
         unread: finished rollouts that each consumer has not acknowledged.
+        paused: nothing more of it is admitted for the time being.
     """
 
     config: RunConfig
@@ -75,6 +100,7 @@ class RunStatus(msgspec.Struct):
     live: int
     by_status: dict[str, int]
     unread: dict[str, int]
+    paused: bool = False
 
     @property
     def total(self) -> int:
@@ -86,7 +112,7 @@ async def create(link: Link, config: RunConfig) -> bool:
     """Create a run, or find it as it was created.
 
     Args:
-        link: a connection.
+        link: a connection; its shard gets its part of the concurrency and of the backlog.
         config: what the run is to be.
 
     Returns:
@@ -100,8 +126,8 @@ async def create(link: Link, config: RunConfig) -> bool:
     made = await link.send("HSETNX", link.keys.run(config.name), "config", msgspec.json.encode(config))
     if not made:
         there = await load_config(link, config.name)
-        for field in ("environment", "agent", "model", "samples", "max_turns", "sampling"):
-            if getattr(there, field) != getattr(config, field):
+        for field in config.__struct_fields__:
+            if field not in _FREE and getattr(there, field) != getattr(config, field):
                 raise UsageError(
                     f"run {config.name!r} exists with {field}={getattr(there, field)!r}, not {getattr(config, field)!r}; "
                     "choose another name, or `gymq rm` it"
@@ -112,9 +138,10 @@ async def create(link: Link, config: RunConfig) -> bool:
         "samples",
         config.samples,
         "concurrency",
-        config.concurrency,
+        -(-config.concurrency // link.shards),
         "backlog",
-        config.backlog,
+        -(-config.backlog // link.shards),
+        *(("shards", link.shards, "shard", link.shard) if link.shards > 1 else ()),
     )
     await link.send("HSETNX", link.keys.run(config.name), "state", "open")
     await link.send("ZADD", link.keys.runs, "NX", config.created, config.name)
@@ -191,9 +218,59 @@ async def cancel(link: Link, name: str) -> int:
 
     Raises:
         UnknownName: there is no such run.
+        RunClosed: it is done.
     """
     await load_config(link, name)
-    return await link.run("cancel", name)
+    flying = await link.run("cancel", name)
+    if flying < 0:
+        raise RunClosed(f"run {name!r} is done: nothing is left to cancel")
+    return flying
+
+
+async def cancel_some(link: Link, name: str, which: list[str]) -> tuple[int, int]:
+    """End some groups and rollouts of a run that goes on with the others.
+
+    Args:
+        link: a connection.
+        name: the run's name.
+        which: of a group the row's number, of a rollout `ROW.SAMPLE`.
+
+    Returns:
+        How many rollouts were in flight, and how many had not begun: those end as soon as it is their turn.
+
+    Raises:
+        UsageError: one is written otherwise.
+        UnknownName: there is no such run, group or rollout; then nothing is cancelled.
+        RunClosed: the run, or one of them, has ended; then nothing is cancelled.
+    """
+    for one in which:
+        if not _PLACE.fullmatch(one):
+            raise UsageError(f"{one!r} is no group (ROW) and no rollout (ROW.SAMPLE)")
+    state, *found = await link.run("cancel_some", name, *which)
+    if state is None:
+        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
+    if not found:
+        raise RunClosed(f"run {name!r} is {state.decode()}: its rollouts have ended, or end now")
+    for one, (flying, waiting, there) in zip(which, found, strict=True):
+        what = f"rollout {name}.{one}" if "." in one else f"group {name}.{one}"
+        if not there:
+            raise UnknownName(f"no {what}; run {name!r} has fewer rows or samples")
+        if not flying + waiting:
+            raise RunClosed(f"{what} has ended: nothing is left to cancel")
+    return sum(one[0] for one in found), sum(one[1] for one in found)
+
+
+async def pause(link: Link, name: str, paused: bool) -> None:
+    """Admit no more rollouts of a run, or admit them again; those in flight go on.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    await load_config(link, name)
+    if paused:
+        await link.send("HSET", link.keys.run(name), "paused", 1)
+    else:
+        await link.send("HDEL", link.keys.run(name), "paused")
 
 
 async def remove(link: Link, name: str) -> None:
@@ -202,7 +279,7 @@ async def remove(link: Link, name: str) -> None:
     Raises:
         UnknownName: there is no such run.
     """
-    await cancel(link, name)
+    await load_config(link, name)
     await link.run("remove", name)
 
 
@@ -226,6 +303,7 @@ async def status(link: Link, name: str) -> RunStatus:
         live=await link.send("SCARD", link.keys.live(name)),
         by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
         unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
+        paused="paused" in fields,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 import traceback
@@ -12,12 +13,31 @@ import msgspec
 from gymq.actor import Actor
 from gymq.batch import Batcher, pack
 from gymq.cache import Cache
-from gymq.call import Call, Reply, decode_call, encode
+from gymq.call import SCHEMA, Call, Reply, call_schema, decode_call, encode
 from gymq.dead import bury_call
-from gymq.errors import CallError, Fault
+from gymq.errors import CallError, Fault, one_line
 from gymq.mailbox import STRIKES, Mail
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
+
+#: Seconds after which somebody looks whether a call is still wanted, in its mailbox or in work: most calls are over by then,
+#: and cost nothing.
+PATIENCE = 1.0
+
+#: Calls that one script looks at: a millisecond of the server's time.
+PENDING_BATCH = 500
+
+
+class _Serving:
+    """A call in work."""
+
+    __slots__ = ("call", "since", "task", "unwanted")
+
+    def __init__(self, call: Call, task: Any, since: float) -> None:
+        self.call = call
+        self.task = task
+        self.since = since
+        self.unwanted = False
 
 
 class Kept:
@@ -49,11 +69,14 @@ class CallServer(Actor):
 
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
         super().__init__(settings, options)
+        self._serving: dict[tuple[bytes, bytes], _Serving] = {}
         self._replies = Batcher(self._send_replies, self.ended)
         self._loads = Batcher(self._load, self.ended)
         self._kept: Cache[Kept] = Cache()
         self._tasks_kept: Cache[Task] = Cache()
-        self.counts |= {"served": 0, "faults": 0, "loaded": 0}
+        #: Seconds that calls in hand have waited for rate limits, by the call's id.
+        self.waited: dict[str, float] = {}
+        self.counts |= {"served": 0, "faults": 0, "loaded": 0, "unwanted": 0}
 
     async def serve(self, call: Call) -> bytes:
         """Do what a call asks for and return the encoded value.
@@ -64,18 +87,40 @@ class CallServer(Actor):
         raise NotImplementedError
 
     async def handle(self, mail: list[Mail]) -> None:
-        """Start each call."""
+        """Start each call, but those that lay so long that nobody may want them any more are asked about first."""
+        calls: list[tuple[Mail, Call]] = []
+        newer: list[tuple[Mail, int]] = []
+        late: list[int] = []
+        oldest = (time.time() - PATIENCE) * 1000
         for one in mail:
-            self.spawn(self._serve(one))
+            schema = call_schema(one.fields[0])
+            if schema > SCHEMA:
+                newer.append((one, schema))
+                continue
+            try:
+                call = decode_call(one.fields[1])
+            except msgspec.MsgspecError as error:
+                # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
+                print(f"gymq: mail {one.id!r} in {one.stream!r} is no call: {error}", file=sys.stderr)
+                self._acknowledge(one)
+                continue
+            # A stream's ids are the times at which its entries were made.
+            if call.kind != "close" and int(one.id.partition(b"-")[0]) < oldest:
+                late.append(len(calls))
+            calls.append((one, call))
+        if newer:
+            await self.park([one for one, _ in newer], [schema for _, schema in newer])
+        wanted = dict(zip(late, await self._wanted([calls[i][1] for i in late]), strict=True)) if late else {}
+        for i, (one, call) in enumerate(calls):
+            if wanted.get(i, True):
+                self.spawn(self._serve(one, call))
+            else:
+                self.counts["unwanted"] += 1
+                self._acknowledge(one)
 
-    async def _serve(self, mail: Mail) -> None:
-        try:
-            call = decode_call(mail.fields[1])
-        except msgspec.MsgspecError as error:
-            # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
-            print(f"gymq: mail {mail.id!r} in {mail.stream!r} is no call: {error}", file=sys.stderr)
-            self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id, ""]))
-            return
+    async def _serve(self, mail: Mail, call: Call) -> None:
+        key = (mail.stream, mail.id)
+        serving = self._serving[key] = _Serving(call, asyncio.current_task(), time.monotonic())
         started = time.time()
         fault, value = None, b""
         letter = None
@@ -86,19 +131,51 @@ class CallServer(Actor):
             value = await self.serve(call)
         except CallError as error:
             fault = error.fault
+        except asyncio.CancelledError:
+            if serving.unwanted:
+                self.counts["unwanted"] += 1
+                self._acknowledge(mail)
+            raise
         except Exception as error:
             traceback.print_exc()
-            fault = Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more")
+            fault = Fault("internal", one_line(f"{type(error).__name__}: {error}; the worker's log has more"))
+        finally:
+            self._serving.pop(key, None)
         if fault is not None:
             self.counts["faults"] += 1
         self.reply(mail, call, started, fault, value, letter)
+
+    def interruptible(self, call: Call) -> bool:
+        """Whether a call that nobody wants any more may be cut off; what cleans up runs to its end."""
+        return call.kind != "close"
+
+    async def duties(self) -> None:
+        """Cut off the calls that nobody wants any more: their rollout has ended or gone on, or another has answered them."""
+        since = time.monotonic() - PATIENCE
+        long = [one for one in self._serving.values() if one.since < since and self.interruptible(one.call)]
+        for one, wanted in zip(long, await self._wanted([one.call for one in long]), strict=True):
+            if not wanted and not one.task.done():
+                one.unwanted = True
+                one.task.cancel()
+
+    async def _wanted(self, calls: list[Call]) -> list[bool]:
+        found: list[bool] = []
+        for first in range(0, len(calls), PENDING_BATCH):
+            asked = [[call.rollout, call.step, call.n] for call in calls[first : first + PENDING_BATCH]]
+            found += map(bool, await self.link.insist("pending", pack(asked)))
+        return found
+
+    def _acknowledge(self, mail: Mail) -> None:
+        """Acknowledge mail without a reply."""
+        self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id, ""]))
 
     def reply(
         self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
     ) -> None:
         """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
         last = [] if letter is None else [letter, self.settings.ttl]
-        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt)
+        waited = self.waited.pop(call.id, 0.0)
+        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
         self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.mark, *last]))
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:

@@ -17,19 +17,32 @@ class Settings(msgspec.Struct, frozen=True):
     """Settings of one process; each field is read from the variable `GYMQ_<FIELD>`.
 
     Args:
-        redis_url: the server, `redis://[:password@]host:port/db`, `rediss://...` or `unix://...`.
+        redis_url: the servers, a shard each; `gymq/address.py` lists the forms.
+        broker_url: Celery's broker, one server; "": that of the first shard.
         liveness: seconds after which a silent worker counts as dead; the same for all workers.
         ttl: seconds for which what is left of a run is kept after it is done.
+        shard: the shard that these are for; set by `at`, not by the environment.
     """
 
     redis_url: str = "redis://127.0.0.1:6379/0"
+    broker_url: str = ""
     liveness: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     ttl: Annotated[int, msgspec.Meta(ge=0)] = 7 * 24 * 3600
+    shard: int = 0
+
+    def at(self, shard: int) -> Settings:
+        """The same settings for what works on one shard.
+
+        Args:
+            shard: its number.
+        """
+        return msgspec.structs.replace(self, shard=shard)
 
     def environment(self) -> dict[str, str]:
-        """The variables that give another process these settings."""
+        """The variables by which a child process gets the same settings; they may hold passwords."""
         return {
             f"{PREFIX}REDIS_URL": self.redis_url,
+            f"{PREFIX}BROKER_URL": self.broker_url,
             f"{PREFIX}LIVENESS": f"{self.liveness:g}",
             f"{PREFIX}TTL": str(self.ttl),
         }
@@ -42,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True):
             UsageError: a variable is not of its field's type.
         """
         values: dict[str, Any] = {}
-        for field in cls.__struct_fields__:
+        for field in set(cls.__struct_fields__) - {"shard"}:
             text = os.environ.get(PREFIX + field.upper())
             if text:
                 values[field] = text

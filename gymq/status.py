@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from gymq import run
 from gymq.environment import EnvironmentSpec
 from gymq.errors import UnknownName
 from gymq.launch import needs_executor
 from gymq.link import Link
 from gymq.run import RunStatus
+from gymq.shards import Shards
 
 #: Keys that one SCAN looks at: a millisecond of the server's time.
 _SCAN = 5000
@@ -29,12 +29,14 @@ class Mailbox(msgspec.Struct):
         waiting: messages that no worker has taken.
         taken: messages that workers are busy with.
         workers: workers alive that read it.
+        newer: messages that its workers are too old to read.
     """
 
     name: str
     waiting: int
     taken: int
     workers: int
+    newer: int = 0
 
 
 class Overview(msgspec.Struct):
@@ -57,94 +59,115 @@ class Overview(msgspec.Struct):
     warnings: list[str]
 
 
-async def overview(link: Link, name: str | None = None) -> Overview:
+async def overview(shards: Shards, name: str | None = None) -> Overview:
     """Look at everything.
 
     Args:
-        link: a connection.
+        shards: connections.
         name: only this run; None: all runs that Redis still has.
 
     Raises:
         UnknownName: there is no such run.
     """
-    runs = await _runs(link, name)
-    workers, readers = await _workers(link)
+    runs = await _runs(shards, name)
+    workers, readers = await _workers(shards)
     needs: dict[str, list[str]] = {}
     for one in runs:
         if one.state not in _OVER and not (one.state == "closed" and one.ended == one.total):
-            for need in await _needs(link, one):
+            for need in await _needs(shards, one):
                 needs.setdefault(need, []).append(one.config.name)
-    boxes = [await _mailbox(link, box, readers[box]) for box in sorted({*readers, *(needs.keys() - {"executor"})})]
+    boxes = [await _mailbox(shards, box, readers[box]) for box in sorted({*readers, *(needs.keys() - {"executor"})})]
     warnings = [
         f"nobody serves {need}, which {', '.join(waiting)} needs; start {_how(need)}"
         for need, waiting in sorted(needs.items())
         if not (workers.get("executor") if need == "executor" else readers[need])
     ]
-    paused = bool(await link.send("EXISTS", link.keys.paused))
+    paused = any(await shards.each(lambda link: link.send("EXISTS", link.keys.paused)))
     if paused:
         warnings.append("admission is paused; `gymq control resume` ends that")
-    dead: int = await link.send("XLEN", link.keys.dead)
+    warnings += [
+        f"run {one.config.name} is paused; `gymq control resume {one.config.name}` ends that"
+        for one in runs
+        if one.paused and one.state not in _OVER
+    ]
+    for box in boxes:
+        if box.newer:
+            warnings.append(f"{box.newer} messages of a newer schema wait for {box.name}; start newer workers")
+    dead: int = sum(await shards.each(lambda link: link.send("XLEN", link.keys.dead)))
     return Overview(runs, workers, boxes, paused, dead, warnings)
 
 
-async def _runs(link: Link, name: str | None) -> list[RunStatus]:
+async def _runs(shards: Shards, name: str | None) -> list[RunStatus]:
     if name is not None:
-        return [await run.status(link, name)]
-    # Not `runs`: runs that are done are no longer there, but stay readable until they lapse.
-    prefix = link.keys.run("")
+        return [await shards.status(name)]
+    names: set[str] = set()
+    for link in shards.links:
+        # Not `runs`: runs that are done are no longer there, but stay readable until they lapse.
+        prefix = link.keys.run("")
+        names.update(key.removeprefix(prefix) for key in await _scan(link, f"{prefix}*"))
     found: list[RunStatus] = []
-    for key in await _scan(link, f"{prefix}*"):
+    for one in sorted(names):
         try:
-            found.append(await run.status(link, key.removeprefix(prefix)))
+            found.append(await shards.status(one))
         except UnknownName:  # it lapsed or was removed meanwhile
             continue
     return sorted(found, key=lambda one: (one.config.created, one.config.name))
 
 
-async def _workers(link: Link) -> tuple[dict[str, int], Counter[str]]:
+async def _workers(shards: Shards) -> tuple[dict[str, int], Counter[str]]:
     """The workers alive by role, and how many of them read each mailbox."""
-    flat = await link.send("HGETALL", link.keys.workers)
-    infos = {worker.decode(): info for worker, info in zip(flat[::2], flat[1::2], strict=True)}
-    signs: list[bytes | None] = await link.send("MGET", *[link.keys.alive(worker) for worker in infos]) if infos else []
+    alive: dict[tuple[str, str, int], dict[str, Any]] = {}
+    executors: set[str] = set()
+    for link in shards.links:
+        flat = await link.send("HGETALL", link.keys.workers)
+        infos = {worker.decode(): info for worker, info in zip(flat[::2], flat[1::2], strict=True)}
+        signs: list[bytes | None] = await link.send("MGET", *[link.keys.alive(worker) for worker in infos]) if infos else []
+        for info, sign in zip(infos.values(), signs, strict=True):
+            if sign is not None and info.startswith(b"{"):
+                told: dict[str, Any] = msgspec.json.decode(info)
+                # A process has a name of its own on each shard.
+                alive[told["role"], told["host"], told["pid"]] = told
+        # Executors hold no mail, so they stand in no registry.
+        prefix = link.keys.alive("")
+        executors.update(key.removeprefix(prefix) for key in await _scan(link, link.keys.alive("executor-*")))
     roles: Counter[str] = Counter()
     readers: Counter[str] = Counter()
-    for (_, info), sign in zip(infos.items(), signs, strict=True):
-        if sign is not None and info.startswith(b"{"):
-            told: dict[str, Any] = msgspec.json.decode(info)
-            if told.get("alone"):  # it reads suspects only, and comes and goes
-                roles["quarantine"] += 1
-                continue
-            roles[told["role"]] += 1
-            readers.update(told["mailboxes"])
-    # Executors hold no mail, so they stand in no registry.
-    executors = len(await _scan(link, link.keys.alive("executor-*")))
+    for told in alive.values():
+        if told.get("alone"):  # it reads suspects only, and comes and goes
+            roles["quarantine"] += 1
+            continue
+        roles[told["role"]] += 1
+        readers.update(told["mailboxes"])
     if executors:
-        roles["executor"] = executors
+        roles["executor"] = len(executors)
     return dict(sorted(roles.items())), readers
 
 
-async def _needs(link: Link, one: RunStatus) -> list[str]:
+async def _needs(shards: Shards, one: RunStatus) -> list[str]:
     """The mailboxes, and perhaps `executor`, without which a run stands still."""
-    needs = ["agent", f"model:{one.config.model}"]
-    fields = await link.send("HGETALL", link.keys.run(one.config.name))
-    for field, value in zip(fields[::2], fields[1::2], strict=True):
-        if field.startswith(b"spec:"):
-            spec = msgspec.json.decode(value, type=EnvironmentSpec)
-            needs.append(f"resource:{spec.name}")
-            if needs_executor(spec) and "executor" not in needs:
-                needs.append("executor")
-    return needs
+    needs = ["agent", *(f"model:{spec}" for spec in dict.fromkeys((one.config.model, one.config.judge)) if spec)]
+    for fields in await shards.each(lambda link: link.send("HGETALL", link.keys.run(one.config.name))):
+        for field, value in zip(fields[::2], fields[1::2], strict=True):
+            if field.startswith(b"spec:"):
+                spec = msgspec.json.decode(value, type=EnvironmentSpec)
+                needs.append(f"resource:{spec.name}")
+                if needs_executor(spec):
+                    needs.append("executor")
+    return list(dict.fromkeys(needs))
 
 
-async def _mailbox(link: Link, name: str, workers: int) -> Mailbox:
+async def _mailbox(shards: Shards, name: str, workers: int) -> Mailbox:
     length = taken = 0
-    for stream in (link.keys.mailbox(name), link.keys.retry(name), link.keys.alone(name)):
-        if await link.send("EXISTS", stream):
-            length += await link.send("XLEN", stream)
-            # The first worker makes the group; mail may come before it.
-            for group in await link.send("XINFO", "GROUPS", stream):
-                taken += dict(zip(group[::2], group[1::2], strict=True))[b"pending"]
-    return Mailbox(name, max(length - taken, 0), taken, workers)
+    newer = 0
+    for link in shards.links:
+        for stream in (link.keys.mailbox(name), link.keys.retry(name), link.keys.alone(name)):
+            if await link.send("EXISTS", stream):
+                length += await link.send("XLEN", stream)
+                # The first worker makes the group; mail may come before it.
+                for group in await link.send("XINFO", "GROUPS", stream):
+                    taken += dict(zip(group[::2], group[1::2], strict=True))[b"pending"]
+        newer += await link.send("XLEN", link.keys.newer(name))
+    return Mailbox(name, max(length - taken, 0) + newer, taken, workers, newer)
 
 
 def _how(need: str) -> str:

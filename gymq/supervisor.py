@@ -131,6 +131,11 @@ class Supervisor:
                 place.child = None
         return events
 
+    def forgive(self) -> None:
+        """Forget the quick deaths so far: the children do their work, whatever happens to them."""
+        for place in self._places:
+            place.quick_deaths = 0
+
     def stop(self) -> None:
         """Stop all children, higher tiers first, those of a tier at the same time; an exception meanwhile kills all.
 

@@ -16,6 +16,9 @@ from gymq.errors import ToolError, UsageError
 #: Parameters that the worker fills in; the model never sees them.
 INJECTED = frozenset({"self", "task", "messages", "state"})
 
+#: Further ones of hooks that may ask a model; a tool's `answer` is the model's argument.
+ASKED = frozenset({"answer", "note"})
+
 #: Names that OpenAI-compatible servers accept for a function.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -61,9 +64,9 @@ class Tool:
         return {field.alias or name: getattr(checked, name) for name, field in self.model.model_fields.items()}
 
 
-def wanted(function: Callable[..., Any]) -> frozenset[str]:
+def wanted(function: Callable[..., Any], injected: frozenset[str] = INJECTED) -> frozenset[str]:
     """Which injected parameters a hook or tool asks for."""
-    return frozenset(inspect.signature(function).parameters) & INJECTED - {"self"}
+    return frozenset(inspect.signature(function).parameters) & injected - {"self"}
 
 
 def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -> Tool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from gymq import broker
 from gymq.settings import Settings
 
 #: Threads of Celery's pool in a worker that hosts an actor: they run the enqueue task and nothing else.
@@ -25,6 +26,9 @@ def command(
         name: what Celery and Flower call it, unique on this machine.
         processes: of an executor: how many calls run at once.
         log_level: Celery's.
+
+    Raises:
+        UsageError: the server of the settings cannot be Celery's broker.
     """
     argv = [sys.executable, "-m", "celery", "--quiet", "-A", "gymq", "worker", "--role", role, "-n", f"{name}@%h"]
     pool = ["-P", "prefork", "-c", str(processes), "-E"] if role == "executor" else ["-P", "threads", "-c", str(THREADS)]
@@ -32,4 +36,5 @@ def command(
     for key, value in options.items():
         if value is not None:
             argv += ["--option", f"{key}={value}"]
+    broker.find(settings)  # a mistake in it would be a page of Celery's
     return argv, settings.environment()

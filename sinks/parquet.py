@@ -64,6 +64,7 @@ class _Record(msgspec.Struct):
     status: str
     stop: str | None
     reward: float | None
+    no_reward: str | None
     rewards: msgspec.Raw
     turns: int
     tool_calls: int
@@ -86,6 +87,7 @@ _PLAIN = {
     "status": "string",
     "stop": "string",
     "reward": "float64",
+    "no_reward": "string",
     "turns": "int32",
     "tool_calls": "int32",
     "started_at": "float64",

@@ -86,11 +86,12 @@ def test_an_isolated_tool_is_a_celery_task_in_a_process_of_its_own(farm, tmp_pat
     assert started["pid"] == executor.pid != pid
 
 
-def test_a_verifier_that_spins_fails_its_rollout_without_a_reward(farm, tmp_path, no_leaks):
+def test_a_verifier_that_spins_leaves_its_rollout_without_a_reward(farm, tmp_path, no_leaks):
     start(farm)
     farm.produce(RunConfig("spun", "hostile", "tool", "scripted"), [{"prompt": "go", "calls": [], "spin": True}])
     (rollout,) = farm.finish("spun", tmp_path / "out.jsonl")
-    assert (rollout["status"], rollout["reward"], rollout["error"]["kind"]) == ("failed", None, "timeout")
+    assert (rollout["status"], rollout["reward"], rollout["error"]) == ("completed", None, None)
+    assert rollout["no_reward"].startswith("timeout: ")
 
 
 def test_an_isolated_call_outlives_its_executor(farm, tmp_path, no_leaks):
@@ -107,3 +108,20 @@ def test_an_isolated_call_outlives_its_executor(farm, tmp_path, no_leaks):
     assert rollout["status"] == "completed"
     assert next(message["content"] for message in rollout["messages"] if message["role"] == "tool") == "rested"
     assert time.monotonic() - died < 20
+
+
+def test_after_an_outage_of_redis_a_call_that_runs_is_not_run_again(farm, redis_server, tmp_path, no_leaks):
+    # Given a call that runs, noted by whoever runs it, and a second executor with nothing to do
+    start(farm, executors=2)
+    journal = tmp_path / "journal"
+    row = {"prompt": "go", "calls": ["noted"], "journal": str(journal), "seconds": 20}
+    farm.produce(RunConfig("outage", "hostile", "tool", "scripted"), [row])
+    wait_until(journal.exists, 30, "the call to begin")
+    # When Redis is away for far longer than the liveness
+    redis_server.stop()
+    time.sleep(8)
+    redis_server.start()
+    # Then the call ends well, and nobody else has run it
+    (rollout,) = farm.finish("outage", tmp_path / "out.jsonl", 90)
+    assert rollout["status"] == "completed"
+    assert len(journal.read_text().splitlines()) == 1

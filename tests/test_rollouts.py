@@ -86,12 +86,12 @@ FAULTS = {
     "open": ("failed", "environment", "KeyError: 'secret'"),
     "tool": ("failed", "environment", "RuntimeError: the tool broke"),
     "respond": ("failed", "environment", "RuntimeError: nothing to say"),
-    "verify": ("failed", "verifier", "ZeroDivisionError: no reward"),
-    "nan": ("failed", "verifier", "must be finite"),
-    "text": ("failed", "verifier", "not a number"),
+    "verify": ("completed", None, "verifier: ZeroDivisionError: no reward"),
+    "nan": ("completed", None, "must be finite"),
+    "text": ("completed", None, "not a number"),
     "policy": ("failed", "model", "RuntimeError: the model broke"),
     "close": ("completed", None, ""),
-    "none": ("completed", None, ""),
+    "none": ("completed", None, "the verifier gave no reward"),
 }
 
 
@@ -108,6 +108,8 @@ def test_what_an_environment_raises_fails_its_rollout_with_one_line_and_nobody_e
         assert rollout["status"] == status, where
         if kind is None:
             assert rollout["error"] is None
+            assert text in (rollout["no_reward"] or "")
+            assert (rollout["reward"] is None) == (where != "close")
             continue
         assert rollout["error"]["kind"] == kind, where
         assert text in rollout["error"]["message"]

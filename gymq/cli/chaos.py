@@ -45,14 +45,14 @@ def chaos(
       gymq chaos --role model --faults stop --seed 7 --yes
     """
     from gymq.chaos import Chaos, Fault, victims
-    from gymq.cli.status import with_link
+    from gymq.cli.status import with_shards
     from gymq.errors import GymqError, UsageError
 
     kinds: list[Any] = [kind for kind in faults.split(",") if kind]
     if not kinds or set(kinds) - set(_FAULTS):
         raise UsageError(f"--faults {faults!r}: use {' or '.join(_FAULTS)}, or both with a comma")
     settings = find_server(redis, of)
-    found = with_link(settings, lambda link: victims(link, roles))
+    found = with_shards(settings, lambda shards: victims(shards, roles))
     if not found:
         raise GymqError("no worker of this server runs on this machine as this user; `gymq status` shows the workers")
     for one in found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_link
+from gymq.cli.status import with_shards
 
 
 @click.group()
@@ -29,9 +29,7 @@ def show(run: str, redis: str | None, of: str | None) -> None:
     Examples:
       gymq consumer list try1
     """
-    from gymq.run import status
-
-    found = with_link(find_server(redis, of), lambda link: status(link, run))
+    found = with_shards(find_server(redis, of), lambda shards: shards.status(run))
     for name, unread in sorted(found.unread.items()):
         click.echo(f"{name}: {unread} of {found.ended} not acknowledged")
     if not found.unread:
@@ -49,8 +47,6 @@ def drop(run: str, name: str, redis: str | None, of: str | None) -> None:
     Examples:
       gymq consumer drop try1 trainer
     """
-    from gymq.run import drop_consumer
-
     settings = find_server(redis, of)
-    with_link(settings, lambda link: drop_consumer(link, run, name, settings.ttl))
+    with_shards(settings, lambda shards: shards.drop_consumer(run, name, settings.ttl))
     click.echo(f"run {run}: consumer {name} dropped")

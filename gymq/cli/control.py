@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_link
+from gymq.cli.status import with_shards
 from gymq.errors import GymqError
 
 #: Seconds in which workers answer; those that are busy importing may not.
@@ -22,6 +22,7 @@ def control() -> None:
     \b
     Examples:
       gymq control pause
+      gymq control resume try1
       gymq control stats
       gymq control drain --worker model-4711@host
     """
@@ -29,47 +30,55 @@ def control() -> None:
 
 def _app(redis: str | None, of: str | None) -> Any:
     settings = find_server(redis, of)
-    with_link(settings, lambda link: link.send("PING"))
-    os.environ["GYMQ_REDIS_URL"] = settings.redis_url  # the app is made of the environment's settings
+    with_shards(settings, lambda shards: shards.first.send("PING"))
+    os.environ.update(settings.environment())  # the app is made of the environment's settings
     from gymq.celery import app
 
     return app
 
 
-def _want(redis: str | None, of: str | None, paused: bool) -> None:
+def _want(name: str | None, redis: str | None, of: str | None, paused: bool) -> None:
+    if name is not None:
+        return with_shards(find_server(redis, of), lambda shards: shards.pause(name, paused))
     # What is wanted stands in Redis; the message only makes workers look now.
-    from gymq.keys import Keys
-
     app = _app(redis, of)
-    command = ("SET", Keys().paused, "1") if paused else ("DEL", Keys().paused)
-    with_link(find_server(redis, of), lambda link: link.send(*command))
+
+    def want(link: Any) -> Any:
+        return link.send("SET", link.keys.paused, "1") if paused else link.send("DEL", link.keys.paused)
+
+    with_shards(find_server(redis, of), lambda shards: shards.each(want))
     app.control.broadcast("pause" if paused else "resume")
 
 
 @control.command()
+@click.argument("run", required=False, metavar="[RUN]")
 @server_options
-def pause(redis: str | None, of: str | None) -> None:
-    """Admit no more rollouts; those in flight go on.
+def pause(run: str | None, redis: str | None, of: str | None) -> None:
+    """Admit no more rollouts, of one RUN or at all; those in flight go on.
 
     \b
     Examples:
       gymq control pause
+      gymq control pause try1
     """
-    _want(redis, of, paused=True)
-    click.echo("paused: no rollouts are admitted until `gymq control resume`")
+    _want(run, redis, of, paused=True)
+    again = f"gymq control resume {run}" if run else "gymq control resume"
+    click.echo(f"paused: no rollouts{f' of run {run}' if run else ''} are admitted until `{again}`")
 
 
 @control.command()
+@click.argument("run", required=False, metavar="[RUN]")
 @server_options
-def resume(redis: str | None, of: str | None) -> None:
-    """Admit rollouts again.
+def resume(run: str | None, redis: str | None, of: str | None) -> None:
+    """Admit rollouts again, of the one RUN that was paused or at all.
 
     \b
     Examples:
       gymq control resume
+      gymq control resume try1
     """
-    _want(redis, of, paused=False)
-    click.echo("resumed")
+    _want(run, redis, of, paused=False)
+    click.echo(f"resumed{f': run {run}' if run else ''}")
 
 
 @control.command()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_link
+from gymq.cli.status import with_shards
 from gymq.errors import UsageError
 
 
@@ -38,7 +38,7 @@ def show_all(redis: str | None, of: str | None, run: str | None) -> None:
     from gymq.cli.table import make_table, show
     from gymq.dead import letters
 
-    found = with_link(find_server(redis, of), lambda link: letters(link, run))
+    found = with_shards(find_server(redis, of), lambda shards: letters(shards, run))
     table = make_table("id", "mailbox", "kind", "name", ">deaths", ">alone", "when")
     for letter in (one.letter for one in found):
         counts = str(letter.deaths), str(letter.strikes)
@@ -60,11 +60,11 @@ def show_one(id: str, redis: str | None, of: str | None) -> None:
 
     from gymq.dead import find, messages
 
-    async def read(link: Any) -> Any:
-        letter = await find(link, id)
-        return letter, await messages(link, letter)
+    async def read(shards: Any) -> Any:
+        found = await find(shards, id)
+        return found.letter, await messages(found)
 
-    letter, there = with_link(find_server(redis, of), read)
+    letter, there = with_shards(find_server(redis, of), read)
     shown = {
         "id": letter.id,
         "run": letter.run,
@@ -111,7 +111,7 @@ def replay(id: str, redis: str | None, of: str | None, run: str | None) -> None:
     """
     from gymq.dead import replay as replay_letter
 
-    name, new = with_link(find_server(redis, of), lambda link: replay_letter(link, id, run))
+    name, new = with_shards(find_server(redis, of), lambda shards: replay_letter(shards, id, run))
     what = "enqueued" if new else "was enqueued before; nothing was done"
     click.echo(f"run {name}: the task of {id} {what}; `gymq sink jsonl --run {name} --out OUT` writes the rollout")
 
@@ -136,12 +136,12 @@ def drop(id: str | None, redis: str | None, of: str | None, run: str | None, eve
     if (id is not None) + (run is not None) + every != 1:
         raise UsageError("say which: an ID, --run RUN or --all")
 
-    async def forget(link: Any) -> int:
+    async def forget(shards: Any) -> int:
         if id is not None:
-            await find(link, id)
-        return await drop_letters(link, [one for one in await letters(link, run) if id in (None, one.letter.id)])
+            await find(shards, id)
+        return await drop_letters([one for one in await letters(shards, run) if id in (None, one.letter.id)])
 
-    gone = with_link(find_server(redis, of), forget)
+    gone = with_shards(find_server(redis, of), forget)
     click.echo(f"{gone} dead letter{'s' * (gone != 1)} dropped")
 
 

@@ -29,11 +29,11 @@ def flower(redis: str | None, of: str | None, port: int) -> None:
       gymq flower
       gymq flower --port 5556 --of rollouts.jsonl
     """
-    from gymq.cli.status import with_link
+    from gymq.cli.status import with_shards
     from gymq.flower import USER, command
 
     settings = find_server(redis, of)
-    with_link(settings, lambda link: link.send("PING"))
+    with_shards(settings, lambda shards: shards.first.send("PING"))
     given = os.environ.get(PASSWORD)
     password = given or secrets.token_urlsafe(12)
     argv, env = command(settings, port, password)

@@ -21,7 +21,7 @@ def server_options(command: F) -> F:
         metavar="URL",
         envvar="GYMQ_REDIS_URL",
         show_envvar=True,
-        help="Server, redis://[:password@]host:port/db.  [default: redis://127.0.0.1:6379/0]",
+        help="Server, redis://[:password@]host:port/db; several, with commas, are shards.  [default: redis://127.0.0.1:6379/0]",
     )
     of = click.option("--of", metavar="OUT", help="The server of a `gymq run ... --out OUT` that is running on this machine.")
     return redis(of(command))
@@ -46,7 +46,7 @@ def find_server(redis: str | None, of: str | None) -> Settings:
 
 def task_options(command: F) -> F:
     """Give a command the options that say what is rolled out, and how; `RunOptions` and `gymq.cli.request` read them."""
-    positive = click.IntRange(min=1)
+    positive, count, seconds = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0, min_open=True)
     given = [
         click.option("--data", metavar="ROWS", help="Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE."),
         click.option("--model", metavar="SPEC", help="openai:NAME, replay:FILE or scripted."),
@@ -54,6 +54,15 @@ def task_options(command: F) -> F:
         click.option("--limit", type=positive, metavar="N", help="Take only the first N rows; may be raised later."),
         click.option("--concurrency", type=positive, metavar="N", help="Rollouts in flight at once.  [default: 256]"),
         click.option("--max-turns", type=positive, metavar="N", help="Answers of the model per rollout.  [default: 30]"),
+        click.option("--max-rollout-tokens", type=positive, metavar="N", help="Tokens, in and out, of all its answers."),
+        click.option("--max-seconds", type=seconds, metavar="S", help="Seconds that a rollout may last."),
+        click.option("--max-working-seconds", type=seconds, metavar="S", help="The same, without what its calls waited."),
+        click.option("--max-tool-calls", type=positive, metavar="N", help="Tool calls per rollout."),
+        click.option("--call-timeout", type=seconds, metavar="S", help="Seconds of one answer.  [default: the backend's]"),
+        click.option("--infra-retries", type=count, metavar="N", help="New tries per rollout after outages.  [default: 8]"),
+        click.option("--data-retries", type=count, metavar="N", help="New tries after other faults.  [default: 0]"),
+        click.option("--verify-retries", type=count, metavar="N", help="New tries of the verifier.  [default: 10]"),
+        click.option("--judge", metavar="SPEC", help="The model that verifiers ask.  [default: the run's model]"),
         click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature."),
         click.option("--max-tokens", type=positive, metavar="N", help="Tokens of one answer at most."),
         click.option("--agent", metavar="NAME", help="Which agent decides.  [default: tool]"),
@@ -67,6 +76,14 @@ def task_options(command: F) -> F:
     for option in reversed(given):
         command = option(command)
     return command
+
+
+def rate_options(command: F) -> F:
+    """Give a command `--rpm` and `--tpm`, which all model workers of one endpoint, model and key share."""
+    above = click.FloatRange(min=0, min_open=True)
+    rpm = click.option("--rpm", type=above, metavar="N", help="Of openai:NAME: requests per minute, of all workers together.")
+    tpm = click.option("--tpm", type=above, metavar="N", help="Of openai:NAME: tokens per minute, of all workers together.")
+    return rpm(tpm(command))
 
 
 def parse_pairs(pairs: tuple[str, ...]) -> dict[str, str]:

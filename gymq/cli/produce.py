@@ -35,9 +35,9 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.cli.request import Request, read_request
     from gymq.cli.segments import produce as enqueue
     from gymq.cli.segments import segments
-    from gymq.link import Link
     from gymq.producer import Produced
-    from gymq.run import check_name, create
+    from gymq.run import check_name
+    from gymq.shards import Shards
     from gymq.source import fingerprint
 
     request: Request = read_request(given, needed=("data", "run", "model"))
@@ -50,13 +50,15 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     settings = find_server(redis or request.redis, of)
 
     async def work() -> Produced:
-        link = Link(settings, "gymq-produce")
-        await link.connect()
-        await create(link, config)
-        for consumer in consumers:
-            await link.run("declare", config.name, consumer)
-        parts = await segments(link, config.name, source, request.limit)
-        await link.close()
+        shards = Shards(settings, "gymq-produce")
+        try:
+            await shards.connect()
+            await shards.create(config)
+            for consumer in consumers:
+                await shards.declare(config.name, consumer)
+            parts = await segments(shards.first, config.name, source, request.limit)
+        finally:
+            await shards.close()
         return await enqueue(
             settings,
             config,

@@ -24,6 +24,13 @@ from gymq.source import fingerprint
 _NAME = 60
 
 
+#: Options that bound a rollout; the run's record has them under the same names.
+_BOUNDS = (
+    "max_turns", "max_rollout_tokens", "max_seconds", "max_working_seconds", "max_tool_calls", "call_timeout",
+    "infra_retries", "data_retries", "verify_retries",
+)  # fmt: skip
+
+
 class Request(BaseModel):
     """The options by name, as `--config` has them; `docs/cli.md` tells each."""
 
@@ -35,10 +42,22 @@ class Request(BaseModel):
     run: str | None = None
     base_url: str | None = None
     api: Literal["chat", "responses"] | None = None
+    rpm: float | None = Field(None, gt=0)
+    tpm: float | None = Field(None, gt=0)
     samples: int = Field(1, ge=1)
     limit: int | None = Field(None, ge=1)
     concurrency: int = Field(256, ge=1)
     max_turns: int = Field(30, ge=1)
+    max_rollout_tokens: int = Field(0, ge=0)
+    max_seconds: float = Field(0.0, ge=0)
+    max_working_seconds: float = Field(0.0, ge=0)
+    max_tool_calls: int = Field(0, ge=0)
+    call_timeout: float = Field(0.0, ge=0)
+    infra_retries: int = Field(8, ge=0)
+    data_retries: int = Field(0, ge=0)
+    verify_retries: int = Field(10, ge=0)
+    judge: str = ""
+    judge_base_url: str | None = None
     temperature: float | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=1)
     agent: str = "tool"
@@ -58,7 +77,17 @@ class Request(BaseModel):
     @property
     def backend_options(self) -> dict[str, Any]:
         """What the model's backend is told besides its name."""
-        return {"base_url": self.base_url, "api": self.api}
+        return {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
+
+    @property
+    def judge_options(self) -> dict[str, Any]:
+        """What the judge's backend is told besides its name."""
+        return {"base_url": self.judge_base_url}
+
+    @property
+    def _bounds(self) -> dict[str, Any]:
+        """The limits and budgets of a rollout, by name."""
+        return {name: getattr(self, name) for name in _BOUNDS}
 
     @property
     def all_sampling(self) -> dict[str, Any]:
@@ -87,10 +116,11 @@ class Request(BaseModel):
             agent=self.agent,
             model=self.model,
             samples=self.samples,
-            max_turns=self.max_turns,
             concurrency=self.concurrency,
             sampling=self.all_sampling,
             created=time.time(),
+            judge=self.judge,
+            **self._bounds,
         )
 
     def identity(self, environment: str) -> dict[str, Any]:
@@ -108,7 +138,9 @@ class Request(BaseModel):
             "api": self.api,
             "agent": self.agent,
             "samples": self.samples,
-            "max_turns": self.max_turns,
+            **self._bounds,
+            "judge": self.judge,
+            "judge_base_url": self.judge_base_url,
             "sampling": self.all_sampling,
             "prompt": None if prompt is None else msgspec.to_builtins(prompt),
         }
@@ -171,6 +203,10 @@ def check_names(environment: str, request: Request) -> None:
     registry.environment(environment)
     registry.agent(request.agent)
     make_backend(request.model, request.backend_options)
+    if request.judge and request.judge != request.model:
+        make_backend(request.judge, request.judge_options)
+    elif request.judge_base_url is not None:
+        raise UsageError("--judge-base-url is of another model than the run's own: name it with --judge SPEC")
 
 
 def make_backend(spec: str, options: dict[str, Any]) -> Any:

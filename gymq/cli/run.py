@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gymq.cli import EXIT_CODES
-from gymq.cli.options import task_options
+from gymq.cli.options import rate_options, task_options
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 @task_options
 @click.option("--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server.  [default: OpenAI's]")
 @click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
+@click.option("--judge-base-url", metavar="URL", help="Of --judge openai:NAME.  [default: OpenAI's]")
+@rate_options
 @click.option(
     "--redis",
     metavar="URL",
@@ -38,8 +40,8 @@ def run(env: str, **given: Any) -> int:
     prints a summary. Finished rollouts are appended to OUT as they end; the last line printed is its path.
 
     The same command with the same --out continues a run that was stopped, or died; what OUT holds is not done again.
-    --limit and --concurrency may differ then. A file of an other run is refused. Beside OUT lies the folder OUT.gymq until
-    the run is finished.
+    --limit, --concurrency, --rpm and --tpm may differ then. A file of an other run is refused. Beside OUT lies the folder
+    OUT.gymq until the run is finished.
 
     \b
     Examples:

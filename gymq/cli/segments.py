@@ -78,6 +78,7 @@ async def produce(
             prompt=prompt,
             on_bad=on_bad,
             on_progress=None if on_progress is None else lambda made: on_progress(add(made)),
+            first=total.rows,
         )
         total = add(await producer.run(read(data, start, end), last=last and end == parts[-1][1]))
         await asyncio.sleep(0)

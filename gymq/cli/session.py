@@ -24,10 +24,11 @@ from gymq.cli.survey import Survey
 from gymq.embedded import EmbeddedServer
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.launch import SINK, children
-from gymq.link import Link, Outage
+from gymq.link import Outage
 from gymq.run import RunConfig, RunStatus
 from gymq.seen import Seen
-from gymq.settings import PREFIX, Settings
+from gymq.settings import Settings
+from gymq.shards import Shards
 from gymq.supervisor import Supervisor
 
 #: The name under which the run's own sink reads.
@@ -100,7 +101,7 @@ class Session:
         try:
             settings = Settings.from_environment(redis_url=self._request.redis if server is None else server.url)
             # The Celery app, by which rows are announced, is made of the environment's settings.
-            os.environ[f"{PREFIX}REDIS_URL"] = settings.redis_url
+            os.environ.update(settings.environment())
             asyncio.run(self._prepare(settings))
             with RunProgress(self._config.name, self.total, len(self._kept)) as progress:
                 return self._work(settings, server, progress)
@@ -110,46 +111,54 @@ class Session:
 
     async def _prepare(self, settings: Settings) -> None:
         """Bring the run's record in line with the file of finished rollouts."""
-        link = Link(settings, "gymq-run")
-        await link.connect()
+        shards = Shards(settings, "gymq-run")
         name = self._config.name
         try:
-            if await self._usable(link):
-                await run.create(link, self._config)
-                await run.reopen(link, name)
+            await shards.connect()
+            if await self._usable(shards):
+                await shards.create(self._config)
+                await shards.reopen(name)
             else:
-                with suppress(GymqError):
-                    await run.remove(link, name)
-                await run.create(link, self._config)
-                ids = iter(self._kept)
-                while batch := list(islice(ids, _BATCH)):
-                    await link.send("SADD", link.keys.skip(name), *batch)
-            self._parts = await segments(link, name, self._source, self._request.limit)
-            await link.send("HSET", link.keys.run(name), f"to:{CONSUMER}", str(self._place.out.absolute()))
+                for link in shards.links:
+                    with suppress(GymqError):
+                        await run.remove(link, name)
+                await shards.create(self._config)
+                for shard, link in enumerate(shards.links):
+                    ids = (rid for rid in self._kept if int(rid.rsplit(".", 2)[1]) % len(shards.links) == shard)
+                    while batch := list(islice(ids, _BATCH)):
+                        await link.send("SADD", link.keys.skip(name), *batch)
+            self._parts = await segments(shards.first, name, self._source, self._request.limit)
+            to = str(self._place.out.absolute())
+            await shards.each(lambda link: link.send("HSET", link.keys.run(name), f"to:{CONSUMER}", to))
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
-            await link.run("declare", name, CONSUMER)
+            await shards.declare(name, CONSUMER)
         finally:
-            await link.close()
+            await shards.close()
 
-    async def _usable(self, link: Link) -> bool:
+    async def _usable(self, shards: Shards) -> bool:
         """Whether Redis has a record of this run that can be continued.
 
         Raises:
             UsageError: the run goes to another file.
         """
         name, place = self._config.name, str(self._place.out.absolute())
-        state, acknowledged, kept, to = await link.send(
-            "HMGET", link.keys.run(name), "state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}"
-        )
+        fields = ("state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}")
+        told = await shards.each(lambda link: link.send("HMGET", link.keys.run(name), *fields))
+        states = {state for state, *_ in told}
+        to = next((to for *_, to in told if to is not None), None)
         # A server of our own lies beside the file and moves with it; on a shared one somebody else may be at it.
-        if self._request.redis and state in (b"open", b"closed", b"cancelled") and to not in (None, place.encode()):
+        if self._request.redis and states & {b"open", b"closed", b"cancelled"} and to not in (None, place.encode()):
             raise UsageError(f"run {name!r} on this server writes to {to.decode()}; use that --out, or `gymq rm {name}` first")
         # A rollout is acknowledged after it stands in the file. If fewer stand there, somebody took some away: again, then.
-        return state in (b"open", b"closed") and int(acknowledged or 0) + int(kept or 0) <= len(self._kept)
+        acknowledged = sum(int(count or 0) for _, acked, kept, _ in told for count in (acked, kept))
+        return states <= {b"open", b"closed"} and acknowledged <= len(self._kept)
 
     def _work(self, settings: Settings, server: EmbeddedServer | None, progress: RunProgress) -> int:
         logs = self._place.logs
-        specs = children(settings, self._config, self._request.backend_options, self._survey.specs(), self._place.out, logs)
+        models = {self._config.model: self._request.backend_options}
+        if self._config.judge:
+            models.setdefault(self._config.judge, self._request.judge_options)
+        specs = children(settings, self._config, models, self._survey.specs(), self._place.out, logs)
         supervisor = Supervisor(specs)
         producer = _ProducerThread(
             settings, self._config, self._request.data, self._source, self._parts, prompt=self._request.prompt
@@ -178,8 +187,8 @@ class Session:
         stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _once, stop, number)
-        link = Link(settings, "gymq-watch")
-        await link.connect()
+        shards = Shards(settings, "gymq-watch")
+        await shards.connect()
         starts, due = 0, 0.0
         try:
             while not stop.done():
@@ -198,7 +207,10 @@ class Session:
                     await asyncio.to_thread(server.start)
                 if over or time.monotonic() >= due:
                     due = time.monotonic() + STATUS_PERIOD
-                    await self._look(link, progress, over)
+                    before = self.status.ended if self.status else 0
+                    await self._look(shards, progress, over)
+                    if self.status and self.status.ended != before:
+                        supervisor.forgive()  # deaths that the run survives are no reason to give up
                     if producer.over and self.status is not None and self.status.state == "open":
                         # Its last word was that there are no more rows: Redis has lost it, and perhaps rows before it.
                         producer.start()
@@ -207,15 +219,15 @@ class Session:
                 await asyncio.wait([stop], timeout=TICK)
             return stop.result()
         finally:
-            await link.close()
+            await shards.close()
 
-    async def _look(self, link: Link, progress: RunProgress, last: bool) -> None:
+    async def _look(self, shards: Shards, progress: RunProgress, last: bool) -> None:
         try:
-            self.status = await run.status(link, self._config.name)
+            self.status = await shards.status(self._config.name)
             progress.show(self.status, last)
         except Outage:
             with suppress(TimeoutError):
-                await asyncio.wait_for(link.reconnect(), STATUS_PERIOD)
+                await asyncio.wait_for(shards.reconnect(), STATUS_PERIOD)
 
 
 class _ProducerThread:

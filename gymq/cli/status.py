@@ -1,4 +1,4 @@
-"""`gymq status`, `gymq cancel`, `gymq rm`: look at runs, stop them, forget them."""
+"""`gymq status`, `gymq rm`: look at runs, forget them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import click
 from gymq.cli.options import find_server, server_options
 
 
-def with_link(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Do something with a connection, and close it.
+def with_shards(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Do something with a connection to each shard, and close them.
 
     Args:
         settings: where Redis is.
         work: what to do with it.
     """
-    from gymq.link import Link
+    from gymq.shards import Shards
 
     async def connected() -> Any:
-        link = Link(settings, "gymq-cli")
-        await link.connect()
+        shards = Shards(settings, "gymq-cli")
         try:
-            return await work(link)
+            await shards.connect()
+            return await work(shards)
         finally:
-            await link.close()
+            await shards.close()
 
     return asyncio.run(connected())
 
@@ -48,7 +48,7 @@ def status(run: str | None, redis: str | None, of: str | None, as_json: bool) ->
 
     from gymq.status import overview
 
-    found = with_link(find_server(redis, of), lambda link: overview(link, run))
+    found = with_shards(find_server(redis, of), lambda shards: overview(shards, run))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
@@ -79,23 +79,6 @@ def _show(found: Any) -> None:
 @click.command()
 @click.argument("run", metavar="RUN")
 @server_options
-def cancel(run: str, redis: str | None, of: str | None) -> None:
-    """Stop a RUN: nothing more begins, and what is in flight ends as `cancelled`. What has ended is kept.
-
-    \b
-    Examples:
-      gymq cancel try1
-      gymq cancel weather-1a2b3c4d5e --of rollouts.jsonl
-    """
-    from gymq.run import cancel as cancel_run
-
-    flying = with_link(find_server(redis, of), lambda link: cancel_run(link, run))
-    click.echo(f"run {run}: cancelled; {flying} rollouts were in flight")
-
-
-@click.command()
-@click.argument("run", metavar="RUN")
-@server_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(run: str, redis: str | None, of: str | None, yes: bool) -> None:
     """Forget a RUN and all that Redis holds of it, finished rollouts that no sink has written too.
@@ -106,14 +89,12 @@ def remove(run: str, redis: str | None, of: str | None, yes: bool) -> None:
       gymq rm try1 --yes
     """
     from gymq.run import RunStatus
-    from gymq.run import remove as remove_run
-    from gymq.run import status as run_status
 
     settings = find_server(redis, of)
-    there: RunStatus = with_link(settings, lambda link: run_status(link, run))
+    there: RunStatus = with_shards(settings, lambda shards: shards.status(run))
     if not yes:
         unread = max(there.unread.values(), default=there.ended)
         lost = f"{there.total - there.ended} rollouts have not ended, {unread} finished ones were not read"
         click.confirm(f"run {run} is {there.state}: {lost}. Remove it?", abort=True)
-    with_link(settings, lambda link: remove_run(link, run))
+    with_shards(settings, lambda shards: shards.remove(run))
     click.echo(f"run {run}: removed")

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, parse_pairs, server_options
+from gymq.cli.options import find_server, parse_pairs, rate_options, server_options
 from gymq.errors import UnknownName, UsageError
 from gymq.worker import ROLES
 
 #: Which options each role takes, besides those of all roles.
 TAKES: dict[str, set[str]] = {
     "agent": set(),
-    "model": {"model", "base_url", "api", "concurrency"},
+    "model": {"model", "base_url", "api", "concurrency", "rpm", "tpm"},
     "resource": {"environments", "concurrency"},
     "executor": {"processes"},
 }
@@ -27,6 +27,7 @@ TAKES: dict[str, set[str]] = {
 @click.option("--model", metavar="SPEC", help="model: which model it serves: openai:NAME, replay:FILE or scripted.")
 @click.option("--base-url", metavar="URL", help="model: any OpenAI-compatible server.  [default: OpenAI's]")
 @click.option("--api", type=click.Choice(["chat", "responses"]), help="model: which API.  [default: chat]")
+@rate_options
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
 @click.option("--environments", metavar="A,B", help="resource: which environments it serves.  [default: all installed]")
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="executor: calls that run at once.  [default: 2]")
@@ -92,8 +93,10 @@ def _check(role: str, options: dict[str, Any]) -> None:
 
 
 async def _reach(settings: Any) -> None:
-    from gymq.link import Link
+    from gymq.shards import Shards
 
-    link = Link(settings, "gymq-check")
-    await link.connect()
-    await link.close()
+    shards = Shards(settings, "gymq-check")
+    try:
+        await shards.connect()
+    finally:
+        await shards.close()

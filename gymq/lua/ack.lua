@@ -52,7 +52,7 @@ end
 call('HSET', runk, 'state', 'done')
 call('LREM', P .. 'open', 0, run)
 call('ZREM', P .. 'runs', run)
-for _, kind in ipairs({'run:', 'rows:', 'chunks:', 'groups:', 'skip:', 'out:'}) do
+for _, kind in ipairs({'run:', 'rows:', 'chunks:', 'groups:', 'skip:', 'cancel:', 'out:'}) do
   call('EXPIRE', P .. kind .. run, ttl)
 end
 return 1

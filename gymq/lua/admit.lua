@@ -3,9 +3,11 @@
 -- KEYS[1]  the shard's prefix; with it:
 --   open         LIST    runs that have something to admit
 --   paused       STRING  exists while nothing may be admitted
---   run:<run>    HASH    state, cursor, rows, samples, concurrency, backlog, partial, ended, from:<c>, acked:<c>
+--   run:<run>    HASH    state, paused, cursor, rows, samples, concurrency, backlog, partial, ended, from:<c>, acked:<c>,
+--                        shards, shard
 --   rows:<run>   HASH    row -> task
 --   skip:<run>   SET     rollouts that need not be done again; complete before the first row
+--   cancel:<run> SET     rollouts that were cancelled before they began: their first mail says so
 --   live:<run>   SET     rollouts in flight
 --   groups:<run> HASH    row -> members ended
 --   out:<run>    STREAM  finished rollouts that some consumer has not acknowledged
@@ -39,7 +41,9 @@ for turn = 1, count do
   if left <= 0 or skipped >= skippable then break end
   local run = call('RPOPLPUSH', P .. 'open', P .. 'open')
   local runk = P .. 'run:' .. run
-  local h = call('HMGET', runk, 'state', 'cursor', 'rows', 'samples', 'concurrency', 'backlog', 'partial')
+  local h = call(
+    'HMGET', runk, 'state', 'cursor', 'rows', 'samples', 'concurrency', 'backlog', 'partial', 'shards', 'shard', 'paused'
+  )
   local state, cursor, samples = h[1], tonumber(h[2] or 0), tonumber(h[4] or 1)
   local total = tonumber(h[3] or 0) * samples
   if not state or state == 'cancelled' or (state == 'closed' and cursor >= total) then
@@ -54,12 +58,16 @@ for turn = 1, count do
       -- The group that has begun is finished all the same: until then who takes whole groups can acknowledge none of it.
       credit = math.min(credit, (samples - cursor % samples) % samples)
     end
+    if h[10] then credit = 0 end
     local quota = math.min(math.ceil(left / (count - turn + 1)), credit, total - cursor)
     local skips = quota > 0 and call('EXISTS', P .. 'skip:' .. run) == 1
+    local cancels = quota > 0 and call('EXISTS', P .. 'cancel:' .. run) == 1
     local first = cursor
+    -- Rows are numbered over all shards; the cursor counts those of this one.
+    local shards, shard = tonumber(h[8] or 1), tonumber(h[9] or 0)
     local row, task = -1, false
     while quota > 0 and cursor < total and skipped < skippable do
-      local at = math.floor(cursor / samples)
+      local at = math.floor(cursor / samples) * shards + shard
       local rid = run .. '.' .. at .. '.' .. (cursor % samples)
       if at ~= row then
         row = at
@@ -86,7 +94,9 @@ for turn = 1, count do
       else
         call('HSET', P .. 'r:' .. rid, 'v', 0)
         call('SADD', P .. 'live:' .. run, rid)
-        if task and #task <= inline then
+        if cancels and call('SREM', P .. 'cancel:' .. run, rid) == 1 then
+          call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0, 'x', 'rollout')
+        elseif task and #task <= inline then
           call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0, 't', task)
         else
           call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0)

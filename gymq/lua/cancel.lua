@@ -4,17 +4,17 @@
 --   run:<run>   HASH    state
 --   open        LIST    runs that have something to admit
 --   live:<run>  SET     rollouts in flight
---   m:agent     STREAM  mail of the agents; x = 1: cancelled
+--   m:agent     STREAM  mail of the agents; x: what was cancelled
 -- ARGV[1]  run
--- Returns how many rollouts were in flight.
+-- Returns how many rollouts were in flight, -1: the run is done.
 local P = KEYS[1]
 local call = redis.call
 local run = ARGV[1]
-if call('HGET', P .. 'run:' .. run, 'state') == 'done' then return 0 end
+if call('HGET', P .. 'run:' .. run, 'state') == 'done' then return -1 end
 call('HSET', P .. 'run:' .. run, 'state', 'cancelled')
 call('LREM', P .. 'open', 0, run)
 local live = call('SMEMBERS', P .. 'live:' .. run)
 for _, rid in ipairs(live) do
-  call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0, 'x', 1)
+  call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0, 'x', 'run')
 end
 return #live

@@ -1,7 +1,8 @@
 -- Commit steps of rollouts: check, write, send, acknowledge, each step all or nothing.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   r:<rollout>     HASH    v version, s state, e environment's state, q request, c<step>.<n> pending calls
+--   r:<rollout>     HASH    v version, s state, e environment's state, q request, c<step>.<n> pending calls, l calls
+--                           left, y<n> replies that wait
 --   t:<rollout>     LIST    encoded messages
 --   k:<rollout>     LIST    call records
 --   m:<mailbox>     STREAM  mail
@@ -19,7 +20,9 @@
 --   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace)
 --   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
 --   12 empty list, or the mail's dead letter, seconds for which dead letters are kept from now on
---   13 the mark of its calls: their replies must bear it
+--   13 1: the calls that are pending are given up: late replies will find nothing
+--   14 the mark of its calls: their replies must bear it
+-- ARGV[2]  the field of the calls that are sent, which tells their schema; "c" if not given
 -- Mail that is not pending any more moves nothing: it was handed back, or Redis has lost it and what it came from.
 -- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
 local P = KEYS[1]
@@ -63,13 +66,18 @@ for i = 1, #batch do
       local fields = c[5]
       local total = #sends
       local n = #fields
+      if c[13] == 1 then
+        for _, field in ipairs(call('HKEYS', rk)) do
+          if string.find(field, '^[cy]%d') or field == 'l' then call('HDEL', rk, field) end
+        end
+      end
       fields[n + 1] = 'v'
       fields[n + 2] = want + 1
       n = n + 2
       for j = 1, total do
-        call('XADD', P .. 'm:' .. sends[j][1], '*', 'c', sends[j][2])
+        call('XADD', P .. 'm:' .. sends[j][1], '*', ARGV[2] or 'c', sends[j][2])
         fields[n + 1] = 'c' .. (want + 1) .. '.' .. (j - 1)
-        fields[n + 2] = c[13] and total .. ' ' .. c[13] or total
+        fields[n + 2] = c[14] and total .. ' ' .. c[14] or total
         n = n + 2
       end
       if total > 1 then

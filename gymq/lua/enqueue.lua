@@ -1,7 +1,8 @@
 -- Write a chunk of rows into a run's ledger, once.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   run:<run>     HASH  state, rows, bytes of the tasks in rows:<run>
+--   run:<run>     HASH  state, rows, bytes of the tasks in rows:<run>; shards how many there are, shard which one this is:
+--                       row n of the shard is n * shards + shard
 --   rows:<run>    HASH  row -> task
 --   chunks:<run>  HASH  chunk -> rows in it
 --   open          LIST  runs that have something to admit
@@ -12,7 +13,8 @@ local call = redis.call
 local run, chunk = ARGV[1], ARGV[2]
 local runk = P .. 'run:' .. run
 if call('HEXISTS', P .. 'chunks:' .. run, chunk) == 1 then return 0 end
-if call('HGET', runk, 'state') ~= 'open' then return -1 end
+local h = call('HMGET', runk, 'state', 'rows', 'shards', 'shard')
+if h[1] ~= 'open' then return -1 end
 local rows = #ARGV - 3
 local bytes = 0
 for i = 1, rows do bytes = bytes + #ARGV[3 + i] end
@@ -21,9 +23,9 @@ if call('HLEN', P .. 'rows:' .. run) > 0 then
   local held = tonumber(call('HGET', runk, 'bytes') or 0)
   if held + bytes > tonumber(ARGV[3]) then return -2 end
 end
-local first = tonumber(call('HGET', runk, 'rows') or 0)
+local first, shards, shard = tonumber(h[2] or 0), tonumber(h[3] or 1), tonumber(h[4] or 0)
 for i = 1, rows do
-  call('HSET', P .. 'rows:' .. run, first + i - 1, ARGV[3 + i])
+  call('HSET', P .. 'rows:' .. run, (first + i - 1) * shards + shard, ARGV[3 + i])
 end
 call('HSET', P .. 'chunks:' .. run, chunk, rows)
 call('HINCRBY', runk, 'rows', rows)

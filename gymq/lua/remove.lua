@@ -12,7 +12,7 @@ for _, rid in ipairs(call('SMEMBERS', P .. 'live:' .. run)) do
 end
 call('LREM', P .. 'open', 0, run)
 call('ZREM', P .. 'runs', run)
-for _, kind in ipairs({'run:', 'rows:', 'chunks:', 'live:', 'groups:', 'skip:', 'out:'}) do
+for _, kind in ipairs({'run:', 'rows:', 'chunks:', 'live:', 'groups:', 'skip:', 'cancel:', 'out:'}) do
   call('DEL', P .. kind .. run)
 end
 return 1

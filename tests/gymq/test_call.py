@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
+from gymq_workers.agent.state import NewerSchema, State, decode_state
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gymq.batch import pack
-from gymq.call import Call, Plan, Reply, ToolResult, Usage, decode_call, decode_plan, decode_reply, encode
+from gymq.call import (
+    CALL,
+    SCHEMA,
+    Call,
+    Plan,
+    Reply,
+    ToolResult,
+    Usage,
+    call_schema,
+    decode_call,
+    decode_plan,
+    decode_reply,
+    encode,
+)  # fmt: skip
 from gymq.errors import Fault
 from gymq.run import RunConfig
+from gymq.task import Task
 from tests.support.rollouts import Pretender, linked
 from tests.support.shard import keys
 
@@ -146,6 +162,59 @@ async def test_what_became_of_an_isolated_call_is_told_from_who_works_on_it(link
     states = await link.run("waiting", pack(calls))
     # Then each is told
     assert states == [0, 1, 2, 3, 0]
+    # and when the rollout has gone on without them, that an executor works on one for nothing; a dead one is forgotten
+    await link.send("HSET", keys.rollout(RID), "v", 2)
+    assert await link.run("waiting", pack(calls)) == [0, 0, 4, 0, 0]
+    assert await link.send("HKEYS", keys.isolated) == [f"{RID}:1:2".encode()]
+
+
+async def test_a_call_is_wanted_while_it_is_pending_in_the_step_that_its_rollout_is_at(link):
+    await send(link, 2)
+    await answer(link, (0, b"done"))
+    calls = pack([[RID, 1, 0], [RID, 1, 1], [RID, 2, 0], ["r.9.0", 1, 0]])
+    assert await link.run("pending", calls) == [0, 1, 0, 0]
+    await send(link, 1, step=2)
+    assert await link.run("pending", calls) == [0, 0, 1, 0]
+
+
+# A rolling upgrade.
+
+
+def make_next(known: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """What the next version makes of it: one field more, with a default."""
+    return msgspec.defstruct("Next", [("later", str, "default")], bases=(known,), array_like=True)
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        Call("r.0.0", 1, 0, "tool", "r", "e", 0, 1.5, born=2.5),
+        Reply(0, 1.0, 2.0, "w", Fault("timeout", "late"), b"value", 1),
+        Plan(b'{"a":1}', b"[]", False),
+        Task("t", "e", [b"{}"], b'{"a":1}', b"{}", b"[]"),
+        State(phase="tools", tool_calls=3, shown=True),
+    ],
+    ids=lambda old: type(old).__name__,
+)
+def test_a_field_with_a_default_at_the_end_is_no_new_schema(old):
+    following = make_next(type(old))
+    # A new worker reads what an old one wrote, and the other way round
+    read = msgspec.msgpack.decode(encode(old), type=following)
+    assert read.later == "default"
+    assert {name: getattr(read, name) for name in old.__struct_fields__} == msgspec.structs.asdict(old)
+    new = following(**msgspec.structs.asdict(old), later="said")
+    assert len(msgspec.msgpack.decode(encode(new))) == len(old.__struct_fields__) + 1
+    assert msgspec.msgpack.decode(encode(new), type=type(old)) == old
+
+
+def test_a_newer_call_and_a_newer_state_are_known_before_they_are_read():
+    assert [call_schema(field) for field in (CALL.encode(), b"c", b"c2", b"c17")] == [SCHEMA, 1, 2, 17]
+    for newer in (State(schema=SCHEMA + 1), [SCHEMA + 1, {"quite": "another"}]):
+        with pytest.raises(NewerSchema) as caught:
+            decode_state(msgspec.msgpack.encode(newer))
+        assert caught.value.schema == SCHEMA + 1
+    with pytest.raises(msgspec.MsgspecError):
+        decode_state(msgspec.msgpack.encode([SCHEMA, {"broken": 1}]))
 
 
 @given(

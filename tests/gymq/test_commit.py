@@ -41,8 +41,8 @@ async def mail(link):
     return stream, id_
 
 
-def step(version=0, *, rid=RID, mail=("", ""), fields=(), turns=(), records=(), sends=(), due=5, final=(), must=0):
-    return [rid, version, *mail, [*fields], [*turns], [*records], [*sends], due, [*final], must]
+def step(version=0, *, rid=RID, mail=("", ""), fields=(), turns=(), records=(), sends=(), due=5, final=(), must=0, drop=0):
+    return [rid, version, *mail, [*fields], [*turns], [*records], [*sends], due, [*final], must, [], drop]
 
 
 def final(rid=RID, samples=1, status="completed"):
@@ -204,6 +204,42 @@ async def test_seq_counts_the_rollouts_of_a_run_in_the_order_of_their_ends(link,
         await commit(link, step(rid=rid, final=final(rid)))
     ends = [json.loads(entry[b"b"]) for entry in await results(link)]
     assert [(end["rollout_id"], end["seq"]) for end in ends] == [("r.1.0", 1), ("r.0.0", 2), ("r.2.0", 3)]
+
+
+async def test_calls_that_are_given_up_are_no_longer_pending_and_their_replies_find_nothing(link, run):
+    # Given three calls of which one is answered and one has begun
+    sends = [("resource:e", b"call %d" % n) for n in range(3)]
+    await commit(link, step(sends=sends, fields=["s", b"state", "e", b"memory", "q", b"plan"]))
+    await link.run("reply", pack([[RID, 1, 0, b"reply", "", ""]]))
+    assert await link.run("once", RID, "1.1", "w") == 1
+    # When a step gives them up and sends another
+    assert await commit(link, step(1, sends=[("resource:e", b"verify")], drop=1)) == [APPLIED]
+    # Then only that one is pending
+    flat = await link.send("HGETALL", keys.rollout(RID))
+    assert dict(zip(flat[::2], flat[1::2], strict=True)) == {
+        b"v": b"2", b"s": b"state", b"e": b"memory", b"q": b"plan", b"o1.1": b"w", b"c2.0": b"1",
+    }  # fmt: skip
+    # and what comes late finds nothing
+    late = [[RID, 1, n, b"late", "", ""] for n in (1, 2)]
+    assert await link.run("reply", pack(late)) == [0, 0]
+    assert await link.send("XLEN", keys.mailbox("agent")) == 0
+
+
+async def test_what_is_due_is_woken_once_and_what_is_gone_is_forgotten(link, run):
+    # Given two rollouts that are due, one that is not, and one that is gone
+    await run.enqueue(2)
+    await run.admit()
+    await commit(link, step(due=1000), step(rid="r.1.0", due=2000), step(rid="r.2.0", due=9000))
+    await link.send("ZADD", keys.due, 1, "gone.0.0")
+    await link.send("DEL", keys.mailbox("agent"))
+    # When two look
+    assert [await link.run("wake", 5000, 100, 600) for _ in range(2)] == [2, 0]
+    # Then each was sent mail once, with its version
+    mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
+    assert mail == [[b"r", rid, b"v", b"1", b"d", b"1"] for rid in (b"r.0.0", b"r.1.0")]
+    # and is due again if nothing comes of that
+    due = await link.send("ZRANGE", keys.due, 0, -1, "WITHSCORES")
+    assert due == [b"r.0.0", b"5600", b"r.1.0", b"5600", b"r.2.0", b"9000"]
 
 
 async def test_a_step_may_append_more_messages_than_luas_stack_holds(link, run):

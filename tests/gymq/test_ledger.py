@@ -46,23 +46,25 @@ async def run(settings):
 
 
 async def test_a_chunk_enters_once(run):
-    book = Ledger(run.link, "r")
+    book = Ledger([run.link], "r")
     assert await book.write("c1", tasks(3)) == 3
     assert await book.write("c1", tasks(3)) == 0
     assert await book.write("c2", tasks(2)) == 2
-    assert await book.chunks() == {"c1": 3, "c2": 2}
+    assert await book.chunks() == [{"c1": 3, "c2": 2}]
     assert (await status(run.link, "r")).rows == 5
 
 
 async def test_a_chunk_that_two_producers_write_at_once_enters_once(settings, run):
     async with linked(settings) as other:
-        written = await asyncio.gather(Ledger(run.link, "r").write("c1", tasks(3)), Ledger(other, "r").write("c1", tasks(3)))
+        written = await asyncio.gather(
+            Ledger([run.link], "r").write("c1", tasks(3)), Ledger([other], "r").write("c1", tasks(3))
+        )
     assert sorted(written) == [0, 3]
     assert (await status(run.link, "r")).rows == 3
 
 
 async def test_a_run_that_is_over_takes_no_rows_but_knows_those_it_has(run):
-    book = Ledger(run.link, "r")
+    book = Ledger([run.link], "r")
     await book.write("c1", tasks(3))
     await close(run.link, "r")
     assert await book.write("c1", tasks(3)) == 0
@@ -75,13 +77,13 @@ async def test_a_run_that_is_over_takes_no_rows_but_knows_those_it_has(run):
 
 async def test_an_environment_that_is_not_installed_is_refused(run):
     with pytest.raises(UnknownName, match="unknown environment 'nowhere'"):
-        await Ledger(run.link, "r").write("c1", tasks(1, "nowhere"))
+        await Ledger([run.link], "r").write("c1", tasks(1, "nowhere"))
 
 
 async def test_a_producer_waits_while_the_ledger_is_full_and_then_goes_on(run, monkeypatch):
     # Given a ledger that has room for five rows
     monkeypatch.setattr(ledger, "MOST", 5 * len(encode_task(tasks(1)[0])))
-    book = Ledger(run.link, "r")
+    book = Ledger([run.link], "r")
     await book.write("c1", tasks(3))
     writing = asyncio.create_task(book.write("c2", tasks(3)))
     await asyncio.sleep(3 * ledger.PAUSE)
@@ -111,7 +113,7 @@ async def test_finished_rollouts_bound_a_run_by_their_bytes_too(run):
 
 async def test_a_chunk_larger_than_the_ledger_enters_an_empty_one(run, monkeypatch):
     monkeypatch.setattr(ledger, "MOST", 2)
-    assert await asyncio.wait_for(Ledger(run.link, "r").write("c1", tasks(3)), 2) == 3
+    assert await asyncio.wait_for(Ledger([run.link], "r").write("c1", tasks(3)), 2) == 3
 
 
 # Admission.

@@ -61,6 +61,71 @@ async def test_closing_and_reopening(link):
             await change(link, "r")
 
 
+async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(link):
+    # Given a run of four groups of two, three of whose rollouts have begun, and one has ended
+    pretender = await make(link, rows=4, samples=2, concurrency=3)
+    await pretender.admit()
+    await pretender.end("r.0.0")
+    # When the rest of the first group is cancelled, a group that has half begun, and a rollout that has not
+    assert await run.cancel_some(link, "r", ["0", "1", "2.1", "1.0"]) == (3, 2)
+    mail = await link.send("XRANGE", keys.mailbox("agent"), "-", "+")
+    assert [(fields[1], fields[5]) for _, fields in mail] == [(b"r.0.1", b"group"), (b"r.1.0", b"group")]
+    for entry, _ in mail:
+        await link.send("XDEL", keys.mailbox("agent"), entry)
+    # Then those that had not begun are told so as they begin, and the others are not
+    await pretender.end("r.0.1", "r.1.0", status="cancelled")
+    assert await link.run("admit", 128, 4096, 2000, 1 << 40) == [3, 0]
+    begun = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
+    assert [(fields[1], b"x" in fields) for fields in begun] == [(b"r.1.1", True), (b"r.2.0", False), (b"r.2.1", True)]
+    assert await link.send("EXISTS", keys.cancelled("r")) == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "error", "says"),
+    [
+        ("0", RunClosed, "group r.0 has ended"),
+        ("0.1", RunClosed, "rollout r.0.1 has ended"),
+        ("1.2", UnknownName, "no rollout r.1.2"),
+        ("9", UnknownName, "no group r.9"),
+        ("x", UsageError, "no group .* and no rollout"),
+    ],
+)
+async def test_what_has_ended_or_does_not_exist_cannot_be_cancelled_and_then_nothing_is(link, which, error, says):
+    pretender = await make(link, rows=3, samples=2, concurrency=2)
+    await pretender.admit()
+    await pretender.end("r.0.0", "r.0.1")
+    await pretender.admit()
+    with pytest.raises(error, match=says):
+        await run.cancel_some(link, "r", ["1", which])
+    assert await link.send("XLEN", keys.mailbox("agent")) == 0
+    assert await link.send("EXISTS", keys.cancelled("r")) == 0
+
+
+async def test_a_run_that_has_ended_cannot_be_cancelled(link):
+    with pytest.raises(UnknownName):
+        await run.cancel_some(link, "nosuch", ["1"])
+    await make(link, rows=1)
+    await run.cancel(link, "r")
+    with pytest.raises(RunClosed, match="is cancelled"):
+        await run.cancel_some(link, "r", ["0"])
+    await link.send("HSET", keys.run("r"), "state", "done")
+    with pytest.raises(RunClosed, match="is done"):
+        await run.cancel(link, "r")
+    with pytest.raises(RunClosed, match="is done"):
+        await run.pause(link, "r", True)
+    await run.remove(link, "r")
+
+
+async def test_a_run_that_is_paused_admits_nothing_until_it_is_resumed(link):
+    pretender, other = await make(link, rows=2), await make(link, "other", rows=2)
+    await run.pause(link, "r", True)
+    assert await pretender.admit() == 2
+    assert pretender.live == ["other.0.0", "other.1.0"]
+    assert (await run.status(link, "r")).paused and not (await run.status(link, "other")).paused
+    await run.pause(link, "r", False)
+    assert await other.admit() == 2
+
+
 async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_no_more(link):
     pretender = await make(link, rows=5, concurrency=2)
     await pretender.admit()
@@ -68,7 +133,7 @@ async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_
     assert await link.send("EXISTS", keys.open) == 0
     mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
-    assert all(fields[2:] == [b"v", b"0", b"x", b"1"] for fields in mail)
+    assert all(fields[2:] == [b"v", b"0", b"x", b"run"] for fields in mail)
     await pretender.end("r.0.0", status="cancelled")
     assert await link.run("admit", 128, 4096, 2000, 1 << 40) == [0, 0]
 

@@ -63,6 +63,8 @@ class Server(CallServer):
                 except asyncio.CancelledError:
                     self.cancelled.append(call.id)
                     raise
+            case "waited":
+                self.waited[call.id] = 1.5
             case "fault":
                 raise CallError("environment", "the environment broke")
             case "defect":
@@ -90,9 +92,9 @@ async def until(condition, limit: float = 8.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def call(link, n: int, arguments: str = "", strikes: int = 0, **fields) -> Call:
+async def call(link, n: int, arguments: str = "", strikes: int = 0, kind: str = "tool", **fields) -> Call:
     """Send a call of a rollout of its own."""
-    one = Call(f"r.{n}.0", 1, 0, "tool", "r", "e", n, 0.0, arguments=arguments, **fields)
+    one = Call(f"r.{n}.0", 1, 0, kind, "r", "e", n, 0.0, arguments=arguments, **fields)
     await link.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
     marks = (("k", strikes, "w", "victim") if strikes else ()) + (("a", strikes + 2) if strikes else ())
     await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *marks)
@@ -107,6 +109,15 @@ async def replies(link, count: int, limit: float = 8.0) -> dict:
         await asyncio.sleep(0.01)
     found = await link.send("XRANGE", keys.mailbox("agent"), "-", "+")
     return {fields[1].decode(): decode_reply(fields[5]) for _, fields in found}
+
+
+async def test_a_reply_says_how_long_its_call_waited_for_limits(settings, link):
+    server = Server(settings)
+    async with living(server):
+        await call(link, 1, arguments="waited")
+        (reply,) = (await replies(link, 1)).values()
+    assert reply.waited == 1.5
+    assert not server.waited
 
 
 async def test_a_call_is_answered_and_its_mail_is_gone(settings, link):

@@ -256,6 +256,19 @@ def test_deaths_after_a_long_life_are_never_too_many(supervise: Supervise, spec,
     wait_until(enough)
 
 
+def test_quick_deaths_are_forgiven_while_the_work_goes_on(supervise: Supervise, spec, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BACKOFF", 0.001)
+    supervisor = supervise(spec("agent", "raise SystemExit(3)"))
+    starts: list[str] = []
+
+    def enough() -> bool:
+        starts.extend(event for event in supervisor.poll() if event.endswith("started again"))
+        supervisor.forgive()
+        return len(starts) > module.QUICK_DEATHS + 1
+
+    wait_until(enough)
+
+
 def test_a_child_that_finishes_is_left_alone(supervise: Supervise, spec):
     supervisor = supervise(spec("sink", "", finishes=True), spec("agent"))
     assert poll_until(supervisor, lambda: supervisor.finished) == ["sink: finished"]

@@ -14,13 +14,15 @@ from typing import Any
 import psutil
 
 from gymq import run
+from gymq.address import parse
+from gymq.link import Link
 from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.redis_server import wait_until
-from tests.support.shard import keys
 
 PLUGIN = Path(__file__).parent / "plugin"
+NEXT = Path(__file__).parent / "next"
 
 
 class Farm:
@@ -38,11 +40,14 @@ class Farm:
         self._folder = folder
         self._started = 0
 
-    def start(self, role: str, processes: int = 2, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a worker of a role; `processes` are an executor's."""
+    def start(self, role: str, processes: int = 2, newer: bool = False, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a worker of a role, of this version or of one whose schema is newer; `processes` are an executor's."""
         self._started += 1
         name = f"{role}{self._started}"
-        environment = {"PYTHONPATH": str(PLUGIN)}
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(PLUGIN), *([str(NEXT)] if newer else [])]),
+            "TMPDIR": str(self._folder),
+        }
         log = self._folder / f"{name}.log"
         return rollouts.start_worker(
             self._spawn, self.settings, role, name, log, environment, processes=processes, **options
@@ -52,7 +57,7 @@ class Farm:
         """Start a sink."""
         argv = [sys.executable, "-m", "gymq.cli", "sink", "jsonl", "--run", name, "--out", str(out), "--consumer", "sink"]
         with (self._folder / "sink.log").open("ab") as log:
-            return self._spawn(argv, {"GYMQ_REDIS_URL": self.settings.redis_url}, stdout=log, stderr=subprocess.STDOUT)
+            return self._spawn(argv, self.settings.environment(), stdout=log, stderr=subprocess.STDOUT)
 
     def ask(self, *command: Any) -> Any:
         """Send one command to Redis."""
@@ -88,12 +93,15 @@ class Farm:
 
     def holds(self, process: subprocess.Popen[bytes]) -> int:
         """How many messages a worker holds."""
-        held = 0
-        for name, info in self.registered().items():
+        return sum(self._holds(process, self.settings.at(n)) for n in range(len(parse(self.settings.redis_url))))
+
+    def _holds(self, process: subprocess.Popen[bytes], shard: Settings) -> int:
+        held, keys = 0, Link(shard, "test").keys
+        for name, info in rollouts.registered(shard).items():
             if info["pid"] == process.pid:
                 for box in info["mailboxes"]:
                     for stream in (keys.mailbox(box), keys.retry(box)):
-                        held += len(self.ask("XPENDING", stream, keys.GROUP, "-", "+", 1000, name))
+                        held += len(rollouts.ask(shard, "XPENDING", stream, keys.GROUP, "-", "+", 1000, name))
         return held
 
     def kill_holding(self, process: subprocess.Popen[bytes]) -> int:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import psutil
 from redis import Redis
 
-from tests.support.shard import keys
+from gymq.keys import Keys
+
+#: The keys of any shard, as patterns.
+keys: Any = Keys("*")  # type: ignore[arg-type]
 
 #: Keys that may stay without a TTL: registries, and the queue bindings that kombu keeps.
-LASTING = (keys.workers, keys.runs, keys.paused, "_kombu.binding*")
+LASTING = (keys.workers, keys.runs, keys.paused, keys.shards, "_kombu.binding*")
 
 #: Mailboxes stay, with their consumer group, but what was in them is acknowledged and deleted.
 MAILBOXES = (keys.mailbox("*"),)

@@ -23,6 +23,7 @@ from gymq.link import Link
 from gymq.producer import Produced, Producer
 from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
+from gymq.shards import Shards
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 
@@ -68,7 +69,7 @@ def start_worker(
 
 def registered(settings: Settings) -> dict[str, dict[str, Any]]:
     """The workers in the registry that are not declared dead, with what they say of themselves (role, pid, mailboxes)."""
-    flat = ask(settings, "HGETALL", keys.workers)
+    flat = with_link(settings, lambda link: link.send("HGETALL", link.keys.workers))
     found = zip(flat[::2], flat[1::2], strict=True)
     return {name.decode(): msgspec.json.decode(info) for name, info in found if not info.startswith(b"dead")}
 
@@ -163,8 +164,17 @@ def run_tasks(
 
 
 def status(settings: Settings, name: str) -> RunStatus:
-    """How far a run is."""
-    return with_link(settings, lambda link: run.status(link, name))
+    """How far a run is, over all shards."""
+
+    async def read() -> RunStatus:
+        shards = Shards(settings, "test")
+        try:
+            await shards.connect()
+            return await shards.status(name)
+        finally:
+            await shards.close()
+
+    return asyncio.run(read())
 
 
 def wait_for_state(settings: Settings, name: str, state: str, limit: float = RUN_LIMIT) -> None:
@@ -272,6 +282,7 @@ def finished(rid: str, **fields: Any) -> dict[str, Any]:
         "status": "completed",
         "stop": None,
         "reward": 1.0,
+        "no_reward": None,
         "rewards": {},
         "turns": 0,
         "tool_calls": 0,

@@ -2,65 +2,40 @@
 
     new ─▶ opening ─▶ generating ─▶ tools ─▶ generating ─▶ ... ─▶ responding ─▶ ... ─▶ verifying ─▶ closing ─▶ ended
 
-The agent decides what comes after a message; this machine bounds it, sends the calls, keeps tool calls in order, and
-sees to it that a rollout ends with a status whatever happens.
+The agent decides what comes after a message; this machine bounds it, sends the calls, sends them again after faults that
+may pass, and sees to it that a rollout ends with a status whatever happens.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import msgspec
 
-from gymq.agent import Agent, CallTool, Finish, Generate, Respond, View
-from gymq.call import CallKind, Generated, Opened, Plan, Reply, Responded, Scored, ToolResult, encode
-from gymq.environment import EnvironmentSpec, ToolSpec
+from gymq.agent import Finish, Generate, View
+from gymq.call import Asked, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, encode
 from gymq.errors import TRUNCATING, Fault
 from gymq.message import Conversation
-from gymq.run import RunConfig
 
-from .guard import AgentFailed, Decision, Guard
-from .record import call_record, header
-from .state import Live, Running
+from . import budget, limits
+from .ending import Ending
+from .guard import AgentFailed, Decision
+from .record import call_record
 from .step import Step
+from .turn import TOGETHER
 
-#: Calls of one turn that run beside each other; the others follow. Lua's stack bounds how many one script can take.
-TOGETHER = 1000
-
-#: Faults of an isolated tool that tell of the program the model asked to run, not of us: the model is told.
-_LIMITS = frozenset({"timeout", "killed", "memory"})
+#: Questions that a hook may ask a model before it must come to an end.
+ASKS = 16
 
 #: Sampling fields that mean something only beside tools.
 _TOOL_FIELDS = frozenset({"tool_choice", "parallel_tool_calls"})
 
 _GENERATED = msgspec.msgpack.Decoder(Generated)
 _OPENED = msgspec.msgpack.Decoder(Opened)
-_TOOL = msgspec.msgpack.Decoder(ToolResult)
 _RESPONDED = msgspec.msgpack.Decoder(Responded)
 _SCORED = msgspec.msgpack.Decoder(Scored)
 
 
-class Machine:
-    """Advances one rollout by one step.
-
-    Args:
-        live: the rollout; it is changed in place.
-        config: its run.
-        spec: its environment.
-        agent: its agent.
-    """
-
-    def __init__(self, live: Live, config: RunConfig, spec: EnvironmentSpec, agent: Agent) -> None:
-        self.live = live
-        self.state = live.state
-        self.config = config
-        self.spec = spec
-        self.agent = agent
-        self.guard = Guard(agent, config.agent)
-        self.step = Step([], [], [], [], [])
-        self.now = time.time()
-        self.opened = live.state.phase not in ("new", "opening")
+class Machine(Ending):
+    """Advances one rollout by one step; see `Ending`."""
 
     def advance(self, replies: list[Reply]) -> Step:
         """Take the replies of the pending calls (none at the start) and go on.
@@ -69,37 +44,31 @@ class Machine:
             replies: one for each call of the step, in the calls' order.
         """
         try:
-            self._advance(replies)
+            if self.state.phase == "new":
+                self._begin()
+            elif self.state.phase == "tools":
+                self._tool_results(replies)
+            else:
+                self._reply(replies[0])
         except AgentFailed as error:
             self._fail(Fault("agent", str(error)))
-        return self.step
+        return self._done()
 
-    def _advance(self, replies: list[Reply]) -> None:
+    def due(self) -> Step | None:
+        """Do what time asks for: end what has lasted too long, or send again what waits for it; None: it is not time yet."""
         state = self.state
-        phase = state.phase
-        if phase == "new":
-            self._begin()
-        elif phase == "tools":
-            self._tool_results(replies)
-        else:
-            reply = replies[0]
-            answer = None
-            if phase == "generating" and reply.fault is None:
-                answer = _GENERATED.decode(reply.value)
-            self.step.records.append(call_record(_KINDS[phase], self.live.version, state.queued, reply, answer=answer))
-            if reply.fault is not None:
-                self._failed(phase, reply.fault)
-            elif answer is not None:
-                self._generated(answer)
-            elif phase == "opening":
-                self._opened(_OPENED.decode(reply.value))
-            elif phase == "responding":
-                self._responded(_RESPONDED.decode(reply.value))
-            elif phase == "verifying":
-                state.score = _SCORED.decode(reply.value)
-                self._close()
+        try:
+            if limits.out_of_time(state, self.config, self.now):
+                self._out_of_time()
+            elif state.resume:
+                self._resend()
+            elif limits.overdue(state, self.now):
+                self._overdue()
             else:
-                self._end()
+                return None
+        except AgentFailed as error:
+            self._fail(Fault("agent", str(error)))
+        return self._done()
 
     def abandon(self, fault: Fault, status: str = "failed") -> Step:
         """End the rollout now, whatever it was doing."""
@@ -109,6 +78,54 @@ class Machine:
         self.state.fault, self.state.status = fault, status
         self._end()
         return self.step
+
+    def cancel(self, fault: Fault) -> Step:
+        """End the rollout as cancelled, by way of `close` if the environment is to clean up.
+
+        One that is closing already ends at once, as it was going to: its `close` is under way, and may never be answered.
+        """
+        state = self.state
+        if state.phase == "closing":
+            self._end()
+        elif self.spec.close.present and self.opened:
+            state.fault, state.status, state.todo, state.running = fault, "cancelled", [], []
+            self.step.drop = True
+            self._close()
+        else:
+            return self.abandon(fault, "cancelled")
+        return self._done()
+
+    def _done(self) -> Step:
+        self.step.due = limits.due(self.state, self.config, self.now)
+        return self.step
+
+    def _reply(self, reply: Reply) -> None:
+        """The reply of a call that was out alone."""
+        state = self.state
+        phase, asking = state.phase, state.asking
+        kind: CallKind = "ask" if asking else _KINDS[phase]
+        answer = None
+        if kind in ("generate", "ask") and reply.fault is None:
+            answer = _GENERATED.decode(reply.value)
+        name = self._judge() if asking else ""
+        self.step.records.append(call_record(kind, self.live.version, state.queued, reply, name, answer))
+        self._worked(reply)
+        if reply.fault is not None:
+            return self._failed(kind, reply.fault)
+        state.tries = 0
+        if answer is not None and asking:
+            state.answer = answer.message
+            self._hook()
+        elif answer is not None:
+            self._generated(answer)
+        elif phase == "opening":
+            self._opened(_OPENED.decode(reply.value))
+        elif phase == "responding":
+            self._responded(_RESPONDED.decode(reply.value))
+        elif phase == "verifying":
+            self._scored(_SCORED.decode(reply.value))
+        else:
+            self._end()
 
     # Beginning.
 
@@ -158,21 +175,21 @@ class Machine:
         return View(Conversation(self.live.turns), state.turns, state.finish, self.spec.respond.present, tools)
 
     def _do(self, action: Decision) -> None:
-        if isinstance(action, Generate):
-            if self.state.turns >= self.config.max_turns:
-                return self._finish(Finish(truncated=True, reason="max_turns"))
-            return self._generate()
-        if isinstance(action, list) and action:
-            self.state.todo = action
-            return self._next_tools()
-        if isinstance(action, Respond):
-            return self._send("respond", "responding", task=True)
         if isinstance(action, Finish):
             return self._finish(action)
-        self._fail(Fault("agent", f"agent {self.config.agent!r} gave {action!r}, which is no action"))
+        if isinstance(action, list):
+            self.state.todo = action
+            return self._next_tools()
+        limit = limits.reached(self.state, self.config, self.now)
+        if isinstance(action, Generate):
+            if self.state.turns >= self.config.max_turns:
+                limit = "max_turns"
+            return self._truncate(limit) if limit else self._generate()
+        return self._truncate(limit) if limit else self._hook("responding")
 
     def _generate(self) -> None:
-        self._send("generate", "generating", mailbox=f"model:{self.config.model}")
+        mailbox = f"model:{self.config.model}"
+        self._send("generate", "generating", mailbox=mailbox, timeout=self.config.call_timeout)
 
     def _generated(self, answer: Generated) -> None:
         state = self.state
@@ -183,66 +200,66 @@ class Machine:
         self._append([answer.message])
         self._act()
 
-    # Tools: calls that may write run one after another, neighbours that only read run together.
+    # Tools.
 
     def _next_tools(self) -> None:
         state = self.state
-        specs = {tool.name: tool for tool in self.spec.tools}
         while state.todo:
-            batch = [state.todo[0]]
-            if _reads(specs.get(batch[0].name)):
-                while len(batch) < min(len(state.todo), TOGETHER) and _reads(specs.get(state.todo[len(batch)].name)):
-                    batch.append(state.todo[len(batch)])
-            state.todo = state.todo[len(batch) :]
-            state.running = [Running(call, self._refuse(call, specs)) for call in batch]
-            state.tool_calls += len(batch)
-            for running in state.running:
-                if running.content is None:
-                    call = running.call
-                    self._send("tool", "tools", name=call.name, arguments=call.arguments)
+            limit = limits.reached(state, self.config, self.now)
+            most = limits.tools_left(state, self.config, TOGETHER)
+            if limit or most <= 0:
+                self._append(self.turn.cut(limit or "max_tool_calls"))
+                return self._truncate(limit or "max_tool_calls")
+            self.turn.next(most)
+            self._send_tools()
             if self.step.sends:
                 return
-            self._append([self._observe(running.call, running.content) for running in state.running])
-        state.running = []
+            self._append(self.turn.results())
         self._act()
 
-    def _refuse(self, call: CallTool, specs: dict[str, ToolSpec]) -> bytes | None:
-        if call.name in specs and call.name in self.live.declared:
-            return None
-        known = ", ".join(sorted(self.live.declared & specs.keys())) or "none"
-        return msgspec.json.encode(f"Error: there is no tool {call.name!r}. Tools: {known}.")
+    def _send_tools(self) -> None:
+        for call in self.turn.unanswered():
+            self._send("tool", "tools", name=call.name, arguments=call.arguments)
 
     def _tool_results(self, replies: list[Reply]) -> None:
-        left = iter(replies)
-        specs = {tool.name: tool for tool in self.spec.tools}
-        turns: list[bytes] = []
-        for running in self.state.running:
-            content = running.content
-            if content is None:
-                reply = next(left)
-                name = running.call.name
-                self.step.records.append(call_record("tool", self.live.version, self.state.queued, reply, name))
-                if reply.fault is None:
-                    result = _TOOL.decode(reply.value)
-                    content = result.content
-                    if result.state is not None and not specs[name].read_only:
-                        self._remember(result.state)
-                elif specs[name].isolated and reply.fault.kind in _LIMITS:
-                    content = msgspec.json.encode(f"Error: {reply.fault.message}")
-                else:
-                    self._append(turns)
-                    return self._fail(reply.fault)
-            turns.append(self._observe(running.call, content))
-        self._append(turns)
+        for reply in replies:
+            self._worked(reply)
+        faults, memories = self.turn.take(replies)
+        for memory in memories:
+            self._remember(memory)
+        if faults:
+            # One that will not pass decides, if there is one.
+            spec, fault = min(faults, key=lambda each: (not each[0].once, each[1].passes("tool")))
+            if not spec.once and budget.take(self.state, self.config, "tool", fault, self.now):
+                return
+            self._append(self.turn.results())
+            return self._fail(budget.told(self.state, fault))
+        self.state.tries = 0
+        self._append(self.turn.results())
         self._next_tools()
 
-    def _observe(self, call: CallTool, content: bytes | None) -> bytes:
-        return self.guard.observe(call, msgspec.json.decode(content or b'""'))
+    # Hooks that may ask a model.
 
-    # The environment speaks.
+    def _judge(self) -> str:
+        assert self.state.ask is not None
+        return self.state.ask.model or self.config.judge or self.config.model
+
+    def _asked(self, ask: Asked) -> None:
+        state = self.state
+        state.asks += 1
+        if state.asks > ASKS:
+            return self._give_up(Fault(_BLAMED[state.phase], f"asked a model {ASKS} times and did not come to an end"))
+        state.ask, state.answer = ask, None
+        self._ask()
+
+    def _ask(self) -> None:
+        self._send("ask", self.state.phase, mailbox=f"model:{self._judge()}", timeout=self.config.call_timeout)
 
     def _responded(self, responded: Responded) -> None:
         self._remember(responded.state)
+        if responded.ask is not None:
+            return self._asked(responded.ask)
+        self._hear_no_more()
         self._append(responded.turns)
         if responded.done:
             return self._finish(Finish())
@@ -250,58 +267,51 @@ class Machine:
             return self._fail(Fault("environment", "respond gave neither a message nor done=True"))
         self._act()
 
-    # Ending.
-
-    def _finish(self, finish: Finish) -> None:
-        self.state.status = "truncated" if finish.truncated else "completed"
-        self.state.stop = finish.reason
-        if self.spec.verify.present:
-            self._send("verify", "verifying", task=True)
-        else:
-            self._close()
-
-    def _failed(self, phase: str, fault: Fault) -> None:
-        if phase == "generating" and fault.kind in TRUNCATING:
-            return self._finish(Finish(truncated=True, reason=fault.kind))
-        if phase == "closing":
-            return self._end()  # the rollout is scored; that cleaning up failed stands in the call's record
-        self._fail(fault)
-
-    def _fail(self, fault: Fault) -> None:
-        self.state.fault, self.state.status = fault, "failed"
+    def _scored(self, scored: Scored) -> None:
+        if scored.ask is not None:
+            return self._asked(scored.ask)
+        self.state.score = scored
         self._close()
 
-    def _close(self) -> None:
-        if self.spec.close.present and self.opened:
-            self._send("close", "closing", task=True)
+    # What goes wrong, and what time asks for.
+
+    def _failed(self, kind: CallKind, fault: Fault) -> None:
+        if kind == "close":
+            return self._end()  # the rollout is scored; that cleaning up failed stands in the call's record
+        if kind == "generate" and fault.kind in TRUNCATING:
+            return self._truncate(fault.kind)
+        if fault.kind in TRUNCATING or not budget.take(self.state, self.config, kind, fault, self.now):
+            self._give_up(budget.told(self.state, fault))
+
+    def _resend(self) -> None:
+        state = self.state
+        if state.phase == "opening":
+            self._send("open", "opening", task=True)
+        elif state.phase == "generating":
+            self._generate()
+        elif state.phase == "tools":
+            self._send_tools()
+        elif state.asking:
+            self._ask()
         else:
-            self._end()
+            self._hook()
 
-    def _end(self) -> None:
-        run, row, _ = self.live.place
-        samples = self.config.samples
-        self.step.sends = []
-        self.step.final = [run, row, samples, self.state.status, header(self.live, self.config, self.now)]
+    def _out_of_time(self) -> None:
+        """Give up what is pending; what there is of the conversation is scored."""
+        self.step.drop = True
+        if self.state.phase == "tools":
+            self._append(self.turn.cut("max_seconds"))
+        self._hear_no_more()
+        self._truncate("max_seconds")
 
-    # Small change.
-
-    def _append(self, turns: list[bytes]) -> None:
-        self.live.turns += turns
-        self.live.weight += sum(map(len, turns))
-        self.step.turns += turns
-        self.state.length = len(self.live.turns)
-
-    def _remember(self, memory: bytes | None) -> None:
-        if memory is not None:
-            self.live.memory = memory
-            self.step.fields += ["e", memory]
-
-    def _send(self, kind: CallKind, phase: str, **what: Any) -> None:
-        self.state.phase, self.state.queued = phase, self.now
-        self.step.send(self.live, kind, born=self.config.created, **what)
+    def _overdue(self) -> None:
+        self.step.drop = True
+        if self.state.phase == "closing":
+            return self._end()
+        self._give_up(Fault("timeout", "the call was pending for an hour; is a worker running that serves it?"))
 
 
-_KINDS = {
+_KINDS: dict[str, CallKind] = {
     "opening": "open",
     "generating": "generate",
     "responding": "respond",
@@ -309,7 +319,5 @@ _KINDS = {
     "closing": "close",
 }
 
-
-def _reads(tool: ToolSpec | None) -> bool:
-    # An unknown tool is answered on the spot and writes nothing.
-    return tool is None or tool.read_only
+#: Whose fault it is when a hook does not come to an end.
+_BLAMED = {"responding": "environment", "verifying": "verifier"}

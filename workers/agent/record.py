@@ -23,14 +23,15 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
 
     Args:
         call: step and number, `3.0`.
-        kind: `generate`, `open`, `tool`, `respond`, `verify` or `close`.
+        kind: `generate`, `open`, `tool`, `respond`, `verify`, `close` or `ask`.
         queued, started, finished: seconds since the epoch.
         worker: who did it.
-        name: of a tool: its name.
+        name: of a tool: its name; of `ask`: the model that was asked.
         attempt: how often the call was delivered to a worker that died.
-        finish: of `generate`: how the answer ended.
+        waited: seconds of the work in which it only waited, for a rate limit say.
+        finish: of `generate` and `ask`: how the answer ended.
         fault: why it failed.
-        input_tokens, output_tokens: of `generate`.
+        input_tokens, output_tokens: of `generate` and `ask`.
         tokens: of `generate`, when the server gave them: token ids and logprobs, base64 of little-endian arrays.
     """
 
@@ -42,6 +43,7 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
     worker: str
     name: str | None = None
     attempt: int = 0
+    waited: float = 0.0
     finish: str | None = None
     fault: dict[str, str] | None = None
     input_tokens: int | None = None
@@ -63,6 +65,7 @@ class Header(msgspec.Struct):
     status: str
     stop: str | None
     reward: float | None
+    no_reward: str | None
     rewards: dict[str, float]
     turns: int
     tool_calls: int
@@ -80,15 +83,15 @@ _encoder = msgspec.json.Encoder()
 
 def call_record(kind: str, step: int, queued: float, reply: Reply, name: str = "", answer: Generated | None = None) -> bytes:
     """Encode the record of a call."""
-    record = CallRecord(
-        f"{step}.{reply.n}", kind, queued, reply.started, reply.finished, reply.worker, name or None, reply.attempt
-    )
+    call = f"{step}.{reply.n}"
+    record = CallRecord(call, kind, queued, reply.started, reply.finished, reply.worker, name or None, reply.attempt)
+    record.waited = reply.waited
     if reply.fault is not None:
         record.fault = _fault(reply.fault)
     if answer is not None:
         record.finish = answer.finish
         record.input_tokens, record.output_tokens = answer.usage.input_tokens, answer.usage.output_tokens
-        if answer.tokens is not None:
+        if answer.tokens is not None and kind == "generate":  # others are not the policy's
             t = answer.tokens
             record.tokens = {
                 "prompt_start": t.prompt_start,
@@ -118,6 +121,7 @@ def header(live: Live, config: RunConfig, finished_at: float) -> bytes:
             status=state.status,
             stop=state.stop or None,
             reward=score.reward if score else None,
+            no_reward=None if score and score.reward is not None else (score.reason if score else state.no_reward) or None,
             rewards=score.rewards if score else {},
             turns=state.turns,
             tool_calls=state.tool_calls,

@@ -8,12 +8,9 @@ from typing import Any
 import msgspec
 
 from gymq.agent import CallTool
-from gymq.call import Scored, Usage, decode_plan
+from gymq.call import SCHEMA, Asked, Scored, Usage, decode_plan
 from gymq.errors import Fault
 from gymq.task import Task
-
-#: The layout of `State`. A worker gives mail of a rollout with another layout back.
-SCHEMA = 1
 
 
 class Running(msgspec.Struct, array_like=True):
@@ -21,7 +18,7 @@ class Running(msgspec.Struct, array_like=True):
 
     Args:
         call: the call.
-        content: its result as JSON, when the worker itself answered it (an unknown tool).
+        content: its result as JSON, once it has one; an unknown tool has it at once.
     """
 
     call: CallTool
@@ -32,7 +29,7 @@ class State(msgspec.Struct, array_like=True):
     """The stored state of a rollout: all that is not in its messages.
 
     Args:
-        schema: the layout.
+        schema: see `gymq.call.SCHEMA`; stands first in every schema. Workers put mail of a newer one aside.
         phase: `new`, `opening`, `generating`, `tools`, `responding`, `verifying` or `closing`: what the pending calls are.
         started_at: when its first step ran, seconds since the epoch.
         length: messages in the conversation.
@@ -51,6 +48,15 @@ class State(msgspec.Struct, array_like=True):
         model: what the server calls the model that answered.
         tool_calls: tool calls so far.
         shown: True: it is one of those that Flower shows.
+        working: seconds that its calls have taken, those of scoring aside.
+        infra, data: how often calls were sent again, from which budget.
+        verify: likewise, of `verify_retries`.
+        tries: how often the pending calls, or those that wait to be sent again, were sent again.
+        resume: when those that wait are to be sent again, seconds since the epoch; 0: none wait.
+        asks: questions that the hook has asked.
+        ask: the one that the hook has asked last.
+        answer: the answer to it, an encoded message, once there is one.
+        no_reward: why there is no reward.
     """
 
     schema: int = SCHEMA
@@ -72,6 +78,21 @@ class State(msgspec.Struct, array_like=True):
     model: str = ""
     tool_calls: int = 0
     shown: bool = False
+    working: float = 0.0
+    infra: int = 0
+    data: int = 0
+    verify: int = 0
+    tries: int = 0
+    resume: float = 0.0
+    asks: int = 0
+    ask: Asked | None = None
+    answer: bytes | None = None
+    no_reward: str = ""
+
+    @property
+    def asking(self) -> bool:
+        """Whether the pending call is a hook's question to a model."""
+        return self.ask is not None and self.answer is None
 
 
 #: Bytes that a rollout takes besides its messages.
@@ -79,6 +100,27 @@ WEIGHT = 2000
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(State)
+
+
+class NewerSchema(Exception):
+    """The state was written by a newer version; `schema` says by which.
+
+    Args:
+        schema: the state's schema.
+    """
+
+    def __init__(self, schema: int) -> None:
+        super().__init__(f"a state of schema {schema}; this worker reads up to {SCHEMA}")
+        self.schema = schema
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """What a state of any schema begins with."""
+
+    schema: int
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
 class Live(msgspec.Struct, dict=True):
@@ -140,5 +182,21 @@ def encode_state(state: State) -> bytes:
 
 
 def decode_state(data: bytes | None) -> State:
-    """Decode a stored state; None is that of a rollout that has not begun."""
-    return State() if data is None else _decoder.decode(data)
+    """Decode a stored state; None is that of a rollout that has not begun.
+
+    Raises:
+        NewerSchema: this version cannot read it.
+    """
+    if data is None:
+        return State()
+    try:
+        state = _decoder.decode(data)
+    except msgspec.MsgspecError:
+        schema = _head_decoder.decode(data).schema
+        if schema <= SCHEMA:
+            raise
+        raise NewerSchema(schema) from None
+    if state.schema > SCHEMA:
+        raise NewerSchema(state.schema)
+    state.schema = SCHEMA  # as which it will be written
+    return state

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import msgspec
 
 from gymq.admission import INLINE
-from gymq.call import Call, CallKind, encode, mark
+from gymq.call import Call, CallKind, Plan, encode, mark
 from gymq.mailbox import Mail
 
 from .state import Live, encode_state
-
-#: Seconds after which a pending call counts as overdue, wherever it is. Workers have limits of their own, counted from
-#: when they start; this one is for what nobody serves.
-OVERDUE = 3600.0
 
 
 class Step(msgspec.Struct):
@@ -28,6 +23,8 @@ class Step(msgspec.Struct):
         sends: mailbox and encoded call, for each call.
         final: empty while the rollout goes on.
         letter: the mail's dead letter, and seconds to keep it; empty but for mail that kills its process.
+        due: when the rollout is to be looked at if nothing has happened to it until then, seconds since the epoch.
+        drop: True: the calls that are pending are given up.
     """
 
     fields: list[Any] = []
@@ -36,14 +33,17 @@ class Step(msgspec.Struct):
     sends: list[tuple[str, bytes]] = []
     final: list[Any] = []
     letter: list[Any] = []
+    due: float = 0.0
+    drop: bool = False
 
     def commit(self, live: Live, stream: bytes, mail: bytes, must: bool) -> list[Any]:
         """The step as the commit script wants it."""
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
-        due = int((time.time() + OVERDUE) * 1000)
-        what = [self.fields, self.turns, self.records, self.sends, due, self.final]
-        return [live.rid, live.version, stream, mail, *what, int(must), self.letter, mark(live.state.queued)]
+        return [
+            live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, int(self.due * 1000),
+            self.final, int(must), self.letter, int(self.drop), mark(live.state.queued),
+        ]  # fmt: skip
 
     def send(
         self,
@@ -55,6 +55,7 @@ class Step(msgspec.Struct):
         task: bool = False,
         name: str = "",
         arguments: str = "",
+        timeout: float = 0.0,
     ) -> None:
         """Send a call, with what its callee has not seen yet where that is few bytes.
 
@@ -66,18 +67,27 @@ class Step(msgspec.Struct):
             task: whether the callee needs the task.
             name: of a tool call: the tool's name.
             arguments: of a tool call: its arguments as the model wrote them.
+            timeout: of a model's call: seconds that it may take.
         """
         state = live.state
         run, row, _ = live.place
         call = Call(live.rid, live.version + 1, len(self.sends), kind, run, live.task.environment, row, state.queued)
         call.length = call.seen = len(live.turns)
-        call.name, call.arguments, call.born = name, arguments, born
+        call.name, call.arguments, call.born, call.timeout = name, arguments, born, timeout
+        if kind == "ask":
+            assert state.ask is not None
+            call.turns, call.seen, call.length = state.ask.messages, 0, len(state.ask.messages)
+            call.plan = encode(Plan(state.ask.sampling))
+            self.sends.append((mailbox, encode(call)))
+            return
         if kind == "generate":
             call.seen, state.model_seen = state.model_seen, call.length
             if call.seen == 0 and live.plan is not None and len(live.plan) <= INLINE:
                 call.plan = live.plan
         elif kind in ("respond", "verify"):
             call.seen, state.resource_seen = state.resource_seen, call.length
+            if state.ask is not None:
+                call.answer, call.note = state.answer, state.ask.note
         new = live.turns[call.seen :]
         if sum(map(len, new)) <= INLINE:
             call.turns = new
@@ -92,4 +102,4 @@ class Step(msgspec.Struct):
 
 def acknowledge(mail: Mail) -> list[Any]:
     """The commit for mail whose rollout has ended or gone on: against a version it never had, so that only the mail goes."""
-    return [mail.fields[1], -1, mail.stream, mail.id, [], [], [], [], 0, [], 0]
+    return [mail.fields[1], -1, mail.stream, mail.id, [], [], [], [], 0, [], 0, [], 0]

@@ -12,7 +12,7 @@ from gymq.admission import admit
 from gymq.agent import Agent
 from gymq.batch import pack
 from gymq.cache import Cache
-from gymq.call import Reply, decode_reply, encode
+from gymq.call import CALL, decode_reply
 from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
 from gymq.errors import Fault, UnknownName, UsageError
@@ -24,14 +24,17 @@ from gymq.task import decode_task
 
 from .events import Shown
 from .machine import Machine
-from .state import WEIGHT, Live, decode_state
-from .step import OVERDUE, Step, acknowledge
+from .state import WEIGHT, Live, NewerSchema, decode_state
+from .step import Step, acknowledge
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
 
-#: Overdue rollouts looked at per sweep.
-OVERDUE_BATCH = 100
+#: Rollouts that one sweep wakes because they are due: a millisecond of the server's time.
+WAKES = 500
+
+#: Seconds until a rollout that was woken is due again, should its mail come to nothing.
+WAKE_AGAIN = 10.0
 
 
 class Lost(Exception):
@@ -51,7 +54,7 @@ class AgentWorker(Actor):
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
         self._admit_link = Link(settings, "gymq-admit")
         self._shown = Shown(self.events, self.host)
-        self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "overdue": 0}
+        self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "woken": 0}
 
     def mailboxes(self) -> list[str]:
         """The agents' one mailbox: any agent worker can advance any rollout."""
@@ -73,9 +76,16 @@ class AgentWorker(Actor):
     async def _commit(self, batch: list[Mail]) -> list[Mail]:
         """Advance a batch; returns the mail to decide again."""
         lives = await self._gather(batch)
+        newer = {i: live.schema for i, live in enumerate(lives) if isinstance(live, NewerSchema)}
+        if newer:
+            await self.park([batch[i] for i in newer], list(newer.values()))
+            batch = [mail for i, mail in enumerate(batch) if i not in newer]
+        known = [live for live in lives if not isinstance(live, NewerSchema)]
+        if not batch:
+            return []
         commits: list[list[Any]] = []
         done: list[tuple[Mail, Live | None, Step | None]] = []
-        for mail, live in zip(batch, lives, strict=True):
+        for mail, live in zip(batch, known, strict=True):
             step = None
             must = b"x" in mail.fields[4::2]
             version = int(mail.fields[3])
@@ -86,7 +96,7 @@ class AgentWorker(Actor):
             else:
                 commits.append(step.commit(live, mail.stream, mail.id, must))
             done.append((mail, live, step))
-        outcomes = await self.link.insist("commit", pack(commits))
+        outcomes = await self.link.insist("commit", pack(commits), CALL)
         again: list[Mail] = []
         ended = 0
         for (mail, live, step), outcome in zip(done, outcomes, strict=True):
@@ -123,7 +133,8 @@ class AgentWorker(Actor):
             return None
         machine = Machine(live, config, spec, agent)
         if must:
-            return machine.abandon(Fault("cancelled", "the run was cancelled"), "cancelled")
+            what = mail.fields[mail.fields.index(b"x", 4) + 1].decode()
+            return machine.cancel(Fault("cancelled", f"the {what} was cancelled"))
         if mail.strikes >= STRIKES:
             poison, letter = bury_step(mail, live.version, live.task_data, config)
             step = machine.abandon(poison.fault)
@@ -132,17 +143,18 @@ class AgentWorker(Actor):
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
         fields = mail.fields
+        due = b"d" in fields[4::2]
         replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
         try:
-            return machine.advance(replies)
+            return machine.due() if due else machine.advance(replies)
         except Exception as error:
             # A defect of ours: it fails this rollout. Ending the process would hand the mail to the next one, ten times.
             traceback.print_exc()
             return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
-    async def _gather(self, batch: list[Mail]) -> list[Live | None]:
+    async def _gather(self, batch: list[Mail]) -> list[Live | NewerSchema | None]:
         """The rollouts of some mail: kept from the last step, or begun by the mail itself, or loaded; None: gone."""
-        lives: list[Live | None] = []
+        lives: list[Live | NewerSchema | None] = []
         missing: list[tuple[int, str]] = []
         for i, mail in enumerate(batch):
             fields = mail.fields
@@ -162,9 +174,12 @@ class AgentWorker(Actor):
             for (i, rid), (version, state, memory, plan, turns, task) in zip(missing, loaded, strict=True):
                 if version is not None and task is not None:
                     weight = WEIGHT + sum(map(len, turns))
-                    lives[i] = Live(
-                        rid, int(version), decode_state(state), turns, decode_task(task), task, memory, plan, weight
-                    )
+                    try:
+                        stored = decode_state(state)
+                    except NewerSchema as error:
+                        lives[i] = error
+                        continue
+                    lives[i] = Live(rid, int(version), stored, turns, decode_task(task), task, memory, plan, weight)
         return lives
 
     async def _context(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
@@ -207,16 +222,13 @@ class AgentWorker(Actor):
         await self._admit_link.close()
 
     async def duties(self) -> None:
-        """Admit what may be admitted, and answer calls that are overdue."""
+        """Admit what may be admitted, and wake what is due."""
         # A run may have been removed and its name taken by another: what is known of runs is read again now and then.
         self._runs.clear()
         self._specs.clear()
         await self._admit()
-        overdue = await self.life.link.send(
-            "ZRANGEBYSCORE", self.life.link.keys.due, "-inf", int(time.time() * 1000), "LIMIT", 0, OVERDUE_BATCH
-        )
-        for rid in overdue:
-            await self._expire(rid.decode())
+        now = int(time.time() * 1000)
+        self.counts["woken"] += await self.life.link.run("wake", now, WAKES, int(WAKE_AGAIN * 1000))
 
     async def _admit(self) -> None:
         try:
@@ -226,22 +238,6 @@ class AgentWorker(Actor):
             await self._admit_link.reconnect()
         except ServerFull:
             pass  # the next sweep tries again
-
-    async def _expire(self, rid: str) -> None:
-        flat = await self.life.link.send("HGETALL", self.life.link.keys.rollout(rid))
-        fields = zip(flat[::2], flat[1::2], strict=True)
-        pending = [(name[1:].decode().split("."), value) for name, value in fields if name[:1] == b"c"]
-        now = time.time()
-        # Not removed but moved: the reply's commit sets the next time, and must not lose it to us.
-        await self.life.link.send("ZADD", self.life.link.keys.due, "XX", int((now + OVERDUE) * 1000), rid)
-        fault = Fault("timeout", "the call was pending for an hour; is a worker running that serves it?")
-        replies = [
-            [rid, int(step), int(n), encode(Reply(int(n), now, now, self.worker, fault)), "", "", value.partition(b" ")[2]]
-            for (step, n), value in pending
-        ]
-        if replies:
-            self.counts["overdue"] += len(replies)
-            await self.life.link.run("reply", pack(replies))
 
     async def forget(self) -> None:
         """Drop what was read: it may have gone on elsewhere."""

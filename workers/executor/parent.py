@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 from collections import deque
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import redis
 from celery import bootsteps, signals
 from celery.worker import state
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from gymq.bootstep import EXECUTOR
 from gymq.call import Call, Reply
-from gymq.keys import Keys
+from gymq.client import Client, clients
 from gymq.reply import send_sync
 from gymq.settings import Settings
 
-from . import processes
-
-#: Seconds that a command may wait for Redis: the parent's loop stands still meanwhile.
-REDIS_TIMEOUT = 2.0
+from . import keeper, processes
 
 #: Renewals of the liveness key per lapse: two may be lost.
 RENEWALS = 3
@@ -41,28 +41,9 @@ REAP_PERIOD = 0.25
 #: Seconds after a death at which orphans are looked for: by then all of the group are gone.
 ORPHANS_DELAY = 0.3
 
-#: HASH call id -> executor that has begun to work on it; the reply removes it.
-STARTED = Keys().isolated
-
 
 class Undelivered(Exception):
     """A child's reply, encoded, that it could not deliver."""
-
-
-def connect(settings: Settings) -> redis.Redis:
-    """A client for the parent or a child; nothing is sent twice behind our back.
-
-    Args:
-        settings: where Redis is.
-    """
-    return redis.Redis.from_url(
-        settings.redis_url,
-        socket_timeout=REDIS_TIMEOUT,
-        socket_connect_timeout=REDIS_TIMEOUT,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-        client_name=EXECUTOR,
-    )
 
 
 class Parent:
@@ -78,27 +59,35 @@ class Parent:
         self.memory_kills = processes.memory_kills()
         self.pool: Any = None
         self.hub: Any = None
-        self._client = connect(settings)
+        self.pid = os.getpid()
+        self._folder = ""
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._pipe = (-1, -1)
+        self._clients = clients(settings, EXECUTOR)
         self._undelivered: deque[tuple[Call, Reply]] = deque()
 
     def renew(self) -> None:
-        """Renew the liveness key."""
-        key, milliseconds = Keys().alive(self.name), round(self.settings.liveness * 1000)
-        try:
-            # PEXPIRE works even when the server's memory is full.
-            if not self._client.pexpire(key, milliseconds):
-                self._client.set(key, "1", px=milliseconds)
-            self._forget()
-        except redis.RedisError as error:
-            print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
+        """Renew the liveness key, on every shard."""
+        for client in self._clients:
+            try:
+                client.do(partial(self._renew, client.keys.alive(self.name)))
+                client.do(partial(self._forget, client.keys.isolated))
+            except redis.RedisError as error:
+                print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
 
-    def _forget(self) -> None:
+    def _renew(self, key: str, server: redis.Redis) -> None:
+        milliseconds = round(self.settings.liveness * 1000)
+        # PEXPIRE works even when the server's memory is full.
+        if not server.pexpire(key, milliseconds):
+            server.set(key, "1", px=milliseconds)
+
+    def _forget(self, begun: str, server: redis.Redis) -> None:
         """Give back calls that Redis says are ours and that no child works on: it was rolled back after they were answered."""
-        ours = {request.id for request in state.reserved_requests}
-        started: Any = self._client.hgetall(STARTED)
+        ours = {request.id for request in state.reserved_requests} | {call.id for call, _ in self._undelivered}
+        started: Any = server.hgetall(begun)
         left = [call for call, who in started.items() if who == self.name.encode() and call.decode() not in ours]
         if left:
-            self._client.hdel(STARTED, *left)
+            server.hdel(begun, *left)
 
     def answer(self, call: Call, reply: Reply) -> None:
         """Send a reply for a child that cannot; tried again until it is delivered.
@@ -112,14 +101,13 @@ class Parent:
 
     def deliver(self) -> None:
         """Send what is not delivered yet."""
-        while self._undelivered:
-            call, reply = self._undelivered[0]
+        for _ in range(len(self._undelivered)):
+            call, reply = self._undelivered.popleft()
             try:
-                send(self._client, call, reply)
+                send(of(self._clients, call), call, reply)
             except Exception as error:
                 print(f"gymq: executor: reply to {call.id} not delivered yet: {error}", file=sys.stderr)
-                return
-            self._undelivered.popleft()
+                self._undelivered.append((call, reply))
 
     def bury(self, pid: int | None) -> None:
         """Kill what is left of a child, and those that left its group."""
@@ -128,27 +116,85 @@ class Parent:
         if self.hub is not None:
             self.hub.call_later(ORPHANS_DELAY, self._kill_orphans)
 
-    def close_inherited(self) -> None:
-        """In a child: close the parent's connection, else a server sees it open for as long as the child lives."""
-        self._client.connection_pool.reset()
-        self._client.close()
+    def open(self) -> None:
+        """Make what calls print to and their temporary folder, before the first child is there."""
+        self._folder = tempfile.mkdtemp(prefix="gymq-executor-")
+        os.chmod(self._folder, 0o711)  # programs in the sandbox may be other users
+        # Both ends stay open here: while the keeper is started again, calls wait and do not fail.
+        self._pipe = os.pipe()
+        self.keep()
+
+    def keep(self) -> None:
+        """Start the keeper, or start it again if it died."""
+        if self._pipe == (-1, -1) or (self._keeper is not None and self._keeper.poll() is None):
+            return
+        argv = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), self.name, self._folder]
+        self._keeper = subprocess.Popen(argv, stdin=self._pipe[0], start_new_session=True)
+
+    def become_child(self) -> None:
+        """In a child: leave what is the parent's, and get what is a child's."""
+        # Else a server sees the connections open for as long as the child lives.
+        for client in self._clients:
+            client.forget()
+        for stream in (1, 2):
+            os.dup2(self._pipe[1], stream)
+        for end in self._pipe:
+            os.close(end)
+        processes.lead_group()
+        processes.die_with(self.pid)
+        processes.adopt_orphans()
+        processes.give_way()
+        os.environ[keeper.MARK] = self.name
+        os.environ["TMPDIR"] = tempfile.tempdir = self._temporary(os.getpid())
+        self.tidy()
+
+    def tidy(self) -> None:
+        """In a child, after each call: an empty temporary folder, and nothing left unsaid."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        folder = self._temporary(os.getpid())
+        with suppress(OSError):
+            if not os.listdir(folder):
+                return
+        _remove(folder)
+        os.mkdir(folder)
+        os.chmod(folder, 0o711)
+
+    def _temporary(self, pid: int) -> str:
+        return os.path.join(self._folder, str(pid))
 
     def _kill_orphans(self) -> None:
         workers = getattr(getattr(self.pool, "_pool", None), "_pool", None)
         if workers is not None:
-            processes.kill_children(spare={worker.pid for worker in workers})
+            alive = {worker.pid for worker in workers}
+            if not processes.kill_children(spare=alive | {self._keeper.pid if self._keeper else 0}) and self.hub is not None:
+                self.hub.call_later(ORPHANS_DELAY, self._kill_orphans)
+            for path in Path(self._folder).iterdir():
+                if int(path.name) not in alive:
+                    _remove(str(path))
 
 
-def send(client: redis.Redis, call: Call, reply: Reply) -> None:
+def _remove(folder: str) -> None:
+    # It copes with trees of any depth, and follows no link.
+    os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", folder])
+
+
+def of(shards: list[Client], call: Call) -> Client:
+    """The shard of a call."""
+    return shards[call.row % len(shards)]
+
+
+def send(client: Client, call: Call, reply: Reply) -> None:
     """Send a reply and forget that the call was started.
 
     Args:
-        client: a connection.
+        client: a connection to its shard.
         call: the call.
         reply: its reply.
     """
     send_sync(client, call, reply)
-    client.hdel(STARTED, call.id)
+    client.do(lambda server: server.hdel(client.keys.isolated, call.id))
 
 
 #: The parent of this process, or this process; set before the first fork.
@@ -178,6 +224,11 @@ class ExecutorStep(bootsteps.StartStopStep):
         if self.enabled:
             global parent
             parent = Parent(Settings.from_environment())
+            worker.consumer_cls = "gymq_workers.executor.consumer:ExecutorConsumer"
+
+    def create(self, parent: Any) -> None:
+        """Prepare for children: steps are created before the first is started, and so before the pool forks."""
+        current().open()
 
     def start(self, parent: Any) -> None:
         """Be alive before the first call is taken."""
@@ -193,6 +244,7 @@ class ExecutorStep(bootsteps.StartStopStep):
         me.renew()
         hub.call_repeatedly(me.settings.liveness / RENEWALS, me.renew)
         hub.call_repeatedly(RETRY_PERIOD, me.deliver)
+        hub.call_repeatedly(RETRY_PERIOD, me.keep)
         hub.call_repeatedly(REAP_PERIOD, parent.pool.maintain_pool)
 
     def stop(self, parent: Any) -> None:
@@ -206,7 +258,4 @@ class ExecutorStep(bootsteps.StartStopStep):
 @signals.worker_process_init.connect
 def _in_child(**_: Any) -> None:
     if parent is not None:
-        parent.close_inherited()
-        processes.die_with_parent()
-        processes.lead_group()
-        processes.adopt_orphans()
+        parent.become_child()

@@ -12,6 +12,7 @@ import re
 import resource
 import signal
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +21,19 @@ from pathlib import Path
 #: small enough that a few runaway calls do not bring the machine down.
 MEMORY = 2 * 1024**3
 
-#: prctl(2): orphaned descendants become children of the calling process.
-_PR_SET_CHILD_SUBREAPER = 36
+#: Bytes of one file that a call may write: larger than any data that a tool makes in a minute, smaller than a disk.
+FILE = 4 * 1024**3
+
+#: The niceness of an executor's children: they may spin, and what runs beside them (actors, the parent) waits for mail.
+#: With 5 a spinner gets a third of what a process of niceness 0 gets when both want a core: with much less, calls that do
+#: no harm would meet their time limits on a busy machine.
+NICE = 5
+
+#: Seconds that one try to kill what a call left may take: the parent's loop stands still meanwhile.
+KILL_LIMIT = 1.0
+
+#: prctl(2): a signal at the parent's death; orphaned descendants become children of the calling process.
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 #: prctl(2): a signal for the calling process when its parent dies.
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +46,26 @@ def lead_group() -> None:
     """Make this process the leader of a session and group of its own."""
     if os.getpgrp() != os.getpid():
         os.setsid()
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the parent dies, in whatever code this process is then; nothing of it asks for that by itself.
+
+    Args:
+        parent: its pid.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def give_way() -> None:
+    """Get less of the processor than those who are not told to."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    # Where the kernel weighs sessions against each other, a process's niceness counts within its session only.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICE))
 
 
 def adopt_orphans() -> None:
@@ -58,22 +90,27 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def kill_children(spare: Collection[int] = ()) -> None:
+def kill_children(spare: Collection[int] = ()) -> bool:
     """Kill this process's children and reap them, and whatever becomes its child thereby.
 
     Args:
         spare: the pids of children to leave alone.
+
+    Returns:
+        Whether none is left; some may be after `KILL_LIMIT`, of a program that forks as fast as it is killed.
     """
-    while True:
-        found = [pid for pid in _children() if pid not in spare]
-        if not found:
-            return
+    until = time.monotonic() + KILL_LIMIT
+    while found := [pid for pid in _children() if pid not in spare]:
+        # All are killed before any is waited for: each may be about to fork.
         for pid in found:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass
+        for pid in found:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        if time.monotonic() > until:
+            return False
+    return True
 
 
 def has_children() -> bool:
@@ -86,8 +123,9 @@ def has_children() -> bool:
 
 
 @contextmanager
-def memory_limit(extra: int = MEMORY) -> Iterator[None]:
-    """Let allocations within fail that go beyond what is in use now plus some.
+def limits(extra: int = MEMORY) -> Iterator[None]:
+    """Let allocations within fail that go beyond what is in use now plus some, and files that grow beyond `FILE`; a
+    crash leaves no core.
 
     Private writable memory is what counts (RLIMIT_DATA), not the address space: libraries reserve tens of gigabytes of
     that without using it. Descendants inherit the limit, each for itself.
@@ -105,10 +143,16 @@ def memory_limit(extra: int = MEMORY) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = int(match[1]) * 1024 + extra
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    core = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, core[1]))
+    file = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE if file[1] == resource.RLIM_INFINITY else min(FILE, file[1]), file[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, file)
+        resource.setrlimit(resource.RLIMIT_CORE, core)
 
 
 def memory_kills() -> int | None:
@@ -126,6 +170,12 @@ def memory_kills() -> int | None:
 
 def _children() -> Iterator[int]:
     me = str(os.getpid())
+    try:
+        # Quick enough to overtake what forks; not every kernel has it.
+        yield from map(int, Path(f"/proc/self/task/{me}/children").read_text().split())
+        return
+    except OSError:
+        pass
     try:
         pids = [name for name in os.listdir("/proc") if name.isdigit()]
     except OSError:

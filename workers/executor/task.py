@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,17 +13,18 @@ from typing import Any, TypeVar
 import redis
 from billiard.common import terminate_handler_fired
 
-from gymq.call import Call, Reply, encode
+from gymq.bootstep import EXECUTOR, ISOLATED_QUEUE
+from gymq.call import SCHEMA, Call, Reply, encode
 from gymq.celery import ISOLATED, app
+from gymq.client import Client, clients
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
-from gymq.keys import Keys
 from gymq.message import Conversation
 from gymq.task import decode_task
 
 from ..resource.invoke import invoke
 from . import processes
-from .parent import STARTED, ExecutorStep, Undelivered, connect, current, send
+from .parent import ExecutorStep, Undelivered, current, of, send
 from .request import read
 
 #: Tries to reach Redis, one a second. Then a child leaves a call that it has not begun: it is sent again; and gives the reply
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 app.steps["worker"].add(ExecutorStep)
 
-_clients: dict[int, redis.Redis] = {}
+_clients: dict[int, list[Client]] = {}
 
 
 @app.task(
@@ -46,16 +48,20 @@ _clients: dict[int, redis.Redis] = {}
     acks_on_timeout=True,
     reject_on_worker_lost=False,
 )
-def isolated(body: str) -> None:
+def isolated(body: str, schema: int = 1) -> None:
     """Run a call and reply to it.
 
     Args:
         body: the encoded call in base64, as `submit` takes it.
+        schema: its schema.
     """
+    if schema > SCHEMA:
+        print(f"gymq: executor: isolated call of a newer schema ({schema}); start newer executors", file=sys.stderr)
+        return  # nobody has begun: its resource worker sends it again
     call = read(body)
-    client = _client()
+    client = of(_shards(), call)
     try:
-        if not _insist(lambda: _claim(client, call)):
+        if not _insist(lambda: _wanted(client, call) and _claim(client, call)):
             return
     except (redis.RedisError, OSError):
         return
@@ -68,6 +74,7 @@ def isolated(body: str) -> None:
     finally:
         if processes.has_children():
             processes.kill_children()
+        current().tidy()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
     try:
         _insist(lambda: send(client, call, reply))
@@ -87,12 +94,31 @@ def submit(call: Call, timeout: float) -> None:
     """
     what = f"{call.environment}.{call.name or call.kind}"
     isolated.apply_async(
-        (base64.b64encode(encode(call)).decode(),),
+        (base64.b64encode(encode(call)).decode(), SCHEMA),
         task_id=call.id,
         time_limit=timeout,
         argsrepr=f"{what} {call.id}",
         kwargsrepr="",
     )
+
+
+def none_waits() -> bool:
+    """Whether no call waits for an executor; blocks on the network, so not on a loop.
+
+    Raises:
+        kombu.exceptions.OperationalError, redis.RedisError: Redis cannot be reached.
+    """
+    with app.connection_or_acquire() as connection, connection.channel() as channel:
+        return bool(channel.queue_declare(ISOLATED_QUEUE).message_count == 0)
+
+
+def abort(ids: list[str]) -> None:
+    """Kill calls that nobody wants any more, wherever they run. The word is said once; who misses it runs on to its limit.
+
+    Args:
+        ids: of the calls.
+    """
+    app.control.broadcast("abort", arguments={"calls": ids})
 
 
 def _work(call: Call) -> bytes:
@@ -101,7 +127,7 @@ def _work(call: Call) -> bytes:
     messages = None if call.seen or len(call.turns) != call.length else Conversation(call.turns)
     task = None if call.task is None else decode_task(call.task)
     try:
-        with processes.memory_limit():
+        with processes.limits():
             return asyncio.run(invoke(call, task, messages))
     except CallError as error:
         if error.fault.kind == "memory":
@@ -116,19 +142,27 @@ def _work(call: Call) -> bytes:
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
-def _claim(client: redis.Redis, call: Call) -> bool:
-    """Mark the call started; False: this message is a copy, the call is answered or an executor that is alive works on it."""
-    me = current().name
-    pending: Any = client.hget(Keys().rollout(call.rollout), f"c{call.step}.{call.n}")
-    if pending is None or pending.partition(b" ")[2] not in (b"", call.mark.encode()):
-        return False
-    if client.hsetnx(STARTED, call.id, me):
+def _wanted(client: Client, call: Call) -> bool:
+    """Whether this very call is still pending; what cleans up is done in any case."""
+    field = f"c{call.step}.{call.n}"
+    pending: Any = client.do(lambda server: server.hget(client.keys.rollout(call.rollout), field))
+    return call.kind == "close" or (pending is not None and pending.partition(b" ")[2] in (b"", call.mark.encode()))
+
+
+def _claim(client: Client, call: Call) -> bool:
+    """Mark the call started; False: an executor that is alive works on it already, this message is a copy."""
+    me, begun = current().name, client.keys.isolated
+
+    def claim(server: redis.Redis) -> bool:
+        if server.hsetnx(begun, call.id, me):
+            return True
+        owner = server.hget(begun, call.id)
+        if isinstance(owner, bytes) and (owner == me.encode() or server.exists(client.keys.alive(owner.decode()))):
+            return False
+        server.hset(begun, call.id, me)
         return True
-    owner = client.hget(STARTED, call.id)
-    if isinstance(owner, bytes) and (owner == me.encode() or client.exists(Keys().alive(owner.decode()))):
-        return False
-    client.hset(STARTED, call.id, me)
-    return True
+
+    return client.do(claim)
 
 
 def _insist(what: Callable[[], T]) -> T:
@@ -140,10 +174,10 @@ def _insist(what: Callable[[], T]) -> T:
     return what()
 
 
-def _client() -> redis.Redis:
-    # One for each process; what a fork inherited is never used.
-    client = _clients.get(os.getpid())
-    if client is None:
+def _shards() -> list[Client]:
+    # Of each process its own; what a fork inherited is never used.
+    found = _clients.get(os.getpid())
+    if found is None:
         _clients.clear()
-        client = _clients[os.getpid()] = connect(current().settings)
-    return client
+        found = _clients[os.getpid()] = clients(current().settings, EXECUTOR)
+    return found

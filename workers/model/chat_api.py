@@ -159,8 +159,10 @@ def read_answer(data: bytes) -> Answer:
     finish = choice.finish_reason or "stop"
     if finish in _BROKEN_OFF:
         raise BrokenOff(f"the server broke its answer off: finish_reason {finish!r}")
-    calls = [_tool_call(call) for call in said.tool_calls or ()]
+    calls = distinct([_tool_call(call) for call in said.tool_calls or ()])
     content = said.content
+    if isinstance(content, list) and not all(isinstance(part.get("text", ""), str) for part in content):
+        raise Nonsense("a content part's text is no text")
     if content is None and said.refusal:
         content = said.refusal
     if content is None and not calls:
@@ -198,6 +200,29 @@ def named_ids(tokens: list[str]) -> list[int] | None:
         return [int(token[9:]) for token in tokens]
     except ValueError:
         return None
+
+
+def distinct(calls: list[ToolCall]) -> list[ToolCall]:
+    """Tool calls of one turn, each with an id of its own: their results name them."""
+    seen: set[str] = set()
+    for call in calls:
+        if call.id in seen:
+            call.id = call_id()
+        seen.add(call.id)
+    return calls
+
+
+def count(tokens: int | None) -> int:
+    """A number of tokens as the server counted them.
+
+    Raises:
+        Nonsense: nobody can have counted that.
+    """
+    if tokens is None:
+        return 0
+    if not 0 <= tokens < 1 << 40:
+        raise Nonsense(f"usage of {str(tokens)[:20]} tokens")
+    return tokens
 
 
 def call_id() -> str:
@@ -253,8 +278,8 @@ def _usage(usage: _Usage | None) -> Usage:
         return Usage()
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
-        usage.prompt_tokens or 0,
-        usage.completion_tokens or 0,
-        (prompt.cached_tokens or 0) if prompt is not None else 0,
-        (completion.reasoning_tokens or 0) if completion is not None else 0,
+        count(usage.prompt_tokens),
+        count(usage.completion_tokens),
+        count(prompt.cached_tokens) if prompt is not None else 0,
+        count(completion.reasoning_tokens) if completion is not None else 0,
     )

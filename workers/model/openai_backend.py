@@ -7,7 +7,6 @@ once: the URL, the headers, the time-out, the body's head.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import math
 import os
@@ -16,7 +15,6 @@ import re
 import struct
 import time
 import urllib.request
-from collections import OrderedDict
 from typing import Any
 
 import aiohttp
@@ -25,10 +23,13 @@ from yarl import URL
 
 from gymq.backend import Backend, Request
 from gymq.call import Generated, Tokens
-from gymq.errors import CallError, UsageError
+from gymq.errors import CallError, UsageError, one_line
+from gymq.rate import digest
 
 from . import chat_api, responses_api
 from .chat_api import Answer, BrokenOff, Nonsense, error_text
+from .pace import Pace, Sizes
+from .prefixes import Prefixes
 from .retry import RETRIES, Retries, Transient, passes, retry_after
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -48,8 +49,8 @@ KEEP_ALIVE = 4.0
 #: Bytes of an answer's body that we read: far above any answer (token ids of 128k tokens with logprobs are 10 MB).
 LARGEST_BODY = 64 * 1024 * 1024
 
-#: Characters of a server's error that we repeat.
-LONGEST_ERROR = 300
+#: Bytes of an error's body that we read: a fault repeats 300 characters of it.
+LARGEST_ERROR = 64 * 1024
 
 #: Bytes from which a body is written piece by piece; in one piece it would hold the loop.
 LARGE_REQUEST = 1024 * 1024
@@ -65,6 +66,9 @@ _OVERFLOW = re.compile(
     r"exceeds? the maximum number of tokens|max_new_tokens` must be|exceeded model token limit|longer than the model's context",
     re.I,
 )
+
+#: How servers say with 429 that there is no money left: no wait helps.
+_NO_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing_hard_limit|credit balance is too low", re.I)
 
 #: Statuses that servers give to a prompt that does not fit.
 _OVERFLOW_STATUSES = frozenset({400, 413, 422})
@@ -108,6 +112,11 @@ class OpenAIBackend(Backend):
         self._head = b'{"model":' + msgspec.json.encode(model) + b","
         self._session: aiohttp.ClientSession | None = None
         self._prefixes = Prefixes(REMEMBERED)
+        self._sizes = Sizes()
+
+    def account(self) -> str:
+        """Servers limit a model of a key."""
+        return digest(str(self._url.origin()), self._url.raw_path, self.model, self._key)
 
     async def probe(self) -> str:
         """Ask for the list of models: whether anybody answers, and takes the key."""
@@ -148,13 +157,21 @@ class OpenAIBackend(Backend):
         """
         body = self._api.request_body(self._head, request)
         retries = Retries(self._retries, time.monotonic())
+        pace = None if self.limiter is None else Pace(self.limiter, self._sizes, request, body)
         while True:
+            if pace is not None:
+                await pace.enter(self._host)
             try:
                 answer = await self._ask(body)
                 break
             except Transient as failure:
-                wait = retries.wait(failure, time.monotonic(), random.random())
+                gated = 0.0 if pace is None else pace.failed(failure)
+                wait = retries.wait(failure, time.monotonic() - gated, random.random())
+                if failure.limited:
+                    request.waited += wait
             await asyncio.sleep(wait)
+        if pace is not None:
+            pace.answered(answer.usage)
         tokens = None
         if answer.output is not None or answer.logprobs is not None:
             tokens = self._tokens(request, answer)
@@ -167,9 +184,10 @@ class OpenAIBackend(Backend):
         data = body if len(body) < LARGE_REQUEST else io.BytesIO(body)
         try:
             async with session.post(self._url, data=data, allow_redirects=False) as response:
-                content = await self._read(response)
                 if response.status != 200:
-                    raise self._refused(response.status, error_text(content), retry_after(response.headers, time.time()))
+                    text = error_text(await self._read_error(response))
+                    raise self._refused(response.status, text, retry_after(response.headers, time.time()))
+                content = await self._read(response)
                 kind = response.headers.get("Content-Type", "application/json")
         except TimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -179,7 +197,7 @@ class OpenAIBackend(Backend):
             raise CallError("model_unavailable", self._line(f"cannot trust {self._host}: {error}")) from None
         except (aiohttp.ClientError, OSError) as error:
             raise Transient(self._line(f"cannot reach {self._host}: {type(error).__name__}: {error}")) from None
-        if "json" not in kind:
+        if "json" not in kind and not content.lstrip().startswith(b"{"):
             raise Transient(self._line(f"{self._host} answered with {kind}, not JSON"))
         try:
             return self._api.read_answer(content)
@@ -189,6 +207,18 @@ class OpenAIBackend(Backend):
             raise CallError("model", self._line(f"nonsense from {self._host}: {error}")) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Transient(self._line(f"broken JSON from {self._host}: {error}")) from None
+
+    async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read the beginning of a body."""
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in response.content.iter_any():
+            pieces.append(piece)
+            size += len(piece)
+            if size >= LARGEST_ERROR:
+                response.close()
+                break
+        return b"".join(pieces)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """Read a body, but not without end."""
@@ -210,14 +240,13 @@ class OpenAIBackend(Backend):
         if status in _OVERFLOW_STATUSES and _OVERFLOW.search(text):
             return CallError("context_overflow", self._line(f"{self._host}: {text}"))
         line = self._line(f"HTTP {status} from {self._host}: {text}")
-        return Transient(line, after) if passes(status) else CallError("model", line)
+        if not passes(status) or (status == 429 and _NO_QUOTA.search(text)):
+            return CallError("model", line)
+        return Transient(line, after, limited=status == 429)
 
     def _line(self, text: str) -> str:
         """Text for an error: one line, not too long, without the key."""
-        if self._key:
-            text = text.replace(self._key, "***")
-        line = " ".join(text.split())
-        return line if len(line) <= LONGEST_ERROR else line[:LONGEST_ERROR] + "…"
+        return one_line(text.replace(self._key, "***") if self._key else text)
 
     def _tokens(self, request: Request, answer: Answer) -> Tokens:
         """Pack token ids and logprobs; of the prompt only what is new since the rollout's last call."""
@@ -236,46 +265,11 @@ class OpenAIBackend(Backend):
         return Tokens(start // 4, prompt[start:], packed, probabilities)
 
 
-class Prefixes:
-    """Digests of the token ids of each rollout's last call, so that the next call stores only what is new of its prompt.
-
-    Only the answer to the rollout's previous call counts: a digest is used only where that very answer is the
-    conversation's last, because another worker may have answered in between, or this one's answer may have been dropped.
-
-    Args:
-        size: how many rollouts to remember.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._seen: OrderedDict[str, tuple[int, int, int, bytes]] = OrderedDict()
-
-    def known(self, request: Request, prompt: bytes) -> int:
-        """How many bytes of a prompt are the ids of the rollout's previous call."""
-        turns = request.messages.turns
-        index, answer, length, digest = self._seen.get(request.rollout, (len(turns), 0, 0, b""))
-        if index >= len(turns) or hash(turns[index]) != answer:
-            return 0
-        if any(turn.startswith(b'{"role":"assistant"') for turn in turns[index + 1 :]):
-            return 0
-        return length if _digest(prompt[:length]) == digest else 0
-
-    def remember(self, request: Request, answer: bytes, ids: bytes) -> None:
-        """Note a call's ids, prompt and output, and the answer that they belong to."""
-        self._seen[request.rollout] = (len(request.messages.turns), hash(answer), len(ids), _digest(ids))
-        self._seen.move_to_end(request.rollout)
-        if len(self._seen) > self._size:
-            self._seen.popitem(last=False)
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
 def _url(base: str, path: str) -> URL:
     """The address to post to, checked."""
     try:
         url = URL(base.rstrip("/"))
+        (url.raw_host or "").encode("idna")  # what the resolver does; a name that it cannot encode is no name
     except ValueError:
         url = URL()
     if url.scheme not in ("http", "https") or not url.host:

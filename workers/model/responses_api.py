@@ -13,7 +13,7 @@ from gymq.backend import Request
 from gymq.call import Usage
 from gymq.message import Function, Message, ToolCall, encode_message
 
-from .chat_api import Answer, BrokenOff, Nonsense, call_id, ended, failed, named_ids
+from .chat_api import Answer, BrokenOff, Nonsense, call_id, count, distinct, ended, failed, named_ids
 
 PATH = "/responses"
 
@@ -177,6 +177,7 @@ def read_answer(data: bytes) -> Answer:
             reasons += [part.text for part in item.content or item.summary or ()]
         if item.generation_token_ids is not None:
             ids = item
+    distinct(calls)
     content = "".join(texts)
     message = Message("assistant", None if calls and not content else content, "\n".join(reasons) or None, calls)
     return Answer(
@@ -218,8 +219,8 @@ def _usage(usage: _Usage | None) -> Usage:
         return Usage()
     given, made = usage.input_tokens_details, usage.output_tokens_details
     return Usage(
-        usage.input_tokens or 0,
-        usage.output_tokens or 0,
-        (given.cached_tokens or 0) if given is not None else 0,
-        (made.reasoning_tokens or 0) if made is not None else 0,
+        count(usage.input_tokens),
+        count(usage.output_tokens),
+        count(given.cached_tokens) if given is not None else 0,
+        count(made.reasoning_tokens) if made is not None else 0,
     )

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from gymq.errors import CallError, FaultKind
+from gymq.rate import LONGEST_RETRY_AFTER
 
 #: Further tries after the first. With the waits below they span about a minute: a load balancer's hiccup, not an outage,
 #: for which the rollout's own budget is there.
@@ -27,9 +28,6 @@ FIRST_WAIT = 0.5
 #: Seconds that a wait may last at most; a server that is back is found within this.
 LONGEST_WAIT = 30.0
 
-#: Seconds of a server's Retry-After that we honour; longer ones (quotas by the hour) would only hold a place.
-LONGEST_RETRY_AFTER = 60.0
-
 #: Statuses below 500 that may pass: time-out, conflict, too early, too many requests.
 PASSING = frozenset({408, 409, 425, 429})
 
@@ -41,13 +39,21 @@ class Transient(Exception):
         message: one line without secrets.
         retry_after: seconds in which the server does not want to be asked, or None.
         kind: the fault when the budget is spent.
+        limited: the server refused it because there were too many requests.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None, kind: FaultKind = "model_unavailable") -> None:
+    def __init__(
+        self,
+        message: str,
+        retry_after: float | None = None,
+        kind: FaultKind = "model_unavailable",
+        limited: bool = False,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
         self.kind: FaultKind = kind
+        self.limited = limited
 
 
 class Retries:

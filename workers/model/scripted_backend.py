@@ -11,7 +11,7 @@ import msgspec
 
 from gymq.backend import Backend, Request
 from gymq.call import Generated, Usage
-from gymq.errors import CallError, UsageError
+from gymq.errors import CallError, Unavailable, UsageError
 from gymq.message import Message, encode_message
 from gymq.registry import environment
 from gymq.tools import wanted
@@ -62,7 +62,7 @@ class ScriptedBackend(Backend):
         """Ask the policy.
 
         Raises:
-            CallError: `model`: there is no policy, or it raised, or it gave no message.
+            CallError: `model`: there is no policy, or it raised, or it gave no message; `model_unavailable`: it says so.
         """
         policy = self._policies.get(request.environment) or self._find(request.environment)
         if self._latency:
@@ -76,6 +76,8 @@ class ScriptedBackend(Backend):
             message = policy.act(**arguments)
             if policy.awaited:
                 message = await message
+        except Unavailable as error:
+            raise CallError("model_unavailable", " ".join(str(error).split())) from error
         except Exception as error:
             where = f"the policy of environment {request.environment}"
             raise CallError("model", " ".join(f"{where} raised {type(error).__name__}: {error}".split())) from error

@@ -14,19 +14,26 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from numbers import Real
+from types import FrameType
 from typing import Any
 
 import msgspec
 
 from gymq import registry
-from gymq.call import Call, Opened, Responded, Scored, ToolResult, encode
-from gymq.environment import Environment, Opening, Response, Score
+from gymq.call import Asked, Call, Opened, Responded, Scored, ToolResult, encode
+from gymq.environment import Ask, Environment, Opening, Response, Score
 from gymq.errors import CallError, FaultKind, GymqError, TaskError, ToolError
-from gymq.message import Conversation, Message, encode_message
+from gymq.message import Conversation, Message, decode_message, encode_message
 from gymq.task import Task
+
+from .outage import is_outage
 
 #: Characters of an exception's text that a fault keeps: it is shown on one line.
 MAX_TEXT = 500
+
+#: Bytes that the value of a call may have: a dozen photographs, far more text than a model reads; and Redis, the agent and
+#: every later request of the rollout must carry it.
+MAX_VALUE = 16 * 1024**2
 
 #: The types of content parts; a tool's list of such objects goes to the model as it is.
 PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
@@ -42,8 +49,15 @@ async def invoke(call: Call, task: Task | None, messages: Conversation | None, *
         threads: where functions that are not `async` run; None: here and now, blocking the loop.
 
     Raises:
-        CallError: `environment`, `verifier` or `memory`.
+        CallError: `environment`, `verifier`, `unavailable`, `task`, `memory` or `result_too_large`.
     """
+    value = await _invoke(call, task, messages, threads)
+    if len(value) > MAX_VALUE:
+        raise _too_large(call, len(value))
+    return value
+
+
+async def _invoke(call: Call, task: Task | None, messages: Conversation | None, threads: Executor | None) -> bytes:
     try:
         environment = registry.environment(call.environment)
     except GymqError as error:
@@ -74,6 +88,10 @@ class _Run:
         self.environment = environment
         self.call = call
         self.injectable: dict[str, Any] = {"task": task, "messages": messages}
+        if call.answer is not None:
+            self.injectable["answer"] = decode_message(call.answer)
+        if call.note is not None:
+            self.injectable["note"] = msgspec.msgpack.decode(call.note)
         self.threads = threads
 
     async def tool(self) -> ToolResult:
@@ -87,7 +105,7 @@ class _Run:
             result = await self.function(getattr(self.environment, tool.name), tool.wants, arguments)
         except ToolError as error:
             # What it did to the state before it failed stays undone.
-            return ToolResult(content=msgspec.json.encode(str(error)), error=True)
+            return ToolResult(content=self.json("its error", str(error)), error=True)
         return ToolResult(content=self.content(result), state=None if tool.flags.get("read_only") else self.state())
 
     async def open(self) -> Opened:
@@ -103,22 +121,26 @@ class _Run:
         state = opening.state if opening.state is not None or state_type is None else self.load_state()
         return Opened(
             state=None if state is None else self.encoded(state),
-            turns=self.turns("open", opening.messages),
+            turns=self.turns(opening.messages),
             tools=None if opening.tools is None else self.json("its tools", opening.tools),
         )
 
     async def respond(self) -> Responded:
         said = await self.hook("respond")
+        if isinstance(said, Ask):
+            return Responded(state=self.state(), ask=self.asked(said))
         if isinstance(said, str):
             said = Response(messages=[Message(role="user", content=said)])
         if not isinstance(said, Response):
-            raise CallError("environment", f"respond returned {type(said).__name__}; it must return text or a Response")
-        return Responded(turns=self.turns("respond", said.messages), done=bool(said.done), state=self.state())
+            raise CallError("environment", f"respond returned {type(said).__name__}; it must return text, a Response or an Ask")
+        return Responded(turns=self.turns(said.messages), done=bool(said.done), state=self.state())
 
     async def verify(self) -> Scored:
         verdict = await self.hook("verify")
         if verdict is None:
             return Scored(reason="the verifier gave no reward")
+        if isinstance(verdict, Ask):
+            return Scored(ask=self.asked(verdict))
         if not isinstance(verdict, Score):
             return Scored(reward=_number("the reward", verdict))
         return Scored(
@@ -142,8 +164,8 @@ class _Run:
         """Call what the environment's author wrote; all that it raises but ToolError and CallError becomes a fault."""
         given = dict(arguments)
         for name in wants:
-            given[name] = self.load_state() if name == "state" else self.injectable[name]
-            if name != "state" and given[name] is None:
+            given[name] = self.load_state() if name == "state" else self.injectable.get(name)
+            if name in ("task", "messages") and given[name] is None:
                 raise CallError("environment", f"call {self.call.id} came without its {name}")
         kind: FaultKind = "verifier" if self.call.kind == "verify" else "environment"
         try:
@@ -159,7 +181,7 @@ class _Run:
         except MemoryError as error:
             raise CallError("memory", self.said(error)) from error
         except Exception as error:
-            raise CallError(kind, self.said(error)) from error
+            raise CallError("unavailable" if is_outage(error) else kind, self.said(error)) from error
 
     def load_state(self) -> Any:
         """The state, decoded once; a rollout that was not opened starts with the State's defaults."""
@@ -189,6 +211,23 @@ class _Run:
         except (TypeError, ValueError, OverflowError) as error:
             raise CallError("environment", f"the state cannot be stored: {error}") from error
 
+    def asked(self, ask: Ask) -> Asked:
+        """A question to a model, encoded."""
+        if not ask.messages:
+            raise self.wrong("asks a model, but gives it no messages")
+        if not isinstance(ask.sampling, dict):
+            raise self.wrong(f"asks a model with sampling of type {type(ask.sampling).__name__}; make it a dict")
+        turns = self.turns(ask.messages)
+        try:
+            note = msgspec.msgpack.encode(ask.note)
+            return Asked(turns, note, msgspec.json.encode(ask.sampling), ask.model or "")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise self.wrong(f"asks a model with a note or sampling that cannot be sent: {error}") from error
+
+    def wrong(self, what: str) -> CallError:
+        """A hook gave what it must not give."""
+        return CallError("verifier" if self.call.kind == "verify" else "environment", f"{self.call.kind} {what}")
+
     def content(self, result: Any) -> bytes:
         """A tool's result as the content of a message: text, or content parts."""
         if isinstance(result, str):
@@ -198,13 +237,15 @@ class _Run:
             return data
         return msgspec.json.encode(data.decode())
 
-    def turns(self, hook: str, messages: list[Message]) -> list[bytes]:
+    def turns(self, messages: list[Message]) -> list[bytes]:
         wrong = next((message for message in messages if not isinstance(message, Message)), None)
         if wrong is not None:
-            raise CallError("environment", f"{hook} gave a message of type {type(wrong).__name__}; make it a gymq Message")
+            raise self.wrong(f"gave a message of type {type(wrong).__name__}; make it a gymq Message")
         return [encode_message(message) for message in messages]
 
     def json(self, what: str, value: Any) -> bytes:
+        if isinstance(value, str) and len(value) > MAX_VALUE:  # not worth encoding
+            raise _too_large(self.call, len(value))
         try:
             return msgspec.json.encode(value, enc_hook=_plain)
         except (TypeError, ValueError, OverflowError) as error:
@@ -218,6 +259,22 @@ class _Run:
         place = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1] if frames else None)
         where = "" if place is None else f" ({os.path.basename(place.filename)}:{place.lineno})"
         return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+def name_of(call: Call) -> str:
+    """What a call runs, for a person: `environment.tool`."""
+    return f"{call.environment}.{call.name or call.kind}"
+
+
+def called(frame: FrameType) -> Call | None:
+    """The call whose function this frame calls."""
+    return frame.f_locals["self"].call if frame.f_code is _Run.function.__code__ else None
+
+
+def _too_large(call: Call, size: int) -> CallError:
+    return CallError(
+        "result_too_large", f"{name_of(call)} gave {size >> 20} MiB; a result and its state may have {MAX_VALUE >> 20} MiB"
+    )
 
 
 def _number(what: str, value: Any) -> float:

@@ -14,22 +14,23 @@ from kombu.exceptions import ChannelError, KombuError
 from redis import RedisError
 
 from gymq.batch import pack
-from gymq.bootstep import ISOLATED_QUEUE
 from gymq.call import Call
-from gymq.link import Link, Outage
+from gymq.link import Link
 
-from ..executor.task import submit
+from ..executor.task import abort, none_waits, submit
 
 #: Seconds between two looks at all calls that are out. The reply does not wait for it; only a death does.
 LOOK = 0.5
+
+#: What `waiting.lua` says of a call that nobody wants any more and that an executor works on, or has just answered.
+GIVEN_UP = 4
 
 #: Seconds without a beginning after which the task is sent again if it was lost: none waits in the queue, or one that
 #: was sent so much later has begun. An executor that dies takes those with it that it had taken and not begun. A copy does
 #: no harm while the first one runs.
 RESEND = 3.0
 
-#: Where the tasks wait: the queue, and what kombu makes of it for the normal priority.
-QUEUES = (ISOLATED_QUEUE, f"{ISOLATED_QUEUE}\x06\x169")
+_UNREACHED = (KombuError, ChannelError, RedisError, OSError)
 
 
 class Isolated:
@@ -37,15 +38,26 @@ class Isolated:
 
     Args:
         link: a connection.
+        liveness: seconds after which a silent executor counts as dead.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, liveness: float) -> None:
         self._link = link
+        self._liveness = liveness
+        #: Since when Redis has answered quickly; who has not been connected for longer than the limit judges nobody.
+        self._connected = time.monotonic()
+        #: Call -> when its executor's key was first seen to be missing.
+        self._missing: dict[str, float] = {}
         self._out: dict[str, tuple[Call, float, float, asyncio.Future[None]]] = {}
+        self._doubtful: set[str] = set()
         self._watcher: asyncio.Task[None] | None = None
 
+    def __contains__(self, call: Call) -> bool:
+        """Whether an executor was given this call and nobody has answered it yet."""
+        return call.id in self._out
+
     async def run(self, call: Call, timeout: float) -> None:
-        """Give a call to an executor and wait until somebody has answered it.
+        """Give a call to an executor and wait until somebody has answered it, or nobody wants it any more.
 
         Args:
             call: the call with all that it asks for.
@@ -67,17 +79,35 @@ class Isolated:
             out = list(self._out.values())
             if not out:
                 return
+            asked = time.monotonic()
             states = await self._link.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
             now = time.monotonic()
+            if now - asked > self._liveness / 3:
+                # Redis was away, or slow: all executors' keys may have lapsed meanwhile, and nobody is dead.
+                self._connected = now
+                self._missing.clear()
+            dead = {call.id for (call, *_), state in zip(out, states, strict=True) if state == 3}
+            self._missing = {id: self._missing.get(id, now) for id in dead}
+            sure = now - self._connected > self._liveness
+            # Not wanted any more, and an executor at it at two looks: at the first one it may just have answered.
+            unwanted = {call.id for (call, *_), state in zip(out, states, strict=True) if state == GIVEN_UP}
+            unwanted -= {call.id for call, *_ in out if call.kind == "close"}  # what cleans up runs to its end
+            if aborted := unwanted & self._doubtful:
+                await asyncio.to_thread(abort, sorted(aborted))
+            self._doubtful = unwanted - aborted
             begun = max((since for (_, _, since, _), state in zip(out, states, strict=True) if state != 1), default=0.0)
             old = any(state == 1 and now - since > RESEND for (_, _, since, _), state in zip(out, states, strict=True))
             # Later ones are lost if none waits: the queue is empty. Else those that were overtaken.
-            before = now if old and await self._none_waits() else begun
+            before = now if old and await _none_waits() else begun
             for (call, timeout, since, answered), state in zip(out, states, strict=True):
-                if state == 0 and not answered.done():
-                    answered.set_result(None)
-                elif state == 3 or (state == 1 and before - since > RESEND):
+                if state == 0 or call.id in aborted or (state == GIVEN_UP and call.kind == "close"):
+                    if not answered.done():
+                        answered.set_result(None)
+                elif (sure and now - self._missing.get(call.id, now) >= self._liveness / 3) or (
+                    state == 1 and before - since > RESEND
+                ):
                     await self._submit(call, timeout)
+                    self._missing.pop(call.id, None)
                     if call.id in self._out:  # else it was given up meanwhile
                         self._out[call.id] = (call, timeout, time.monotonic(), answered)
 
@@ -86,11 +116,12 @@ class Isolated:
         while True:
             try:
                 return await asyncio.to_thread(submit, call, timeout)
-            except (KombuError, ChannelError, RedisError, OSError):
+            except _UNREACHED:
                 await asyncio.sleep(LOOK)
 
-    async def _none_waits(self) -> bool:
-        try:
-            return not any([await self._link.send("LLEN", queue) for queue in QUEUES])
-        except Outage:
-            return False  # the next look meets the outage again
+
+async def _none_waits() -> bool:
+    try:
+        return await asyncio.to_thread(none_waits)
+    except _UNREACHED:
+        return False  # the next look is soon

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import sys
 from typing import Any
 
 import msgspec
 
 from gymq import registry
+from gymq.actor import Actor
 from gymq.call import Call, ToolResult, encode
 from gymq.environment import EnvironmentSpec
-from gymq.errors import CallError, UnknownName
+from gymq.errors import CallError, GymqError, UnknownName
 from gymq.message import Conversation
 from gymq.server import CallServer
 from gymq.settings import Settings
 from gymq.task import Task, encode_task
 
-from .invoke import invoke
+from .invoke import invoke, name_of
 from .isolated import Isolated
+from .threads import THREADS, Threads, serving, watch_loop
 
 #: Calls that one resource worker has in flight unless told otherwise.
 CONCURRENCY = 1024
-
-#: Threads for hooks and tools that are not `async`.
-THREADS = 16
 
 #: What the model is told of a call that must not be repeated and whose worker died.
 UNKNOWN = "Error: the outcome of this call is unknown: it was started and the process died. It was not run again."
@@ -44,13 +43,29 @@ class ResourceWorker(CallServer):
         self._environments: list[str] = chosen
         super().__init__(settings, options)
         self.capacity = int(options.get("concurrency") or CONCURRENCY)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gymq-tool")
-        self._isolated = Isolated(self.link)
+        self._threads = Threads()
+        self._isolated = Isolated(self.link, settings.liveness)
         self._specs: dict[str, EnvironmentSpec] = {}
+
+    @classmethod
+    def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
+        """Make an actor for each shard, all with one pool of threads; see `Actor`."""
+        made = [cls(one, options) for one in settings]
+        for worker in made:
+            worker._threads = made[0]._threads
+        return list(made)
 
     def mailboxes(self) -> list[str]:
         """One mailbox for each environment."""
         return [f"resource:{name}" for name in self._environments]
+
+    async def prepare(self) -> None:
+        """See to it that a loop that stands still is noticed before others take this worker for dead."""
+        self._end_watch = watch_loop(self.settings.liveness / 2)
+
+    async def close(self) -> None:
+        """End what `prepare` began."""
+        self._end_watch()
 
     async def serve(self, call: Call) -> bytes:
         """Run the hook or tool; see `CallServer`."""
@@ -67,17 +82,33 @@ class ResourceWorker(CallServer):
             call.state = await self.memory(call)
         if once and not await self._first(call):
             return encode(ToolResult(msgspec.json.encode(UNKNOWN), error=True))
-        what = f"{call.environment}.{call.name or call.kind}"
         if isolated:
             return await self._isolate(call, task, messages, timeout)
+        serving.set(call)
         try:
             async with asyncio.timeout(timeout):
                 return await invoke(call, task, Conversation(messages), threads=self._threads)
         except TimeoutError:
-            raise CallError("timeout", f"{what} took longer than {timeout:g} s") from None
+            self._given_up(call)
+            raise CallError("timeout", f"{name_of(call)} took longer than {timeout:g} s") from None
         finally:
             if call.kind in ("verify", "close"):
                 self.done_with(call)
+
+    def interruptible(self, call: Call) -> bool:
+        """See `CallServer`; who watches isolated calls has them killed where they run."""
+        return super().interruptible(call) and call not in self._isolated
+
+    def _given_up(self, call: Call) -> None:
+        self._threads.given_up(call)
+        if self._threads.lost and self._failure is None:
+            hanging = ", ".join(sorted(set(self._threads.stuck.values())))
+            self._failure = GymqError(
+                f"{len(self._threads.stuck)} of {THREADS} threads hang in {hanging}, which met its limit and runs on: "
+                "say isolated=True there, and it can be killed. This worker ends, so that another takes its place"
+            )
+            print(f"gymq: resource: draining: {self._failure}", file=sys.stderr, flush=True)
+            self.drain()
 
     async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> bytes:
         call.task = None if task is None else encode_task(task)

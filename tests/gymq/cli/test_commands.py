@@ -145,6 +145,28 @@ def test_a_cancelled_run_ends_and_a_removed_one_is_gone(cli, server: Redis, work
         assert "no run 'r1'" in cli(*command, code=2).stderr
 
 
+def test_groups_and_rollouts_are_cancelled_and_a_run_is_paused_by_name(cli, server: Redis, workers: None):
+    cli("produce", *WEATHER, "--run", "other", "--limit", 1)
+    cli("control", "pause", "r1", code=2)
+    cli("control", "pause", "other")
+    cli("control", "resume", "other")
+    cli("control", "pause")
+    cli("produce", *WEATHER, "--run", "r1", "--samples", 2, "--consumer", "jsonl")
+    assert "paused: no rollouts of run r1 are admitted until `gymq control resume r1`" in cli("control", "pause", "r1").stdout
+    cli("control", "resume")
+    assert "run r1 is paused; `gymq control resume r1`" in cli("status").stdout
+    said = cli("cancel", "r1", "--group", 3, "--group", "r1.4", "--rollout", "5.1", "--rollout", "r1.6.0").stdout
+    assert "run r1: 0 rollouts in flight cancelled; 6 have not begun and end when it is their turn" in said
+    assert "no group r1.120" in cli("cancel", "r1", "--group", 120, code=2).stderr
+    assert "write the row's number" in cli("cancel", "r1", "--group", "5.1", code=2).stderr
+    assert "write ROW.SAMPLE" in cli("cancel", "r1", "--rollout", "5", code=2).stderr
+    cli("control", "resume", "r1")
+    cli("sink", "jsonl", "--run", "r1", "--out", "out.jsonl")
+    cancelled = {row["rollout_id"] for row in cli.rows() if row["status"] == "cancelled"}
+    assert cancelled == {"r1.3.0", "r1.3.1", "r1.4.0", "r1.4.1", "r1.5.1", "r1.6.0"}
+    assert "run 'r1' is done" in cli("cancel", "r1", code=1).stderr
+
+
 def test_a_dropped_consumer_is_waited_for_no_longer(cli, server: Redis, workers: None):
     cli("produce", *WEATHER, "--run", "r1", "--consumer", "trainer")
     cli("sink", "jsonl", "--run", "r1", "--out", "out.jsonl")

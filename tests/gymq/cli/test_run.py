@@ -330,3 +330,17 @@ def test_an_executor_is_started_if_and_only_if_something_is_isolated(cli):
     assert [row["reward"] for row in cli.rows()] == [1.0, 1.0]
     results = [message["content"] for row in cli.rows() for message in row["messages"] if message["role"] == "tool"]
     assert sum(result.isdigit() for result in results) == 3
+
+
+def test_a_judge_has_a_worker_of_its_own(cli, model: str):
+    cli.env["PYTHONPATH"] = str(PLUGIN)
+    rows = [{"prompt": "go", "journal": str(cli.folder / "journal"), "questions": 2}] * 3
+    (cli.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ("run", "judged", "--data", "rows.jsonl", "--model", "openai:mock", "--base-url", model, "--max-tool-calls", 5)
+    cli(*args, "--judge", "scripted:judge", "--data-retries", 1, "--out", "out.jsonl")
+    for row in cli.rows():
+        assert (row["reward"], row["model"]) == (0.75, "openai:mock")
+        assert [call["name"] for call in row["calls"] if call["kind"] == "ask"] == ["scripted:judge"] * 2
+    # A judge's address without a judge would be the address of nobody.
+    done = cli(*args, "--judge-base-url", model, "--out", "other.jsonl", code=2)
+    assert "name it with --judge SPEC" in done.stderr

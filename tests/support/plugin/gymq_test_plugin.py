@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import msgspec
 from gymq_workers.agent.tool_agent import ToolAgent
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
 from gymq.agent import Agent, Generate
-from gymq.environment import Environment, Opening, Response, Score, hook, tool
+from gymq.environment import Ask, Environment, Opening, Response, Score, hook, tool
+from gymq.errors import Unavailable
 from gymq.message import Function, Message, ToolCall
 
 
@@ -167,6 +172,13 @@ class Hostile(Environment):
         time.sleep(2)
         return "rested"
 
+    @tool(isolated=True, timeout=90)
+    def noted(self, task) -> str:
+        """Rest, and note it."""
+        note(task["journal"], str(os.getpid()))
+        time.sleep(task["seconds"])
+        return "rested"
+
     @hook(isolated=True, timeout=2)
     def verify(self, task) -> float:
         while task.get("spin"):
@@ -179,6 +191,42 @@ class Hostile(Environment):
         if turn >= len(calls):
             return Message(role="assistant", content="done")
         return Message(role="assistant", tool_calls=[ToolCall(f"call_{turn}", Function(calls[turn], "{}"))])
+
+
+class Sticky(Environment):
+    """Tools that hang where nobody can kill them."""
+
+    name = "sticky"
+
+    @tool(timeout=1)
+    def hang(self) -> str:
+        """Never end, in a thread."""
+        threading.Event().wait()
+        return "woke"
+
+    @tool(timeout=60)
+    async def stall(self, task) -> str:
+        """Block the loop, the first time."""
+        note(task["journal"], f"{os.getpid()}")
+        if len(Path(task["journal"]).read_text().splitlines()) == 1:
+            time.sleep(task["seconds"])
+        return "went on"
+
+    @tool(timeout=30)
+    def rest(self) -> str:
+        """Rest a moment."""
+        time.sleep(0.05)
+        return "rested"
+
+    @tool(timeout=60)
+    def give(self) -> str:
+        """Give a gigabyte."""
+        return "x" * (1 << 30)
+
+    def verify(self) -> float:
+        return 1.0
+
+    policy = Hostile.policy
 
 
 class Faulty(Environment):
@@ -221,6 +269,89 @@ class Faulty(Environment):
                 tool_calls=[ToolCall("call_0", Function(task.get("tool", "act"), task.get("arguments", "{}")))],
             )
         return Message(role="assistant", content="done")
+
+
+class Guest(Environment):
+    """Opens something that must be closed, and has tools that take as long as the row says, each of another kind."""
+
+    name = "guest"
+
+    def open(self, task):
+        note(task["journal"], f"{task.id} open")
+        return Opening()
+
+    @tool(timeout=120)
+    async def wait(self, task) -> str:
+        """Wait on the loop."""
+        note(task["journal"], f"{task.id} wait {os.getpid()}")
+        await asyncio.sleep(task["seconds"])
+        note(task["journal"], f"{task.id} waited")
+        return "waited"
+
+    @tool(timeout=120)
+    def block(self, task) -> str:
+        """Wait in a thread."""
+        note(task["journal"], f"{task.id} block {os.getpid()}")
+        time.sleep(task["seconds"])
+        return "blocked"
+
+    @tool(isolated=True, timeout=120)
+    def rest(self, task) -> str:
+        """Wait in a process that has a child, which ignores SIGTERM."""
+        child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, 1); time.sleep(120)"])
+        note(task["journal"], f"{task.id} rest {os.getpid()} {child.pid}")
+        time.sleep(task["seconds"])
+        note(task["journal"], f"{task.id} rested")
+        return "rested"
+
+    def close(self, task):
+        note(task["journal"], f"{task.id} close")
+
+    def policy(self, messages, task):
+        if messages.last.role == "user":
+            return Message(role="assistant", tool_calls=[ToolCall("call_0", Function(task["tool"], "{}"))])
+        return Message(role="assistant", content="done")
+
+
+class Judged(Environment):
+    """Needs services: a judge that it asks, or one that it calls by itself; what happens is noted in the row's journal."""
+
+    name = "judged"
+
+    async def policy(self, messages, task):
+        asked = messages[0].role == "system"
+        note(task["journal"], f"{task.id} {'ask' if asked else 'generate'}")
+        if not asked:
+            await asyncio.sleep(task.get("hang", 0))
+            calls = [ToolCall(f"call_{i}", Function("fetch", "{}")) for i in range(task.get("fetches", 0))]
+            return Message(role="assistant", tool_calls=calls if len(messages) == 1 else [], content="done")
+        if os.path.exists(task.get("down", "")):
+            raise Unavailable("the judge is down")
+        return Message(role="assistant", content=task.get("verdict", "0.75"))
+
+    @tool(read_only=True)
+    async def fetch(self, task) -> str:
+        """Fetch from a service."""
+        note(task["journal"], f"{task.id} fetch")
+        if "port" in task.data:
+            await self.visit(task)
+        return "fetched"
+
+    async def visit(self, task):
+        _, writer = await asyncio.open_connection("127.0.0.1", task["port"])
+        writer.close()
+
+    async def verify(self, task, messages, answer, note):
+        if task.get("fault"):
+            raise ZeroDivisionError("a defect")
+        if "port" in task.data:
+            await self.visit(task)
+            return 0.75
+        if answer is None or note["asked"] < task.get("questions", 1):
+            asked = 0 if answer is None else note["asked"]
+            prompt = [Message(role="system", content="Judge."), Message(role="user", content=messages.last.text)]
+            return Ask(messages=prompt, note={"asked": asked + 1}, sampling={"temperature": 0.0}, model=task.get("judge"))
+        return Score(reward=float(answer.text), metrics={"asked": note["asked"]})
 
 
 class Stubborn(Agent):

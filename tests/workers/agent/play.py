@@ -66,9 +66,20 @@ class Play:
         """One step."""
         return self._stored(self._machine().advance(list(replies)))
 
+    def due(self, later: float = 0.0) -> Step | None:
+        """What time does, `later` seconds from now."""
+        machine = self._machine()
+        machine.now += later
+        step = machine.due()
+        return None if step is None else self._stored(step)
+
     def abandon(self, fault: Fault, status: str = "failed") -> Step:
         """The end, whatever it was doing."""
         return self._stored(self._machine().abandon(fault, status))
+
+    def cancel(self, fault: Fault) -> Step:
+        """The end, by way of `close` if that is due."""
+        return self._stored(self._machine().cancel(fault))
 
     def to(self, phase: str) -> Play:
         """Play on until the pending calls are of a phase, with friendly replies."""
@@ -156,7 +167,7 @@ def scored(reward: float | None = 1.0, **more: Any) -> Reply:
 
 def friendly(call: Call) -> Reply:
     """A reply that lets a rollout go on."""
-    if call.kind == "generate":
+    if call.kind in ("generate", "ask"):
         return said()
     if call.kind == "tool":
         return result("ok", call.n)

@@ -84,7 +84,7 @@ def test_a_group_is_told_its_size_at_each_end():
 
 # Faults.
 
-KINDS = {"opening": "open", "generating": "generate", "tools": "tool", "responding": "respond", "verifying": "verify"}
+KINDS = {"opening": "open", "generating": "generate", "tools": "tool", "responding": "respond"}
 
 
 @pytest.mark.parametrize("close", [False, True])
@@ -129,10 +129,10 @@ def test_a_verdict_without_a_number_is_no_zero():
     play = Play(Script(Finish()))
     play.go()
     header = record(play.go(scored(None, reason="no key")))
-    assert (header["status"], header["reward"]) == ("completed", None)
+    assert (header["status"], header["reward"], header["no_reward"]) == ("completed", None, "no key")
 
 
-@pytest.mark.parametrize("phase", ["new", *KINDS, "closing"])
+@pytest.mark.parametrize("phase", ["new", *KINDS, "verifying", "closing"])
 def test_a_rollout_can_be_abandoned_in_any_phase(phase):
     # Given a rollout in some phase
     play = Play(Script(Generate(), [CallTool("look", "{}")], Respond(), Finish()), tools=["look"], hooks=ALL)
@@ -147,6 +147,38 @@ def test_a_rollout_can_be_abandoned_in_any_phase(phase):
     assert header["started_at"] > 0
     assert messages(play)[0] == {"role": "user", "content": "go"}
     assert step.turns == (play.live.turns if phase == "new" else [])
+
+
+CANCELLED = Fault("cancelled", "the run was cancelled")
+
+
+@pytest.mark.parametrize("phase", ["generating", "tools", "responding", "verifying"])
+def test_what_was_opened_is_closed_before_a_cancelled_rollout_ends(phase):
+    play = Play(Script(Generate(), [CallTool("look", "{}")], Respond(), Finish()), tools=["look"], hooks=ALL).to(phase)
+    assert only(play.cancel(CANCELLED)).kind == "close"
+    header = record(play.go(failed("timeout")))  # though nobody can close it
+    assert (header["status"], header["error"]["kind"], header["reward"]) == ("cancelled", "cancelled", None)
+
+
+@pytest.mark.parametrize(("phase", "hooks"), [("new", "all"), ("opening", "all"), ("generating", "none")])
+def test_a_cancelled_rollout_that_has_nothing_open_ends_at_once(phase, hooks):
+    play = Play(Script(Generate()), hooks=ALL if hooks == "all" else ())
+    if phase != "new":
+        play.to(phase)
+    step = play.cancel(CANCELLED)
+    assert (record(step)["status"], step.sends) == ("cancelled", [])
+
+
+def test_a_second_cancellation_does_not_wait_for_the_close():
+    play = Play(Script(Generate()), hooks=ALL).to("generating")
+    play.cancel(CANCELLED)
+    assert record(play.cancel(CANCELLED))["status"] == "cancelled"
+
+
+def test_a_rollout_that_is_scored_and_closing_ends_as_what_it_was():
+    play = Play(Script(Finish()), hooks=ALL).to("closing")
+    header = record(play.cancel(CANCELLED))
+    assert (header["status"], header["reward"], header["error"]) == ("completed", 1.0, None)
 
 
 # The agent.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from gymq_workers.agent import limits
 from gymq_workers.agent.machine import Machine
 from gymq_workers.agent.worker import STRIKES, AgentWorker
 
 from gymq import run
 from gymq.batch import pack
-from gymq.call import Generated, Reply, Usage, decode_call, decode_reply, encode
+from gymq.call import Generated, Reply, Usage, decode_call, encode
 from gymq.dead import letters
 from gymq.environment import EnvironmentSpec
 from gymq.mailbox import Mail
@@ -197,21 +198,40 @@ async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, l
     assert "Traceback" in capsys.readouterr().err
 
 
-async def test_a_call_that_nobody_serves_is_answered_when_it_is_overdue(worker, link, make):
+async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, link, make, monkeypatch):
     # Given a rollout whose call is overdue
+    monkeypatch.setattr(limits, "OVERDUE", 0.0)
+    await make()
+    await worker.duties()
+    await work(worker)
+    ((_, body),) = [(entry, fields[1]) for entry, fields in await link.send("XRANGE", MODEL, "-", "+")]
+    # When two workers look
+    await worker.duties()
+    await worker.duties()
+    # Then it is woken once, and ends with a time-out
+    ((_, fields),) = await link.send("XRANGE", AGENT, "-", "+")
+    assert fields == [b"r", b"r.0.0", b"v", b"1", b"d", b"1"]
+    await work(worker)
+    assert [record["error"]["kind"] for record in await ended(link)] == ["timeout"]
+    # and the answer that comes after all finds nothing
+    call = decode_call(body)
+    late = encode(Reply(call.n, 1.0, 2.0, "w"))
+    assert await link.run("reply", pack([[call.rollout, call.step, call.n, late, "", "", call.mark]])) == [0]
+
+
+async def test_a_rollout_that_is_woken_too_early_goes_on_waiting(worker, link, make):
     await make()
     await worker.duties()
     await work(worker)
     await link.send("ZADD", keys.due, 1, "r.0.0")
-    # When the worker looks, twice
     await worker.duties()
-    await worker.duties()
-    # Then it is answered once, with a timeout, and looked at again in an hour
-    ((_, fields),) = await link.send("XRANGE", AGENT, "-", "+")
-    assert decode_reply(fields[5]).fault.kind == "timeout"
-    assert float(await link.send("ZSCORE", keys.due, "r.0.0")) > 1e12
     await work(worker)
-    assert [record["error"]["kind"] for record in await ended(link)] == ["timeout"]
+    version, pending = await link.send("HMGET", keys.rollout("r.0.0"), "v", "c1.0")
+    assert (version, pending.partition(b" ")[0]) == (b"1", b"1")
+    assert float(await link.send("ZSCORE", keys.due, "r.0.0")) > 1e12
+    await answer(link)
+    await work(worker)
+    assert [record["status"] for record in await ended(link)] == ["completed"]
 
 
 async def test_a_run_that_took_a_removed_ones_name_is_rolled_out_as_what_it_is(worker, link, make):

@@ -14,8 +14,8 @@ from redis import Redis
 
 from gymq.call import Call, Reply, decode_reply
 from gymq.environment import DEFAULT_TIMEOUT
-from gymq.keys import Keys
 from gymq.message import Message, encode_message
+from tests.support.shard import keys
 
 ENTRY_POINTS = """\
 [gymq.environments]
@@ -53,7 +53,8 @@ class Executor:
         given = {"rollout": "r", "step": 3, "n": self._n, "kind": kind, "run": "demo", "environment": "wild", "row": 0}
         given |= {"queued": time.time(), "length": 1, "turns": turns, "name": name, "arguments": arguments}
         call = Call(**(given | fields))
-        self.redis.hset(Keys().rollout(call.rollout), f"c{call.step}.{call.n}", 1)
+        # An executor begins nothing that nobody waits for.
+        self.redis.hset(keys.rollout(call.rollout), mapping={"v": call.step, f"c{call.step}.{call.n}": 1})
         submit(call, timeout)
         self.sent[call.id] = time.time()
         return call.id
@@ -89,16 +90,21 @@ def executor(redis_url, spawn, tmp_path, monkeypatch):
 def start(redis_url, spawn, tmp_path, monkeypatch, name: str = "x", children: int = 2) -> Executor:
     """Start an executor and wait until it takes calls."""
     monkeypatch.setenv("GYMQ_REDIS_URL", redis_url)
-    from gymq.celery import app, broker_url
+    from gymq.celery import app
 
-    if app.conf.broker_url != broker_url(redis_url):
-        app.conf.broker_url = app.conf.broker_read_url = app.conf.broker_write_url = broker_url(redis_url)
+    if app.conf.broker_url != redis_url:
+        app.conf.broker_url = app.conf.broker_read_url = app.conf.broker_write_url = redis_url
         pools.reset()
         app._pool = app.amqp._producer_pool = None
     log = tmp_path / f"{name}.log"
     argv = [sys.executable, "-m", "celery", "-A", "gymq", "worker", "--role", "executor", "-P", "prefork"]
     argv += ["-c", str(children), "-n", f"{name}@test", "--without-gossip", "--without-mingle", "-l", "INFO"]
-    env = {"PYTHONPATH": packages(tmp_path / "site", ENTRY_POINTS), "GYMQ_REDIS_URL": redis_url, "GYMQ_LIVENESS": "1"}
+    env = {
+        "PYTHONPATH": packages(tmp_path / "site", ENTRY_POINTS),
+        "GYMQ_REDIS_URL": redis_url,
+        "GYMQ_LIVENESS": "1",
+        "TMPDIR": str(tmp_path),
+    }
     process = spawn(argv, env, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
     found = Executor(process, redis_url, log)
     deadline = time.monotonic() + 30

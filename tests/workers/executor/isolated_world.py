@@ -1,10 +1,15 @@
 """What the executors of these tests import: an environment whose tools misbehave, and a stand-in for `gymq.reply`."""
 
 import contextlib
+import ctypes
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import msgspec
@@ -12,11 +17,24 @@ from gymq_workers.executor import parent
 
 from gymq.call import encode
 from gymq.environment import Environment, Score, hook, tool
+from gymq.sandbox import run_program
+
+#: Eight processes in sessions of their own, each of which replaces itself for ever; argv: a marker.
+BOMB = """
+import os, signal, sys, time
+for _ in range(3):
+    os.fork()
+while True:
+    os.setsid() if os.getpgrp() != os.getpid() else None
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.01)
+"""
 
 
 def send_sync(client, call, reply):
     """Stand-in for `gymq.reply.send_sync`: replies go to a list."""
-    client.rpush("test:replies", msgspec.msgpack.encode([call.id, encode(reply), time.time()]))
+    client.do(lambda server: server.rpush("test:replies", msgspec.msgpack.encode([call.id, encode(reply), time.time()])))
 
 
 parent.send_sync = send_sync
@@ -85,7 +103,7 @@ class Wild(Environment):
         session = how == "session"
         for _ in range(2):
             subprocess.Popen([sys.executable, "-c", program, marker], start_new_session=session)
-        time.sleep(0.2)
+        time.sleep(1)
         if then == "hang":
             time.sleep(300)
         if then == "die":
@@ -102,6 +120,87 @@ class Wild(Environment):
         """Sleep."""
         time.sleep(seconds)
         return f"slept, {os.getpid()}"
+
+    @tool(isolated=True)
+    def block(self) -> str:
+        """Never end, and take nothing."""
+        threading.Event().wait()
+        return "woke"
+
+    @tool(isolated=True)
+    def hold_the_gil(self) -> str:
+        """Never let another thread run."""
+        return str(ctypes.PyDLL(None).sleep(300))
+
+    @tool(isolated=True)
+    def backtrack(self) -> str:
+        """Match a pattern for ever, in C."""
+        return str(re.match(r"(a+)+$", "a" * 64 + "b"))
+
+    @tool(isolated=True)
+    def fork_bomb(self, marker: str) -> str:
+        """Fork, and fork again, with no group in common."""
+        subprocess.Popen([sys.executable, "-c", BOMB, marker])
+        time.sleep(300)
+        return "alive"
+
+    @tool(isolated=True)
+    def allocate(self) -> str:
+        """Take memory without end."""
+        held = []
+        while True:
+            held.append(bytes(64 << 20))
+
+    @tool(isolated=True)
+    def shout(self, mib: int, descriptor: int) -> str:
+        """Print."""
+        for _ in range(mib):
+            os.write(descriptor, b"x" * (1 << 20))
+        return "said"
+
+    @tool(isolated=True)
+    def give(self, mib: int, form: str) -> str:
+        """Return much."""
+        return "x" * (mib << 20) if form == "text" else ["x" * (1 << 20)] * mib
+
+    @tool(isolated=True)
+    def close_all(self) -> str:
+        """Close all files, sockets too."""
+        os.closerange(0, 4096)
+        return "closed"
+
+    @tool(isolated=True)
+    def delete_temporary(self) -> str:
+        """Delete the temporary folder."""
+        shutil.rmtree(tempfile.gettempdir())
+        return "deleted"
+
+    @tool(isolated=True)
+    def write(self, mib: int) -> str:
+        """Leave a file."""
+        with tempfile.NamedTemporaryFile(delete=False) as file:
+            file.truncate(mib << 20)
+        return file.name
+
+    @tool(isolated=True)
+    def overflow(self) -> str:
+        """Let the C stack overflow."""
+        sys.setrecursionlimit(1 << 30)
+        deep = []
+        for _ in range(300_000):
+            deep = [deep]
+        return repr(deep)
+
+    @tool(isolated=True)
+    def program(self, code: str) -> dict:
+        """Run a program in the sandbox."""
+        ran = run_program(["python", "-c", code], seconds=20)
+        return {"stdout": ran.stdout, "walls": ran.walls, "reason": ran.reason}
+
+    @tool(isolated=True)
+    def niceness(self) -> int:
+        """Tell it."""
+        return os.nice(0)
 
     @hook(isolated=True)
     def verify(self, state: Count) -> Score:

@@ -9,7 +9,7 @@ import time
 import msgspec
 import psutil
 import pytest
-from gymq_workers.executor.parent import STARTED
+from gymq_workers.executor import processes
 
 from gymq.call import Scored, ToolResult
 from tests.support.redis_server import wait_until
@@ -19,7 +19,7 @@ from tests.workers.executor.conftest import start
 pytestmark = pytest.mark.slow
 
 #: Seconds that a fault may take beyond the call's own limit.
-MARGIN = 2.0
+MARGIN = 6.0
 
 
 def value(reply, kind=ToolResult):
@@ -47,7 +47,7 @@ def test_a_call_runs_in_a_child_that_leads_its_own_group(executor):
     assert result["pid"] == result["pgid"] != executor.process.pid
     assert reply.worker.startswith("executor-")
     # And nothing says any longer that it was started
-    wait_until(lambda: executor.redis.hlen(STARTED) == 0)
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 0)
 
 
 def test_a_verifier_is_scored_in_a_child(executor):
@@ -67,6 +67,15 @@ def test_a_verifier_is_scored_in_a_child(executor):
         ("kill_self", '{"number": 15}', 30.0, "killed", "process"),
         ("politely_leave", "{}", 30.0, "environment", "SystemExit: 3"),
         ("hog", '{"mib": 4096}', 30.0, "memory", "MemoryError"),
+        ("block", "{}", 1.0, "timeout", "longer than 1 s"),
+        ("hold_the_gil", "{}", 1.0, "timeout", "longer than 1 s"),
+        ("backtrack", "{}", 1.0, "timeout", "longer than 1 s"),
+        ("allocate", "{}", 30.0, "memory", "MemoryError"),
+        ("give", '{"mib": 1024, "form": "text"}', 60.0, "result_too_large", "16 MiB"),
+        ("give", '{"mib": 100, "form": "list"}', 30.0, "result_too_large", "16 MiB"),
+        ("close_all", "{}", 30.0, "environment", "Bad file descriptor"),
+        ("write", '{"mib": 5000}', 30.0, "environment", "File too large"),
+        ("overflow", "{}", 30.0, "killed", "SIGSEGV"),
         ("fail", "{}", 30.0, "environment", "ValueError: no such thing (isolated_world.py:"),
     ],
 )
@@ -81,15 +90,103 @@ def test_a_death_ends_as_that_calls_fault_and_disturbs_no_other(executor, tool, 
     assert reply.fault is not None
     print(f"SEEN {tool} {arguments}: {reply.fault.kind}: {reply.fault.message} after {seconds:.2f} s")
     assert (reply.fault.kind, says in reply.fault.message) == (kind, True), reply.fault
-    assert seconds < (timeout if kind == "timeout" else 0) + MARGIN
+    assert seconds < timeout + (MARGIN if kind == "timeout" else 0)
     # And the neighbour ends well, and the next two calls too
     assert content(executor.reply(neighbour)[0]).startswith("slept")
     for _ in range(2):
         assert content(executor.reply(executor.send("nap", '{"seconds": 0}'))[0]).startswith("slept")
-    # And each call was answered once, and nothing of it is left
-    assert all(len(found) == 1 for found in executor.replies.values())
-    wait_until(lambda: executor.redis.hlen(STARTED) == 0)
+    # And each call was answered once (twice where the child answered and then could not tell its parent; the first counts)
+    assert all(len(found) == 1 or tool == "close_all" for found in executor.replies.values())
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 0)
     assert executor.redis.llen("gymq.isolated") == executor.redis.hlen("unacked") == 0
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_what_calls_print_does_not_flood_the_log(executor, descriptor):
+    # When a call prints a gigabyte
+    reply, _ = executor.reply(executor.send("shout", f'{{"mib": 1024, "descriptor": {descriptor}}}'), within=60)
+
+    # Then it ends well, and the log has a little of it and one line that says how much was cut
+    assert content(reply) == "said"
+    wait_until(lambda: "bytes were cut" in executor.log.read_text(), 20)
+    assert executor.log.stat().st_size < 4 << 20
+    (line,) = [line for line in executor.log.read_text().splitlines() if "bytes were cut" in line]
+    assert "isolated calls printed too much" in line
+
+
+def test_a_fork_bomb_in_sessions_of_its_own_ends_with_its_call(executor):
+    marker = f"gymq-test-{time.time_ns()}"
+    reply, _ = executor.reply(executor.send("fork_bomb", json.dumps({"marker": marker}), timeout=2))
+    assert reply.fault.kind == "timeout"
+    wait_until(lambda: not marked(marker), 10, "the end of the bomb")
+    assert content(executor.reply(executor.send("nap", '{"seconds": 0}'))[0]).startswith("slept")
+
+
+def test_a_call_leaves_no_temporary_file(executor, tmp_path):
+    # Given calls that leave a file, delete the folder, and die with a file
+    path = content(executor.reply(executor.send("write", '{"mib": 1}'))[0])
+    assert path.startswith(str(tmp_path))
+    assert content(executor.reply(executor.send("delete_temporary"))[0]) == "deleted"
+    assert content(executor.reply(executor.send("write", '{"mib": 1}'))[0])
+    # Then there are folders and no files
+    (folder,) = tmp_path.glob("gymq-executor-*")
+    wait_until(lambda: not [path for path in folder.rglob("*") if path.is_file()], 5, "the end of the files")
+    # And at the executor's end nothing
+    executor.process.terminate()
+    assert executor.process.wait(15) == 0
+    wait_until(lambda: not folder.exists(), 5, "the end of the folder")
+
+
+def test_many_calls_and_deaths_leave_no_descriptor_and_no_process(executor):
+    # Given an executor that has done some of each
+    def round(count: int) -> None:
+        for call in [executor.send("nap", '{"seconds": 0}') for _ in range(count)] + [
+            executor.send("leave", '{"code": 1}') for _ in range(count // 10)
+        ]:
+            executor.reply(call)
+
+    round(20)
+    parent = psutil.Process(executor.process.pid)
+    time.sleep(1)
+    before = parent.num_fds()
+    # When it does many more
+    round(200)
+    # Then it holds no more than before: two children, its keeper
+    wait_until(lambda: len(parent.children(recursive=True)) == 3, 10, "two children and the keeper")
+    # A few come and go with the children that are being replaced; a leak would be two for each of the twenty deaths.
+    wait_until(lambda: parent.num_fds() <= before + 6, 10, f"about {before} descriptors")
+
+
+def test_children_give_way_and_the_parent_does_not(executor):
+    assert int(content(executor.reply(executor.send("niceness"))[0])) == processes.NICE
+    assert psutil.Process(executor.process.pid).nice() == 0
+
+
+def test_a_program_in_the_sandbox_of_a_call_sees_nothing_of_the_executor(executor):
+    code = "import os; print(sorted(os.environ), [p for p in os.listdir('/proc') if p.isdigit()])"
+    ran = json.loads(content(executor.reply(executor.send("program", json.dumps({"code": code})))[0]))
+    assert ran["reason"] == ""
+    assert "GYMQ" not in ran["stdout"]
+    if ran["walls"] == "namespaces":
+        assert ran["stdout"].startswith("['HOME', 'LANG', 'PATH', 'TMPDIR'] ['1', '2']")
+
+
+def test_what_calls_have_started_dies_with_a_killed_executor(executor, tmp_path):
+    # Given a call that has started processes in sessions of their own, and one that holds the interpreter's lock
+    marker = f"gymq-test-{time.time_ns()}"
+    executor.send("breed", json.dumps({"marker": marker, "how": "session", "then": "hang"}))
+    executor.send("hold_the_gil")
+    wait_until(lambda: len(marked(marker)) == 2 and executor.redis.hlen(keys.isolated) == 2)
+    family = psutil.Process(executor.process.pid).children(recursive=True)
+
+    # When the executor's parent is killed
+    executor.process.kill()
+
+    # Then they all end, and their folder goes
+    psutil.wait_procs(family, timeout=5)
+    assert not [process for process in family if process.is_running() and process.status() != "zombie"]
+    assert not marked(marker)
+    wait_until(lambda: not list(tmp_path.glob("gymq-executor-*")), 5, "the end of the folder")
 
 
 @pytest.mark.parametrize("how", ["group", "session"])
@@ -97,7 +194,7 @@ def test_a_death_ends_as_that_calls_fault_and_disturbs_no_other(executor, tool, 
 def test_processes_that_a_call_leaves_behind_are_killed(executor, how, then, kind):
     # When a tool starts processes that ignore SIGTERM, in its group or in sessions of their own, and ends one way or another
     marker = f"gymq-test-{how}-{then}"
-    call = executor.send("breed", json.dumps({"marker": marker, "how": how, "then": then}), timeout=1.5)
+    call = executor.send("breed", json.dumps({"marker": marker, "how": how, "then": then}), timeout=3)
     deadline = time.monotonic() + 5
     while not marked(marker) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -107,7 +204,7 @@ def test_processes_that_a_call_leaves_behind_are_killed(executor, how, then, kin
     # Then the call ends as usual and none of them is left
     print(f"SEEN breed {how} {then}: {reply.fault} after {seconds:.2f} s")
     assert (reply.fault and reply.fault.kind) == kind
-    assert seconds < 1.5 + MARGIN
+    assert seconds < 3 + MARGIN
     deadline = time.monotonic() + 2
     while marked(marker) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -157,7 +254,7 @@ def test_celery_tells_of_each_isolated_call_once(executor):
 def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
     # Given a call that runs
     first = executor.send("nap", '{"seconds": 1}', rollout="twice", n=1)
-    wait_until(lambda: executor.redis.hexists(STARTED, first))
+    wait_until(lambda: executor.redis.hexists(keys.isolated, first))
 
     # When it is sent again
     executor.send("nap", '{"seconds": 1}', rollout="twice", n=1)
@@ -171,8 +268,8 @@ def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
 def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor, redis_url, spawn, tmp_path, monkeypatch):
     # Given an executor that works on a call
     call = executor.send("nap", '{"seconds": 60}', rollout="orphan", n=1)
-    wait_until(lambda: executor.redis.hexists(STARTED, call))
-    owner = executor.redis.hget(STARTED, call).decode()
+    wait_until(lambda: executor.redis.hexists(keys.isolated, call))
+    owner = executor.redis.hget(keys.isolated, call).decode()
     children = psutil.Process(executor.process.pid).children()
     assert executor.redis.exists(keys.alive(owner))
 
@@ -183,7 +280,7 @@ def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor,
     psutil.wait_procs(children, timeout=2)
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
     wait_until(lambda: not executor.redis.exists(keys.alive(owner)), limit=2)
-    assert executor.redis.hget(STARTED, call).decode() == owner
+    assert executor.redis.hget(keys.isolated, call).decode() == owner
     # And nothing in the broker would bring it back later
     assert executor.redis.llen("gymq.isolated") == executor.redis.hlen("unacked") == 0
 
@@ -195,14 +292,14 @@ def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor,
     reply, _ = second.reply(call)
     assert content(reply).startswith("slept")
     assert reply.worker != owner
-    wait_until(lambda: second.redis.hlen(STARTED) == 0)
+    wait_until(lambda: second.redis.hlen(keys.isolated) == 0)
 
 
 def test_sigterm_lets_running_calls_end_and_keeps_the_executor_alive_meanwhile(executor):
     # Given two calls that run
     calls = [executor.send("nap", '{"seconds": 3}'), executor.send("spin", timeout=2)]
-    wait_until(lambda: executor.redis.hlen(STARTED) == 2)
-    owner = executor.redis.hget(STARTED, calls[0]).decode()
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 2)
+    owner = executor.redis.hget(keys.isolated, calls[0]).decode()
 
     # When the executor is asked to end
     executor.process.terminate()
@@ -220,7 +317,7 @@ def test_sigterm_lets_running_calls_end_and_keeps_the_executor_alive_meanwhile(e
 def test_a_reply_outlives_an_outage_of_redis(executor, redis_server):
     # Given a call that ends while Redis is away, and one that dies meanwhile
     calls = [executor.send("nap", '{"seconds": 1}'), executor.send("spin", timeout=1)]
-    wait_until(lambda: executor.redis.hlen(STARTED) == 2)
+    wait_until(lambda: executor.redis.hlen(keys.isolated) == 2)
 
     # When Redis is away for a while
     redis_server.stop()
@@ -255,7 +352,7 @@ def test_a_call_that_is_revoked_by_remote_control_is_answered(executor):
     from gymq.celery import app
 
     call = executor.send("stubborn", timeout=60)
-    wait_until(lambda: executor.redis.hexists(STARTED, call))
+    wait_until(lambda: executor.redis.hexists(keys.isolated, call))
 
     # When somebody terminates it
     app.control.revoke(call, terminate=True, signal="KILL")

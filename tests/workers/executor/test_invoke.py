@@ -13,8 +13,8 @@ from gymq_workers.resource.invoke import invoke
 
 from gymq import registry
 from gymq.call import Call, Opened, Responded, Scored, ToolResult
-from gymq.environment import Environment, Opening, Response, Score, tool
-from gymq.errors import CallError, ToolError
+from gymq.environment import Ask, Environment, Opening, Response, Score, tool
+from gymq.errors import CallError, ToolError, Unavailable
 from gymq.message import Conversation, Message, decode_message, encode_message
 from gymq.task import Task
 
@@ -199,3 +199,83 @@ async def test_a_state_that_does_not_fit_is_the_environments_fault():
     with pytest.raises(CallError) as raised:
         await result("note", '{"word": "b"}', state=msgspec.msgpack.encode({"seen": 3}))
     assert raised.value.fault.kind == "environment"
+
+
+class Court(Environment):
+    """Asks a judge, or whatever its row says."""
+
+    name = "court"
+
+    def verify(self, task, answer, note):
+        kind = task["word"]
+        if answer is not None:
+            return Score(reward=float(answer.text), metrics={"asked": note["n"]})
+        if kind == "away":
+            raise RuntimeError("the judge") from ConnectionRefusedError()
+        if kind == "told":
+            raise Unavailable("the judge is down")
+        return Ask(*WRONG.get(kind, ([Message("user", "good?")], {"n": 1}, {"temperature": 0})))
+
+    def respond(self, answer):
+        return Ask([Message("user", "and?")]) if answer is None else answer.text
+
+    @tool()
+    def fetch(self, answer: str) -> str:
+        """Has an argument of its own by that name."""
+        raise TimeoutError(answer)
+
+
+WRONG = {
+    "empty": ([],),
+    "text": (["good?"],),
+    "note": ([Message("user", "x")], object()),
+    "sampling": ([Message("user", "x")], None, "hot"),
+}
+
+
+async def court(kind: str, word: str = "fine", answer: str | None = None, note: object = None, **more):
+    call = Call("r", 1, 2, kind, "demo", "court", 0, time.time(), **more)
+    if answer is not None:
+        call.answer, call.note = encode_message(Message("assistant", answer)), msgspec.msgpack.encode(note)
+    return await invoke(call, Task("t", "court", [], json.dumps({"word": word}).encode()), Conversation([]))
+
+
+@pytest.fixture
+def in_court(monkeypatch):
+    monkeypatch.setattr(registry, "environment", lambda name: Court())
+
+
+async def test_a_verifier_asks_and_is_told_the_answer_and_its_note(in_court):
+    ask = msgspec.msgpack.decode(await court("verify"), type=Scored).ask
+    assert [decode_message(turn).content for turn in ask.messages] == ["good?"]
+    assert (ask.sampling, ask.model) == (b'{"temperature":0}', "")
+    scored = msgspec.msgpack.decode(await court("verify", answer="0.5", note={"n": 1}), type=Scored)
+    assert (scored.reward, scored.metrics, scored.ask) == (0.5, {"asked": 1.0}, None)
+
+
+async def test_an_environment_that_speaks_asks_too(in_court):
+    assert msgspec.msgpack.decode(await court("respond"), type=Responded).ask is not None
+    said = msgspec.msgpack.decode(await court("respond", answer="go on"), type=Responded)
+    assert [decode_message(turn).content for turn in said.turns] == ["go on"]
+
+
+@pytest.mark.parametrize("word", WRONG)
+async def test_a_question_that_is_none_is_the_verifiers_fault(in_court, word):
+    with pytest.raises(CallError) as raised:
+        await court("verify", word)
+    assert raised.value.fault.kind == "verifier"
+    assert "\n" not in raised.value.fault.message
+
+
+@pytest.mark.parametrize("word", ["away", "told"])
+async def test_an_outage_is_told_from_a_defect(in_court, word):
+    with pytest.raises(CallError) as raised:
+        await court("verify", word)
+    assert raised.value.fault.kind == "unavailable"
+
+
+async def test_a_tools_own_time_out_is_an_outage_and_its_answer_is_the_models(in_court):
+    assert Court.tools["fetch"].schema["function"]["parameters"]["required"] == ["answer"]
+    with pytest.raises(CallError) as raised:
+        await court("tool", name="fetch", arguments='{"answer":"x"}')
+    assert raised.value.fault.kind == "unavailable"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from gymq_workers.model import openai_backend
 from gymq_workers.model.openai_backend import OpenAIBackend
+from gymq_workers.model.scripted_backend import ScriptedBackend
 
 from gymq.errors import UsageError
 
@@ -21,6 +22,10 @@ def test_options_that_make_no_sense_are_refused(monkeypatch):
         ("m", {"base_url": "http://host/v1", "timeout": "soon"}, "timeout is 'soon'"),
         ("m", {"base_url": "http://host/v1", "timeout": 0}, "timeout"),
         ("m", {"base_url": "http://host/v1", "retries": -1}, "retries"),
+        ("m", {"base_url": f"http://{'a' * 70}.example/v1"}, "must look like"),
+        ("m", {"base_url": "http://host/v1", "rpm": "many"}, "rpm is 'many'"),
+        ("m", {"base_url": "http://host/v1", "tpm": 0}, "tpm is 0"),
+        ("m", {"base_url": "http://host/v1", "rpm": "inf"}, "rpm"),
     ]:
         with pytest.raises(UsageError, match=words):
             OpenAIBackend(model, options)
@@ -30,6 +35,21 @@ def test_the_environment_says_where_the_server_is(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere:8000/v1/")
     assert str(OpenAIBackend("m", {})._url) == "http://elsewhere:8000/v1/chat/completions"
     assert str(OpenAIBackend("m", {"base_url": "http://here/v1", "api": "responses"})._url) == "http://here/v1/responses"
+
+
+def test_limits_are_of_an_address_a_model_and_a_key(monkeypatch):
+    def account(model="m", key="k", base="http://host/v1", **options):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        return OpenAIBackend(model, {"base_url": base, **options}).account()
+
+    others = [account("n"), account(key="l"), account(base="http://other/v1"), account(base="http://host/v2")]
+    assert account() == account(base="http://host/v1/", rpm=3, timeout=5)
+    assert len({account(), *others}) == 5
+
+
+def test_who_is_not_limited_takes_no_limits():
+    with pytest.raises(UsageError, match="scripted: takes no rpm"):
+        ScriptedBackend("", {"rpm": "3"})
 
 
 def test_a_key_that_is_none_is_refused_without_being_shown(monkeypatch):

@@ -1,0 +1,23 @@
+-- Take up mail that older workers have put aside.
+--
+-- KEYS[1]  the shard's prefix; with it: m:<mailbox>:newer STREAM mail put aside, m:<mailbox>:retry STREAM what is read first
+-- ARGV[1]  the newest schema that the worker reads  ARGV[2] how many messages of a mailbox to look at  ARGV[3..] its mailboxes
+-- Returns how many were taken up.
+local P = KEYS[1]
+local call = redis.call
+local schema, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+local moved = 0
+for i = 3, #ARGV do
+  local newer = P .. 'm:' .. ARGV[i] .. ':newer'
+  if call('EXISTS', newer) == 1 then
+    for _, entry in ipairs(call('XRANGE', newer, '-', '+', 'COUNT', most)) do
+      if tonumber(entry[2][2]) <= schema then
+        call('XADD', P .. 'm:' .. ARGV[i] .. ':retry', '*', unpack(entry[2], 3))
+        call('XDEL', newer, entry[1])
+        moved = moved + 1
+      end
+    end
+    if call('XLEN', newer) == 0 then call('DEL', newer) end
+  end
+end
+return moved

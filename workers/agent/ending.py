@@ -1,0 +1,117 @@
+"""What all steps of a rollout share: how messages are added and calls are sent, and how a rollout comes to its end."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import Any
+
+from gymq.agent import Agent, Finish
+from gymq.call import CallKind, Reply
+from gymq.environment import EnvironmentSpec
+from gymq.errors import Fault
+from gymq.run import RunConfig
+
+from .guard import Guard
+from .record import header
+from .state import Live
+from .step import Step
+from .turn import Turn
+
+
+class Ending:
+    """A rollout in one step.
+
+    Args:
+        live: the rollout; it is changed in place.
+        config: its run.
+        spec: its environment.
+        agent: its agent.
+    """
+
+    def __init__(self, live: Live, config: RunConfig, spec: EnvironmentSpec, agent: Agent) -> None:
+        self.live = live
+        self.state = live.state
+        self.config = config
+        self.spec = spec
+        self.agent = agent
+        self.guard = Guard(agent, config.agent)
+        self.step = Step([], [], [], [], [])
+        self.now = time.time()
+        self.opened = live.state.phase not in ("new", "opening")
+
+    @cached_property
+    def turn(self) -> Turn:
+        """The tool calls of this turn."""
+        return Turn(self.live, self.spec, self.guard, self.step)
+
+    def _append(self, turns: list[bytes]) -> None:
+        self.live.turns += turns
+        self.live.weight += sum(map(len, turns))
+        self.step.turns += turns
+        self.state.length = len(self.live.turns)
+
+    def _remember(self, memory: bytes | None) -> None:
+        if memory is not None:
+            self.live.memory = memory
+            self.step.fields += ["e", memory]
+
+    def _send(self, kind: CallKind, phase: str, **what: Any) -> None:
+        self.state.phase, self.state.queued, self.state.resume = phase, self.now, 0.0
+        self.step.send(self.live, kind, born=self.config.created, **what)
+
+    def _worked(self, reply: Reply) -> None:
+        if self.state.phase not in ("verifying", "closing"):
+            self.state.working += max(0.0, reply.finished - reply.started - reply.waited)
+
+    def _hook(self, phase: str = "") -> None:
+        """Call `respond` or `verify`, again if it has asked a model."""
+        phase = phase or self.state.phase
+        self._send("verify" if phase == "verifying" else "respond", phase, task=True)
+
+    def _hear_no_more(self) -> None:
+        self.state.asks, self.state.ask, self.state.answer = 0, None, None
+
+    # The end.
+
+    def _give_up(self, fault: Fault) -> None:
+        """A fault that is the last one: it fails the rollout, unless only the reward is missing."""
+        if self.state.phase == "verifying":
+            self.state.no_reward = f"{fault.kind}: {fault.message}"
+            self._close()
+        else:
+            self._fail(fault)
+
+    def _truncate(self, limit: str) -> None:
+        self._finish(Finish(truncated=True, reason=limit))
+
+    def _finish(self, finish: Finish) -> None:
+        state = self.state
+        state.status = "truncated" if finish.truncated else "completed"
+        state.stop = finish.reason
+        if not self.spec.verify.present:
+            state.no_reward = "the environment has no verifier"
+            self._close()
+        elif state.phase == "opening" and not self.opened:
+            state.no_reward = "the environment was not opened in time"
+            self._close()
+        else:
+            state.tries = 0
+            self._hook("verifying")
+
+    def _fail(self, fault: Fault) -> None:
+        self.state.fault, self.state.status = fault, "failed"
+        self._close()
+
+    def _close(self) -> None:
+        self._hear_no_more()
+        if self.spec.close.present and self.opened:
+            self._send("close", "closing", task=True)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        run, row, _ = self.live.place
+        samples = self.config.samples
+        self.step.sends = []
+        self.step.final = [run, row, samples, self.state.status, header(self.live, self.config, self.now)]

@@ -1,0 +1,56 @@
+"""The limits of a rollout: which one is reached, and when it must be looked at."""
+
+from __future__ import annotations
+
+from gymq.run import RunConfig
+
+from .state import State
+
+#: Seconds after which a pending call counts as overdue, wherever it is. Workers have limits of their own, counted from
+#: when they start; this one is for what nobody serves.
+OVERDUE = 3600.0
+
+#: Seconds by which the clocks of those who set and who read a time may differ.
+SKEW = 1.0
+
+#: Phases in which the conversation is over: limits end conversations.
+_OVER = frozenset({"verifying", "closing"})
+
+
+def reached(state: State, config: RunConfig, now: float) -> str:
+    """The limit that a rollout has reached before its next call; empty: none.
+
+    Args:
+        state: the rollout's.
+        config: its run.
+        now: seconds since the epoch.
+    """
+    tokens = state.usage.input_tokens + state.usage.output_tokens
+    if config.max_rollout_tokens and tokens >= config.max_rollout_tokens:
+        return "max_rollout_tokens"
+    if config.max_working_seconds and state.working >= config.max_working_seconds:
+        return "max_working_seconds"
+    return "max_seconds" if out_of_time(state, config, now) else ""
+
+
+def out_of_time(state: State, config: RunConfig, now: float) -> bool:
+    """Whether the conversation has lasted too long, or would in a moment."""
+    return bool(config.max_seconds) and state.phase not in _OVER and now >= state.started_at + config.max_seconds - SKEW / 10
+
+
+def tools_left(state: State, config: RunConfig, most: int) -> int:
+    """How many tool calls may be sent now, at most `most`."""
+    return min(most, config.max_tool_calls - state.tool_calls) if config.max_tool_calls else most
+
+
+def overdue(state: State, now: float) -> bool:
+    """Whether the pending calls were sent too long ago."""
+    return now >= state.queued + OVERDUE - SKEW
+
+
+def due(state: State, config: RunConfig, now: float) -> float:
+    """When the rollout must be looked at if nothing comes: a wait is over, a limit is reached, or its calls are overdue."""
+    when = state.resume or now + OVERDUE
+    if config.max_seconds and state.phase not in _OVER:
+        when = min(when, state.started_at + config.max_seconds)
+    return when

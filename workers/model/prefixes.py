@@ -1,0 +1,44 @@
+"""What is new in a prompt's token ids since the rollout's last call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+from gymq.backend import Request
+
+
+class Prefixes:
+    """Digests of the token ids of each rollout's last call, so that the next call stores only what is new of its prompt.
+
+    Only the answer to the rollout's previous call counts: a digest is used only where that very answer is the
+    conversation's last, because another worker may have answered in between, or this one's answer may have been dropped.
+
+    Args:
+        size: how many rollouts to remember.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._seen: OrderedDict[str, tuple[int, int, int, bytes]] = OrderedDict()
+
+    def known(self, request: Request, prompt: bytes) -> int:
+        """How many bytes of a prompt are the ids of the rollout's previous call."""
+        turns = request.messages.turns
+        index, answer, length, digest = self._seen.get(request.rollout, (len(turns), 0, 0, b""))
+        if index >= len(turns) or hash(turns[index]) != answer:
+            return 0
+        if any(turn.startswith(b'{"role":"assistant"') for turn in turns[index + 1 :]):
+            return 0
+        return length if _digest(prompt[:length]) == digest else 0
+
+    def remember(self, request: Request, answer: bytes, ids: bytes) -> None:
+        """Note a call's ids, prompt and output, and the answer that they belong to."""
+        self._seen[request.rollout] = (len(request.messages.turns), hash(answer), len(ids), _digest(ids))
+        self._seen.move_to_end(request.rollout)
+        if len(self._seen) > self._size:
+            self._seen.popitem(last=False)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

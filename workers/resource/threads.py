@@ -1,0 +1,100 @@
+"""The threads of a resource worker: which calls hang in them, and which call holds up its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+from gymq.call import Call
+
+from .invoke import called, name_of
+
+#: Threads for hooks and tools that are not `async`.
+THREADS = 16
+
+#: The call that this task serves.
+serving: ContextVar[Call] = ContextVar("serving")
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that know what runs in them: one that hangs cannot be stopped, only counted."""
+
+    def __init__(self) -> None:
+        super().__init__(THREADS, thread_name_prefix="gymq-tool")
+        self._running: set[str] = set()
+        #: The calls that run on though they were given up: id -> environment and tool.
+        self.stuck: dict[str, str] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run what belongs to the call that is being served."""
+        call = serving.get()
+
+        def run() -> Any:
+            self._running.add(call.id)
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self._running.discard(call.id)
+                self.stuck.pop(call.id, None)
+
+        return super().submit(run)
+
+    def given_up(self, call: Call) -> None:
+        """A call has met its limit; if it runs in a thread, that is lost until it returns."""
+        if call.id in self._running:
+            self.stuck[call.id] = name_of(call)
+            if call.id not in self._running:  # it returned this moment
+                self.stuck.pop(call.id, None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether half of the threads hang: the rest will follow, and calls would wait for ever."""
+        return len(self.stuck) >= THREADS / 2
+
+
+def watch_loop(limit: float) -> Callable[[], None]:
+    """Say which call holds up the running loop, once for each time that it stands still.
+
+    Args:
+        limit: seconds for which it may stand still.
+
+    Returns:
+        What ends the watch.
+    """
+    loop, loops_thread, ended = asyncio.get_running_loop(), threading.get_ident(), threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            turned = threading.Event()
+            try:
+                loop.call_soon_threadsafe(turned.set)
+            except RuntimeError:
+                return  # the loop was closed
+            if not turned.wait(limit) and not ended.is_set():
+                print(
+                    f"gymq: resource: {_culprit(sys._current_frames().get(loops_thread), limit)}", file=sys.stderr, flush=True
+                )
+                turned.wait()
+            ended.wait(limit / 4)
+
+    threading.Thread(target=watch, name="gymq-loop-watch", daemon=True).start()
+    return ended.set
+
+
+def _culprit(frame: FrameType | None, limit: float) -> str:
+    where = "" if frame is None else f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
+    while frame is not None:
+        if (call := called(frame)) is not None:
+            return (
+                f"{name_of(call)} blocks the loop for more than {limit:g} s{where}; all other calls wait: "
+                "make it a plain def, let it await, or say isolated=True"
+            )
+        frame = frame.f_back
+    return f"the loop stands still for more than {limit:g} s{where}, in no tool"
