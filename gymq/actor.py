@@ -31,6 +31,9 @@ from gymq.shards import check
 #: Seconds between two looks at the dead.
 SWEEP = 1.0
 
+#: Seconds between two looks at whether the worker was renewed, once it may have been declared dead.
+SURE_PAUSE = 0.01
+
 #: Messages of a newer schema that one script puts aside or takes up.
 PARK_BATCH = 100
 
@@ -235,6 +238,10 @@ class Actor:
                 self._room.clear()
                 await self._room.wait()
                 continue
+            if not self.life.sure:
+                # This process stood still, or Redis was away: what it takes before its next renewal may be another's.
+                await asyncio.sleep(SURE_PAUSE)
+                continue
             worker = self.worker
             try:
                 if not whole:
@@ -249,7 +256,9 @@ class Actor:
                 # Redis may have been rolled back, or another server took over: what we have read may be ahead of it.
                 await self.forget()
                 continue
-            if mail and worker == self.worker:  # else it was declared dead meanwhile, and this is an orphan
+            while mail and not self.life.sure and worker == self.worker:
+                await asyncio.sleep(SURE_PAUSE)
+            if mail and worker == self.worker:  # else it was declared dead meanwhile, and others have this mail
                 await self._accept(mail)
 
     async def _recall(self) -> None:

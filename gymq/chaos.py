@@ -7,6 +7,7 @@ it is a worker of gymq's that this user started; whoever supervises them starts 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -19,10 +20,14 @@ from typing import Any, Literal
 
 import msgspec
 
+from gymq.bootstep import EXECUTOR
 from gymq.call import decode_call
+from gymq.errors import GymqError, ServerUnreachable
 from gymq.keys import Keys
 from gymq.link import Link, Outage
+from gymq.liveness import DEAD
 from gymq.settings import Settings
+from gymq.shards import Shards
 
 Kind = Literal["kill", "stop"]
 
@@ -38,24 +43,23 @@ AFTER = 1.5
 #: Seconds after which a fault that is still felt counts as never recovered.
 PATIENCE = 120.0
 
-#: What an executor's name begins with; it holds no mail, so it stands in no registry.
-_EXECUTOR = "executor"
-
 
 class Victim(msgspec.Struct, frozen=True):
-    """A worker that can be hit.
+    """A process that can be hit.
 
     Args:
-        worker: its name in Redis.
         role: its role.
         pid: its process.
+        workers: its names in Redis, one for each shard that it is alive on; an executor has the same on all.
         mailboxes: what it reads; none of an executor's.
+        alone: it is a quarantine.
     """
 
-    worker: str
     role: str
     pid: int
+    workers: tuple[str, ...]
     mailboxes: tuple[str, ...] = ()
+    alone: bool = False
 
 
 class Fault(msgspec.Struct):
@@ -65,7 +69,7 @@ class Fault(msgspec.Struct):
         at: when, in seconds since the epoch.
         kind: `kill` (SIGKILL) or `stop` (SIGSTOP beyond the limit of liveness, then SIGCONT).
         role: of the victim.
-        worker: the victim's name in Redis.
+        workers: the victim's names in Redis, one for each shard.
         pid: its process.
         held: what it held, a call as `rollout:step:n`, an agent's step as `rollout:version`: seconds until it was answered
             from the fault, or from when it was taken if that was later; or None.
@@ -74,7 +78,7 @@ class Fault(msgspec.Struct):
     at: float
     kind: Kind
     role: str
-    worker: str
+    workers: tuple[str, ...]
     pid: int
     held: dict[str, float | None] = {}
 
@@ -116,13 +120,13 @@ class Chaos:
         self._roles = roles
         self._last = last
         self._tell = tell or (lambda fault: None)
-        self._link = Link(settings, "gymq-chaos")
+        self._shards = Shards(settings, "gymq-chaos")
         self._watches: set[asyncio.Task[None]] = set()
         self.faults: list[Fault] = []
 
     async def run(self, stop: asyncio.Event) -> list[Fault]:
         """Go on until told to stop, then wait until what is felt is over; whoever was stopped is woken in any case."""
-        await self._link.connect()
+        await self._shards.connect()
         try:
             while not stop.is_set():
                 with suppress(TimeoutError):
@@ -135,37 +139,46 @@ class Chaos:
             for task in list(self._watches):
                 task.cancel()
             await asyncio.gather(*self._watches, return_exceptions=True)
-            await self._link.close()
+            await self._shards.close()
 
     async def _try(self) -> None:
         try:
-            found = await victims(self._link, self._roles)
-            alone = {role for role in {one.role for one in found} if sum(one.role == role for one in found) == 1}
-            found = [one for one in found if self._last or one.role not in alone]
+            found = await victims(self._shards, self._roles)
+            alone = {
+                role for role in {one.role for one in found} if sum(one.role == role and not one.alone for one in found) == 1
+            }
+            found = [one for one in found if self._last or one.alone or one.role not in alone]
             if found:
                 # The role first: else the role with the most workers would be hit the most.
                 role = self._random.choice(sorted({one.role for one in found}))
                 victim = self._random.choice([one for one in found if one.role == role])
                 await self._hit(victim, self._random.choice(self._kinds))
         except Outage:
-            await self._link.reconnect()
+            await self._shards.reconnect()
 
     async def _hit(self, victim: Victim, kind: Kind) -> None:
-        fault = Fault(time.time(), kind, victim.role, victim.worker, victim.pid)
+        fault = Fault(time.time(), kind, victim.role, victim.workers, victim.pid)
         with suppress(ProcessLookupError):
-            os.kill(victim.pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+            # Stopped in either case: what it holds must not change between the look and the kill.
+            os.kill(victim.pid, signal.SIGSTOP)
+            try:
+                if kind == "kill":
+                    fault.held = dict.fromkeys(sorted(await held(self._shards, victim)))
+            finally:
+                if kind == "kill":
+                    os.kill(victim.pid, signal.SIGKILL)
             self.faults.append(fault)
             watch = asyncio.create_task(self._watch(victim, fault))
             self._watches.add(watch)
             watch.add_done_callback(self._watches.discard)
 
     async def _watch(self, victim: Victim, fault: Fault) -> None:
-        link = Link(self._settings, "gymq-chaos-watch")
+        shards = Shards(self._settings, "gymq-chaos-watch")
         try:
-            await link.connect()
-            # A read that waited in the server may still be given mail; what is held now is held until it is handed back.
+            await shards.connect()
+            # A read that waits in the server may still be given mail, until the connection of the dead is gone.
             await asyncio.sleep(LOOK)
-            fault.held = dict.fromkeys(sorted(await held(link, victim)))
+            fault.held |= dict.fromkeys(sorted(await held(shards, victim) - fault.held.keys()))
             waiting = set(fault.held)
             since = dict.fromkeys(waiting, fault.at)
             self._tell(fault)
@@ -175,7 +188,7 @@ class Chaos:
                 passed = time.time() - fault.at
                 if fault.kind == "stop":
                     # A read that waited in the server, or the first one after it woke, may still be given mail under its name.
-                    new = await held(link, victim) - fault.held.keys()
+                    new = await held(shards, victim) - fault.held.keys()
                     fault.held |= dict.fromkeys(sorted(new))
                     since |= dict.fromkeys(new, time.time())
                     waiting |= new
@@ -184,19 +197,19 @@ class Chaos:
                     _wake(victim.pid)
                 if passed > PATIENCE:
                     return
-                left = await unanswered(link, waiting)
+                left = await unanswered(shards, waiting)
                 for one in waiting - left:
                     fault.held[one] = round(time.time() - since[one], 2)
                 waiting = left
                 await asyncio.sleep(LOOK)
             if fault.held:
                 self._tell(fault)
-        except Outage:
+        except (Outage, ServerUnreachable):
             return  # Redis went away meanwhile: this fault cannot be told from that one
         finally:
             if fault.kind == "stop":
                 _wake(victim.pid)
-            await link.close()
+            await shards.close()
 
 
 def _wake(pid: int) -> None:
@@ -204,32 +217,42 @@ def _wake(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-async def victims(link: Link, roles: Collection[str] = ()) -> list[Victim]:
-    """The workers of this machine and this user that are alive, in the order of their names.
+async def victims(shards: Shards, roles: Collection[str] = ()) -> list[Victim]:
+    """The processes of this machine and this user that are alive, by role and pid.
 
     Args:
-        link: a connection.
+        shards: the connections.
         roles: only of these; all if empty.
 
     Raises:
-        Outage: the connection broke.
+        Outage: a connection broke.
     """
+    found: dict[tuple[str, int], Victim] = {}
+    for one in [one for some in await shards.each(_alive) for one in some]:
+        if _ours(one.pid) and (not roles or one.role in roles):
+            before = found.get((one.role, one.pid))
+            names = dict.fromkeys((before.workers if before else ()) + one.workers)
+            found[one.role, one.pid] = msgspec.structs.replace(one, workers=tuple(names))
+    return [found[place] for place in sorted(found)]
+
+
+async def _alive(link: Link) -> list[Victim]:
     keys = link.keys
     flat = await link.send("HGETALL", keys.workers)
     found: list[Victim] = []
     for name, info in zip(flat[::2], flat[1::2], strict=True):
-        if not info.startswith(b"dead"):
+        if not info.startswith(DEAD):
             told: dict[str, Any] = msgspec.json.decode(info)
             if told["host"] == socket.gethostname():
-                found.append(Victim(name.decode(), told["role"], told["pid"], tuple(told["mailboxes"])))
-    prefix = keys.alive(f"{_EXECUTOR}-{socket.gethostname()}-")
+                boxes = tuple(told["mailboxes"])
+                found.append(Victim(told["role"], told["pid"], (name.decode(),), boxes, told.get("alone", False)))
+    prefix = keys.alive(f"{EXECUTOR}-{socket.gethostname()}-")
     async for key in _scan(link, f"{prefix}*"):
         pid, _, _ = key.removeprefix(prefix).partition("-")
         if pid.isdigit():
-            found.append(Victim(key.removeprefix(keys.alive("")), _EXECUTOR, int(pid)))
-    wanted = sorted((one for one in found if not roles or one.role in roles), key=lambda one: one.worker)
-    signs = await link.send("MGET", *[keys.alive(one.worker) for one in wanted]) if wanted else []
-    return [one for one, sign in zip(wanted, signs, strict=True) if sign is not None and _ours(one.pid)]
+            found.append(Victim(EXECUTOR, int(pid), (key.removeprefix(keys.alive("")),)))
+    signs = await link.send("MGET", *[keys.alive(one.workers[0]) for one in found]) if found else []
+    return [one for one, sign in zip(found, signs, strict=True) if sign is not None]
 
 
 def _ours(pid: int) -> bool:
@@ -256,39 +279,55 @@ async def _scan(link: Link, pattern: str) -> AsyncIterator[str]:
             return
 
 
-async def held(link: Link, victim: Victim) -> set[str]:
-    """What a worker holds: calls as `rollout:step:n`, an agent's steps as `rollout:version`.
+async def held(shards: Shards, victim: Victim) -> set[str]:
+    """What a process holds: calls as `rollout:step:n`, an agent's steps as `rollout:version`.
 
     Raises:
-        Outage: the connection broke.
+        Outage: a connection broke.
     """
+    look = _begun if victim.role == EXECUTOR else _pending
+    return {one for some in await shards.each(lambda link: look(link, victim)) for one in some}
+
+
+async def _begun(link: Link, victim: Victim) -> set[str]:
+    flat = await link.send("HGETALL", link.keys.isolated)
+    return {call.decode() for call, who in zip(flat[::2], flat[1::2], strict=True) if who.decode() in victim.workers}
+
+
+async def _pending(link: Link, victim: Victim) -> set[str]:
     found: set[str] = set()
-    if victim.role == _EXECUTOR:
-        flat = await link.send("HGETALL", link.keys.isolated)
-        for call, executor in zip(flat[::2], flat[1::2], strict=True):
-            if executor.decode() == victim.worker:
-                found.add(call.decode())
-        return found
-    for box in victim.mailboxes:
-        for stream in (link.keys.mailbox(box), link.keys.retry(box), link.keys.alone(box)):
-            for entry in await link.send("XPENDING", stream, Keys.GROUP, "-", "+", 10_000, victim.worker):
-                for _, fields in await link.send("XRANGE", stream, entry[0], entry[0]):
-                    if fields[0] == b"c":
-                        found.add(decode_call(fields[1]).id)
-                    else:
-                        found.add(f"{fields[1].decode()}:{int(fields[3])}")
+    keys = link.keys
+    streams = [key(box) for box in victim.mailboxes for key in (keys.mailbox, keys.retry, keys.alone)]
+    for stream, worker in itertools.product(streams, victim.workers):
+        try:
+            entries = await link.send("XPENDING", stream, Keys.GROUP, "-", "+", 10_000, worker)
+        except GymqError:
+            continue  # nobody has read it yet
+        for entry in entries:
+            for _, fields in await link.send("XRANGE", stream, entry[0], entry[0]):
+                found.add(name(fields))
     return found
 
 
-async def unanswered(link: Link, waiting: Collection[str]) -> set[str]:
+def name(fields: list[bytes]) -> str:
+    """What mail is called here: a call as `rollout:step:n`, an agent's step as `rollout:version`.
+
+    Args:
+        fields: the mail's.
+    """
+    return f"{fields[1].decode()}:{int(fields[3])}" if fields[0] == b"r" else decode_call(fields[1]).id
+
+
+async def unanswered(shards: Shards, waiting: Collection[str]) -> set[str]:
     """Those of some calls and steps that are still to be answered or done.
 
     Raises:
-        Outage: the connection broke.
+        Outage: a connection broke.
     """
     left: set[str] = set()
     for one in waiting:
         rollout, step, *n = one.split(":")
+        link = shards.links[int(rollout.rsplit(".", 2)[1]) % len(shards.links)]
         if n:
             if await link.send("HEXISTS", link.keys.rollout(rollout), f"c{step}.{n[0]}"):
                 left.add(one)

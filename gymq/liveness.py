@@ -39,6 +39,7 @@ class Liveness:
         self._limit = settings.liveness
         self._info = info
         self._connected = time.monotonic()
+        self._until = 0.0
         self._missing: dict[str, float] = {}
 
     async def begin(self) -> None:
@@ -47,7 +48,9 @@ class Liveness:
         while True:
             try:
                 await self.link.send("HSET", self.link.keys.workers, self.worker, msgspec.json.encode(self._info))
+                started = time.monotonic()
                 await self.link.send("SET", self.link.keys.alive(self.worker), "1", "PX", self._milliseconds)
+                self._until = started + self._limit
                 return
             except Outage:
                 await self.recover()
@@ -63,12 +66,19 @@ class Liveness:
                 if await self.link.send("PEXPIRE", self.link.keys.alive(self.worker), self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
                         self._connected = time.monotonic()
-                    return True
-                return bool(await self.link.run("rejoin", self.worker, self._milliseconds))
+                elif not await self.link.run("rejoin", self.worker, self._milliseconds):
+                    return False
+                self._until = started + self._limit
+                return True
             except Outage:
                 await self.recover()
             except ServerFull:
                 await asyncio.sleep(FULL_PAUSE)
+
+    @property
+    def sure(self) -> bool:
+        """Whether nobody can have declared this worker dead: its key cannot have lapsed since it was renewed."""
+        return time.monotonic() < self._until
 
     async def sweep(self) -> bool:
         """Hand back the mail of those who are dead; returns whether suspects wait for a quarantine.

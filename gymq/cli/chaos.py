@@ -56,7 +56,7 @@ def chaos(
     if not found:
         raise GymqError("no worker of this server runs on this machine as this user; `gymq status` shows the workers")
     for one in found:
-        click.echo(f"{one.role} {one.pid} ({one.worker})")
+        click.echo(f"{one.role} {one.pid} ({', '.join(one.workers)})")
     if not yes:
         what = " and ".join({"kill": "kill", "stop": "stop for a while"}[kind] for kind in kinds)
         click.confirm(f"{what} these, and those that take their place, every {every:g} s?", abort=True)

@@ -176,7 +176,7 @@ class Driver:
             process = self.places[name].process
             if process is None or process.poll() is not None:
                 continue
-            self.faults.append(Fault(time.time(), kind, name.partition("-")[0], name, process.pid))
+            self.faults.append(Fault(time.time(), kind, name.partition("-")[0], (name,), process.pid))
             if kind == "kill":
                 process.kill()
             else:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
 
 from gymq.chaos import Victim, held, unanswered, victims
-from tests.support.rollouts import Workers, linked
+from gymq.shards import Shards
+from tests.support.rollouts import Workers
 from tests.support.shard import keys
+
+
+@asynccontextmanager
+async def sharded(settings):
+    shards = Shards(settings, "test")
+    await shards.connect()
+    yield shards
+    await shards.close()
 
 
 async def register(link, name: str, pid: int, host: str) -> None:
@@ -23,29 +33,31 @@ async def register(link, name: str, pid: int, host: str) -> None:
 async def test_only_living_workers_of_this_machine_are_victims(settings, spawn):
     other = spawn(["sleep", "60"])
     named = spawn([sys.executable, "-c", "import time; time.sleep(60)", "celery", "worker"])
-    async with linked(settings) as link:
+    async with sharded(settings) as shards:
+        link = shards.first
         await register(link, "agent-elsewhere", named.pid, "elsewhere")
         await register(link, "agent-other", other.pid, socket.gethostname())  # its pid was given to somebody else
         await register(link, "agent-dead", named.pid, socket.gethostname())
         await link.send("DEL", keys.alive("agent-dead"))
         await register(link, "agent-here", named.pid, socket.gethostname())
-        assert await victims(link) == [Victim("agent-here", "agent", named.pid, ("agent",))]
-        assert await victims(link, ["model"]) == []
+        assert await victims(shards) == [Victim("agent", named.pid, ("agent-here",), ("agent",))]
+        assert await victims(shards, ["model"]) == []
 
 
 async def test_what_a_victim_holds_is_what_is_delivered_and_not_answered(settings):
-    async with linked(settings) as link:
+    async with sharded(settings) as shards:
+        link = shards.first
         for stream in (keys.mailbox("agent"), keys.retry("agent"), keys.alone("agent")):
             await link.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")
         await link.send("XADD", keys.mailbox("agent"), "*", "r", "r.0.0", "v", 3)
         await link.send("HSET", keys.rollout("r.0.0"), "v", 3)
-        victim = Victim("agent-here", "agent", 1, ("agent",))
-        assert await held(link, victim) == set()
+        victim = Victim("agent", 1, ("agent-here",), ("agent",))
+        assert await held(shards, victim) == set()
         await link.send("XREADGROUP", "GROUP", keys.GROUP, "agent-here", "COUNT", 1, "STREAMS", keys.mailbox("agent"), ">")
-        found = await held(link, victim)
-        assert found == await unanswered(link, found) == {"r.0.0:3"}
+        found = await held(shards, victim)
+        assert found == await unanswered(shards, found) == {"r.0.0:3"}
         await link.send("HSET", keys.rollout("r.0.0"), "v", 4)
-        assert await unanswered(link, found) == set()
+        assert await unanswered(shards, found) == set()
 
 
 def chaos(settings, *arguments: str) -> subprocess.CompletedProcess[str]:

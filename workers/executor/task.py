@@ -19,6 +19,7 @@ from gymq.celery import ISOLATED, app
 from gymq.client import Client, clients
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
+from gymq.link import script
 from gymq.message import Conversation
 from gymq.task import decode_task
 
@@ -61,7 +62,7 @@ def isolated(body: str, schema: int = 1) -> None:
     call = read(body)
     client = of(_shards(), call)
     try:
-        if not _insist(lambda: _wanted(client, call) and _claim(client, call)):
+        if not _insist(lambda: _claim(client, call)):
             return
     except (redis.RedisError, OSError):
         return
@@ -142,25 +143,16 @@ def _work(call: Call) -> bytes:
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
-def _wanted(client: Client, call: Call) -> bool:
-    """Whether this very call is still pending; what cleans up is done in any case."""
-    field = f"c{call.step}.{call.n}"
-    pending: Any = client.do(lambda server: server.hget(client.keys.rollout(call.rollout), field))
-    return call.kind == "close" or (pending is not None and pending.partition(b" ")[2] in (b"", call.mark.encode()))
-
-
 def _claim(client: Client, call: Call) -> bool:
-    """Mark the call started; False: an executor that is alive works on it already, this message is a copy."""
-    me, begun = current().name, client.keys.isolated
+    """Mark the call started; False: this message is a copy, of a call that is answered or that an executor works on.
+
+    Both are looked at in one script: a call that is answered between two looks would be run again.
+    """
+    arguments = [call.rollout, call.step, call.n, call.mark, current().name, int(call.kind == "close")]
 
     def claim(server: redis.Redis) -> bool:
-        if server.hsetnx(begun, call.id, me):
-            return True
-        owner = server.hget(begun, call.id)
-        if isinstance(owner, bytes) and (owner == me.encode() or server.exists(client.keys.alive(owner.decode()))):
-            return False
-        server.hset(begun, call.id, me)
-        return True
+        run: Any = server.register_script(script("claim"))
+        return bool(run(keys=[client.keys.prefix], args=arguments))
 
     return client.do(claim)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from gymq import Ask
 from gymq.environment import Environment, Opening, Response, Score, hook, tool
 from gymq.message import Function, Message, ToolCall
 
@@ -32,7 +33,7 @@ def note(task, what: str) -> None:
 
 
 class Everything(Environment):
-    """Parallel tools, tools that write, an isolated tool, an isolated verifier, a user who speaks, `open` and `close`."""
+    """Parallel tools, tools that write, an isolated tool, an isolated verifier that asks a judge, a user who speaks, `open` and `close`."""
 
     name = "everything"
     State = ChaosState
@@ -68,15 +69,19 @@ class Everything(Environment):
         return Response(messages=[Message("user", "go on")]) if said == 1 else Response(done=True)
 
     @hook(isolated=True)
-    def verify(self, task, state: ChaosState):
-        note(task, "verify")
-        return Score(reward=float(state.steps))
+    def verify(self, task, state: ChaosState, answer):
+        note(task, "verify" if answer is None else "verdict")
+        if answer is None:
+            return Ask([Message("system", f"{state.steps} steps. How many?")])
+        return Score(reward=float(answer.text))
 
     def close(self, task):
         note(task, "close")
 
     async def policy(self, messages, task):
         await asyncio.sleep(task["seconds"])
+        if messages[0].role == "system":  # it is the judge
+            return Message(role="assistant", content=messages[0].text.partition(" ")[0])
         turn = sum(message.role == "assistant" for message in messages)
         names = SCRIPT[turn]
         if not names:
