@@ -21,6 +21,8 @@ from tests.support import rollouts
 from tests.support.farm import PLUGIN
 from tests.support.redis_server import wait_until
 
+from .trace import Trace
+
 #: Mean seconds between two faults of workers: they come every 1 to 2 s.
 EVERY = 1.5
 
@@ -81,6 +83,7 @@ class Driver:
         self.sinks = {"lines": folder / "out.jsonl", "parts": folder / "parts"}
         self.places: dict[str, Place] = {}
         self.faults: list[Fault] = []
+        self.trace: Trace | None = None
         self._spawn = spawn
         self._random = random.Random(seed)
         write_rows(self.data, rows, self.journal)
@@ -137,6 +140,7 @@ class Driver:
 
     async def _drive(self, limit: float, workers: bool, others: bool) -> None:
         stop = asyncio.Event()
+        self.trace = Trace(self.settings.redis_url) if workers else None
         jobs = [asyncio.create_task(self._supervise(stop))]
         if workers:
             chaos = Chaos(self.settings, seed=self.seed, every=EVERY, last=False)
@@ -154,6 +158,8 @@ class Driver:
             await asyncio.sleep(0.5)
         stop.set()
         await asyncio.gather(*jobs)
+        if self.trace is not None:
+            self.trace.close()
         wait_until(lambda: all(place.over for place in self.places.values() if place.ends), 30, "sinks and producer to end")
 
     async def _supervise(self, stop: asyncio.Event) -> None:

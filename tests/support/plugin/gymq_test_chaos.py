@@ -33,7 +33,8 @@ def note(task, what: str) -> None:
 
 
 class Everything(Environment):
-    """Parallel tools, tools that write, an isolated tool, an isolated verifier that asks a judge, a user who speaks, `open` and `close`."""
+    """Parallel tools, tools that write, an isolated tool, an isolated verifier that asks a judge, a user who speaks,
+    `open` and `close`."""
 
     name = "everything"
     State = ChaosState
