@@ -35,6 +35,9 @@ RESTART = 0.2
 #: Seconds that a tool or an answer of the model takes: long enough to be held by somebody who dies.
 SECONDS = 0.2
 
+#: Rollouts of the first scenario when all is done in full, which `make chaos` asks for; 0: the suite's short form.
+FULL = int(os.environ.get("GYMQ_CHAOS_ROLLOUTS") or 0)
+
 OPTIONS = {"model": {"model": "scripted"}, "resource": {"environments": "everything"}}
 
 

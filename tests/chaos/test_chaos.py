@@ -10,11 +10,11 @@ import pytest
 from gymq.settings import Settings
 
 from .checker import check
-from .driver import Driver
+from .driver import FULL, Driver
 from .report import note
 
-#: Rollouts of the full scenario; `make chaos` asks for 1,000.
-ROLLOUTS = int(os.environ.get("GYMQ_CHAOS_ROLLOUTS", "150"))
+#: Rollouts of the first scenario, and of the one with the shipped limit.
+ROLLOUTS, SHIPPED = FULL or 100, 200 if FULL else 60
 
 #: The seed of all faults; a failing run prints its own.
 SEED = int(os.environ.get("GYMQ_CHAOS_SEED") or 0) or secrets.randbelow(1 << 32)
@@ -38,7 +38,7 @@ def test_any_process_may_die_at_any_moment_and_every_sample_ends_once(spawn, set
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_shipped_limit_of_five_seconds_keeps_the_bound_of_ten(spawn, settings, tmp_path, no_leaks):
-    driver = Driver(spawn, Settings(redis_url=settings.redis_url), tmp_path, "shipped", ROLLOUTS // 2, SEED)
+    driver = Driver(spawn, Settings(redis_url=settings.redis_url), tmp_path, "shipped", SHIPPED, SEED)
     driver.add_workers()
     driver.add_sinks()
     driver.add_producer(pause=0.02)

@@ -19,13 +19,13 @@ from tests.support.proxy import Proxy
 from tests.support.redis_server import leaked_keys, wait_until
 
 from .checker import check
-from .driver import Driver, until_some
+from .driver import FULL, Driver, until_some
 from .report import note
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(200)]
 
-#: Rollouts of a run: some ten seconds of work.
-ROWS = 200
+#: Rollouts of a run: some ten seconds of work, or five.
+ROWS = 200 if FULL else 100
 
 #: Seconds that Redis cannot be reached: longer than any time-out of ours.
 AWAY = 20.0

@@ -14,15 +14,18 @@ from tests.support.farm import PLUGIN
 from tests.support.redis_server import wait_until
 
 from .checker import check_file
-from .driver import write_rows
+from .driver import FULL, write_rows
 from .report import note
 from .test_chaos import SEED
 
 #: Rollouts of the run.
-ROWS = 300
+ROWS = 300 if FULL else 120
 
 #: How often the supervising process is killed.
-LIVES = 3
+LIVES = 3 if FULL else 2
+
+#: Seconds for which workers are hit in each of its lives.
+HITS = "10" if FULL else "5"
 
 CLI = [sys.executable, "-m", "gymq.cli"]
 
@@ -49,7 +52,7 @@ def test_gymq_run_and_all_it_has_started_die_and_the_same_command_continues(spaw
         wait_until(lambda before=before: ended() >= before + 10, 60, "ten rollouts")
         # When its workers are hit, and it starts them again, and then it is killed itself
         seed = str(seeds.randrange(1 << 32))
-        chaos = [*CLI, "chaos", "--of", str(out), "--every", "2", "--for", "10", "--seed", seed, "--yes"]
+        chaos = [*CLI, "chaos", "--of", str(out), "--every", "2", "--for", HITS, "--seed", seed, "--yes"]
         done = subprocess.run(chaos, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"seed {seed}" in done.stdout
