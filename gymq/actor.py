@@ -173,8 +173,10 @@ class Actor:
 
     async def _unpark(self) -> None:
         while not self._draining:
-            moved = await self.life.link.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
-            if moved < PARK_BATCH:
+            moved, dropped = await self.life.link.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
+            if dropped:
+                print(f"gymq: {dropped} messages that were put aside as newer are no mail; they were dropped", file=sys.stderr)
+            if moved + dropped < PARK_BATCH:
                 return
 
     # The life.

@@ -54,11 +54,12 @@ class Address(msgspec.Struct, frozen=True):
 
 
 @cache
-def parse(text: str) -> tuple[Address, ...]:
+def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:
     """Read the address of all shards.
 
     Args:
         text: as in `GYMQ_REDIS_URL`.
+        option: where it was given, for errors.
 
     Raises:
         UsageError: it cannot be understood.
@@ -75,14 +76,15 @@ def parse(text: str) -> tuple[Address, ...]:
             if scheme == "sentinel":
                 found.append(_sentinel(url, len(found)))
             else:
-                parse_url(url)
+                if "," in (parse_url(url).get("host") or ""):
+                    raise ValueError("a comma stands between two whole URLs")
                 found.append(Address("server", url, len(found)))
     except ValueError as error:
-        raise UsageError(f"--redis: {error}; docs/operations.md lists the forms") from None
+        raise UsageError(f"{option}: {error}; docs/operations.md lists the forms") from None
     if len(found) > MOST:
-        raise UsageError(f"--redis: {len(found)} shards are more than {MOST}")
+        raise UsageError(f"{option}: {len(found)} shards are more than {MOST}")
     if len({(one.url, one.master, one.seeds) for one in found}) < len(found):
-        raise UsageError("--redis: the same server stands there twice; each shard needs a server, or a database, of its own")
+        raise UsageError(f"{option}: the same server stands there twice; each shard needs a server, or a database, of its own")
     return tuple(found)
 
 

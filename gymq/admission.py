@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from gymq import registry
-from gymq.errors import ServerUnreachable
+from gymq.errors import ServerUnreachable, UsageError
 from gymq.ledger import Ledger
 from gymq.link import Link, Outage
-from gymq.rows import parse_row
-from gymq.run import load_config
+from gymq.rows import Ids, parse_row
+from gymq.run import check_name, load_config
 from gymq.settings import Settings
 from gymq.shards import Shards
 
@@ -63,6 +63,9 @@ def enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) ->
 
 
 async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
+    check_name(run)
+    if not isinstance(chunk, str) or not (rows is None or isinstance(rows, list)):
+        raise UsageError("a chunk's id is text, and its rows are a list or null")
     shards = Shards(settings, "gymq-enqueue")
     try:
         if not rows:
@@ -70,9 +73,10 @@ async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | N
         await shards.reconnect()  # however long a shard is away: these rows stand nowhere else
         config = await load_config(shards.first, run)
         known = registry.points(registry.ENVIRONMENTS)
-        tasks = [
-            parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known) for i, row in enumerate(rows, 1)
-        ]
+        ids, tasks = Ids(), []
+        for i, row in enumerate(rows, 1):
+            tasks.append(parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known))
+            ids.add(tasks[-1], f"{chunk}:{i}")
         await Ledger(shards.links, run).write(chunk, tasks, wait=False)
         return sum(await shards.each(admit))
     finally:

@@ -33,7 +33,7 @@ def find(settings: Settings) -> Broker:
     Raises:
         UsageError: it cannot be a broker.
     """
-    addresses = parse(settings.broker_url or settings.redis_url)
+    addresses = parse(settings.broker_url, "GYMQ_BROKER_URL") if settings.broker_url else parse(settings.redis_url)
     if addresses[0].kind == "cluster":
         raise UsageError(
             "a Redis Cluster cannot be Celery's broker: set GYMQ_BROKER_URL to a single Redis, redis://host:port/db"

@@ -261,7 +261,8 @@ def encode(value: msgspec.Struct) -> bytes:
 
 def call_schema(field: bytes) -> int:
     """The schema of a call, from the name of its mail's field."""
-    return int(field[1:] or 1)
+    # Any other name was written by somebody else, and the mail is judged by what it holds.
+    return int(field[1:]) if field[:1] == b"c" and field[1:].isdigit() and len(field) < 10 else 1
 
 
 def decode_call(data: bytes) -> Call:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 # Celery and kombu have no stubs.
 # pyright: reportMissingTypeStubs=false
+import sys
 import warnings
 from typing import Any
 
@@ -20,6 +21,7 @@ from kombu.entity import Queue
 from gymq import broker, control, registry, serializer
 from gymq.bootstep import ISOLATED_QUEUE, ROLLOUTS_QUEUE, ActorStep, OutageStep
 from gymq.drain import DrainStep
+from gymq.errors import GymqError
 from gymq.settings import Settings
 
 #: The entry points whose modules define further Celery tasks.
@@ -112,7 +114,7 @@ app: Any = create(Settings.from_environment())
 control.install()
 
 
-@app.task(name=ENQUEUE)
+@app.task(name=ENQUEUE, throws=(GymqError,))
 def enqueue(run: str, chunk: str, rows: list[Any] | None = None) -> None:
     """Write rows to a run's ledger and admit what its credits allow.
 
@@ -124,4 +126,9 @@ def enqueue(run: str, chunk: str, rows: list[Any] | None = None) -> None:
     # Only who runs the task needs the admission; clients import this module to send.
     from gymq import admission
 
-    admission.enqueue(Settings.from_environment(), run, chunk, rows)
+    try:
+        admission.enqueue(Settings.from_environment(), run, chunk, rows)
+    except GymqError as error:
+        # Celery's own line for an expected failure is of a level that nobody sees.
+        print(f"gymq: {ENQUEUE} of chunk {str(chunk)[:60]!r} of run {str(run)[:60]!r}: {error}", file=sys.stderr)
+        raise

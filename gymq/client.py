@@ -59,9 +59,10 @@ class Client:
             url,
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
-            socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
             client_name=self._name,
+            # As in `gymq.link`.
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
         return made
 

@@ -6,19 +6,22 @@ configuration. Letters stay until they are dropped, or until `ttl` seconds have 
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
 from gymq.batch import pack
 from gymq.call import Call, decode_call
-from gymq.errors import CallError, UnknownName, UsageError
+from gymq.errors import UNREADABLE, CallError, UnknownName, UsageError
 from gymq.ledger import Ledger
 from gymq.link import Link, Outage
 from gymq.mailbox import STRIKES, Mail
 from gymq.run import RunConfig
 from gymq.shards import Shards
+from gymq.stream import genuine
 from gymq.task import Task, decode_task
 
 #: Entries that one command reads: a few milliseconds of the server's time.
@@ -144,11 +147,28 @@ async def letters(shards: Shards, name: str | None = None) -> list[Found]:
         first = "-"
         while True:
             entries = await link.send("XRANGE", link.keys.dead, first, "+", "COUNT", PAGE)
-            found += [Found(link, entry, _decoder.decode(fields[1])) for entry, fields in entries]
+            found += [Found(link, entry, letter) for entry, fields in entries if (letter := _read(link, entry, fields))]
             if len(entries) < PAGE:
                 break
             first = f"({entries[-1][0].decode()}"
     return sorted((one for one in found if name is None or one.letter.run == name), key=lambda one: one.letter.at)
+
+
+def _read(link: Link, entry: bytes, fields: list[bytes]) -> Letter | None:
+    """The letter in an entry; None: it is none, which is said: whoever may write to Redis may write there, too."""
+    try:
+        letter = _decoder.decode(fields[1])
+        if len(letter.mail) < 2:
+            raise msgspec.ValidationError("there is no mail in it")
+        _ = letter.call
+        if letter.task:
+            letter.decode_task()
+        if letter.config:
+            msgspec.json.decode(letter.config, type=RunConfig)
+    except UNREADABLE as error:
+        print(f"gymq: entry {entry.decode()} in {link.keys.dead} is no dead letter: {error}; it is left out", file=sys.stderr)
+        return None
+    return letter
 
 
 async def find(shards: Shards, id_: str) -> Found:
@@ -173,8 +193,9 @@ async def messages(found: Found) -> list[bytes]:
     while True:
         entries = await link.send("XRANGE", link.keys.results(letter.run), first, "+", "COUNT", PAGE)
         for _, fields in entries:
-            if fields[1].decode() == letter.rollout:
-                return [bytes(one) for one in msgspec.json.decode(fields[7], type=_Messages).messages]
+            if genuine(fields, letter.run) and fields[1] == letter.rollout.encode():
+                with suppress(*UNREADABLE):
+                    return [bytes(one) for one in msgspec.json.decode(fields[7], type=_Messages).messages]
         if len(entries) < PAGE:
             return []
         first = f"({entries[-1][0].decode()}"

@@ -40,6 +40,10 @@ INFRASTRUCTURE: frozenset[str] = frozenset({"model_unavailable", "unavailable"})
 SERVICES: frozenset[str] = frozenset({"generate", "ask"})
 
 
+#: What msgspec raises for bytes that are not what they must be: of a wrong shape, no UTF-8, or nested too deeply.
+UNREADABLE: tuple[type[Exception], ...] = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 class Fault(msgspec.Struct, array_like=True, frozen=True):
     """Why a call or a rollout did not end well.
 

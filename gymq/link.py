@@ -105,16 +105,23 @@ class Link:
                     await asyncio.sleep(RECONNECT_PAUSE)
 
     def _make(self, url: str) -> Any:
-        return redis.asyncio.ConnectionPool.from_url(
+        pool = redis.asyncio.ConnectionPool.from_url(
             url,
             protocol=2,
             decode_responses=False,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=READ_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_keepalive=True,
             client_name=self._name,
-        ).make_connection()
+            # A socket on this machine cannot be half open, and its class does not know the word.
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+        )
+        try:
+            return pool.make_connection()
+        except (TypeError, ValueError, redis.RedisError) as error:
+            # Whatever stands behind the question mark becomes an argument of the connection.
+            said = str(error).partition("() got an ")[2] or str(error)
+            raise UsageError(f"--redis: {said}; correct what stands behind '?' in the URL") from None
 
     async def close(self) -> None:
         """Close the connection."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
 from typing import Any
 
 import msgspec
 
+from gymq.errors import UNREADABLE
 from gymq.link import FULL_PAUSE, Link, Outage, ServerFull
 from gymq.settings import Settings
 
@@ -21,6 +23,10 @@ BATCH = 100
 
 #: What stands before a worker's registry entry once it was declared dead and until its mail is handed back.
 DEAD = b"dead"
+
+
+class _Info(msgspec.Struct):
+    mailboxes: list[str]
 
 
 class Liveness:
@@ -95,7 +101,8 @@ class Liveness:
     async def _judge(self) -> bool:
         started = time.monotonic()
         registry = await self.link.send("HGETALL", self.link.keys.workers)
-        others = {w.decode(): i for w, i in zip(registry[::2], registry[1::2], strict=True) if w != self.worker.encode()}
+        pairs = zip(registry[::2], registry[1::2], strict=True)
+        others = {worker.decode(): info for worker, info in pairs if worker != self.worker.encode()}
         signs = await self.link.send("MGET", *[self.link.keys.alive(worker) for worker in others]) if others else []
         now = time.monotonic()
         if now - started > self._limit / 3:
@@ -107,11 +114,20 @@ class Liveness:
         self._missing = {worker: self._missing.get(worker, now) for worker in missing}
         for worker, since in self._missing.items():
             if now - since >= self._limit / 3 or others[worker].startswith(DEAD):
-                await self._hand_back(worker, msgspec.json.decode(others[worker].removeprefix(DEAD))["mailboxes"])
+                await self._hand_back(worker, self._mailboxes(worker, others[worker].removeprefix(DEAD)))
         orphans, waiting = await self.link.run("orphans", *self._info["mailboxes"])
         for orphan in orphans:
             await self._hand_back(orphan.decode(), self._info["mailboxes"])
         return bool(waiting)
+
+    def _mailboxes(self, worker: str, info: bytes) -> list[str]:
+        try:
+            return msgspec.json.decode(info, type=_Info).mailboxes
+        except UNREADABLE as error:
+            # Anybody who may write to Redis may write here. What no worker wrote is removed by those who look at it.
+            print(f"gymq: worker {worker[:100]!r} is no worker: what is written of it cannot be read: {error}", file=sys.stderr)
+            mine: list[str] = self._info["mailboxes"]
+            return mine
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         while True:

@@ -16,6 +16,9 @@ BLOCK = 1000
 #: Deaths of a process that held nothing but this mail after which it is a dead letter: two may be bad luck.
 STRIKES = 3
 
+#: Digits of a number in mail: a count or a version that is longer was not written by us.
+MAX_DIGITS = 16
+
 #: Milliseconds that a read waits which looks at some of the streams only; the others wait meanwhile.
 BLOCK_IN_TURN = 50
 
@@ -127,8 +130,13 @@ def _parse(reply: Any) -> list[Mail]:
             one = Mail(stream, id_, fields)
             # What the hand-back wrote stands last: k, w, a; or a alone, before it was a suspect.
             if len(fields) >= 2 and fields[-2] == b"a":
-                one.attempt = int(fields[-1])
+                one.attempt = _count(fields[-1])
                 if len(fields) >= 6 and fields[-6] == b"k":
-                    one.strikes, one.victim = int(fields[-5]), fields[-3].decode()
+                    one.strikes, one.victim = _count(fields[-5]), fields[-3].decode(errors="replace")
             mail.append(one)
     return mail
+
+
+def _count(text: bytes) -> int:
+    # Anybody who may write to Redis may write here: what is no number is none.
+    return int(text) if len(text) < MAX_DIGITS and text.isdigit() else 0

@@ -6,10 +6,14 @@ rollouts are joined from these bytes, and only who must look inside decodes them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+
+#: What OpenAI-compatible servers accept as a function's name.
+FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Function(msgspec.Struct):

@@ -16,7 +16,7 @@ from gymq.errors import DataError, ServerUnreachable, UsageError
 from gymq.ledger import CHUNK, Ledger, deal
 from gymq.link import Outage
 from gymq.prompt import PromptConfig
-from gymq.rows import parse_row
+from gymq.rows import Ids, parse_row
 from gymq.run import RunConfig
 from gymq.settings import Settings
 from gymq.shards import Shards
@@ -48,6 +48,7 @@ class Producer:
         config: the run; it is created if there is none of that name.
         source: what the rows are called; with a row's position it makes a chunk's id, so that nothing is enqueued twice.
         prompt: words the opening messages of rows that have none.
+        ids: of rows before these, when they are parts of one source.
         on_bad: told of each bad row, in one line.
         on_progress: told after each chunk.
         first: rows that the run has from elsewhere before these; over several shards rows are numbered on from there.
@@ -60,6 +61,7 @@ class Producer:
         source: str,
         *,
         prompt: PromptConfig | None = None,
+        ids: Ids | None = None,
         on_bad: Callable[[str], None] | None = None,
         on_progress: Callable[[Produced], None] | None = None,
         first: int = 0,
@@ -68,6 +70,7 @@ class Producer:
         self._config = config
         self._source = source
         self._prompt = prompt
+        self._ids = ids or Ids()
         self._on_bad = on_bad
         self._on_progress = on_progress
         self._first = first
@@ -137,7 +140,9 @@ class Producer:
         for where, row in chunk:
             try:
                 environment = self._config.environment
-                tasks.append(parse_row(row, where=where, environment=environment, known=known, prompt=self._prompt))
+                task = parse_row(row, where=where, environment=environment, known=known, prompt=self._prompt)
+                self._ids.add(task, where)
+                tasks.append(task)
             except DataError as error:
                 if self._on_bad:
                     self._on_bad(str(error))

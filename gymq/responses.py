@@ -6,12 +6,13 @@ the table.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from gymq.errors import DataError
 from gymq.items import MAX_DEPTH, Item, check, too_deep
+from gymq.message import FUNCTION_NAME
 
 #: What a row may not set, since gymq itself writes it into the request.
 RESERVED = frozenset(
@@ -35,6 +36,9 @@ _TURNED = frozenset(
         *("tool_choice", "top_logprobs", "background", "stream", "previous_response_id", "prompt", "conversation"),
     }
 )
+
+#: Bounds of numbers whose range servers do not agree on: beyond them, nobody takes them.
+_HUGE, _INT32 = 1e6, 2**31 - 1
 
 _AUDIO = ("audio_data", "audio_path", "audio_paths")
 
@@ -73,6 +77,14 @@ class FunctionTool(msgspec.Struct):
     strict: bool | None = None
 
 
+class Declared(msgspec.Struct):
+    """What stands under `function` of a chat-completions tool; other fields are passed as they are."""
+
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
 class Params(msgspec.Struct):
     """The fields of `responses_create_params` whose form gymq must know; null counts as absent."""
 
@@ -81,8 +93,8 @@ class Params(msgspec.Struct):
     tools: list[FunctionTool] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    max_output_tokens: int | None = None
-    top_logprobs: int | None = None
+    max_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=_INT32)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=_INT32)] | None = None
     parallel_tool_calls: bool | None = None
     tool_choice: str | dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
@@ -111,7 +123,9 @@ def to_sampling(params: Params, given: dict[str, Any], at: str) -> dict[str, Any
     """
     _refuse(params, at)
     sampling = _metadata(params.metadata, at)
-    sampling |= {name: value for name, value in given.items() if name in _PASSED and value is not None}
+    passed = {name: value for name, value in given.items() if name in _PASSED and value is not None}
+    check(passed, Sampling, at)
+    sampling |= passed
     if params.max_output_tokens is not None:
         sampling["max_tokens"] = params.max_output_tokens
     if params.top_logprobs is not None:
@@ -132,12 +146,40 @@ def to_sampling(params: Params, given: dict[str, Any], at: str) -> dict[str, Any
     return check_sampling(sampling, f"{at}.metadata.extra_body")
 
 
+class Sampling(msgspec.Struct):
+    """The parameters whose form all servers agree on; others are passed as they are. Null counts as absent."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=_HUGE)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=_INT32)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=_INT32)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=_INT32)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=_INT32)] | None = None
+    logprobs: bool | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-_HUGE, le=_HUGE)] | None = None
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-_HUGE, le=_HUGE)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=_HUGE)] | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 def check_sampling(sampling: dict[str, Any], at: str) -> dict[str, Any]:
-    """Drop nulls from sampling parameters and refuse those that are not a row's to set.
+    """Drop nulls from sampling parameters and refuse those that are not a row's to set, or that no server takes.
 
     Raises:
-        DataError: one is gymq's to set.
+        DataError: one is gymq's to set, or of a wrong type, or out of its range.
     """
+    check(sampling, Sampling, at)
     for name in sorted(RESERVED & sampling.keys()):
         if sampling[name] is not None:
             raise DataError(f"{at}.{name} is not for a row to set; remove it")
@@ -157,9 +199,16 @@ def to_tools(tools: list[FunctionTool], at: str) -> list[dict[str, Any]]:
     """Turn tools, of either API, into chat-completions tools.
 
     Raises:
-        DataError: a tool is no function, or has no name.
+        DataError: a tool is no function, has no name or one that no server takes, or two have the same.
     """
-    return [_tool(tool, f"{at}[{index}]") for index, tool in enumerate(tools)]
+    made = [_tool(tool, f"{at}[{index}]") for index, tool in enumerate(tools)]
+    names: set[str] = set()
+    for index, tool in enumerate(made):
+        name = tool["function"]["name"]
+        if name in names:
+            raise DataError(f"{at}[{index}] is a second tool {name!r}; give each its own name")
+        names.add(name)
+    return made
 
 
 def _tool(tool: FunctionTool, at: str) -> dict[str, Any]:
@@ -175,8 +224,12 @@ def _tool(tool: FunctionTool, at: str) -> dict[str, Any]:
             "parameters": tool.parameters,
             "strict": tool.strict,
         }
-    if not isinstance(function.get("name"), str):
+    name = function.get("name")
+    if not isinstance(name, str):
         raise DataError(f"{at} has no name; give the function one")
+    if not FUNCTION_NAME.fullmatch(name):
+        raise DataError(f"{at}.name is {name[:60]!r}; a function's name has 1 to 64 letters, digits, '_' or '-'")
+    check(function, Declared, f"{at}.function")
     return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
 
 

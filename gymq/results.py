@@ -6,6 +6,7 @@ Every declared consumer sees everything, at its own pace. What it has not acknow
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
@@ -26,6 +27,13 @@ PATIENCE = 2.0
 
 #: Characters of a consumer's name.
 _MAX_NAME = 100
+_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{_MAX_NAME}}}")
+
+
+def check_consumer(name: str) -> None:
+    """Raises UsageError if a consumer cannot be called so."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"consumer {name[:_MAX_NAME]!r}: use 1 to {_MAX_NAME} letters, digits, '-' or '_'")
 
 
 class Results:
@@ -47,8 +55,7 @@ class Results:
     ) -> None:
         if unit not in ("rollout", "group"):
             raise UsageError(f"unit {unit!r}: use 'rollout' or 'group'")
-        if not consumer or len(consumer) > _MAX_NAME or not consumer.replace("-", "").replace("_", "").isalnum():
-            raise UsageError(f"consumer {consumer!r}: use 1 to {_MAX_NAME} letters, digits, '-' or '_'")
+        check_consumer(consumer)
         self.run = run
         self.consumer = consumer
         self.missed = 0

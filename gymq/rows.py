@@ -23,6 +23,10 @@ from gymq.task import Task
 #: Characters of a row's id: it becomes part of keys, file names and log lines.
 MAX_ID = 256
 
+#: Bytes of a row. A task lies in Redis until its group has ended and is read by each worker that needs it: images fit,
+#: films do not.
+MAX_ROW = 32 * 2**20
+
 #: Characters of an error line; data quoted in it may be long.
 _MAX_LINE = 600
 
@@ -57,13 +61,44 @@ def parse_row(
         reason = "holds half of a surrogate pair, which no text file can hold; remove it"
     except (TypeError, ValueError, OverflowError) as error:
         reason = f"cannot be written as JSON ({error}); use plain values only"
+    raise DataError(_line(where, reason))
+
+
+class Ids:
+    """The ids of one source's rows so far: an id names one row.
+
+    A hash of each is kept, about 70 bytes; that two ids have the same one is less likely than a broken disk.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def add(self, task: Task, where: str) -> None:
+        """Note a row's own id, if it has one.
+
+        Raises:
+            DataError: an earlier row has it.
+        """
+        if not task.id:
+            return
+        key = hash(task.id)
+        if key in self._seen:
+            raise DataError(_line(where, f"id {task.id[:60]!r} is that of an earlier row too; give each row its own, or none"))
+        self._seen.add(key)
+
+
+def _line(where: str, reason: str) -> str:
     line = "".join(c if c.isprintable() else " " for c in f"{where}: {reason}")
-    raise DataError(line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…")
+    return line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…"
 
 
 def _load(row: bytes | dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(row, (bytes, dict)):
+        raise DataError("is not a JSON object; write {...}, one row per line")
     # A dict goes through JSON too, so that both kinds of rows are checked and normalised in the same way.
     data = _encoder.encode(row) if isinstance(row, dict) else row.removeprefix(_BOM)
+    if len(data) > MAX_ROW:
+        raise DataError(f"is larger than {MAX_ROW >> 20} MiB; make it smaller, or let its environment load what is large")
     try:
         value = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError):

@@ -74,7 +74,7 @@ class RunConfig(msgspec.Struct, frozen=True):
 
 def check_name(name: str) -> None:
     """Raises UsageError if a run cannot be called so."""
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(f"run name {name!r}: use 1 to 100 letters, digits, '_' or '-', beginning with a letter or digit")
 
 
@@ -265,8 +265,11 @@ async def pause(link: Link, name: str, paused: bool) -> None:
 
     Raises:
         UnknownName: there is no such run.
+        RunClosed: it was cancelled, or is done.
     """
-    await load_config(link, name)
+    there = await status(link, name)
+    if there.state in ("cancelled", "done"):
+        raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
     if paused:
         await link.send("HSET", link.keys.run(name), "paused", 1)
     else:

@@ -15,7 +15,7 @@ from gymq.batch import Batcher, pack
 from gymq.cache import Cache
 from gymq.call import SCHEMA, Call, Reply, call_schema, decode_call, encode
 from gymq.dead import bury_call
-from gymq.errors import CallError, Fault, one_line
+from gymq.errors import UNREADABLE, CallError, Fault, one_line
 from gymq.mailbox import STRIKES, Mail
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
@@ -23,6 +23,9 @@ from gymq.task import Task, decode_task
 #: Seconds after which somebody looks whether a call is still wanted, in its mailbox or in work: most calls are over by then,
 #: and cost nothing.
 PATIENCE = 1.0
+
+#: Names and values of a call's mail: its own field, and what the hand-back wrote; a newer version may have a few more.
+MOST_FIELDS = 40
 
 #: Calls that one script looks at: a millisecond of the server's time.
 PENDING_BATCH = 500
@@ -94,12 +97,17 @@ class CallServer(Actor):
         oldest = (time.time() - PATIENCE) * 1000
         for one in mail:
             schema = call_schema(one.fields[0])
-            if schema > SCHEMA:
-                newer.append((one, schema))
-                continue
             try:
+                if len(one.fields) > MOST_FIELDS:
+                    raise msgspec.ValidationError(f"it has {len(one.fields) // 2} fields")
+                if schema > SCHEMA:
+                    newer.append((one, schema))
+                    continue
                 call = decode_call(one.fields[1])
-            except msgspec.MsgspecError as error:
+                # Not so is every comparison with NaN, which as a time-out would stop the clock of the loop.
+                if min(call.step, call.n, call.row, call.length, call.seen) < 0 or not call.timeout >= 0:
+                    raise msgspec.ValidationError("it has a negative number, or one that is none")
+            except UNREADABLE as error:
                 # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
                 print(f"gymq: mail {one.id!r} in {one.stream!r} is no call: {error}", file=sys.stderr)
                 self._acknowledge(one)
@@ -131,6 +139,9 @@ class CallServer(Actor):
             value = await self.serve(call)
         except CallError as error:
             fault = error.fault
+        except UNREADABLE as error:
+            print(f"gymq: call {call.id!r} brought or found what cannot be read: {error}", file=sys.stderr)
+            fault = Fault("internal", f"what the call brought or found cannot be read: {error}")
         except asyncio.CancelledError:
             if serving.unwanted:
                 self.counts["unwanted"] += 1

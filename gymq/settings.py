@@ -13,6 +13,10 @@ from gymq.errors import UsageError
 PREFIX = "GYMQ_"
 
 
+#: Seconds.
+DAY = 24 * 3600
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Settings of one process; each field is read from the variable `GYMQ_<FIELD>`.
 
@@ -26,8 +30,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     broker_url: str = ""
-    liveness: Annotated[float, msgspec.Meta(gt=0)] = 5.0
-    ttl: Annotated[int, msgspec.Meta(ge=0)] = 7 * 24 * 3600
+    liveness: Annotated[float, msgspec.Meta(gt=0, le=DAY)] = 5.0
+    ttl: Annotated[int, msgspec.Meta(ge=0, le=10_000 * DAY)] = 7 * DAY
     shard: int = 0
 
     def at(self, shard: int) -> Settings:
@@ -63,4 +67,5 @@ class Settings(msgspec.Struct, frozen=True):
         try:
             return msgspec.convert(values, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise UsageError(f"settings from the environment ({PREFIX}...): {error}") from None
+            said, _, field = str(error).replace("`", "").partition(" - at $.")
+            raise UsageError(f"{PREFIX}{field.upper()}: {said}; correct the variable, or unset it") from None

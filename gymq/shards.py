@@ -94,19 +94,7 @@ class Shards:
 
     async def cancel(self, name: str) -> int:
         """Cancel a run; returns how many rollouts were in flight."""
-
-        async def one(link: Link) -> int | RunClosed:
-            try:
-                return await run.cancel(link, name)
-            except RunClosed as error:
-                return error  # a shard may be done before the others
-
-        answers = await self.each(one)
-        flying = [answer for answer in answers if isinstance(answer, int)]
-        for answer in answers:
-            if isinstance(answer, RunClosed) and not flying:
-                raise answer
-        return sum(flying)
+        return sum(await self._where_open(lambda link: run.cancel(link, name)))
 
     async def cancel_some(self, name: str, which: list[str]) -> tuple[int, int]:
         """Cancel groups and rollouts, each on its shard; see `run.cancel_some`."""
@@ -120,10 +108,27 @@ class Shards:
 
     async def pause(self, name: str, paused: bool) -> None:
         """Pause a run, or let it go on; see `run.pause`."""
-        there = await self.status(name)
-        if there.state in ("cancelled", "done"):
-            raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
-        await self.each(lambda link: run.pause(link, name, paused))
+        await self._where_open(lambda link: run.pause(link, name, paused))
+
+    async def _where_open(self, work: Callable[[Link], Awaitable[T]]) -> list[T]:
+        """Do something on the shards on which a run goes on: one may be done before the others.
+
+        Raises:
+            RunClosed: it goes on nowhere.
+        """
+
+        async def one(link: Link) -> T | RunClosed:
+            try:
+                return await work(link)
+            except RunClosed as error:
+                return error
+
+        answers = await self.each(one)
+        good = [answer for answer in answers if not isinstance(answer, RunClosed)]
+        for answer in answers:
+            if isinstance(answer, RunClosed) and not good:
+                raise answer
+        return good
 
     async def remove(self, name: str) -> None:
         """Forget a run; see `run.remove`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,13 @@ SUFFIXES = {
 _SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
+#: How files were when their fingerprint was taken: rows of another state of the file are rows of another run.
+_looked_at: dict[str, tuple[int, int, int] | None] = {}
+
+#: Characters of a source that an error repeats.
+_MAX_TOLD = 200
+
+
 def open_source(text: str) -> tuple[str, str]:
     """Pick the producer of a source.
 
@@ -41,12 +50,15 @@ def open_source(text: str) -> tuple[str, str]:
     prefix, colon, rest = text.partition(":")
     if colon and prefix in installed:
         return prefix, rest
+    if not text:
+        raise UsageError("--data is empty; name a file, a saved data set, or PRODUCER:SOURCE")
     path = Path(text)
     name = _saved(path) or next((name for suffix, name in SUFFIXES.items() if text.lower().endswith(suffix)), None)
-    if not path.exists():
+    if not os.path.exists(text):
+        told = text if len(text) <= _MAX_TOLD else text[:_MAX_TOLD] + "…"
         if colon and prefix.isidentifier():
-            raise UnknownName(f"{text}: no such file, and no producer {prefix!r}; installed: {', '.join(sorted(installed))}")
-        raise DataError(f"{text}: no such file or folder; check the path")
+            raise UnknownName(f"{told}: no such file, and no producer {prefix!r}; installed: {', '.join(sorted(installed))}")
+        raise DataError(f"{told}: no such file or folder; check the path")
     if name is None:
         kinds = ", ".join(SUFFIXES)
         raise UsageError(
@@ -59,7 +71,26 @@ def open_source(text: str) -> tuple[str, str]:
 
 
 def _saved(path: Path) -> str | None:
-    return "datasets" if path.is_dir() and any((path / name).exists() for name in _SAVED) else None
+    # os.path says False where pathlib raises: names that are too long, folders that we may not enter.
+    found = os.path.isdir(path) and any(os.path.exists(path / name) for name in _SAVED)
+    return "datasets" if found else None
+
+
+def regular(path: str) -> None:
+    """See that a path is a plain file before it is opened: a pipe would be waited for, a device read for ever.
+
+    Args:
+        path: a file that a person named; links are followed.
+
+    Raises:
+        DataError: it is something else.
+        OSError: there is nothing, or it cannot be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise DataError(f"{path}: is a folder; name a file")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: is no plain file, and rows are read more than once; write them to a file first")
 
 
 def rows(text: str) -> Iterator[tuple[str, bytes | dict[str, Any]]]:
@@ -72,7 +103,20 @@ def rows(text: str) -> Iterator[tuple[str, bytes | dict[str, Any]]]:
         DataError, UsageError, UnknownName: the source cannot be read.
     """
     producer, source = open_source(text)
-    return registry.load(registry.PRODUCERS, producer)(source)
+    before = _looked_at.get(os.path.abspath(source), _stamp(source))
+    if _stamp(source) == before:
+        yield from registry.load(registry.PRODUCERS, producer)(source)
+    if _stamp(source) != before:
+        raise DataError(f"{text}: was changed while it was read; leave it as it is, and begin again with a new run")
+
+
+def _stamp(source: str) -> tuple[int, int, int] | None:
+    """What tells whether a file was changed; None: it is no file."""
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError):
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 def fingerprint(text: str) -> str:
@@ -86,14 +130,17 @@ def fingerprint(text: str) -> str:
     """
     producer, source = open_source(text)
     path = Path(source)
+    _looked_at[os.path.abspath(source)] = _stamp(source)
     digest = hashlib.blake2b(producer.encode(), digest_size=8)
     try:
-        if path.is_dir():
+        if producer in SUFFIXES.values():
+            regular(source)
+        if os.path.isdir(path):
             for file in sorted(path.rglob("*")):
                 if file.is_file():
                     digest.update(str(file.relative_to(path)).encode())
                     _add(digest, file)
-        elif path.exists():
+        elif os.path.isfile(path):
             _add(digest, path)
         else:
             digest.update(source.encode())

@@ -14,6 +14,12 @@ from gymq.shards import check
 #: Finished rollouts read at once.
 BATCH = 500
 
+#: The names in each entry: rollout, whether it is its group's last, commit number, record.
+FIELDS = [b"r", b"l", b"n", b"b"]
+
+#: Digits of a row, a sample or a commit number: what is seen is kept as bits, and a forged number must not fill the memory.
+MAX_DIGITS = 9
+
 #: The name of the one reader within a consumer.
 READER = "reader"
 
@@ -164,16 +170,42 @@ class Stream:
     async def _take(self, after: str, block: int | None) -> list[Rollout]:
         wait = () if block is None else ("BLOCK", block)
         stream = self._link.keys.results(self._run)
-        try:
-            reply = await self._link.send(
-                "XREADGROUP", "GROUP", self._consumer, READER, "COUNT", BATCH, *wait, "STREAMS", stream, after
-            )
-        except GymqError as error:
-            if "NOGROUP" in str(error):
-                raise UnknownName(f"run {self._run!r} has no consumer {self._consumer!r} any more: it was removed") from None
-            raise
-        entries = reply[0][1] if reply else ()
-        return [Rollout(f[1].decode(), f[7], f[3] == b"1", entry, int(f[5])) for entry, f in entries if f is not None]
+        while True:
+            try:
+                reply = await self._link.send(
+                    "XREADGROUP", "GROUP", self._consumer, READER, "COUNT", BATCH, *wait, "STREAMS", stream, after
+                )
+            except GymqError as error:
+                if "NOGROUP" in str(error):
+                    raise UnknownName(
+                        f"run {self._run!r} has no consumer {self._consumer!r} any more: it was removed"
+                    ) from None
+                raise
+            entries = reply[0][1] if reply else ()
+            ours: list[Rollout] = []
+            forged: list[bytes] = []
+            for entry, fields in entries:
+                if fields is None:
+                    continue
+                if genuine(fields, self._run) and self._here(fields[1]):
+                    ours.append(Rollout(fields[1].decode(), fields[7], fields[3] == b"1", entry, int(fields[5])))
+                else:
+                    forged.append(entry)
+            if forged:
+                await self._drop(stream, forged)
+            if ours or not forged:
+                return ours
+
+    def _here(self, rid: bytes) -> bool:
+        """Whether a rollout is one of this shard."""
+        return int(rid.rsplit(b".", 2)[1]) % self._link.shards == self._link.shard
+
+    async def _drop(self, stream: str, entries: list[bytes]) -> None:
+        for entry in entries:
+            told = f"gymq: entry {entry.decode()} in the results of run {self._run!r} is no rollout of it; it is left out"
+            print(told, file=sys.stderr)
+        # Not as rollouts that were used: those are counted.
+        await self._link.send("XACK", stream, self._consumer, *entries)
 
     async def _over(self) -> bool:
         state, rows, samples, ended, live = await self._link.run("progress", self._run)
@@ -197,3 +229,22 @@ class Stream:
         """Close the connections."""
         for link in {self._link, self._ack_link}:
             await link.close()
+
+
+def genuine(fields: list[bytes], run: str) -> bool:
+    """Whether an entry is a finished rollout of a run: whoever may write to Redis may write to its results, too.
+
+    Args:
+        fields: names and values in turn.
+        run: the run's name.
+    """
+    if len(fields) != 8 or fields[::2] != FIELDS or not _number(fields[5]):
+        return False
+    rid, record, prefix = fields[1], fields[7], run.encode() + b"."
+    place = rid.removeprefix(prefix).split(b".")
+    shaped = rid.startswith(prefix) and len(place) == 2 and all(map(_number, place))
+    return shaped and record.startswith(b'{"rollout_id":"%b",' % rid) and record.endswith(b"}") and b"\n" not in record
+
+
+def _number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= MAX_DIGITS

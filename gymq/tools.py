@@ -12,15 +12,13 @@ from typing import Any, get_type_hints
 import pydantic
 
 from gymq.errors import ToolError, UsageError
+from gymq.message import FUNCTION_NAME
 
 #: Parameters that the worker fills in; the model never sees them.
 INJECTED = frozenset({"self", "task", "messages", "state"})
 
 #: Further ones of hooks that may ask a model; a tool's `answer` is the model's argument.
 ASKED = frozenset({"answer", "note"})
-
-#: Names that OpenAI-compatible servers accept for a function.
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _ARGS_HEADER = re.compile(r"^\s*(Args|Arguments|Parameters):\s*$", re.M)
 _ARG_LINE = re.compile(r"^\s+(\w+)\s*(?:\([^)]*\))?:\s*(.+)$")
@@ -75,7 +73,7 @@ def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -
     Raises:
         UsageError: the name cannot be a tool's, or a parameter has no type.
     """
-    if not _NAME.fullmatch(name):
+    if not FUNCTION_NAME.fullmatch(name):
         raise UsageError(f"tool {name!r}: a tool's name has 1 to 64 letters, digits, '_' or '-'")
     summary, described = _docstring(function)
     # Injected parameters keep their annotations: they may name what exists only when the class does, or for type checkers.

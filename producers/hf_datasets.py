@@ -36,6 +36,7 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         import datasets
     except ImportError:
         raise UsageError("reading saved data sets needs datasets; pip install 'gymq[data]'") from None
+    _contained(folder)
     try:
         dataset: Any = datasets.load_from_disk(str(folder))
         if start >= len(dataset):
@@ -46,6 +47,17 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
     except Exception as error:  # what a damaged folder raises is not documented
         said = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{source}: cannot be read ({said}); save it again with save_to_disk") from None
+
+
+def _contained(folder: Path) -> None:
+    """See that the files that the data set names are its own: `datasets` reads whatever stands there, wherever it lies."""
+    try:
+        named = [str(file["filename"]) for file in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+        outside = [name for name in named if not (folder / name).resolve().is_relative_to(folder.resolve())]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"{folder}: its state.json cannot be read; save it again with save_to_disk") from None
+    if outside:
+        raise DataError(f"{folder}: its state.json names {outside[0][:60]!r}, which lies outside; copy that into the folder")
 
 
 def _splits(folder: Path) -> list[str]:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 from gymq.errors import DataError
+from gymq.source import regular
 
 #: Bytes of one line. A row may hold images; a line beyond this is a file of another kind, and must not fill the memory.
 MAX_LINE = 256 * 2**20
 
 _BOM = b"\xef\xbb\xbf"
+#: What files begin with, whatever they are called.
+_GZIP = b"\x1f\x8b"
+_OTHERS = {
+    b"PAR1": "Parquet",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zX": "compressed with xz",
+    b"PK\x03\x04": "a zip archive",
+}
+
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -38,8 +50,20 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{source}: {error.strerror or error}; name a JSON Lines file that can be read") from None
 
 
-def _open(source: str) -> IO[bytes]:
-    return gzip.open(source, "rb") if source.endswith(".gz") else open(source, "rb")  # type: ignore[return-value]
+@contextmanager
+def _open(source: str) -> Iterator[IO[bytes]]:
+    regular(source)
+    with open(source, "rb") as file:
+        head = file.read(4)
+        file.seek(0)
+        if head.startswith(_GZIP):
+            with gzip.open(file, "rb") as unpacked:
+                yield unpacked  # type: ignore[misc]
+            return
+        for magic, kind in _OTHERS.items():
+            if head.startswith(magic):
+                raise DataError(f"{source}: is {kind}; make it JSON Lines, plain or gzipped")
+        yield file
 
 
 def _rows(file: IO[bytes], source: str, start: int) -> Iterator[tuple[str, bytes]]:

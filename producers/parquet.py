@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gymq.errors import DataError, UsageError
+from gymq.source import regular
 
 from . import arrow
 
@@ -24,12 +25,12 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         UsageError: pyarrow is not installed.
     """
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+        from pyarrow import parquet
     except ImportError:
         raise UsageError("reading Parquet needs pyarrow; pip install 'gymq[data]'") from None
     try:
-        with ParquetFile(source) as file:
+        regular(source)
+        with parquet.ParquetFile(source) as file:
             first, groups = 0, list(range(file.num_row_groups))
             while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:
                 first += file.metadata.row_group(groups.pop(0)).num_rows
@@ -37,6 +38,8 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
                 skipped = min(max(start - first, 0), batch.num_rows)
                 yield from arrow.rows(batch.slice(skipped), source, first + skipped)
                 first += batch.num_rows
-    except (ArrowException, OSError, UnicodeError) as error:
-        said = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged file raises is not documented
+        said = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
         raise DataError(f"{source}: {said}; name a Parquet file that can be read") from None

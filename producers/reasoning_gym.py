@@ -53,6 +53,9 @@ def _dataset(source: str, where: str) -> Any:
     if name not in DATASETS:
         raise UsageError(f"{where}: Reasoning Gym has no {name!r}; it has {', '.join(sorted(DATASETS))}")
     given = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
+    for key in ("size", "seed"):
+        if type(given.get(key, 0)) is not int:
+            raise UsageError(f"{where}: {key} is {str(given[key])[:60]!r}; give a whole number")
     fields = {field.name for field in dataclasses.fields(DATASETS[name][1])}
     unknown = sorted(given.keys() - fields)
     if unknown:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from gymq.errors import DataError, GymqError, SinkBusy
+from gymq.errors import DataError, GymqError, SinkBusy, UsageError
 from gymq.rollout import Rollout
 from gymq.sink import Sink
 
@@ -38,6 +39,8 @@ class JsonlSink(Sink):
         except OSError as error:
             raise GymqError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from None
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise UsageError(f"{self.path}: is no plain file, and what is finished is read from it; choose another --out")
             self._mend()
         except BaseException:
             self.close()

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gymq.celery import broker_url
 from gymq.run import RunConfig
 from tests.support.farm import slow_rows
 from tests.support.redis_server import running, wait_until
@@ -42,7 +41,7 @@ def test_a_worker_that_drains_is_seen_finishes_its_calls_and_leaves_no_process(f
     names = ("agent", "model", "resource")
     workers = {name: farm.start(name, model="scripted", environments="slow") for name in names}
     farm.wait_for(3)
-    heard = Heard(broker_url(farm.settings.redis_url))
+    heard = Heard(farm.settings.redis_url)
     rows = slow_rows(journal, 10, [[["step", {"number": 1}]]], seconds=8, latency=8 if role == "model" else 0)
     farm.produce(RunConfig("drained", "slow", "tool", "scripted"), rows)
     if role != "agent":

@@ -37,9 +37,16 @@ class Place:
 
     Args:
         out: the file of finished rollouts.
+
+    Raises:
+        UsageError: that is something else than a file.
     """
 
     def __init__(self, out: Path) -> None:
+        if not out.name or os.path.isdir(out):
+            raise UsageError(f"{out}: is a folder; name a file in it")
+        if os.path.exists(out) and not os.path.isfile(out):
+            raise UsageError(f"{out}: is no plain file, and what is finished is read from it; choose another --out")
         self.out = out
         self.folder = out.with_name(out.name + ".gymq")
         self.server = self.folder / "server"

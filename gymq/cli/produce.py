@@ -36,6 +36,7 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.cli.segments import produce as enqueue
     from gymq.cli.segments import segments
     from gymq.producer import Produced
+    from gymq.results import check_consumer
     from gymq.run import check_name
     from gymq.shards import Shards
     from gymq.source import fingerprint
@@ -45,6 +46,8 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     registry.agent(request.agent)
     assert request.run is not None
     check_name(request.run)
+    for consumer in consumers:
+        check_consumer(consumer)
     config = request.config(env, request.run)
     source = fingerprint(request.data)
     settings = find_server(redis or request.redis, of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from pathlib import Path
@@ -19,6 +20,9 @@ from gymq.responses import check_sampling
 from gymq.run import RunConfig
 from gymq.settings import Settings
 from gymq.source import fingerprint
+
+#: The largest number of anything: Redis and Lua count beyond it, but what asks for more is a slip of the finger.
+MOST = 10**9
 
 #: Characters of an environment's name that its runs' names begin with.
 _NAME = 60
@@ -42,20 +46,20 @@ class Request(BaseModel):
     run: str | None = None
     base_url: str | None = None
     api: Literal["chat", "responses"] | None = None
-    rpm: float | None = Field(None, gt=0)
-    tpm: float | None = Field(None, gt=0)
-    samples: int = Field(1, ge=1)
-    limit: int | None = Field(None, ge=1)
-    concurrency: int = Field(256, ge=1)
-    max_turns: int = Field(30, ge=1)
-    max_rollout_tokens: int = Field(0, ge=0)
-    max_seconds: float = Field(0.0, ge=0)
-    max_working_seconds: float = Field(0.0, ge=0)
-    max_tool_calls: int = Field(0, ge=0)
-    call_timeout: float = Field(0.0, ge=0)
-    infra_retries: int = Field(8, ge=0)
-    data_retries: int = Field(0, ge=0)
-    verify_retries: int = Field(10, ge=0)
+    rpm: float | None = Field(None, gt=0, le=MOST)
+    tpm: float | None = Field(None, gt=0, le=MOST)
+    samples: int = Field(1, ge=1, le=MOST)
+    limit: int | None = Field(None, ge=1, le=MOST)
+    concurrency: int = Field(256, ge=1, le=MOST)
+    max_turns: int = Field(30, ge=1, le=MOST)
+    max_rollout_tokens: int = Field(0, ge=0, le=MOST)
+    max_seconds: float = Field(0.0, ge=0, le=MOST)
+    max_working_seconds: float = Field(0.0, ge=0, le=MOST)
+    max_tool_calls: int = Field(0, ge=0, le=MOST)
+    call_timeout: float = Field(0.0, ge=0, le=MOST)
+    infra_retries: int = Field(8, ge=0, le=MOST)
+    data_retries: int = Field(0, ge=0, le=MOST)
+    verify_retries: int = Field(10, ge=0, le=MOST)
     judge: str = ""
     judge_base_url: str | None = None
     temperature: float | None = Field(None, ge=0)
@@ -98,6 +102,10 @@ class Request(BaseModel):
         """
         given = {**self.sampling, "temperature": self.temperature, "max_tokens": self.max_tokens}
         given = {name: self.sampling.get(name) if value is None else value for name, value in given.items()}
+        try:
+            json.dumps(given, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"sampling: holds what JSON cannot say ({error}); use plain values only") from None
         try:
             return check_sampling(given, "sampling")
         except DataError as error:
@@ -181,8 +189,8 @@ def _load(path: str) -> dict[str, Any]:
         found = yaml.safe_load(Path(path).read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; name a --config file that can be read") from None
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())}); write lines such as samples: 4") from None
     if found is None:
         return {}
     if not isinstance(found, dict):

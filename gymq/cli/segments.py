@@ -9,6 +9,7 @@ from gymq.cli.survey import read
 from gymq.link import Link
 from gymq.producer import Produced, Producer
 from gymq.prompt import PromptConfig
+from gymq.rows import Ids
 from gymq.run import RunConfig
 from gymq.settings import Settings
 
@@ -66,6 +67,7 @@ async def produce(
         GymqError: the source cannot be read, the run takes no rows, or the server went away.
     """
     total = Produced()
+    ids = Ids()
 
     def add(made: Produced) -> Produced:
         return Produced(total.rows + made.rows, total.known + made.known, total.bad + made.bad)
@@ -76,6 +78,7 @@ async def produce(
             config,
             f"{source}+{start}" if start else source,
             prompt=prompt,
+            ids=ids,
             on_bad=on_bad,
             on_progress=None if on_progress is None else lambda made: on_progress(add(made)),
             first=total.rows,

@@ -36,10 +36,14 @@ def sink(kind: str, run: str, out: str, consumer: str | None, redis: str | None,
       gymq sink jsonl --run try1 --consumer backup --out /mnt/backup/try1.jsonl
     """
     from gymq import registry
+    from gymq.results import check_consumer
     from gymq.run import check_name
 
+    if not out or out == "/":
+        raise UsageError(f"--out {out!r}: name a file (jsonl) or a folder of its own (parquet)")
     made = registry.load(registry.SINKS, kind)(Path(out), run)
     check_name(run)
+    check_consumer(consumer or kind)
     settings = find_server(redis, of)
     return asyncio.run(_feed(made, consumer or kind, settings))
 

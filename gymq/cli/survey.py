@@ -12,7 +12,7 @@ from gymq.environment import EnvironmentSpec
 from gymq.errors import DataError, UsageError
 from gymq.producer import Row
 from gymq.prompt import PromptConfig
-from gymq.rows import parse_row
+from gymq.rows import Ids, parse_row
 from gymq.source import rows
 
 
@@ -60,9 +60,11 @@ def survey(
     known = registry.points(registry.ENVIRONMENTS)
     names = {name: name for name in known}
     found = Survey()
+    ids = Ids()
     for where, row in read(data, 0, limit):
         try:
             task = parse_row(row, where=where, environment=environment, known=known, prompt=prompt)
+            ids.add(task, where)
             found.environments.append(names[task.environment])
         except DataError as error:
             found.bad += 1

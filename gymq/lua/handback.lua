@@ -40,17 +40,19 @@ for i = 4, #ARGV do
               fields[#fields + 1] = entry[2][j + 1]
             end
           end
-          local deaths, to = was.a + death, retry
+          -- What is no number was written by somebody else.
+          local deaths, to = (tonumber(was.a) or 0) + death, retry
           if stream == alone or deaths >= 2 then
             to = alone
             fields[#fields + 1] = 'k'
-            fields[#fields + 1] = was.k + (stream == alone and death or 0)
+            fields[#fields + 1] = (tonumber(was.k) or 0) + (stream == alone and death or 0)
             fields[#fields + 1] = 'w'
             fields[#fields + 1] = death == 1 and worker or was.w
           end
           fields[#fields + 1] = 'a'
           fields[#fields + 1] = deaths
-          call('XADD', to, '*', unpack(fields))
+          -- No mail of ours has so many fields, and unpack would fail: the next worker would die of it, too.
+          if #fields <= 4000 then call('XADD', to, '*', unpack(fields)) end
         end
         call('XACK', stream, 'g', p[1])
         call('XDEL', stream, p[1])

@@ -2,17 +2,23 @@
 --
 -- KEYS[1]  the shard's prefix; with it: m:<mailbox>:newer STREAM mail put aside, m:<mailbox>:retry STREAM what is read first
 -- ARGV[1]  the newest schema that the worker reads  ARGV[2] how many messages of a mailbox to look at  ARGV[3..] its mailboxes
--- Returns how many were taken up.
+-- Returns how many were taken up, and how many were dropped: what has no schema or no mail was written by somebody else.
 local P = KEYS[1]
 local call = redis.call
 local schema, most = tonumber(ARGV[1]), tonumber(ARGV[2])
-local moved = 0
+local moved, dropped = 0, 0
 for i = 3, #ARGV do
   local newer = P .. 'm:' .. ARGV[i] .. ':newer'
   if call('EXISTS', newer) == 1 then
     for _, entry in ipairs(call('XRANGE', newer, '-', '+', 'COUNT', most)) do
-      if tonumber(entry[2][2]) <= schema then
-        call('XADD', P .. 'm:' .. ARGV[i] .. ':retry', '*', unpack(entry[2], 3))
+      local fields = entry[2]
+      local its = fields[1] == 's' and tonumber(fields[2])
+      -- No mail of ours has so many fields, and unpack would fail.
+      if not its or #fields < 4 or #fields > 4000 then
+        call('XDEL', newer, entry[1])
+        dropped = dropped + 1
+      elseif its <= schema then
+        call('XADD', P .. 'm:' .. ARGV[i] .. ':retry', '*', unpack(fields, 3))
         call('XDEL', newer, entry[1])
         moved = moved + 1
       end
@@ -20,4 +26,4 @@ for i = 3, #ARGV do
     if call('XLEN', newer) == 0 then call('DEL', newer) end
   end
 end
-return moved
+return {moved, dropped}

@@ -105,6 +105,20 @@ def test_every_other_field_comes_back_as_it_was(fields: dict):
     assert parse({**fields, "responses_create_params": {"input": "Hi"}}).data == fields
 
 
+@settings(max_examples=200)
+@given(ROWS)
+def test_what_was_accepted_means_the_same_when_it_is_parsed_again(row: Any):
+    try:
+        task = parse_row(row, where="w", environment="weather", known=["weather"])
+    except DataError:
+        return
+    again = {"messages": turns(task), "sampling": json.loads(task.sampling), "environment": task.environment}
+    if task.tools is not None:
+        again["tools"] = json.loads(task.tools)
+    second = parse(again)
+    assert (second.turns, second.sampling, second.tools) == (task.turns, task.sampling, task.tools)
+
+
 @given(st.text())
 def test_every_prompt_comes_back_as_it_was(text: str):
     assert turns(parse({"prompt": text})) == [{"role": "user", "content": text}]

@@ -67,7 +67,8 @@ def test_a_source_that_has_changed_is_refused_and_not_passed_over(settings):
 
 def test_bad_rows_are_told_counted_and_passed_over(settings):
     said: list[str] = []
-    rows = [*weather(2), b"not json", b"[1]", {"no": "prompt"}, {"prompt": "?", "environment": "nowhere"}, *weather(1)]
+    one, two, three = weather(3)
+    rows = [one, two, b"not json", b"[1]", {"no": "prompt"}, {"prompt": "?", "environment": "nowhere"}, three]
     made = produce(settings, CONFIG, rows, on_bad=said.append)
     assert (made.rows, made.bad) == (3, 4)
     assert [line.split(": ")[0] for line in said] == ["rows:3", "rows:4", "rows:5", "rows:6"]

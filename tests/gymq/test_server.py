@@ -11,11 +11,10 @@ import pytest
 from gymq import actor, mailbox
 from gymq.actor import Actor, end
 from gymq.call import Call, decode_reply, encode
-from gymq.dead import letters
 from gymq.errors import CallError, GymqError
 from gymq.server import STRIKES, CallServer
 from gymq.settings import Settings
-from tests.support.rollouts import linked
+from tests.support.rollouts import letters, linked
 from tests.support.shard import keys
 
 BOX = "resource:e"
@@ -163,7 +162,7 @@ async def test_a_call_that_killed_its_process_alone_three_times_is_a_dead_letter
     assert (found["r.1.0"].fault.kind, found["r.1.0"].attempt) == ("poison", STRIKES + 2)
     assert (found["r.2.0"].fault, found["r.2.0"].attempt) == (None, STRIKES + 1)
     assert server.started == ["r.2.0:1:0"]
-    (letter,) = [one.letter for one in await letters(link)]
+    (letter,) = [one.letter for one in await letters(settings)]
     assert (letter.id, letter.mailbox, letter.kind, letter.worker) == ("r.1.0:1:0", BOX, "tool", "victim")
     assert letter.call is not None and letter.call.arguments == "fatal"
     assert await link.send("TTL", keys.dead) > 0
@@ -175,7 +174,7 @@ async def test_a_call_whose_rollout_has_ended_makes_no_dead_letter(settings, lin
         await call(link, 1, strikes=STRIKES)
         await link.send("DEL", keys.rollout("r.1.0"))
         await until(lambda: server.counts["stale"] == 1)
-    assert await letters(link) == []
+    assert await letters(settings) == []
 
 
 async def test_a_worker_holds_no_more_than_it_can_start(settings, link):

@@ -140,8 +140,10 @@ def test_a_damaged_gzip_gives_its_whole_rows_and_then_says_so(tmp_path: Path):
     got = []
     with pytest.raises(DataError, match="is not a whole gzip file"):
         got.extend(row for row in jsonl.read(str(tmp_path / "cut.jsonl.gz")))
-    with pytest.raises(DataError, match="is not a whole gzip file"):
-        lines(tmp_path, b"plain text", "plain.jsonl.gz")
+
+
+def test_what_is_compressed_is_known_by_its_first_bytes_not_by_its_name(tmp_path: Path):
+    assert lines(tmp_path, b'{"a":1}', "plain.jsonl.gz") == lines(tmp_path, gzip.compress(b'{"a":1}'), "packed.jsonl")
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from gymq import run, worker
+from gymq import dead, run, worker
 from gymq.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
 from gymq.batch import pack
 from gymq.link import Link
@@ -35,6 +35,16 @@ RUN_LIMIT = 30.0
 
 #: Options without which a role does nothing; a test's own come first.
 DEFAULTS: dict[str, dict[str, Any]] = {"model": {"model": "scripted"}}
+
+
+async def letters(settings: Settings) -> list[dead.Found]:
+    """All dead letters."""
+    shards = Shards(settings, "test")
+    try:
+        await shards.connect()
+        return await dead.letters(shards)
+    finally:
+        await shards.close()
 
 
 # Workers.

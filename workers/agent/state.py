@@ -94,6 +94,13 @@ class State(msgspec.Struct, array_like=True):
         """Whether the pending call is a hook's question to a model."""
         return self.ask is not None and self.answer is None
 
+    @property
+    def pending(self) -> int:
+        """How many replies the next mail brings."""
+        if self.phase == "new" or self.resume:
+            return 0
+        return sum(running.content is None for running in self.running) if self.phase == "tools" else 1
+
 
 #: Bytes that a rollout takes besides its messages.
 WEIGHT = 2000

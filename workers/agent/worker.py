@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from gymq import registry
@@ -15,9 +18,9 @@ from gymq.cache import Cache
 from gymq.call import CALL, decode_reply
 from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
-from gymq.errors import Fault, UnknownName, UsageError
+from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
 from gymq.link import Link, Outage, ServerFull
-from gymq.mailbox import STRIKES, Mail
+from gymq.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import decode_task
@@ -26,6 +29,7 @@ from .events import Shown
 from .machine import Machine
 from .state import WEIGHT, Live, NewerSchema, decode_state
 from .step import Step, acknowledge
+from .turn import TOGETHER
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
@@ -35,6 +39,15 @@ WAKES = 500
 
 #: Seconds until a rollout that was woken is due again, should its mail come to nothing.
 WAKE_AGAIN = 10.0
+
+#: What mail may say that was cancelled; it stands in the rollout's record.
+CANCELLED = frozenset({"run", "group", "rollout"})
+
+#: Fields of one message: a reply to each call that may be out together, and few more.
+MOST_FIELDS = 2 * TOGETHER + 20
+
+#: How a rollout is named; numbers as `MAX_DIGITS`.
+_ROLLOUT = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.\d{1,15}\.\d{1,15}")
 
 
 class Lost(Exception):
@@ -62,6 +75,7 @@ class AgentWorker(Actor):
 
     async def handle(self, mail: list[Mail]) -> None:
         """Advance each message's rollout, in commits of at most `BATCH` steps."""
+        mail = await self._sort_out(mail)
         while mail:
             batch: list[Mail] = []
             later: list[Mail] = []
@@ -72,6 +86,20 @@ class AgentWorker(Actor):
                 (batch if fits else later).append(one)
                 rids.add(one.fields[1])
             mail = later + await self._commit(batch)
+
+    async def _sort_out(self, mail: list[Mail]) -> list[Mail]:
+        """Acknowledge what is no mail of a rollout: whoever may write to Redis may write to a mailbox, too."""
+        forged = [one for one in mail if not _addressed(one.fields)]
+        if not forged:
+            return mail
+        await self.link.insist("commit", pack([acknowledge(one) for one in forged]))
+        for one in forged:
+            self._refuse(one, "it names no rollout and version, or has too many fields")
+            self.release(one)
+        return [one for one in mail if _addressed(one.fields)]
+
+    def _refuse(self, mail: Mail, reason: object) -> None:
+        print(f"gymq: mail {mail.id.decode()} in {mail.stream.decode()} is no mail of a rollout: {reason}", file=sys.stderr)
 
     async def _commit(self, batch: list[Mail]) -> list[Mail]:
         """Advance a batch; returns the mail to decide again."""
@@ -133,20 +161,37 @@ class AgentWorker(Actor):
             return None
         machine = Machine(live, config, spec, agent)
         if must:
-            what = mail.fields[mail.fields.index(b"x", 4) + 1].decode()
+            what = mail.fields[mail.fields[4::2].index(b"x") * 2 + 5].decode(errors="replace")
+            if what not in CANCELLED:
+                self._refuse(mail, "it cancels neither a run nor a group nor a rollout")
+                return None
             return machine.cancel(Fault("cancelled", f"the {what} was cancelled"))
         if mail.strikes >= STRIKES:
             poison, letter = bury_step(mail, live.version, live.task_data, config)
             step = machine.abandon(poison.fault)
             step.letter = [letter, self.settings.ttl]
             return step
+        fields = mail.fields
+        try:
+            replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
+        except UNREADABLE as error:
+            self._refuse(mail, error)
+            return None
+        due = b"d" in fields[4::2]
+        pending = 0 if due else live.state.pending
+        if len(replies) != pending:
+            self._refuse(mail, f"it has {len(replies)} replies and {pending} calls are pending")
+            return None
+        if due and live.state.phase == "new":
+            self._refuse(mail, "nothing is due before the rollout has begun")
+            return None
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
-        fields = mail.fields
-        due = b"d" in fields[4::2]
-        replies = [decode_reply(fields[i + 1]) for i in range(4, len(fields), 2) if fields[i] == b"y"]
         try:
             return machine.due() if due else machine.advance(replies)
+        except UNREADABLE as error:
+            self._refuse(mail, f"what a reply brings cannot be read: {error}")
+            return machine.abandon(Fault("internal", one_line(f"what a reply brings cannot be read: {error}")))
         except Exception as error:
             # A defect of ours: it fails this rollout. Ending the process would hand the mail to the next one, ten times.
             traceback.print_exc()
@@ -163,7 +208,8 @@ class AgentWorker(Actor):
             if live is not None and live.version != int(fields[3]):
                 live = None
             if live is None and fields[3] == b"0" and len(fields) > 5 and fields[4] == b"t":
-                live = Live(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
+                with suppress(*UNREADABLE):  # then it is loaded: the ledger has it
+                    live = Live(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
             if live is None:
                 missing.append((i, rid))
             lives.append(live)
@@ -176,10 +222,11 @@ class AgentWorker(Actor):
                     weight = WEIGHT + sum(map(len, turns))
                     try:
                         stored = decode_state(state)
+                        lives[i] = Live(rid, int(version), stored, turns, decode_task(task), task, memory, plan, weight)
                     except NewerSchema as error:
                         lives[i] = error
-                        continue
-                    lives[i] = Live(rid, int(version), stored, turns, decode_task(task), task, memory, plan, weight)
+                    except UNREADABLE as error:
+                        self._refuse(batch[i], f"what is stored of {rid} cannot be read: {error}")
         return lives
 
     async def _context(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
@@ -242,6 +289,16 @@ class AgentWorker(Actor):
     async def forget(self) -> None:
         """Drop what was read: it may have gone on elsewhere."""
         self._cache = Cache()
+
+
+def _addressed(fields: list[bytes]) -> bool:
+    """Whether mail names a rollout and a version, and is no larger than the largest of ours."""
+    return (
+        4 <= len(fields) <= MOST_FIELDS
+        and _ROLLOUT.fullmatch(fields[1]) is not None
+        and len(fields[3]) < MAX_DIGITS
+        and fields[3].isdigit()
+    )
 
 
 class _Missing(Agent):

@@ -35,9 +35,6 @@ KILL_LIMIT = 1.0
 #: prctl(2): a signal at the parent's death; orphaned descendants become children of the calling process.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
-#: prctl(2): a signal for the calling process when its parent dies.
-_PR_SET_PDEATHSIG = 1
-
 _VM_DATA = re.compile(r"^VmData:\s*(\d+) kB$", re.M)
 _OOM_KILL = re.compile(r"^oom_kill (\d+)$", re.M)
 
@@ -72,12 +69,6 @@ def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def die_with_parent() -> None:
-    """Be killed when the parent is: nobody would watch over the call's limits any more, and another executor repeats it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def kill_group(pid: int) -> None:

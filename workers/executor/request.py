@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import sys
 import time
 from typing import Any
 
+import msgspec
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
+from gymq.bootstep import ISOLATED_QUEUE
 from gymq.call import Call, Reply, decode_call, decode_reply
 from gymq.errors import Fault
 
@@ -21,9 +24,13 @@ from .parent import Undelivered, current
 _BEFORE, _AFTER = "Worker exited prematurely: ", " Job: "
 
 
-def read(body: str) -> Call:
-    """Decode a call from a task's argument."""
-    return decode_call(base64.b64decode(body))
+def read(body: Any) -> Call | None:
+    """Decode a call from a task's argument; None: it is no call, which is said, and nobody can be answered."""
+    try:
+        return decode_call(base64.b64decode(body))
+    except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        print(f"gymq: executor: a message to {ISOLATED_QUEUE} is no call: {error}", file=sys.stderr)
+        return None
 
 
 class IsolatedRequest(Request):
@@ -54,9 +61,9 @@ class IsolatedRequest(Request):
 
     def _answer(self, error: BaseException) -> None:
         # A cold shutdown kills children that did nothing wrong: their calls are sent again once this executor has lapsed.
-        if isinstance(error, Undelivered):
+        if isinstance(error, Undelivered) and (call := read(self.args[0])) is not None:
             self._answered = True
-            current().answer(read(self.args[0]), decode_reply(error.args[0]))
+            current().answer(call, decode_reply(error.args[0]))
         elif not state.should_terminate:
             self._say(self._fault(error), bury=isinstance(error, (TimeLimitExceeded, WorkerLostError)))
 
@@ -83,7 +90,9 @@ class IsolatedRequest(Request):
         # First the kill, then the word: what runs on after its fault was recorded could do harm beside its successor.
         if bury:
             current().bury(self.worker_pid)
-        call = read(self.args[0])
+        call = read(self.args[0] if self.args else None)
+        if call is None:
+            return
         now = time.time()
         reply = Reply(n=call.n, started=self.time_start or now, finished=now, worker=current().name, fault=fault)
         current().answer(call, reply)

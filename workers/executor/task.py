@@ -60,6 +60,8 @@ def isolated(body: str, schema: int = 1) -> None:
         print(f"gymq: executor: isolated call of a newer schema ({schema}); start newer executors", file=sys.stderr)
         return  # nobody has begun: its resource worker sends it again
     call = read(body)
+    if call is None:
+        return
     client = of(_shards(), call)
     try:
         if not _insist(lambda: _claim(client, call)):

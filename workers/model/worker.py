@@ -51,6 +51,8 @@ class ModelWorker(CallServer):
 
     async def serve(self, call: Call) -> bytes:
         """Ask the backend for the next message; see `CallServer`."""
+        if call.kind not in ("generate", "ask"):
+            raise CallError("model", f"a model cannot answer a call of kind {call.kind!r}")
         if call.kind == "ask":
             # A verifier's question is a conversation of its own: it brings all its messages, and nothing of it is kept.
             name, turns, body = f"ask:{call.rollout}", call.turns, decode_plan(call.plan or b"").request()

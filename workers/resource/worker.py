@@ -71,6 +71,9 @@ class ResourceWorker(CallServer):
         """Run the hook or tool; see `CallServer`."""
         spec = self._specs.get(call.environment)
         if spec is None:
+            # What stands in a mailbox decides nothing about what is imported.
+            if call.environment not in self._environments:
+                raise CallError("environment", f"this worker does not serve environment {call.environment[:60]!r}")
             # Importing an environment may take seconds; the loop has a liveness to renew.
             environment = await asyncio.to_thread(registry.environment, call.environment)
             spec = self._specs[call.environment] = type(environment).spec()
@@ -130,7 +133,10 @@ def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:
             if tool.name == call.name:
                 return tool.timeout, tool.isolated, tool.once
         raise CallError("environment", f"{call.environment} has no tool {call.name!r} on this worker; is it another version?")
-    hook = {"open": spec.open, "respond": spec.respond, "verify": spec.verify, "close": spec.close}[call.kind]
+    hooks = {"open": spec.open, "respond": spec.respond, "verify": spec.verify, "close": spec.close}
+    hook = hooks.get(call.kind)
+    if hook is None:
+        raise CallError("environment", f"a resource cannot answer a call of kind {call.kind!r}")
     return hook.timeout, hook.isolated, False
 
 

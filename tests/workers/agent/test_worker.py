@@ -12,13 +12,12 @@ from gymq_workers.agent.worker import STRIKES, AgentWorker
 from gymq import run
 from gymq.batch import pack
 from gymq.call import Generated, Reply, Usage, decode_call, encode
-from gymq.dead import letters
 from gymq.environment import EnvironmentSpec
 from gymq.mailbox import Mail
 from gymq.message import Message, encode_message
 from gymq.run import RunConfig
 from gymq.task import Task, encode_task
-from tests.support.rollouts import linked
+from tests.support.rollouts import letters, linked
 from tests.support.shard import keys
 
 AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
@@ -152,7 +151,9 @@ async def test_mail_of_a_rollout_that_has_gone_on_or_is_gone_is_acknowledged(wor
     assert await link.send("HGET", keys.rollout("r.0.0"), "v") == b"1"
 
 
-async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_and_is_a_dead_letter(worker, link, make):
+async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_and_is_a_dead_letter(
+    settings, worker, link, make
+):
     await make(2)
     await worker.duties()
     taken = await worker.boxes.take(worker.reader, worker.worker, 100)
@@ -162,7 +163,7 @@ async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_a
         await worker.handle([mail])  # it was delivered twice: there is one letter
     (record,) = await ended(link)
     assert (record["rollout_id"], record["status"], record["error"]["kind"]) == ("r.0.0", "failed", "poison")
-    (letter,) = [one.letter for one in await letters(link)]
+    (letter,) = [one.letter for one in await letters(settings)]
     assert (letter.id, letter.run, letter.role, letter.deaths, letter.strikes) == ("r.0.0:0", "r", "agent", 5, 3)
     assert letter.worker == "agent-x" and letter.decode_task().environment and b'"r"' in letter.config
     assert await link.send("TTL", keys.dead) > 0
