@@ -3,6 +3,7 @@
 -- KEYS[1]  the shard's prefix; with it:
 --   r:<rollout>  HASH    c<step>.<n> pending calls (how many the step has, and its mark), l left, y<n> replies that wait
 --   m:agent      STREAM  mail of the agents
+--   isolated     HASH    call id -> executor that works on it: not any more once it is answered; executors have no mail
 --   dead         STREAM  dead letters
 -- ARGV[1]  msgpack list of replies, each:
 --   1 rollout  2 step  3 n  4 the encoded reply  5 stream and  6 id of the call's mail ("" = none)  7 the call's mark
@@ -48,6 +49,8 @@ for i = 1, #batch do
   if batch[i][6] ~= '' then
     call('XACK', batch[i][5], 'g', batch[i][6])
     call('XDEL', batch[i][5], batch[i][6])
+  elseif call('HEXISTS', rk, field) == 0 then
+    call('HDEL', P .. 'isolated', rid .. ':' .. step .. ':' .. n)
   end
 end
 return out

@@ -21,11 +21,12 @@ from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
 from gymq.link import script
 from gymq.message import Conversation
+from gymq.reply import send_sync
 from gymq.task import decode_task
 
 from ..resource.invoke import invoke
 from . import processes
-from .parent import ExecutorStep, Undelivered, current, of, send
+from .parent import ExecutorStep, Undelivered, current, of
 from .request import read
 
 #: Tries to reach Redis, one a second. Then a child leaves a call that it has not begun: it is sent again; and gives the reply
@@ -80,7 +81,7 @@ def isolated(body: str, schema: int = 1) -> None:
         current().tidy()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
     try:
-        _insist(lambda: send(client, call, reply))
+        _insist(lambda: send_sync(client, call, reply))
     except (redis.RedisError, OSError):
         raise Undelivered(encode(reply)) from None
 
