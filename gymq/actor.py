@@ -21,7 +21,7 @@ from typing import Any
 from gymq.batch import pack
 from gymq.call import SCHEMA
 from gymq.errors import ServerUnreachable
-from gymq.link import RECONNECT_PAUSE, Link, Outage
+from gymq.link import RECONNECT_PAUSE, Link, Outage, ServerFull
 from gymq.liveness import Liveness
 from gymq.mailbox import Mail, Mailboxes
 from gymq.quarantine import Quarantine
@@ -30,6 +30,9 @@ from gymq.shards import check
 
 #: Seconds between two looks at the dead.
 SWEEP = 1.0
+
+#: Seconds between two looks at whether the worker was renewed, once it may have been declared dead.
+SURE_PAUSE = 0.01
 
 #: Messages of a newer schema that one script puts aside or takes up.
 PARK_BATCH = 100
@@ -106,7 +109,7 @@ class Actor:
         """What the role does once per sweep besides its mail."""
 
     async def forget(self) -> None:
-        """The actor lapsed: drop everything it was doing."""
+        """Drop what was read: it may have gone on elsewhere, or Redis may have been rolled back."""
 
     async def close(self) -> None:
         """Close what `prepare` opened."""
@@ -231,32 +234,40 @@ class Actor:
         }
 
     async def _read(self) -> None:
+        whole = True  # whether all mail that is ours has arrived
         while not self._draining:
             free = self.capacity - len(self._held)
             if free <= 0:
                 self._room.clear()
                 await self._room.wait()
                 continue
+            if not self.life.sure:
+                # This process stood still, or Redis was away: what it takes before its next renewal may be another's.
+                await asyncio.sleep(SURE_PAUSE)
+                continue
             worker = self.worker
             try:
+                if not whole:
+                    await self._recall()
+                    whole = True
+                    continue
                 mail = await self.boxes.take(self.reader, worker, free)
-            except Outage:
+            except Outage:  # also while the server loads its data
                 self.counts["outages"] += 1
+                whole = False
                 await self.reader.reconnect()
-                # A server that was restored, or took over, may have forgotten what came last; what we kept of it is wrong.
+                # Redis may have been rolled back, or another server took over: what we have read may be ahead of it.
                 await self.forget()
-                await self._recall()
                 continue
-            if mail and worker == self.worker:  # else it was declared dead meanwhile, and this is an orphan
+            while mail and not self.life.sure and worker == self.worker:
+                await asyncio.sleep(SURE_PAUSE)
+            if mail and worker == self.worker:  # else it was declared dead meanwhile, and others have this mail
                 await self._accept(mail)
 
     async def _recall(self) -> None:
         """After an outage: mail may have been given to us in an answer that never arrived."""
         known = set(self._held)  # what is answered while we ask is not unknown
-        try:
-            held = await self.boxes.held(self.reader, self.worker)
-        except Outage:
-            return  # the next read meets the outage again
+        held = await self.boxes.held(self.reader, self.worker)
         unknown = [mail for mail in held if (mail.stream, mail.id) not in known]
         if unknown:
             await self._accept(unknown)
@@ -316,6 +327,8 @@ class Actor:
                 await self.duties()
             except Outage:
                 await self.life.recover()
+            except ServerFull:
+                pass  # the next sweep tries again
 
     async def _finish(self) -> None:
         """After the last read: wait for what is held, hand back the rest, leave the registry."""

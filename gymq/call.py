@@ -77,6 +77,16 @@ class Call(msgspec.Struct, array_like=True):
         """The call's id, the same for every delivery of it."""
         return f"{self.rollout}:{self.step}:{self.n}"
 
+    @property
+    def mark(self) -> str:
+        """What tells it from a call of the same id in a history that Redis has lost."""
+        return mark(self.queued)
+
+
+def mark(queued: float) -> str:
+    """The mark of calls that were sent at a time, in seconds since the epoch."""
+    return repr(queued)
+
 
 class Plan(msgspec.Struct, array_like=True):
     """What a rollout asks of the model besides the messages; fixed when the rollout begins, and stored once.

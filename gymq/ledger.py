@@ -10,7 +10,7 @@ from zlib import crc32
 from gymq import registry
 from gymq.environment import Environment, EnvironmentSpec
 from gymq.errors import RunClosed
-from gymq.link import Link, Outage
+from gymq.link import Link, Outage, ServerFull
 from gymq.run import add_environment
 from gymq.task import Task, encode_task
 
@@ -50,7 +50,9 @@ class Ledger:
             found.append({chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)})
         return found
 
-    async def write(self, chunk: str, tasks: list[Task], first: int | None = None, wait: bool = True) -> int:
+    async def write(
+        self, chunk: str, tasks: list[Task], first: int | None = None, wait: bool = True, after: Sequence[str] = ()
+    ) -> int:
         """Write a chunk, once; wait while the ledger is full.
 
         Args:
@@ -58,6 +60,8 @@ class Ledger:
             tasks: its rows.
             first: how many rows stand before these; it says which shard comes first. None: any.
             wait: False: write it even if the ledger is full.
+            after: of each shard the chunk that its ledger has before it, if any: rows get their numbers in the order in which
+                they are written.
 
         Returns:
             How many rows were written; 0 if the ledger has the chunk.
@@ -65,6 +69,7 @@ class Ledger:
         Raises:
             RunClosed: the run takes no rows.
             UnknownName, UsageError: an environment cannot be described here.
+            Outage: Redis came back without the chunk before this one; all of them are to be written again, in order.
         """
         for environment in {task.environment for task in tasks} - self._described:
             found: Environment = await asyncio.to_thread(registry.environment, environment)
@@ -76,18 +81,29 @@ class Ledger:
         dealt = deal(rows, crc32(chunk.encode()) if first is None else first, len(self._links))
         most = MOST if wait else 1 << 60
         written = 0
-        for link, part in zip(self._links, dealt, strict=True):
-            written += await self._write(link, chunk, part, most) if part else 0
+        for link, part, before in zip(self._links, dealt, after or [""] * len(dealt), strict=True):
+            written += await self._write(link, chunk, part, most, before) if part else 0
         return written
 
-    async def _write(self, link: Link, chunk: str, rows: list[bytes], most: int) -> int:
+    async def _write(self, link: Link, chunk: str, rows: list[bytes], most: int, after: str) -> int:
         while True:
-            written = await link.insist("enqueue", self._run, chunk, most, *rows)
+            try:
+                written = await link.run("enqueue", self._run, chunk, most, *rows)
+            except Outage:
+                await self._recover(link, after)
+                continue
+            except ServerFull:
+                written = _FULL
             if written == _CLOSED:
                 raise RunClosed(f"run {self._run!r} takes no more rows: it was closed, cancelled or removed")
             if written != _FULL:
                 return written
             await asyncio.sleep(PAUSE)
+
+    async def _recover(self, link: Link, after: str) -> None:
+        await link.reconnect()
+        if after and not await link.send("HEXISTS", link.keys.chunks(self._run), after):
+            raise Outage("it has lost rows that it had confirmed")
 
     async def _describe(self, link: Link, spec: EnvironmentSpec) -> None:
         while True:

@@ -6,6 +6,7 @@ been connected, without a slow answer, for longer than the limit: after an outag
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 from gymq.errors import UNREADABLE
-from gymq.link import Link, Outage
+from gymq.link import FULL_PAUSE, Link, Outage, ServerFull
 from gymq.settings import Settings
 
 #: Messages that one script hands back: a few milliseconds of the server's time.
@@ -44,6 +45,7 @@ class Liveness:
         self._limit = settings.liveness
         self._info = info
         self._connected = time.monotonic()
+        self._until = 0.0
         self._missing: dict[str, float] = {}
 
     async def begin(self) -> None:
@@ -52,10 +54,14 @@ class Liveness:
         while True:
             try:
                 await self.link.send("HSET", self.link.keys.workers, self.worker, msgspec.json.encode(self._info))
+                started = time.monotonic()
                 await self.link.send("SET", self.link.keys.alive(self.worker), "1", "PX", self._milliseconds)
+                self._until = started + self._limit
                 return
             except Outage:
                 await self.recover()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
 
     async def renew(self) -> bool:
         """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
@@ -66,10 +72,19 @@ class Liveness:
                 if await self.link.send("PEXPIRE", self.link.keys.alive(self.worker), self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
                         self._connected = time.monotonic()
-                    return True
-                return bool(await self.link.run("rejoin", self.worker, self._milliseconds))
+                elif not await self.link.run("rejoin", self.worker, self._milliseconds):
+                    return False
+                self._until = started + self._limit
+                return True
             except Outage:
                 await self.recover()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
+
+    @property
+    def sure(self) -> bool:
+        """Whether nobody can have declared this worker dead: its key cannot have lapsed since it was renewed."""
+        return time.monotonic() < self._until
 
     async def sweep(self) -> bool:
         """Hand back the mail of those who are dead; returns whether suspects wait for a quarantine.
@@ -136,6 +151,8 @@ class Liveness:
                         return
             except Outage:
                 await self.recover()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
 
     async def recover(self) -> None:
         """Connect again after an outage; from now on it counts how long this worker has been connected."""

@@ -109,12 +109,14 @@ class Producer:
 
     async def _enqueue(self, ledger: Ledger, rows: Iterable[Row]) -> None:
         have = await ledger.chunks()
+        after = [""] * len(have)
         for number, chunk in enumerate(_chunks(rows)):
             name = f"{self._source}:{number * CHUNK}"
             tasks, bad = self._parse(chunk)
             before = self._first + self.produced.rows
             known = 0
-            for there, part in zip(have, deal(tasks, before, len(have)), strict=True):
+            dealt = deal(tasks, before, len(have))
+            for there, part in zip(have, dealt, strict=True):
                 if name in there and there[name] != len(part):
                     first, were = number * CHUNK, sum(one.get(name, 0) for one in have)
                     raise UsageError(
@@ -124,10 +126,11 @@ class Producer:
                 known += there.get(name, 0)
             self.produced.known += known
             if known < len(tasks):
-                await ledger.write(name, tasks, before)
+                await ledger.write(name, tasks, before, after=after)
                 await asyncio.to_thread(self._announce, name)
             self.produced.rows += len(tasks)
             self.produced.bad += bad
+            after = [name if part else last for part, last in zip(dealt, after, strict=True)]
             if self._on_progress:
                 self._on_progress(self.produced)
 

@@ -26,7 +26,7 @@ def send_sync(client: Client, call: Call, reply: Reply) -> bool:
     """
 
     def merge(server: Any) -> bool:
-        arguments = pack([[call.rollout, call.step, call.n, encode(reply), "", ""]])
+        arguments = pack([[call.rollout, call.step, call.n, encode(reply), "", "", call.mark]])
         return server.register_script(script("reply"))(keys=[client.keys.prefix], args=[arguments]) == [1]
 
     return client.do(merge)

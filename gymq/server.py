@@ -178,7 +178,7 @@ class CallServer(Actor):
 
     def _acknowledge(self, mail: Mail) -> None:
         """Acknowledge mail without a reply."""
-        self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id]))
+        self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id, ""]))
 
     def reply(
         self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
@@ -187,7 +187,7 @@ class CallServer(Actor):
         last = [] if letter is None else [letter, self.settings.ttl]
         waited = self.waited.pop(call.id, 0.0)
         reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
-        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, *last]))
+        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.mark, *last]))
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
         outcomes = await self.link.insist("reply", pack([reply for _, reply in batch]))
@@ -207,7 +207,8 @@ class CallServer(Actor):
             CallError: the rollout has ended meanwhile.
         """
         key = f"{call.rollout}@{call.born}"
-        kept = self._kept.get(key)
+        cache = self._kept  # another one after an outage: what was begun before must not get into it
+        kept = cache.get(key)
         if kept is None:
             kept = Kept([], None)
         have = len(kept.turns)
@@ -226,7 +227,7 @@ class CallServer(Actor):
             kept.plan = stored if kept.plan is None else kept.plan
             if len(kept.turns) < call.length or (plan and kept.plan is None):
                 raise CallError("cancelled", "the rollout has ended meanwhile")
-        self._kept.put(key, kept, kept.weight)
+        cache.put(key, kept, kept.weight)
         return kept
 
     async def task(self, call: Call) -> Task:

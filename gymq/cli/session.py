@@ -22,7 +22,7 @@ from gymq.cli.request import Request
 from gymq.cli.segments import produce, segments
 from gymq.cli.survey import Survey
 from gymq.embedded import EmbeddedServer
-from gymq.errors import GymqError, UsageError
+from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.launch import SINK, children
 from gymq.link import Outage
 from gymq.run import RunConfig, RunStatus
@@ -211,6 +211,9 @@ class Session:
                     await self._look(shards, progress, over)
                     if self.status and self.status.ended != before:
                         supervisor.forgive()  # deaths that the run survives are no reason to give up
+                    if producer.over and self.status is not None and self.status.state == "open":
+                        # Its last word was that there are no more rows: Redis has lost it, and perhaps rows before it.
+                        producer.start()
                 if over:
                     return 0
                 await asyncio.wait([stop], timeout=TICK)
@@ -240,11 +243,18 @@ class _ProducerThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._live, name="gymq-producer", daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread()
 
     def start(self) -> None:
-        """Begin."""
+        """Begin, or begin again: what is enqueued already is passed over."""
+        self._thread = threading.Thread(target=self._live, name="gymq-producer", daemon=True)
         self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether it has enqueued everything."""
+        return self._thread.ident is not None and not self._thread.is_alive() and self._failure is None
 
     def check(self) -> None:
         """Raise what ended it, if something did."""
@@ -253,6 +263,7 @@ class _ProducerThread:
 
     def stop(self) -> None:
         """End it; what it has enqueued stays."""
+        self._stopped.set()
         if self._loop is not None and self._task is not None and self._thread.is_alive():
             with suppress(RuntimeError):  # it has just ended
                 self._loop.call_soon_threadsafe(self._task.cancel)
@@ -264,12 +275,16 @@ class _ProducerThread:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
             await produce(*self._arguments, **self._named)
 
-        try:
-            asyncio.run(work())
-        except asyncio.CancelledError:
-            pass
-        except Exception as error:
-            self._failure = error
+        while not self._stopped.is_set():
+            try:
+                return asyncio.run(work())
+            except asyncio.CancelledError:
+                return
+            except ServerUnreachable:
+                self._stopped.wait(STATUS_PERIOD)  # it comes back, or the watch gives up
+            except Exception as error:
+                self._failure = error
+                return
 
 
 def _once(stop: asyncio.Future[int], number: int) -> None:

@@ -21,7 +21,9 @@
 --   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
 --   12 empty list, or the mail's dead letter, seconds for which dead letters are kept from now on
 --   13 1: the calls that are pending are given up: late replies will find nothing
+--   14 the mark of its calls: their replies must bear it
 -- ARGV[2]  the field of the calls that are sent, which tells their schema; "c" if not given
+-- Mail that is not pending any more moves nothing: it was handed back, or Redis has lost it and what it came from.
 -- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
 local P = KEYS[1]
 local call = redis.call
@@ -40,12 +42,17 @@ for i = 1, #batch do
   local rid, want = c[1], c[2]
   local rk = P .. 'r:' .. rid
   local v = call('HGET', rk, 'v')
-  local outcome = 1
+  local outcome, taken = 1, 1
   if not v then
     outcome = 0
   elseif tonumber(v) ~= want then
     outcome = (tonumber(v) > want and c[11] == 0) and 0 or 2
   end
+  if outcome ~= 2 and c[4] ~= '' then
+    taken = call('XACK', c[3], 'g', c[4])
+    call('XDEL', c[3], c[4])
+  end
+  if taken == 0 then outcome = 0 end
   if outcome == 1 then
     local final = c[10]
     append(P .. 't:' .. rid, c[6])
@@ -70,7 +77,7 @@ for i = 1, #batch do
       for j = 1, total do
         call('XADD', P .. 'm:' .. sends[j][1], '*', ARGV[2] or 'c', sends[j][2])
         fields[n + 1] = 'c' .. (want + 1) .. '.' .. (j - 1)
-        fields[n + 2] = total
+        fields[n + 2] = c[14] and total .. ' ' .. c[14] or total
         n = n + 2
       end
       if total > 1 then
@@ -107,10 +114,6 @@ for i = 1, #batch do
       call('XADD', P .. 'out:' .. run, '*', 'r', rid, 'l', last, 'n', seq, 'b',
         header .. ',"seq":' .. seq .. ',"messages":[' .. messages .. '],"calls":[' .. calls .. ']}')
     end
-  end
-  if outcome ~= 2 and c[4] ~= '' then
-    call('XACK', c[3], 'g', c[4])
-    call('XDEL', c[3], c[4])
   end
   out[i] = outcome
 end

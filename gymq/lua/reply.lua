@@ -1,13 +1,15 @@
 -- Merge replies into their rollouts; the last reply of a step sends the step's mail to the agents.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   r:<rollout>  HASH    c<step>.<n> pending calls (value: how many calls the step has), l left, y<n> replies that wait
+--   r:<rollout>  HASH    c<step>.<n> pending calls (how many the step has, and its mark), l left, y<n> replies that wait
 --   m:agent      STREAM  mail of the agents
+--   isolated     HASH    call id -> executor that works on it: not any more once it is answered; executors have no mail
 --   dead         STREAM  dead letters
 -- ARGV[1]  msgpack list of replies, each:
---   1 rollout  2 step  3 n  4 the encoded reply  5 stream and  6 id of the call's mail ("" = none)
---   and perhaps 7 the call's dead letter  8 seconds for which dead letters are kept from now on
--- Returns a list: 1 merged, 0 stale (the call was answered before, or the rollout has ended).
+--   1 rollout  2 step  3 n  4 the encoded reply  5 stream and  6 id of the call's mail ("" = none)  7 the call's mark
+--   and perhaps 8 the call's dead letter  9 seconds for which dead letters are kept from now on
+-- Returns a list: 1 merged, 0 stale (the call was answered before, the rollout has ended, or the pending call bears another
+-- mark: Redis was rolled back, and the rollout has gone another way since).
 local P = KEYS[1]
 local call = redis.call
 local batch = cmsgpack.unpack(ARGV[1])
@@ -16,14 +18,14 @@ for i = 1, #batch do
   local rid, step, n, body = batch[i][1], batch[i][2], batch[i][3], batch[i][4]
   local rk = P .. 'r:' .. rid
   local field = 'c' .. step .. '.' .. n
-  local total = call('HGET', rk, field)
+  local total, mark = string.match(call('HGET', rk, field) or '', '^(%d+) ?(.*)$')
   out[i] = 0
-  if total then
+  if total and (mark == '' or mark == batch[i][7]) then
     out[i] = 1
     call('HDEL', rk, field)
-    if batch[i][7] then
-      call('XADD', P .. 'dead', '*', 'b', batch[i][7])
-      call('EXPIRE', P .. 'dead', batch[i][8])
+    if batch[i][8] then
+      call('XADD', P .. 'dead', '*', 'b', batch[i][8])
+      call('EXPIRE', P .. 'dead', batch[i][9])
     end
     total = tonumber(total)
     if total == 1 then
@@ -47,6 +49,8 @@ for i = 1, #batch do
   if batch[i][6] ~= '' then
     call('XACK', batch[i][5], 'g', batch[i][6])
     call('XDEL', batch[i][5], batch[i][6])
+  elseif call('HEXISTS', rk, field) == 0 then
+    call('HDEL', P .. 'isolated', rid .. ':' .. step .. ':' .. n)
   end
 end
 return out

@@ -91,7 +91,7 @@ class Protocol(Operators, Outages):
             if yes:
                 assert (rid, int(step), int(n)) not in self.world.history.answered
             else:
-                self.world.script("reply", steps.pack([["", 0, 0, b"", mail.stream, mail.id]]))
+                self.world.script("reply", steps.pack([["", 0, 0, b"", mail.stream, mail.id, ""]]))
                 worker.release(mail)
 
     @rule()

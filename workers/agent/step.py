@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gymq.admission import INLINE
-from gymq.call import Call, CallKind, Plan, encode
+from gymq.call import Call, CallKind, Plan, encode, mark
 from gymq.mailbox import Mail
 
 from .state import Live, encode_state
@@ -42,7 +42,7 @@ class Step(msgspec.Struct):
             self.fields += ["s", encode_state(live.state)]
         return [
             live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, int(self.due * 1000),
-            self.final, int(must), self.letter, int(self.drop),
+            self.final, int(must), self.letter, int(self.drop), mark(live.state.queued),
         ]  # fmt: skip
 
     def send(

@@ -19,7 +19,7 @@ from gymq.call import CALL, decode_reply
 from gymq.dead import bury_step
 from gymq.environment import EnvironmentSpec
 from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
-from gymq.link import Link, Outage
+from gymq.link import Link, Outage, ServerFull
 from gymq.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
@@ -283,6 +283,8 @@ class AgentWorker(Actor):
                 self.counts["admitted"] += await admit(self._admit_link)
         except Outage:
             await self._admit_link.reconnect()
+        except ServerFull:
+            pass  # the next sweep tries again
 
     async def forget(self) -> None:
         """Drop what was read: it may have gone on elsewhere."""

@@ -18,10 +18,12 @@ from typing import Any
 
 import redis
 from celery import bootsteps, signals
+from celery.worker import state
 
 from gymq.bootstep import EXECUTOR
 from gymq.call import Call, Reply
 from gymq.client import Client, clients
+from gymq.keys import Keys
 from gymq.reply import send_sync
 from gymq.settings import Settings
 
@@ -39,6 +41,10 @@ REAP_PERIOD = 0.25
 
 #: Seconds after a death at which orphans are looked for: by then all of the group are gone.
 ORPHANS_DELAY = 0.3
+
+
+class Undelivered(Exception):
+    """A child's reply, encoded, that it could not deliver."""
 
 
 class Parent:
@@ -66,6 +72,7 @@ class Parent:
         for client in self._clients:
             try:
                 client.do(partial(self._renew, client.keys.alive(self.name)))
+                client.do(partial(self._forget, client.keys))
             except redis.RedisError as error:
                 print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
 
@@ -74,6 +81,22 @@ class Parent:
         # PEXPIRE works even when the server's memory is full.
         if not server.pexpire(key, milliseconds):
             server.set(key, "1", px=milliseconds)
+
+    def _forget(self, keys: Keys, server: redis.Redis) -> None:
+        """Give back what Redis says is ours and no child works on (it was rolled back), and what the dead have left behind."""
+        ours = {request.id for request in state.reserved_requests} | {call.id for call, _ in self._undelivered}
+        begun: Any = server.hgetall(keys.isolated)
+        left: list[bytes] = []
+        for id_, who in begun.items():
+            call = id_.decode()
+            if who == self.name.encode():
+                gone = call not in ours
+            else:  # the call of one that died is begun again if anybody waits for it, and else nobody would forget it
+                rollout, step, n = call.split(":")
+                gone = not server.exists(keys.alive(who.decode())) and not server.hexists(keys.rollout(rollout), f"c{step}.{n}")
+            left += [id_] if gone else []
+        if left:
+            server.hdel(keys.isolated, *left)
 
     def answer(self, call: Call, reply: Reply) -> None:
         """Send a reply for a child that cannot; tried again until it is delivered.
@@ -90,7 +113,7 @@ class Parent:
         for _ in range(len(self._undelivered)):
             call, reply = self._undelivered.popleft()
             try:
-                send(of(self._clients, call), call, reply)
+                send_sync(of(self._clients, call), call, reply)
             except Exception as error:
                 print(f"gymq: executor: reply to {call.id} not delivered yet: {error}", file=sys.stderr)
                 self._undelivered.append((call, reply))
@@ -169,18 +192,6 @@ def _remove(folder: str) -> None:
 def of(shards: list[Client], call: Call) -> Client:
     """The shard of a call."""
     return shards[call.row % len(shards)]
-
-
-def send(client: Client, call: Call, reply: Reply) -> None:
-    """Send a reply and forget that the call was started.
-
-    Args:
-        client: a connection to its shard.
-        call: the call.
-        reply: its reply.
-    """
-    send_sync(client, call, reply)
-    client.do(lambda server: server.hdel(client.keys.isolated, call.id))
 
 
 #: The parent of this process, or this process; set before the first fork.

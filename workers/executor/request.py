@@ -14,11 +14,11 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from gymq.bootstep import ISOLATED_QUEUE
-from gymq.call import Call, Reply, decode_call
+from gymq.call import Call, Reply, decode_call, decode_reply
 from gymq.errors import Fault
 
 from . import processes
-from .parent import current
+from .parent import Undelivered, current
 
 #: What WorkerLostError says around the cause of a death.
 _BEFORE, _AFTER = "Worker exited prematurely: ", " Job: "
@@ -61,7 +61,10 @@ class IsolatedRequest(Request):
 
     def _answer(self, error: BaseException) -> None:
         # A cold shutdown kills children that did nothing wrong: their calls are sent again once this executor has lapsed.
-        if not state.should_terminate:
+        if isinstance(error, Undelivered) and (call := read(self.args[0])) is not None:
+            self._answered = True
+            current().answer(call, decode_reply(error.args[0]))
+        elif not state.should_terminate:
             self._say(self._fault(error), bury=isinstance(error, (TimeLimitExceeded, WorkerLostError)))
 
     def _fault(self, error: BaseException) -> Fault:

@@ -7,26 +7,33 @@ import base64
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import redis
 from billiard.common import terminate_handler_fired
 
-from gymq.bootstep import EXECUTOR
+from gymq.bootstep import EXECUTOR, ISOLATED_QUEUE
 from gymq.call import SCHEMA, Call, Reply, encode
 from gymq.celery import ISOLATED, app
 from gymq.client import Client, clients
 from gymq.environment import DEFAULT_TIMEOUT
 from gymq.errors import CallError, FaultKind
+from gymq.link import script
 from gymq.message import Conversation
+from gymq.reply import send_sync
 from gymq.task import decode_task
 
 from ..resource.invoke import invoke
 from . import processes
-from .parent import ExecutorStep, current, of, send
+from .parent import ExecutorStep, Undelivered, current, of
 from .request import read
 
-#: Tries to deliver a reply, one a second; then the child fails and its parent answers. An outage is shorter or longer.
-TRIES = 10
+#: Tries to reach Redis, one a second. Then a child leaves a call that it has not begun: it is sent again; and gives the reply
+#: of one that it has done to its parent, which has no limit of time.
+TRIES = 5
+
+T = TypeVar("T")
 
 app.steps["worker"].add(ExecutorStep)
 
@@ -57,7 +64,10 @@ def isolated(body: str, schema: int = 1) -> None:
     if call is None:
         return
     client = of(_shards(), call)
-    if not _wanted(client, call) or not _claim(client, call):
+    try:
+        if not _insist(lambda: _claim(client, call)):
+            return
+    except (redis.RedisError, OSError):
         return
     started = time.time()
     value, fault = b"", None
@@ -70,7 +80,10 @@ def isolated(body: str, schema: int = 1) -> None:
             processes.kill_children()
         current().tidy()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
-    _deliver(client, call, reply)
+    try:
+        _insist(lambda: send_sync(client, call, reply))
+    except (redis.RedisError, OSError):
+        raise Undelivered(encode(reply)) from None
 
 
 def submit(call: Call, timeout: float) -> None:
@@ -91,6 +104,16 @@ def submit(call: Call, timeout: float) -> None:
         argsrepr=f"{what} {call.id}",
         kwargsrepr="",
     )
+
+
+def none_waits() -> bool:
+    """Whether no call waits for an executor; blocks on the network, so not on a loop.
+
+    Raises:
+        kombu.exceptions.OperationalError, redis.RedisError: Redis cannot be reached.
+    """
+    with app.connection_or_acquire() as connection, connection.channel() as channel:
+        return bool(channel.queue_declare(ISOLATED_QUEUE).message_count == 0)
 
 
 def abort(ids: list[str]) -> None:
@@ -123,36 +146,27 @@ def _work(call: Call) -> bytes:
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
-def _wanted(client: Client, call: Call) -> bool:
-    """Whether the call is still pending; what cleans up is done in any case."""
-    field = f"c{call.step}.{call.n}"
-    return call.kind == "close" or client.do(lambda server: bool(server.hexists(client.keys.rollout(call.rollout), field)))
-
-
 def _claim(client: Client, call: Call) -> bool:
-    """Mark the call started; False: an executor that is alive works on it already, this message is a copy."""
-    me, begun = current().name, client.keys.isolated
+    """Mark the call started; False: this message is a copy, of a call that is answered or that an executor works on.
+
+    Both are looked at in one script: a call that is answered between two looks would be run again.
+    """
+    arguments = [call.rollout, call.step, call.n, call.mark, current().name, int(call.kind == "close")]
 
     def claim(server: redis.Redis) -> bool:
-        if server.hsetnx(begun, call.id, me):
-            return True
-        owner = server.hget(begun, call.id)
-        if isinstance(owner, bytes) and (owner == me.encode() or server.exists(client.keys.alive(owner.decode()))):
-            return False
-        server.hset(begun, call.id, me)
-        return True
+        run: Any = server.register_script(script("claim"))
+        return bool(run(keys=[client.keys.prefix], args=arguments))
 
     return client.do(claim)
 
 
-def _deliver(client: Client, call: Call, reply: Reply) -> None:
-    for left in reversed(range(TRIES)):
+def _insist(what: Callable[[], T]) -> T:
+    for _ in range(TRIES - 1):
         try:
-            return send(client, call, reply)
+            return what()
         except (redis.RedisError, OSError):
-            if not left:
-                raise
             time.sleep(1)
+    return what()
 
 
 def _shards() -> list[Client]:

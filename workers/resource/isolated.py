@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 
+from kombu.exceptions import ChannelError, KombuError
+from redis import RedisError
+
 from gymq.batch import pack
 from gymq.call import Call
 from gymq.link import Link
 
-from ..executor.task import abort, submit
+from ..executor.task import abort, none_waits, submit
 
 #: Seconds between two looks at all calls that are out. The reply does not wait for it; only a death does.
 LOOK = 0.5
@@ -22,8 +25,12 @@ LOOK = 0.5
 #: What `waiting.lua` says of a call that nobody wants any more and that an executor works on, or has just answered.
 GIVEN_UP = 4
 
-#: Seconds without a beginning after which the task is sent again. A copy does no harm while the first one runs.
-RESEND = 60.0
+#: Seconds without a beginning after which the task is sent again if it was lost: none waits in the queue, or one that
+#: was sent so much later has begun. An executor that dies takes those with it that it had taken and not begun. A copy does
+#: no harm while the first one runs.
+RESEND = 3.0
+
+_UNREACHED = (KombuError, ChannelError, RedisError, OSError)
 
 
 class Isolated:
@@ -56,7 +63,7 @@ class Isolated:
             call: the call with all that it asks for.
             timeout: seconds that it may take.
         """
-        await asyncio.to_thread(submit, call, timeout)
+        await self._submit(call, timeout)
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._out[call.id] = (call, timeout, time.monotonic(), answered)
         if self._watcher is None or self._watcher.done():
@@ -88,13 +95,33 @@ class Isolated:
             if aborted := unwanted & self._doubtful:
                 await asyncio.to_thread(abort, sorted(aborted))
             self._doubtful = unwanted - aborted
+            begun = max((since for (_, _, since, _), state in zip(out, states, strict=True) if state != 1), default=0.0)
+            old = any(state == 1 and now - since > RESEND for (_, _, since, _), state in zip(out, states, strict=True))
+            # Later ones are lost if none waits: the queue is empty. Else those that were overtaken.
+            before = now if old and await _none_waits() else begun
             for (call, timeout, since, answered), state in zip(out, states, strict=True):
                 if state == 0 or call.id in aborted or (state == GIVEN_UP and call.kind == "close"):
                     if not answered.done():
                         answered.set_result(None)
                 elif (sure and now - self._missing.get(call.id, now) >= self._liveness / 3) or (
-                    state == 1 and now - since > RESEND
+                    state == 1 and before - since > RESEND
                 ):
-                    await asyncio.to_thread(submit, call, timeout)
+                    await self._submit(call, timeout)
                     self._missing.pop(call.id, None)
-                    self._out[call.id] = (call, timeout, time.monotonic(), answered)
+                    if call.id in self._out:  # else it was given up meanwhile
+                        self._out[call.id] = (call, timeout, time.monotonic(), answered)
+
+    async def _submit(self, call: Call, timeout: float) -> None:
+        """Send a task, however long Redis is away or full."""
+        while True:
+            try:
+                return await asyncio.to_thread(submit, call, timeout)
+            except _UNREACHED:
+                await asyncio.sleep(LOOK)
+
+
+async def _none_waits() -> bool:
+    try:
+        return await asyncio.to_thread(none_waits)
+    except _UNREACHED:
+        return False  # the next look is soon

@@ -83,7 +83,7 @@ def _step(world: World, worker: Worker, mail: Mail) -> list[Any]:
     rid, version = mail.fields[1].decode(), int(mail.fields[3])
     names = mail.fields[4::2]
     must, due = b"x" in names, b"d" in names
-    nothing = [rid, -1, mail.stream, mail.id, [], [], [], [], 0, [], 0, [], 0]
+    nothing = [rid, -1, mail.stream, mail.id, [], [], [], [], 0, [], 0, [], 0, ""]
     head = worker.heads.get(rid)
     if head is None or head.version != version:
         head = _load(world, rid)
@@ -119,7 +119,7 @@ def _step(world: World, worker: Worker, mail: Mail) -> list[Any]:
         final = [name, int(row), samples, status, msgspec.json.encode({"id": rid, "status": status})[:-1]]
     return [
         rid, head.version, mail.stream, mail.id, ["s", phase], [turn], [turn], sends, DUE, final, int(must),
-        _letter(mail), drop,
+        _letter(mail), drop, str(number),
     ]  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def _load(world: World, rid: str) -> Head | None:
 def _reply(world: World, mail: Mail) -> list[Any]:
     rid, step, n, asked = mail.fields[1].split()
     body = b'{"asked":%d,"id":%d}' % (int(asked), next(world.ids))
-    return [rid.decode(), int(step), int(n), body, mail.stream, mail.id, *_letter(mail)]
+    return [rid.decode(), int(step), int(n), body, mail.stream, mail.id, asked.decode(), *_letter(mail)]
 
 
 def _letter(mail: Mail) -> list[Any]:

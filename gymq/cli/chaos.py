@@ -1,0 +1,96 @@
+"""`gymq chaos`: kill and stop workers of this machine, and see that nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import defaultdict
+from typing import Any
+
+import click
+
+from gymq.cli.options import find_server, server_options
+
+_FAULTS = ("kill", "stop")
+
+
+@click.command()
+@click.option("--role", "roles", multiple=True, metavar="ROLE", help="Only workers of this role; may be repeated.")
+@click.option("--faults", default="kill,stop", show_default=True, metavar="LIST", help="kill: SIGKILL. stop: SIGSTOP.")
+@click.option("--every", type=click.FloatRange(min=0.1), default=1.5, show_default=True, metavar="SECONDS", help="On average.")
+@click.option("--for", "seconds", type=click.FloatRange(min=0), metavar="SECONDS", help="How long.  [default: until Ctrl-C]")
+@click.option("--seed", type=int, metavar="N", help="Who, when and how.  [default: a new one, printed]")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@server_options
+def chaos(
+    roles: tuple[str, ...],
+    faults: str,
+    every: float,
+    seconds: float | None,
+    seed: int | None,
+    yes: bool,
+    redis: str | None,
+    of: str | None,
+) -> None:
+    """Kill (-9) and stop (-STOP beyond the liveness limit, then -CONT) workers at random moments.
+
+    Only workers of the given server that run on this machine as this user are hit, and that is all it does: what starts them
+    again is your supervisor, or the `gymq run` that they belong to. A role that has no worker left waits for one.
+    Each fault is one line; at the end there is a table of the time until what the victims held was answered.
+
+    \b
+    Examples:
+      gymq chaos --of rollouts.jsonl --every 5 --for 60
+      gymq chaos --role model --faults stop --seed 7 --yes
+    """
+    from gymq.chaos import Chaos, Fault, victims
+    from gymq.cli.status import with_shards
+    from gymq.errors import GymqError, UsageError
+
+    kinds: list[Any] = [kind for kind in faults.split(",") if kind]
+    if not kinds or set(kinds) - set(_FAULTS):
+        raise UsageError(f"--faults {faults!r}: use {' or '.join(_FAULTS)}, or both with a comma")
+    settings = find_server(redis, of)
+    found = with_shards(settings, lambda shards: victims(shards, roles))
+    if not found:
+        raise GymqError("no worker of this server runs on this machine as this user; `gymq status` shows the workers")
+    for one in found:
+        click.echo(f"{one.role} {one.pid} ({', '.join(one.workers)})")
+    if not yes:
+        what = " and ".join({"kill": "kill", "stop": "stop for a while"}[kind] for kind in kinds)
+        click.confirm(f"{what} these, and those that take their place, every {every:g} s?", abort=True)
+    seed = random.randrange(1 << 32) if seed is None else seed
+    click.echo(f"seed {seed}")
+
+    def tell(fault: Fault) -> None:
+        how = f"held {len(fault.held)}"
+        if fault.held and fault.recovered is not None:
+            how += f", all answered {fault.recovered:.1f} s after"
+        click.echo(f"{fault.kind} {fault.role} {fault.pid}: {how}")
+
+    async def work() -> list[Fault]:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        if seconds is not None:
+            loop.call_later(seconds, stop.set)
+        return await Chaos(settings, seed=seed, every=every, kinds=kinds, roles=roles, tell=tell).run(stop)
+
+    _report(asyncio.run(work()))
+
+
+def _report(faults: list[Any]) -> None:
+    from gymq.cli.table import make_table, show
+
+    groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for fault in faults:
+        groups[fault.role, fault.kind].append(fault)
+    table = make_table("role", "fault", ">times", ">held", ">median s", ">worst s", ">open")
+    for (role, kind), some in sorted(groups.items()):
+        felt = sorted(fault.recovered for fault in some if fault.held and fault.recovered is not None)
+        median, worst = (f"{felt[len(felt) // 2]:.1f}", f"{felt[-1]:.1f}") if felt else ("-", "-")
+        left = sum(fault.recovered is None for fault in some)
+        table.add_row(role, kind, str(len(some)), str(sum(len(f.held) for f in some)), median, worst, str(left))
+    show(table)

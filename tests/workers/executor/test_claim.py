@@ -1,0 +1,43 @@
+"""Which of several messages of one isolated call begins it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.rollouts import linked
+from tests.support.shard import keys
+
+RID = "r.0.0"
+
+
+@pytest.fixture
+async def link(settings):
+    async with linked(settings) as link:
+        await link.send("HSET", keys.rollout(RID), "v", 3, "c3.0", "1 7.5")
+        for executor in ("a", "b"):
+            await link.send("SET", keys.alive(executor), 1)
+        yield link
+
+
+async def claim(link, executor: str, mark: str = "7.5", always: int = 0) -> int:
+    return await link.run("claim", RID, 3, 0, mark, executor, always)
+
+
+async def test_a_copy_is_not_begun_while_an_executor_that_is_alive_works_on_the_call(link):
+    assert [await claim(link, executor) for executor in "aba"] == [1, 0, 0]
+    await link.send("DEL", keys.alive("a"))
+    assert [await claim(link, executor) for executor in "ba"] == [1, 0]
+
+
+async def test_a_copy_is_not_begun_once_the_call_is_answered(link):
+    assert await claim(link, "a") == 1
+    await link.send("HDEL", keys.rollout(RID), "c3.0")
+    await link.send("HDEL", keys.isolated, f"{RID}:3:0")
+    assert await claim(link, "b") == 0
+    assert await claim(link, "b", always=1) == 1  # what cleans up
+
+
+async def test_a_call_of_a_history_that_redis_has_lost_is_not_begun(link):
+    assert await claim(link, "a", mark="7.25") == 0
+    await link.send("HSET", keys.rollout(RID), "c3.0", "1")  # of an older version, which set no marks
+    assert await claim(link, "a", mark="7.25") == 1
