@@ -299,7 +299,7 @@ async def status(link: Link, name: str) -> RunStatus:
     lag = await link.run("lag", name)
     return RunStatus(
         config=msgspec.json.decode(fields["config"], type=RunConfig),
-        state=fields["state"].decode(),
+        state=fields.get("state", b"open").decode(),  # a run that is being created has none yet
         rows=int(fields.get("rows", 0)),
         admitted=int(fields.get("cursor", 0)),
         ended=int(fields.get("ended", 0)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import ssl
 from collections.abc import Iterator
 
 from gymq.errors import Unavailable
@@ -9,8 +12,11 @@ from gymq.errors import Unavailable
 #: Statuses below 500 that may pass: time-out, too early, too many requests.
 _PASSING = frozenset({408, 425, 429})
 
-#: Operating-system errors that tell of this machine's files, not of a service.
-_LOCAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+#: Operating-system errors that tell of a service; the others tell of this machine's files, memory and limits.
+_REMOTE = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
+
+#: The same, of those that have no class of their own.
+_REMOTE_NUMBERS = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET})
 
 #: Connection and time-out errors of libraries that may not be installed, by package and class.
 _BY_NAME = frozenset(
@@ -32,8 +38,7 @@ def is_outage(error: BaseException) -> bool:
         if status is not None:
             return status >= 500 or status in _PASSING  # a service that answered: what it said decides
         kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(one).__mro__}
-        # All that `requests` raises is an OSError, a URL that makes no sense too.
-        if kinds & _BY_NAME or (isinstance(one, OSError) and not isinstance(one, _LOCAL) and not _of_requests(one)):
+        if kinds & _BY_NAME or isinstance(one, _REMOTE) or (isinstance(one, OSError) and one.errno in _REMOTE_NUMBERS):
             return True
     return False
 
@@ -44,6 +49,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while one is not None and id(one) not in seen:
         seen.add(id(one))
         yield one
+        reason = getattr(one, "reason", None)  # of urllib's URLError
+        if isinstance(reason, BaseException):
+            yield reason
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
 
 
@@ -54,7 +62,3 @@ def _status(error: BaseException) -> int | None:
             if isinstance(status, int) and 100 <= status < 600:
                 return status
     return None
-
-
-def _of_requests(error: BaseException) -> bool:
-    return any(kind.__module__.partition(".")[0] == "requests" for kind in type(error).__mro__)
