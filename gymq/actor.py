@@ -166,7 +166,8 @@ class Actor:
         prefix = len(self.link.keys.mailbox(""))
         for first in range(0, len(mail), PARK_BATCH):
             batch = list(zip(mail, schemas, strict=True))[first : first + PARK_BATCH]
-            items = [[one.stream.decode()[prefix:].removesuffix(":retry"), one.stream, one.id, schema] for one, schema in batch]
+            boxes = [one.stream.decode()[prefix:].removesuffix(":retry").removesuffix(":alone") for one, _ in batch]
+            items = [[box, one.stream, one.id, schema] for box, (one, schema) in zip(boxes, batch, strict=True)]
             await self.link.insist("park", pack(items))
         for one in mail:
             self.release(one)

@@ -52,21 +52,21 @@ for turn = 1, count do
     local credit = tonumber(h[5]) - call('SCARD', P .. 'live:' .. run)
     local backlog, partial = tonumber(h[6]), tonumber(h[7] or 0)
     -- The stream's length is cheap and never too small, but counts what stands, acknowledged, behind something that is not.
-    local stream = P .. 'out:' .. run
+    local stream, stop = P .. 'out:' .. run, total
     if (call('XLEN', stream) - partial >= backlog and unread(run, runk) - partial >= backlog)
       or (call('MEMORY', 'USAGE', stream) or 0) > heaviest then
       -- The group that has begun is finished all the same: until then who takes whole groups can acknowledge none of it.
-      credit = math.min(credit, (samples - cursor % samples) % samples)
+      stop = cursor + (samples - cursor % samples) % samples
     end
     if h[10] then credit = 0 end
-    local quota = math.min(math.ceil(left / (count - turn + 1)), credit, total - cursor)
+    local quota = math.min(math.ceil(left / (count - turn + 1)), credit, stop - cursor)
     local skips = quota > 0 and call('EXISTS', P .. 'skip:' .. run) == 1
     local cancels = quota > 0 and call('EXISTS', P .. 'cancel:' .. run) == 1
     local first = cursor
     -- Rows are numbered over all shards; the cursor counts those of this one.
     local shards, shard = tonumber(h[8] or 1), tonumber(h[9] or 0)
     local row, task = -1, false
-    while quota > 0 and cursor < total and skipped < skippable do
+    while quota > 0 and cursor < stop and skipped < skippable do
       local at = math.floor(cursor / samples) * shards + shard
       local rid = run .. '.' .. at .. '.' .. (cursor % samples)
       if at ~= row then

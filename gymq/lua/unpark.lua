@@ -1,6 +1,7 @@
 -- Take up mail that older workers have put aside.
 --
--- KEYS[1]  the shard's prefix; with it: m:<mailbox>:newer STREAM mail put aside, m:<mailbox>:retry STREAM what is read first
+-- KEYS[1]  the shard's prefix; with it: m:<mailbox>:newer STREAM mail put aside, m:<mailbox>:retry STREAM what is read first;
+--   m:<mailbox>:alone STREAM suspects: what was one is one again
 -- ARGV[1]  the newest schema that the worker reads  ARGV[2] how many messages of a mailbox to look at  ARGV[3..] its mailboxes
 -- Returns how many were taken up, and how many were dropped: what has no schema or no mail was written by somebody else.
 local P = KEYS[1]
@@ -18,7 +19,8 @@ for i = 3, #ARGV do
         call('XDEL', newer, entry[1])
         dropped = dropped + 1
       elseif its <= schema then
-        call('XADD', P .. 'm:' .. ARGV[i] .. ':retry', '*', unpack(fields, 3))
+        local suspect = fields[#fields - 5] == 'k'
+        call('XADD', P .. 'm:' .. ARGV[i] .. (suspect and ':alone' or ':retry'), '*', unpack(fields, 3))
         call('XDEL', newer, entry[1])
         moved = moved + 1
       end

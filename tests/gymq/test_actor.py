@@ -121,6 +121,23 @@ async def test_mail_of_a_newer_schema_is_put_aside_until_a_worker_that_reads_it_
     assert await link.send("EXISTS", keys.newer(BOX)) == 0
 
 
+async def test_a_suspect_of_a_newer_schema_is_a_suspect_again_when_it_is_taken_up(settings, link):  # noqa: F811
+    # Given a suspect that this version cannot read, and a quarantine of this version
+    quarantine = Server(settings)
+    quarantine.isolate()
+    fields = (f"c{SCHEMA + 1}", "body", "k", 1, "w", "victim", "a", 3)
+    await link.send("XADD", keys.alone(BOX), "*", *fields)
+    # When the quarantine takes it
+    async with living(quarantine):
+        await until(lambda: quarantine.counts["parked"] == 1)
+        await until(lambda: quarantine.stats()["held"] == 0)
+    # Then newer workers find it, and no ordinary one reads it
+    assert await link.run("unpark", SCHEMA + 1, 100, BOX) == [1, 0]
+    ((_, back),) = await link.send("XRANGE", keys.alone(BOX), "-", "+")
+    assert back == [str(field).encode() for field in fields]
+    assert await link.send("EXISTS", keys.retry(BOX)) == 0 or await link.send("XLEN", keys.retry(BOX)) == 0
+
+
 async def test_mail_is_put_aside_once_by_whoever_holds_it(link):  # noqa: F811
     # Given newer mail that a worker holds
     stream = keys.mailbox(BOX)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from typing import get_args
 
 import msgspec
@@ -40,3 +42,9 @@ def test_a_fault_comes_back_as_it_was_recorded():
 
 def test_what_truncates_is_a_known_kind_of_fault():
     assert set(get_args(FaultKind)) > errors.TRUNCATING
+
+
+def test_every_kind_of_fault_stands_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text()
+    listed = {kind for row in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.M) for kind in re.findall(r"`(\w+)`", row)}
+    assert set(get_args(FaultKind)) <= listed

@@ -169,6 +169,21 @@ async def test_what_stands_acknowledged_behind_a_straggler_holds_up_nothing(sett
         assert straggler[1][1] == b"r.0.0"
 
 
+async def test_a_group_that_is_finished_behind_a_full_backlog_begins_no_other(settings):
+    async with linked(settings) as link:
+        # Given groups of which a sink has the last member each, and a consumer that reads nothing
+        run = Pretender(link, config(samples=3, concurrency=2, backlog=2))
+        await run.create("trainer")
+        await link.send("SADD", keys.skip("r"), *[f"r.{row}.2" for row in range(20)])
+        await run.enqueue(20)
+        # When all that is admitted ends at once
+        for _ in range(20):
+            await run.admit()
+            await run.end(*run.live)
+        # Then no more groups have begun than it takes to be that far behind
+        assert (await status(link, "r")).admitted <= 6
+
+
 async def test_what_a_sink_has_is_skipped_in_steps_that_do_not_hold_up_the_server(settings):
     async with linked(settings) as link:
         run = Pretender(link, config(samples=4))
@@ -200,15 +215,17 @@ async def test_runs_take_turns(settings):
     backlog=st.integers(1, 6),
     rows=st.integers(1, 8),
     skipped=st.integers(0, 6),
+    cancels=st.booleans(),
     seed=st.integers(0, 1 << 32),
 )
 def test_no_credits_are_so_small_that_partial_groups_stop_a_run(
-    settings: Settings, samples, concurrency, backlog, rows, skipped, seed
+    settings: Settings, samples, concurrency, backlog, rows, skipped, cancels, seed
 ):
-    asyncio.run(_play(settings, config(samples=samples, concurrency=concurrency, backlog=backlog), rows, skipped, seed))
+    limits = config(samples=samples, concurrency=concurrency, backlog=backlog)
+    asyncio.run(_play(settings, limits, rows, skipped, cancels, seed))
 
 
-async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, seed: int) -> None:
+async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, cancels: bool, seed: int) -> None:
     chance = random.Random(seed)
     async with linked(settings) as link:
         await link.send("FLUSHALL")
@@ -222,28 +239,61 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
         await run.enqueue(rows)
         await close(link, "r")
         trainer, sink = Reader(link, "trainer"), Reader(link, "sink")
+        doomed: set[str] = set()
 
-        async def admit() -> None:
-            await run.admit(chance.choice((1, 2, 128)))
+        async def admit(most: int = 0) -> int:
+            # What stands in incomplete groups is no backlog; behind a full one the group that has begun is finished.
+            was = await status(link, "r")
+            partial = int(await link.send("HGET", keys.run("r"), "partial") or 0)
+            admitted = await run.admit(most or chance.choice((1, 2, 128)))
             assert len(run.live) <= config.concurrency
+            begun = (await status(link, "r")).admitted
+            if max(was.unread.values()) - partial >= config.backlog:
+                assert begun <= -(-was.admitted // config.samples) * config.samples
+            elif was.live < config.concurrency and was.admitted < was.total:
+                assert begun > was.admitted
+            return admitted
 
         async def end(all_of_them: bool = False) -> None:
             ending = list(run.live) if all_of_them else chance.sample(run.live, chance.randint(0, len(run.live)))
             chance.shuffle(ending)
-            if ending:
-                await run.end(*ending, status=chance.choice(("completed", "failed", "truncated")))
+            going = [rid for rid in ending if rid not in doomed]
+            if going:
+                await run.end(*going, status=chance.choice(("completed", "failed", "truncated")))
+            if doomed.intersection(ending):
+                await run.end(*[rid for rid in ending if rid in doomed], status="cancelled")
+
+        async def cancel_some() -> None:
+            row, sample = chance.randrange(rows), chance.choice((None, *range(config.samples)))
+            _, *found = await link.run("cancel_some", "r", f"{row}" if sample is None else f"{row}.{sample}")
+            if not found:
+                return  # the run is done
+            ((flying, later, _),) = found
+            meant = {rid for rid in every if rid.startswith(f"r.{row}." if sample is None else f"r.{row}.{sample}")}
+            doomed.update(meant.intersection(run.live))
+            assert flying == len(meant.intersection(run.live))
+            waiting = {rid.decode() for rid in await link.send("SMEMBERS", keys.cancelled("r"))} & meant
+            assert later >= len(waiting - skip)
+            doomed.update(waiting - skip)
+            await link.send("XTRIM", keys.mailbox("agent"), "MAXLEN", 0)  # what is in flight hears of it here
 
         # When agents and consumers do things by chance, several rollouts ending in one commit
         for _ in range(CHAOS):
             await chance.choice(
-                (admit, end, lambda: trainer.use(chance, groups=True), lambda: sink.use(chance, groups=False))
+                (
+                    admit,
+                    end,
+                    cancel_some if cancels else end,
+                    lambda: trainer.use(chance, groups=True),
+                    lambda: sink.use(chance, groups=False),
+                )
             )()
         # And then everybody does their best, as long as that changes anything
         before, now = None, await status(link, "r")
         while before != now:
             before = now
-            while await run.admit():
-                assert len(run.live) <= config.concurrency
+            while await admit(128):
+                pass
             await end(all_of_them=True)
             await sink.use(None, groups=False)
             await trainer.use(None, groups=True)
@@ -252,6 +302,7 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
         end_of_it = await status(link, "r")
         assert (end_of_it.state, end_of_it.ended, end_of_it.live) == ("done", len(every), 0)
         assert end_of_it.unread == {"sink": 0, "trainer": 0}
+        assert end_of_it.by_status.get("cancelled", 0) == len(doomed)
         assert sorted(sink.seen) == sorted(trainer.seen) == sorted(set(every) - skip)
         assert await link.send("HGET", keys.run("r"), "partial") in (None, b"0")
         assert await link.send("EXISTS", keys.rows("r"), keys.groups("r"), keys.live("r"), keys.results("r")) <= 1

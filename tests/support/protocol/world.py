@@ -1,0 +1,319 @@
+"""The server of the model: the real scripts on a real Redis, and what processes do with them, one command at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import json
+from collections import Counter
+from typing import Any
+
+import msgspec
+from redis import Redis
+
+from gymq import mailbox, run
+from gymq.batch import pack
+from gymq.link import Link
+from gymq.mailbox import Mail, Mailboxes
+from gymq.run import RunConfig
+from gymq.settings import Settings
+from tests.support.protocol.history import Consumed, History, Run
+from tests.support.protocol.worker import BOXES, NUMBERS, Reader, Worker
+from tests.support.redis_server import roll_back, snapshot
+from tests.support.shard import keys
+
+#: Seconds after which a silent worker counts as dead; the model has a clock of its own, and keys lapse when it says so.
+LIVENESS = 3600.0
+
+#: Seconds that what is done with is kept: longer than any test.
+TTL = 10_000
+
+#: Rollouts in flight of each run.
+CREDITS = 3
+
+#: What a hand-back adds to mail: deaths, strikes, the last that died with it.
+_ADDED = (b"a", b"k", b"w")
+
+Fields = list[bytes]
+
+
+class World:
+    """One shard, its processes, and what must be true of it.
+
+    Args:
+        url: the server's.
+        samples: run -> samples of each of its rows.
+    """
+
+    def __init__(self, url: str, samples: dict[str, int]) -> None:
+        self.runner = asyncio.Runner()
+        self.redis = Redis.from_url(url)
+        # The client makes a dictionary of an entry's fields; mail has several of one name.
+        self._raw = Redis.from_url(url)
+        self._raw.set_response_callback("XRANGE", lambda entries, **_: entries)
+        self.redis.flushall()
+        self.settings = Settings(redis_url=url, liveness=LIVENESS)
+        self.link = Link(self.settings, "protocol")
+        self.runner.run(self.link.connect())
+        for box in BOXES:
+            self.runner.run(Mailboxes([box], keys).create(self.link))
+        self.history = History()
+        for name, count in samples.items():
+            config = RunConfig(name, "e", "a", "m", samples=count, concurrency=CREDITS, backlog=1000)
+            self.runner.run(run.create(self.link, config))
+            self.history.runs[name] = Run(name, count)
+        self.ids = itertools.count(1)  # of turns and answers
+        self.births = 0
+        self.workers = [self.born(number) for number in NUMBERS]
+        self.zombies: list[Worker] = []
+        self.readers: dict[tuple[str, str], Reader] = {}
+        #: Mail whose step or reply was applied, by stream and id.
+        self.applied: set[tuple[bytes, bytes]] = set()
+        self._snapshot: Any = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.runner.run(self.link.close())
+        self.runner.close()
+        self.redis.close()
+        self._raw.close()
+
+    def script(self, name: str, *args: Any) -> Any:
+        """Run one script."""
+        return self.runner.run(self.link.run(name, *args))
+
+    # Mail.
+
+    def entries(self, box: str) -> list[tuple[str, bytes, Fields]]:
+        """All that lies in a mailbox, delivered or not: stream, id, fields; what was put aside without its schema."""
+        streams = (keys.alone(box), keys.retry(box), keys.mailbox(box), keys.newer(box))
+        pipe = self._raw.pipeline(transaction=False)
+        for stream in streams:
+            pipe.execute_command("XRANGE", stream, "-", "+")
+        return [
+            (stream, id_, fields[2:] if stream == keys.newer(box) else fields)
+            for stream, entries in zip(streams, pipe.execute(), strict=True)
+            for id_, fields in entries
+        ]
+
+    def held(self, worker: Worker) -> list[Mail]:
+        """What Redis says that a worker holds."""
+        return self.runner.run(Mailboxes([worker.box], keys, worker.alone).held(self.link, worker.name))
+
+    def take(self, worker: Worker, most: int, lost: bool = False) -> None:
+        """Take mail; or lose the answer and ask, after the outage, what it was."""
+        streams = [keys.alone(worker.box)] if worker.alone else [keys.retry(worker.box), keys.mailbox(worker.box)]
+        mail = mailbox._parse(self.script("take", worker.name, most, *streams))
+        assert len(mail) <= most
+        # Who has died at most once is no suspect, and what is one is read by nobody else.
+        assert all((one.attempt >= 2) == worker.alone for one in mail)
+        assert all(one.strikes <= max(one.attempt - 2, 0) for one in mail)
+        if lost:
+            known = {(one.stream, one.id) for one in worker.held}
+            mail = [one for one in self.held(worker) if (one.stream, one.id) not in known]
+        worker.held += mail
+
+    def park(self, worker: Worker, mail: Mail, twice: bool) -> None:
+        """Put mail aside as one that is too old to read it."""
+        args = [[worker.box, mail.stream, mail.id, 2]]
+        before = Counter(_plain(fields) for _, _, fields in self.entries(worker.box))
+        outcomes = [self.script("park", pack(args)) for _ in range(1 + twice)]
+        assert outcomes[1:] in ([], [0])
+        assert Counter(_plain(fields) for _, _, fields in self.entries(worker.box)) == before
+        worker.release(mail)
+
+    def unpark(self, schema: int) -> None:
+        """Look for what was put aside, as one that reads that schema."""
+        aside = sum(self.redis.xlen(keys.newer(box)) for box in BOXES)
+        assert self.script("unpark", schema, 1000, *BOXES) == [aside if schema >= 2 else 0, 0]
+
+    # Life and death.
+
+    def born(self, number: int) -> Worker:
+        """A new incarnation, in the registry and alive."""
+        self.births += 1
+        worker = Worker(number, f"{number}-{self.births}")
+        self.redis.hset(keys.workers, worker.name, msgspec.json.encode({"mailboxes": [worker.box]}))
+        self.redis.set(keys.alive(worker.name), 1, px=round(LIVENESS * 1000))
+        return worker
+
+    def lapse(self, number: int, dies: bool) -> Worker:
+        """A worker's key lapses, another takes its place; it died, or goes on and does not know."""
+        worker = self.workers[number]
+        self.redis.delete(keys.alive(worker.name))
+        if not dies:
+            self.zombies.append(worker)
+        self.workers[number] = self.born(number)
+        return worker
+
+    def hand_back(self, name: str, most: int, why: str = "0") -> int:
+        """Hand back a worker's mail, and see that what it held, and nothing else, is where it belongs."""
+        box = BOXES[int(name.partition("-")[0]) % 2]
+        alive, info = self.redis.exists(keys.alive(name)), self.redis.hget(keys.workers, name)
+        before = self.entries(box)
+        expected = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in before)
+        streams = (keys.alone(box), keys.retry(box), keys.mailbox(box))
+        pipe = self.redis.pipeline(transaction=False)
+        for stream in streams:
+            pipe.xpending_range(stream, "g", "-", "+", 1000, name)
+        found = zip(streams, pipe.execute(), strict=True)
+        pending = {(stream, one["message_id"]) for stream, held in found for one in held}
+        theirs = [entry for entry in before if entry[:2] in pending]
+        moved = self.script("handback", name, most, why, box)
+        if why == "0" and alive:
+            assert moved == -1
+            return moved
+        assert moved == min(most, len(theirs))
+        death = int(why != "1" and info is not None)
+        for stream, _, fields in theirs[:moved]:
+            deaths, strikes = _deaths(fields)
+            expected[stream, _plain(fields), deaths, strikes] -= 1
+            alone = stream == keys.alone(box)
+            to = keys.alone(box) if alone or deaths + death >= 2 else keys.retry(box)
+            expected[to, _plain(fields), deaths + death, strikes + (death if alone else 0)] += 1
+        now = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in self.entries(box))
+        assert now == +expected
+        # Whoever has handed back all stands there no more; until then it counts as dead, or leaves.
+        info = self.redis.hget(keys.workers, name)
+        assert info is None if moved < most else info is None or info.startswith(b"dead")
+        return moved
+
+    def judge(self, most: int, finish: bool) -> None:
+        """Hand back what the dead hold: all of it, or only the first batch."""
+        alive = {worker.name for worker in self.workers}
+        for raw in self.redis.hkeys(keys.workers):
+            moved = self.hand_back(raw.decode(), most)
+            assert (moved == -1) == (raw.decode() in alive)
+            while finish and moved == most:
+                moved = self.hand_back(raw.decode(), most)
+        for box in BOXES:
+            for orphan in self.script("orphans", box)[0]:
+                assert self.redis.hget(keys.workers, orphan) is None
+                self.hand_back(orphan.decode(), 100)
+
+    # Redis loses what it had confirmed.
+
+    def remember(self) -> None:
+        """Take a snapshot."""
+        self._snapshot = snapshot(self.redis), copy.deepcopy(self.history)
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether there is a snapshot."""
+        return self._snapshot is not None
+
+    def go_back(self) -> None:
+        """Redis is what it was at the snapshot; the processes are not."""
+        found, history = self._snapshot
+        roll_back(self.redis, found)
+        self.history = copy.deepcopy(history)
+        for raw in self.redis.keys(keys.alive("*")):
+            if raw.decode().rpartition(":")[2] not in {worker.name for worker in self.workers}:
+                self.redis.delete(raw)  # it is dead, or a zombie: nobody renews it, and it lapses again
+        for reader in self.readers.values():
+            reader.held = {}
+            self.recall(reader)
+
+    # Consumers.
+
+    def declare(self, name: str, consumer: str) -> None:
+        """Declare a consumer; one that comes late sees what is still there."""
+        known = self.history.runs[name]
+        stream = [fields[b"r"].decode() for _, fields in self.redis.xrange(keys.results(name))]
+        missed = self.script("declare", name, consumer)
+        if consumer not in known.consumers:
+            assert missed == len(known.ended) - len(stream)
+            known.consumers[consumer] = Consumed(set(stream))
+        self.readers.setdefault((name, consumer), Reader(name, consumer))
+
+    def drop(self, reader: Reader) -> None:
+        """Forget a consumer."""
+        known = self.history.runs[reader.run].consumers.pop(reader.name, None)
+        assert self.script("drop", reader.run, reader.name) == (known is not None)
+        del self.readers[reader.run, reader.name]
+
+    def consumed(self, reader: Reader) -> Consumed | None:
+        """What Redis must have given to a reader; None: it is not declared."""
+        return self.history.runs[reader.run].consumers.get(reader.name)
+
+    def read(self, reader: Reader, most: int) -> None:
+        """Read what is new."""
+        consumed = self.consumed(reader)
+        if consumed is None:  # Redis went back to before it was declared: it declares itself again
+            self.declare(reader.run, reader.name)
+            consumed = self.history.runs[reader.run].consumers[reader.name]
+        reply = self.redis.xreadgroup(reader.name, "reader", {keys.results(reader.run): ">"}, count=most)
+        for entry, fields in reply[0][1] if reply else ():
+            rid = fields[b"r"].decode()
+            assert rid not in consumed.delivered.values(), f"{rid} came twice"
+            consumed.delivered[entry] = reader.held[entry] = rid
+
+    def recall(self, reader: Reader) -> None:
+        """After an outage, or in another process: what was delivered and not acknowledged."""
+        consumed = self.consumed(reader)
+        if consumed is None:
+            return
+        reply = self.redis.xreadgroup(reader.name, "reader", {keys.results(reader.run): "0"}, count=1000)
+        again = {entry: fields[b"r"].decode() for entry, fields in (reply[0][1] if reply else ())}
+        assert again == {entry: rid for entry, rid in consumed.delivered.items() if rid not in consumed.acked}
+        reader.held |= again
+
+    def acknowledge(self, reader: Reader, entries: list[bytes]) -> None:
+        """Acknowledge entries, used or seen before."""
+        known, consumed = self.history.runs[reader.run], self.consumed(reader)
+        for entry in entries:
+            reader.seen.add(reader.held[entry])
+        for _ in range(2):
+            done = self.script("ack", reader.run, reader.name, TTL, *entries)
+            if consumed is None:
+                assert done == -1
+                continue
+            consumed.acked |= {consumed.delivered[entry] for entry in entries if entry in consumed.delivered}
+            assert done == known.is_over()
+            known.state = "done" if done else known.state
+            # What all have acknowledged is gone.
+            for _, fields in self.redis.xrange(keys.results(reader.run), count=1):
+                rid = fields[b"r"].decode()
+                assert any(rid in other.due - other.acked for other in known.consumers.values())
+        for entry in entries:
+            del reader.held[entry]
+
+    # The end of a rollout.
+
+    def ended(self, rid: str, status: str) -> None:
+        """A final commit was confirmed: look at what stands in the results."""
+        known = self.history.run_of(rid)
+        known.end(rid, status)
+        newest = self.redis.xrevrange(keys.results(known.name), count=10)  # several may end in one commit
+        fields = next(fields for _, fields in newest if fields[b"r"].decode() == rid)
+        record = json.loads(fields[b"b"])
+        assert (fields[b"r"].decode(), record["id"], record["status"]) == (rid, rid, status)
+        assert record["seq"] == int(fields[b"n"]) == len(known.ended)
+        row = int(rid.split(".")[1])
+        assert (fields[b"l"] == b"1") == all(other in known.ended for other in known.members(row))
+        check_story(record["messages"])
+        assert record["calls"] == record["messages"]
+        assert not self.redis.exists(keys.rollout(rid), keys.turns(rid), keys.calls(rid))
+
+
+def check_story(turns: list[dict[str, Any]]) -> None:
+    """A transcript is one history: each turn was decided on the one before it, and on answers to what that one asked."""
+    before = None
+    for version, turn in enumerate(turns):
+        assert turn["v"] == version, f"a turn is missing or doubled: {turns}"
+        assert turn["after"] == before, f"a turn was decided on another history: {turns}"
+        assert all(asked == before for asked in turn["answers"]), f"an answer to another history's question: {turns}"
+        before = turn["id"]
+
+
+def _plain(fields: Fields) -> tuple[bytes, ...]:
+    """Mail without what hand-backs have added."""
+    pairs = zip(fields[::2], fields[1::2], strict=True)
+    return tuple(part for name, value in pairs if name not in _ADDED for part in (name, value))
+
+
+def _deaths(fields: Fields) -> tuple[int, int]:
+    """Deaths and strikes of mail."""
+    pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+    return int(pairs.get(b"a", 0)), int(pairs.get(b"k", 0))
