@@ -54,7 +54,8 @@ def table(found: list[dict[str, Any]]) -> str:
         lines.append(f"| {one['scenario']} | {' | '.join(map(str, cells))} |")
         faults = ", ".join(f"{kind} {count}" for kind, count in sorted(one["faults"].items()))
         seed = f" (seed {one['seed']})" if one["seed"] is not None else ""
-        below.append(f"* {one['scenario']}{seed}: {faults}.")
+        why = ", ".join(f"{count} by {reason}" for reason, count in sorted(one["reasons"].items()))
+        below.append(f"* {one['scenario']}{seed}: {faults}.{f' Repeated: {why}.' if why else ''}")
     return "\n".join([*lines, "", *below, ""])
 
 
