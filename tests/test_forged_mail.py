@@ -200,7 +200,8 @@ async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, link, capsys,
     answer = decode_call((await link.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1][1])
     fault = Fault("model", "the end")
     await link.run(
-        "reply", msgpack.packb([[LIVE, answer.step, 0, encode(Reply(0, 0, 0, "w", fault)), "", ""]], use_bin_type=False)
+        "reply",
+        msgpack.packb([[LIVE, answer.step, 0, encode(Reply(0, 0, 0, "w", fault)), "", "", answer.mark]], use_bin_type=False),
     )
     await work(agent)
     assert (await run.status(link, "r")).by_status == {"failed": 1}

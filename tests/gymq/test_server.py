@@ -287,7 +287,7 @@ async def test_a_worker_that_was_declared_dead_drops_its_work_and_comes_back_und
         # When it is declared dead
         await link.send("DEL", keys.alive(old))
         assert await link.run("handback", old, 100, "0", BOX) == 2
-        await until(lambda: server.worker != old and len(server.cancelled) == 2)
+        await until(lambda: server.worker != old and len(server.cancelled) >= 2)
         # Then its work was cancelled, and it takes it up again like anybody
         assert {"r.1.0:1:0", "r.2.0:1:0"} == set(server.cancelled)
         server.gate.set()
