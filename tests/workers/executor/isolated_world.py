@@ -13,7 +13,7 @@ import threading
 import time
 
 import msgspec
-from gymq_workers.executor import parent
+from gymq_workers.executor import parent, task
 
 from gymq.call import encode
 from gymq.environment import Environment, Score, hook, tool
@@ -39,7 +39,7 @@ def send_sync(client, call, reply):
     client.do(lambda server: server.rpush("test:replies", msgspec.msgpack.encode([call.id, encode(reply), time.time()])))
 
 
-parent.send_sync = send_sync
+parent.send_sync = task.send_sync = send_sync
 
 
 class Count(msgspec.Struct):
