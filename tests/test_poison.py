@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -13,7 +14,6 @@ from collections import Counter
 import pytest
 
 from gymq.alone import OPTIONS
-from gymq.dead import letters
 from gymq.run import RunConfig
 from tests.support import rollouts
 from tests.support.farm import PLUGIN, records
@@ -81,7 +81,7 @@ def finish(farm, keeper: Keeper, config: RunConfig, tasks: list[dict], out) -> l
 
 
 def graves(farm) -> list:
-    return [one.letter for one in rollouts.with_link(farm.settings, letters)]
+    return [one.letter for one in asyncio.run(rollouts.letters(farm.settings))]
 
 
 def quarantines(farm) -> list[dict]:
