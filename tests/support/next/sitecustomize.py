@@ -13,11 +13,15 @@ from importlib.machinery import PathFinder, SourceFileLoader
 CHANGES = {
     "gymq.call": [
         ("SCHEMA = 1\n", "SCHEMA = 2\n"),
-        ("    born: float = 0.0\n", "    born: float = 0.0\n    later: str = 'call'\n"),
+        # Each behind the last field of its struct.
+        (
+            "    note: bytes | None = None\n\n    @property",
+            "    note: bytes | None = None\n    later: str = 'call'\n\n    @property",
+        ),
         ("    declare: bool = True\n", "    declare: bool = True\n    later: str = 'plan'\n"),
-        ("    attempt: int = 0\n", "    attempt: int = 0\n    later: str = 'reply'\n"),
+        ("    waited: float = 0.0\n", "    waited: float = 0.0\n    later: str = 'reply'\n"),
     ],
-    "gymq_workers.agent.state": [("    shown: bool = False\n", "    shown: bool = False\n    later: str = 'state'\n")],
+    "gymq_workers.agent.state": [('    no_reward: str = ""\n', "    no_reward: str = ''\n    later: str = 'state'\n")],
 }
 
 
