@@ -96,7 +96,7 @@ def test_mail_of_a_newer_schema_waits_quietly_while_only_old_workers_are_up(farm
     before = commands(farm)
     time.sleep(3)
     assert commands(farm) - before < 300
-    warnings = rollouts.with_link(farm.settings, overview).warnings
+    warnings = rollouts.with_shards(farm.settings, overview).warnings
     assert any("of a newer schema wait for" in warning and "start newer workers" in warning for warning in warnings)
     # When new ones are started again, then nothing was lost
     start(farm, newer=True)

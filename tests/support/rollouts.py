@@ -175,16 +175,21 @@ def run_tasks(
 
 def status(settings: Settings, name: str) -> RunStatus:
     """How far a run is, over all shards."""
+    return with_shards(settings, lambda shards: shards.status(name))
 
-    async def read() -> RunStatus:
+
+def with_shards(settings: Settings, what: Callable[[Shards], Awaitable[Any]]) -> Any:
+    """Do something with all shards, from a test that has no loop."""
+
+    async def go() -> Any:
         shards = Shards(settings, "test")
         try:
             await shards.connect()
-            return await shards.status(name)
+            return await what(shards)
         finally:
             await shards.close()
 
-    return asyncio.run(read())
+    return asyncio.run(go())
 
 
 def wait_for_state(settings: Settings, name: str, state: str, limit: float = RUN_LIMIT) -> None:
