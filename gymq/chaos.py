@@ -26,6 +26,7 @@ from gymq.errors import GymqError, ServerUnreachable
 from gymq.keys import Keys
 from gymq.link import Link, Outage
 from gymq.liveness import DEAD
+from gymq.rollout import shard_of
 from gymq.settings import Settings
 from gymq.shards import Shards
 
@@ -327,7 +328,7 @@ async def unanswered(shards: Shards, waiting: Collection[str]) -> set[str]:
     left: set[str] = set()
     for one in waiting:
         rollout, step, *n = one.split(":")
-        link = shards.links[int(rollout.rsplit(".", 2)[1]) % len(shards.links)]
+        link = shards.links[shard_of(rollout, len(shards.links))]
         if n:
             if await link.send("HEXISTS", link.keys.rollout(rollout), f"c{step}.{n[0]}"):
                 left.add(one)

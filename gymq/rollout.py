@@ -8,6 +8,16 @@ from typing import Any
 import msgspec
 
 
+def shard_of(rollout: str, shards: int) -> int:
+    """The shard on which a rollout stands, with all of its group.
+
+    Args:
+        rollout: its id, `run.row.sample`.
+        shards: how many shards there are.
+    """
+    return int(rollout.rsplit(".", 2)[1]) % shards
+
+
 class Rollout(msgspec.Struct, dict=True):
     """One finished rollout.
 

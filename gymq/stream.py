@@ -6,7 +6,7 @@ import sys
 
 from gymq.errors import GymqError, UnknownName
 from gymq.link import Link, Outage
-from gymq.rollout import Rollout
+from gymq.rollout import Rollout, shard_of
 from gymq.seen import Seen
 from gymq.settings import Settings
 from gymq.shards import check
@@ -187,7 +187,7 @@ class Stream:
             for entry, fields in entries:
                 if fields is None:
                     continue
-                if genuine(fields, self._run) and self._here(fields[1]):
+                if genuine(fields, self._run) and shard_of(fields[1].decode(), self._link.shards) == self._link.shard:
                     ours.append(Rollout(fields[1].decode(), fields[7], fields[3] == b"1", entry, int(fields[5])))
                 else:
                     forged.append(entry)
@@ -195,10 +195,6 @@ class Stream:
                 await self._drop(stream, forged)
             if ours or not forged:
                 return ours
-
-    def _here(self, rid: bytes) -> bool:
-        """Whether a rollout is one of this shard."""
-        return int(rid.rsplit(b".", 2)[1]) % self._link.shards == self._link.shard
 
     async def _drop(self, stream: str, entries: list[bytes]) -> None:
         for entry in entries:

@@ -25,6 +25,7 @@ from gymq.embedded import EmbeddedServer
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.launch import SINK, children
 from gymq.link import Outage
+from gymq.rollout import shard_of
 from gymq.run import RunConfig, RunStatus
 from gymq.seen import Seen
 from gymq.settings import Settings
@@ -124,7 +125,7 @@ class Session:
                         await run.remove(link, name)
                 await shards.create(self._config)
                 for shard, link in enumerate(shards.links):
-                    ids = (rid for rid in self._kept if int(rid.rsplit(".", 2)[1]) % len(shards.links) == shard)
+                    ids = (rid for rid in self._kept if shard_of(rid, len(shards.links)) == shard)
                     while batch := list(islice(ids, _BATCH)):
                         await link.send("SADD", link.keys.skip(name), *batch)
             self._parts = await segments(shards.first, name, self._source, self._request.limit)
