@@ -100,10 +100,9 @@ attempt("descriptors", sees_descriptors)
 pipe = os.pipe()
 attempt("variables", lambda: set(os.environ) - {"PATH", "HOME", "TMPDIR", "LANG", "LC_CTYPE"})
 attempt("environ", environments)
-for path in ["/root/.bashrc", *files]:
-    attempt(f"read {path}", lambda path=path: reads(path))
 for path in files:
-    attempt(f"list {path}", lambda path=path: os.listdir(os.path.dirname(path)))
+    attempt(f"read {path}", lambda path=path: reads(path))
+    attempt(f"list {path}", lambda path=path: os.path.basename(path) in os.listdir(os.path.dirname(path)))
 for path in ("/x", "/usr/x", "/etc/x", "/dev/x", "/proc/sys/kernel/hostname", "/proc/sys/kernel/core_pattern", *files):
     attempt(f"write {path}", lambda path=path: writes(path))
 attempt("redis", lambda: dials(socket.AF_INET, ("127.0.0.1", int(port))))

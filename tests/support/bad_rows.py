@@ -4,6 +4,15 @@
 # fmt: off
 from __future__ import annotations
 
+import sys
+
+#: What Python's parser says of a comma before a brace.
+COMMA = (
+    "Expecting property name enclosed in double quotes at character 16"
+    if sys.version_info < (3, 13)
+    else "Illegal trailing comma before end of object at character 15"
+)
+
 ROWS: list[tuple[str, bytes, str]] = [
     ('nothing', b'', 'is not JSON (Expecting value at character 1); write one JSON object per line'),
     ('a NUL', b'\x00', 'is not JSON (Expecting value at character 1); write one JSON object per line'),
@@ -12,7 +21,7 @@ ROWS: list[tuple[str, bytes, str]] = [
     ('a text', b'"a"', 'is not a JSON object; write {...}, one row per line'),
     ('a list', b'[{"prompt": "a"}]', 'is not a JSON object; write {...}, one row per line'),
     ('single quotes', b"{'prompt': 'a'}", 'is not JSON (Expecting property name enclosed in double quotes at character 2); write one JSON object per line'),
-    ('a trailing comma', b'{"prompt": "a",}', 'is not JSON (Expecting property name enclosed in double quotes at character 16); write one JSON object per line'),
+    ('a trailing comma', b'{"prompt": "a",}', f'is not JSON ({COMMA}); write one JSON object per line'),
     ('two objects', b'{"prompt": "a"}{"prompt": "b"}', 'is not JSON (Extra data at character 16); write one JSON object per line'),
     ('a comment', b'{"prompt": "a"} // b', 'is not JSON (Extra data at character 17); write one JSON object per line'),
     ('a cut object', b'{"prompt": "a', 'is not JSON (Unterminated string starting at character 12); write one JSON object per line'),
