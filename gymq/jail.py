@@ -236,11 +236,12 @@ class Jail:
         _mount("tmpfs", base, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
         os.umask(0o022)
         os.mkdir(root)
-        # First: what may be read can lie in the real one.
+        # First: what may be read can lie in the real one, and is not to be given to the program's user.
         os.mkdir(f"{root}/tmp")
         owner = "" if self.uid is None else f",uid={self.uid},gid={self.uid}"
         size = f"size={self.config['disk']},nr_inodes={INODES},mode=700"
         _mount("tmpfs", f"{root}/tmp", "tmpfs", _NOSUID | _NODEV, size + owner)
+        self._write_files(f"{root}/tmp")
         for path in (*SYSTEM, *ETC, *self.config["readable"]):
             if os.path.islink(path) and path in SYSTEM:
                 os.symlink(os.readlink(path), root + path)
@@ -258,7 +259,6 @@ class Jail:
         with contextlib.suppress(OSError):  # a container may forbid it; then there is none
             _mount("proc", f"{root}/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
             _write(f"{root}/proc/sys/kernel/shmall", str(self.config["disk"] // resource.getpagesize()))
-        self._write_files(f"{root}/tmp")
         _protect(base, _ATTR_RDONLY, recursive=False)
         _do("sethostname", b"sandbox", ctypes.c_size_t(7))
         os.chdir(base)
