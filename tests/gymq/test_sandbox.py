@@ -149,6 +149,15 @@ def test_a_program_that_does_not_exist_ends_with_127():
     assert (ran.exit, "No such file" in ran.stderr) == (127, True)
 
 
+def test_what_a_program_may_read_besides_can_lie_beside_its_folder_and_stays_as_it_is(tmp_path):
+    (tmp_path / "data").write_text("given")
+    code = "import sys; print(open(sys.argv[1]).read()); open(sys.argv[1], 'w')"
+    ran = run_program(["python", "-c", code, str(tmp_path / "data")], readable=[tmp_path])
+    if ran.walls == "namespaces":
+        assert (ran.stdout, ran.stderr.splitlines()[-1].split(":")[0]) == ("given\n", "OSError"), ran
+    assert (tmp_path / "data").read_text() == "given"
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", "a\0b"])
 def test_a_file_cannot_be_put_outside_the_folder(name):
     with pytest.raises(UsageError):
