@@ -150,6 +150,7 @@ def test_a_program_that_does_not_exist_ends_with_127():
 
 
 def test_what_a_program_may_read_besides_can_lie_beside_its_folder_and_stays_as_it_is(tmp_path):
+    tmp_path.chmod(0o755)
     (tmp_path / "data").write_text("given")
     code = "import sys; print(open(sys.argv[1]).read()); open(sys.argv[1], 'w')"
     ran = run_program(["python", "-c", code, str(tmp_path / "data")], readable=[tmp_path])
