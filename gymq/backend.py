@@ -56,6 +56,9 @@ class Backend:
 
     name: ClassVar[str] = ""
 
+    #: Whether a second one can stand beside it, as a quarantine's does: False for what fills a device.
+    alone: ClassVar[bool] = True
+
     #: Shared rate limits: a backend with an `account` gets them before `start`, asks for a `Permit` before each request, and
     #: says what became of it; None outside a worker.
     limiter: Limiter | None = None
@@ -92,6 +95,18 @@ class Backend:
 
     async def stop(self) -> None:
         """Close what `start` opened."""
+
+    def capacity(self) -> int | None:
+        """How many calls it can work on now; None: as many as the worker may have. Asked many times a second."""
+        return None
+
+    def health(self) -> str:
+        """Why it can answer nothing any more, in one line; "": it can. Its worker then ends. Asked many times a second."""
+        return ""
+
+    def load(self) -> dict[str, float]:
+        """Numbers for people and for routing: what it is at."""
+        return {}
 
 
 def _limits(options: dict[str, Any]) -> list[Limit]:

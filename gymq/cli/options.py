@@ -49,7 +49,7 @@ def task_options(command: F) -> F:
     positive, count, seconds = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0, min_open=True)
     given = [
         click.option("--data", metavar="ROWS", help="Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE."),
-        click.option("--model", metavar="SPEC", help="openai:NAME, replay:FILE or scripted."),
+        click.option("--model", metavar="SPEC", help="vllm:NAME, openai:NAME, replay:FILE or scripted."),
         click.option("--samples", type=positive, metavar="N", help="Rollouts of each task.  [default: 1]"),
         click.option("--limit", type=positive, metavar="N", help="Take only the first N rows; may be raised later."),
         click.option("--concurrency", type=positive, metavar="N", help="Rollouts in flight at once.  [default: 256]"),
@@ -86,13 +86,32 @@ def rate_options(command: F) -> F:
     return rpm(tpm(command))
 
 
-def parse_pairs(pairs: tuple[str, ...]) -> dict[str, str]:
+def engine_options(command: F) -> F:
+    """Give a command the options of vllm:NAME: devices, the engine's arguments, parsers."""
+    given = [
+        click.option("--gpu", metavar="N,..", help="Of vllm:NAME: its device, or several to split it over; none: a CPU."),
+        click.option(
+            "--engine", "engine", multiple=True, metavar="KEY=VALUE", help="Of vllm:NAME: an engine argument of vLLM's."
+        ),
+        click.option("--tool-parser", metavar="NAME", help="Of vllm:NAME: vLLM's, or none.  [default: by the model]"),
+        click.option("--reasoning-parser", metavar="NAME", help="Of vllm:NAME: vLLM's, or none.  [default: by the model]"),
+    ]
+    for option in reversed(given):
+        command = option(command)
+    return command
+
+
+def parse_pairs(pairs: tuple[str, ...], option: str = "option") -> dict[str, str]:
     """Read `KEY=VALUE` pairs.
+
+    Args:
+        pairs: as written.
+        option: what they are written behind.
 
     Raises:
         UsageError: a pair has no `=`.
     """
     for pair in pairs:
         if not pair.partition("=")[0] or "=" not in pair:
-            raise UsageError(f"--option {pair!r}: write KEY=VALUE")
+            raise UsageError(f"--{option} {pair!r}: write KEY=VALUE")
     return dict(pair.split("=", 1) for pair in pairs)

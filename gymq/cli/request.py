@@ -48,6 +48,10 @@ class Request(BaseModel):
     api: Literal["chat", "responses"] | None = None
     rpm: float | None = Field(None, gt=0, le=MOST)
     tpm: float | None = Field(None, gt=0, le=MOST)
+    gpu: str | None = None
+    engine: dict[str, Any] | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
     samples: int = Field(1, ge=1, le=MOST)
     limit: int | None = Field(None, ge=1, le=MOST)
     concurrency: int = Field(256, ge=1, le=MOST)
@@ -81,7 +85,13 @@ class Request(BaseModel):
     @property
     def backend_options(self) -> dict[str, Any]:
         """What the model's backend is told besides its name."""
-        return {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
+        engine = None if self.engine is None else msgspec.json.encode(self.engine).decode()
+        given = {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
+        return given | {"gpu": self.gpu, "engine": engine, **self._parsers}
+
+    @property
+    def _parsers(self) -> dict[str, str | None]:
+        return {"tool_parser": self.tool_parser, "reasoning_parser": self.reasoning_parser}
 
     @property
     def judge_options(self) -> dict[str, Any]:
@@ -144,6 +154,8 @@ class Request(BaseModel):
             "model": self.model,
             "base_url": self.base_url,
             "api": self.api,
+            "engine": self.engine,
+            **self._parsers,
             "agent": self.agent,
             "samples": self.samples,
             **self._bounds,

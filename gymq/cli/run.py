@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gymq.cli import EXIT_CODES
-from gymq.cli.options import rate_options, task_options
+from gymq.cli.options import engine_options, parse_pairs, rate_options, task_options
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
 @click.option("--judge-base-url", metavar="URL", help="Of --judge openai:NAME.  [default: OpenAI's]")
 @rate_options
+@engine_options
 @click.option(
     "--redis",
     metavar="URL",
@@ -57,6 +58,7 @@ def run(env: str, **given: Any) -> int:
     from gymq.cli.survey import survey
 
     signal.signal(signal.SIGTERM, terminate)
+    given["engine"] = parse_pairs(given["engine"], "engine") or None
     request = read_request(given, needed=("data", "model", "out"))
     check_names(env, request)
     identity = request.identity(env)

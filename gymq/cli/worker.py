@@ -7,15 +7,19 @@ import os
 from typing import Any
 
 import click
+import msgspec
 
-from gymq.cli.options import find_server, parse_pairs, rate_options, server_options
+from gymq.cli.options import engine_options, find_server, parse_pairs, rate_options, server_options
 from gymq.errors import UnknownName, UsageError
 from gymq.worker import ROLES
 
 #: Which options each role takes, besides those of all roles.
 TAKES: dict[str, set[str]] = {
     "agent": set(),
-    "model": {"model", "base_url", "api", "concurrency", "rpm", "tpm"},
+    "model": {
+        *("model", "base_url", "api", "concurrency", "rpm", "tpm"),
+        *("gpu", "engine", "tool_parser", "reasoning_parser"),
+    },
     "resource": {"environments", "concurrency"},
     "executor": {"processes"},
 }
@@ -24,10 +28,11 @@ TAKES: dict[str, set[str]] = {
 @click.command()
 @click.argument("role", type=click.Choice(ROLES))
 @server_options
-@click.option("--model", metavar="SPEC", help="model: which model it serves: openai:NAME, replay:FILE or scripted.")
+@click.option("--model", metavar="SPEC", help="model: which model it serves: vllm:NAME, openai:NAME, replay:FILE or scripted.")
 @click.option("--base-url", metavar="URL", help="model: any OpenAI-compatible server.  [default: OpenAI's]")
 @click.option("--api", type=click.Choice(["chat", "responses"]), help="model: which API.  [default: chat]")
 @rate_options
+@engine_options
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
 @click.option("--environments", metavar="A,B", help="resource: which environments it serves.  [default: all installed]")
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="executor: calls that run at once.  [default: 2]")
@@ -55,16 +60,19 @@ def worker(
     \b
     Examples:
       gymq worker agent
+      gymq worker model --model vllm:Qwen/Qwen3-8B --gpu 0 --engine max_model_len=16384
       gymq worker model --model openai:qwen --base-url http://127.0.0.1:8000/v1 --concurrency 512
       gymq worker resource --environments weather,counter
       gymq worker executor --processes 4 --redis redis://:secret@10.0.0.5:6379/0
     """
     from gymq.worker import command
 
-    options = {key: value for key, value in given.items() if value is not None}
+    options = {key: value for key, value in given.items() if value is not None and value != ()}
     for option in (*options, *(["processes"] if processes else [])):
         if option not in TAKES[role]:
             raise UsageError(f"--{option.replace('_', '-')} is no option of `gymq worker {role}`")
+    if "engine" in options:
+        options["engine"] = msgspec.json.encode(parse_pairs(options["engine"], "engine")).decode()
     options |= parse_pairs(pairs)
     _check(role, options)
     settings = find_server(redis, of)

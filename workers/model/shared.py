@@ -27,6 +27,7 @@ class Shared:
         self._lock = asyncio.Lock()
         self._started = False
         self.needs_task = backend.needs_task
+        self.health, self.load, self.alone = backend.health, backend.load, backend.alone
 
     async def start(self) -> None:
         """Start it, unless somebody has."""
@@ -41,6 +42,11 @@ class Shared:
     async def generate(self, request: Request) -> Generated:
         """Let the backend answer."""
         return await self._backend.generate(request)
+
+    def capacity(self) -> int | None:
+        """How many calls one of its users may have; None: it sets no limit."""
+        most = self._backend.capacity()
+        return most if most is None else -(-most // self._users)
 
     async def stop(self) -> None:
         """Stop it if nobody else uses it."""

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from gymq import registry
-from gymq.actor import Actor
+from gymq.actor import Actor, end
 from gymq.backend import Backend, Request
-from gymq.call import Call, decode_plan, encode
-from gymq.errors import CallError, UsageError, one_line
+from gymq.call import Call, Generated, decode_plan, encode
+from gymq.errors import CallError, GymqError, UsageError, one_line
 from gymq.message import Conversation
 from gymq.server import CallServer
 from gymq.settings import Settings
@@ -19,6 +19,9 @@ from .shared import Shared
 
 #: Calls that one model worker has in flight unless told otherwise.
 CONCURRENCY = 512
+
+#: Seconds between two looks at how many calls the backend can work on, and whether it can at all.
+LOOK = 0.02
 
 
 class ModelWorker(CallServer):
@@ -42,13 +45,40 @@ class ModelWorker(CallServer):
         """The model's mailbox; all workers of the same SPEC share it."""
         return [f"model:{self._spec}"]
 
+    def isolate(self) -> None:
+        """Serve suspects only. A backend that fills a device cannot stand twice: its suspects go back to their rollouts."""
+        super().isolate()
+        if not self._backend.alone:
+            self._backend = Shared(_Refusing(self._spec, {}), self.settings, 1)
+
     async def prepare(self) -> None:
         """Start the backend."""
         await self._backend.start()
+        self._watch = [asyncio.create_task(self._follow())] if self.quarantine is not None else []
 
     async def close(self) -> None:
         """Stop the backend."""
+        await end(self._watch)
         await self._backend.stop()
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for `celery inspect stats`, those of the backend among them."""
+        return super().stats() | self._backend.load()
+
+    async def _follow(self) -> None:
+        """Take as many calls as the backend can work on; when it is broken, answer what is in hand, and end."""
+        most = self.capacity
+        while not self._failure:
+            if broken := self._backend.health():
+                # Its calls end with faults that may pass, so that their rollouts send them again, to others.
+                self._failure = GymqError(broken)
+                self._draining = True
+            room = self._backend.capacity()
+            capacity = most if room is None else min(most, room)
+            if capacity > self.capacity or self._draining:
+                self._room.set()
+            self.capacity = capacity
+            await asyncio.sleep(LOOK)
 
     async def serve(self, call: Call) -> bytes:
         """Ask the backend for the next message; see `CallServer`."""
@@ -82,6 +112,16 @@ class ModelWorker(CallServer):
         finally:
             if request.waited:
                 self.waited[call.id] = request.waited
+
+
+class _Refusing(Backend):
+    """Answers suspects of a backend that cannot stand beside itself: their rollouts may try again, as often as after outages."""
+
+    name = "refusing"
+
+    async def generate(self, request: Request) -> Generated:
+        """Refuse."""
+        raise CallError("model_unavailable", "the model's worker died twice with this call in hand")
 
 
 def _make(spec: str, options: dict[str, Any]) -> Backend:

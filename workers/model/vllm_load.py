@@ -1,0 +1,105 @@
+"""What a vLLM engine is at, from its own statistics, and how many calls it should have."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+#: Calls that should wait in the engine: those that begin when others end, so that no step is smaller than it could be.
+SPARE = 8
+
+#: Calls that an engine gets before anything is known of how many fit.
+FIRST = 64
+
+#: The share of the KV cache above which no more calls are let in: those that run need room for what they will say.
+FULL = 0.9
+
+#: Seconds over which tokens per second and the prefix cache's hits are counted.
+WINDOW = 10.0
+
+
+class Load:
+    """The engine's load.
+
+    How many calls fit is not known beforehand: it is their tokens that fill the cache. So the number begins small and
+    doubles while all that were let in run and the cache has room; when calls wait in the engine, it is what runs, and a few.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.waiting = 0
+        self.cache = 0.0
+        #: Calls that were given to the engine and not answered.
+        self.sent = 0
+        #: Answers with what looks like a tool call and is none that the parser can read.
+        self.malformed = 0
+        self.room = FIRST
+        self._most = FIRST
+        # Of each step with tokens: when, tokens sampled, prompt tokens looked up in the prefix cache, and found there.
+        self._steps: deque[tuple[float, int, int, int]] = deque()
+
+    def begin(self, most: int) -> None:
+        """The engine has started.
+
+        Args:
+            most: calls that it runs at once.
+        """
+        self._most = most + SPARE
+        self.room = min(FIRST, self._most)
+
+    def record(self, scheduler: Any, iteration: Any) -> None:
+        """Take vLLM's `SchedulerStats` and `IterationStats` of one step; either may be None."""
+        if scheduler is not None:
+            self.running = scheduler.num_running_reqs
+            self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
+            self.cache = scheduler.kv_cache_usage
+            if self.waiting > SPARE:
+                self.room = max(1, self.running + SPARE)
+            elif self.running + self.waiting >= self.room - SPARE and not self.waiting and self.cache < FULL:
+                self.room = min(2 * self.room, self._most)
+        now = time.monotonic()
+        sampled = 0 if iteration is None else iteration.num_generation_tokens
+        prefix = None if scheduler is None else scheduler.prefix_cache_stats
+        looked, found = (0, 0) if prefix is None else (prefix.queries, prefix.hits)
+        if sampled or looked:
+            self._steps.append((now, sampled, looked, found))
+        self._forget(now)
+
+    def numbers(self) -> dict[str, float]:
+        """The load for people and for routing: calls, shares from 0 to 1, and tokens per second."""
+        self._forget(time.monotonic())
+        sampled, looked, found = (sum(step[i] for step in self._steps) for i in (1, 2, 3))
+        return {
+            "running": float(self.running if self.sent else 0),
+            "waiting": float(self.waiting if self.sent else 0),
+            "room": float(self.room),
+            "kv_cache": round(self.cache, 4),
+            "prefix_hits": round(found / looked, 4) if looked else 0.0,
+            "tokens_per_second": round(sampled / WINDOW, 1),
+            "malformed_calls": float(self.malformed),
+        }
+
+    def _forget(self, now: float) -> None:
+        while self._steps and self._steps[0][0] < now - WINDOW:
+            self._steps.popleft()
+
+    def logger(self) -> Any:
+        """A factory of vLLM's stat loggers that feeds this load."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        load = self
+
+        class Feeder(StatLoggerBase):  # type: ignore[misc, unused-ignore]
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                del vllm_config, engine_index
+
+            def record(
+                self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+            ) -> None:
+                load.record(scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        return Feeder

@@ -1,0 +1,148 @@
+"""A request's fields as vLLM takes them: its own chat request checks and translates them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gymq.errors import CallError, one_line
+
+#: Fields that say how to sample.
+_SAMPLING = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+        *("max_tokens", "max_completion_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "seed"),
+        *("logit_bias", "bad_words", "allowed_token_ids", "response_format", "structured_outputs", "thinking_token_budget"),
+        *("include_stop_str_in_output", "repetition_detection"),
+    }
+)
+
+#: Fields about tools and about how the prompt is rendered.
+_PROMPT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort"})
+
+#: Fields that mean something to servers only, or ask for what is always given here.
+_NOTHING = frozenset(
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"),
+        *("logprobs", "top_logprobs", "return_token_ids", "return_tokens_as_token_ids", "include_reasoning"),
+    }
+)
+
+#: Request bodies that are kept ready; the rollouts of a run mostly share one.
+_KEPT = 1024
+
+
+class Body:
+    """A request's fields, checked.
+
+    Args:
+        chat: vLLM's `ChatCompletionRequest` of them, without messages.
+        params: vLLM's `SamplingParams`; all but `max_tokens` is final.
+        most: tokens of the answer at most, or None.
+        tools: the tools, as chat completions have them.
+        template: arguments of the chat template.
+    """
+
+    __slots__ = ("chat", "most", "params", "template", "tools")
+
+    def __init__(self, chat: Any, params: Any, most: int | None, tools: list[Any], template: dict[str, Any]) -> None:
+        self.chat = chat
+        self.params = params
+        self.most = most
+        self.tools = tools
+        self.template = template
+
+    def params_for(self, prompt: int, longest: int) -> Any:
+        """The `SamplingParams` of one call.
+
+        Args:
+            prompt: its prompt's tokens.
+            longest: tokens that prompt and answer may have together.
+
+        Raises:
+            CallError: `context_overflow`: there is no room for an answer.
+        """
+        left = longest - prompt
+        if left < 1:
+            raise CallError("context_overflow", f"the prompt has {prompt} tokens; the model takes {longest}, answer included")
+        params = self.params.clone()
+        params.max_tokens = left if self.most is None else min(self.most, left)
+        params.min_tokens = min(params.min_tokens, params.max_tokens)
+        return params
+
+
+class Bodies:
+    """Reads request bodies, each form of them once.
+
+    Args:
+        adjust: changes a `ChatCompletionRequest` as the model's parsers want it.
+        on_cpu: the engine runs on a CPU.
+    """
+
+    def __init__(self, adjust: Any, on_cpu: bool) -> None:
+        self._adjust = adjust
+        self._on_cpu = on_cpu
+        self._kept: dict[bytes, Body] = {}
+
+    def read(self, data: bytes) -> Body:
+        """Read a body.
+
+        Raises:
+            CallError: `model`: a field is unknown, or its value is nothing that vLLM takes.
+        """
+        body = self._kept.get(data)
+        if body is None:
+            body = self._read(data)
+            if len(self._kept) >= _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[data] = body
+        return body
+
+    def _read(self, data: bytes) -> Body:
+        from pydantic import ValidationError
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+
+        fields: dict[str, Any] = {name: value for name, value in msgspec.json.decode(data).items() if value is not None}
+        for name in sorted(fields):
+            if name not in _SAMPLING | _PROMPT | _NOTHING:
+                raise CallError(
+                    "model", f"vLLM: sampling field {name!r} is unknown here; remove it from the row's or the run's sampling"
+                )
+        if self._on_cpu and fields.get("seed") is not None:
+            raise CallError("model", "vLLM: seed does not work on a CPU (its engine would die); remove it from the sampling")
+        given = {name: value for name, value in fields.items() if name in _SAMPLING or name in ("tools", "tool_choice")}
+        if "parallel_tool_calls" in fields and "tools" in fields:
+            given["parallel_tool_calls"] = fields["parallel_tool_calls"]
+        if not given.get("tools"):
+            given.pop("tools", None)
+            given.pop("tool_choice", None)
+        try:
+            chat = self._adjust(ChatCompletionRequest.model_validate(given | {"messages": []}))
+            params = chat.to_sampling_params(1 << 30, {})
+        except (ValidationError, VLLMClientError, ValueError, TypeError, NotImplementedError) as error:
+            raise CallError("model", f"vLLM: {_why(error)}") from None
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        params.logprobs, params.flat_logprobs = 0, True
+        # What ends at a string must be read as it is sampled; all else is decoded once, at the end.
+        params.detokenize = bool(params.stop or params.bad_words)
+        params.skip_special_tokens = chat.skip_special_tokens
+        most = fields.get("max_completion_tokens", fields.get("max_tokens"))
+        template = dict(fields.get("chat_template_kwargs") or {})
+        if "reasoning_effort" in fields:
+            template.setdefault("reasoning_effort", fields["reasoning_effort"])
+        tools = fields.get("tools") or []
+        return Body(chat, params, most, [] if fields.get("tool_choice") == "none" else tools, template)
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a field, in one line."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return one_line(str(error))
+    first = errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    told = first["msg"].removeprefix("Value error, ")
+    return one_line(f"sampling field {where!r}: {told}" if where else told)
