@@ -1,0 +1,51 @@
+"""The real engine, on a CPU, with a random model that is made on the spot; nothing here is collected where there is no vLLM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.vllm.tiny import make
+
+if find_spec("vllm") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+# GiB; and nobody is asked for models.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is here."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, float32."""
+    return make(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return make(tmp_path_factory.mktemp("models") / "tiny2", seed=1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def backend(tiny: Path, request: pytest.FixtureRequest) -> AsyncIterator[object]:
+    """The backend with its engine started; a module may say ENGINE, the engine's arguments."""
+    from gymq_workers.model.vllm_backend import VllmBackend
+
+    engine = {"dtype": "float32", "max_num_seqs": 128, **getattr(request.module, "ENGINE", {})}
+    made = VllmBackend(str(tiny), {"gpu": "none", "engine": engine, "tool_parser": "hermes"})
+    await made.start()
+    yield made
+    await made.stop()
