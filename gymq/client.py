@@ -61,6 +61,7 @@ class Client:
             socket_connect_timeout=TIMEOUT,
             retry=Retry(NoBackoff(), 0),
             client_name=self._name,
+            single_connection_client=True,  # so that `forget` can reach it
             # As in `gymq.link`.
             **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
@@ -75,8 +76,9 @@ class Client:
     def forget(self) -> None:
         """After a fork: close what was inherited without a word to the server, which still talks to the parent."""
         if self._redis is not None:
-            self._redis.connection_pool.reset()
-            self._redis.close()
+            connection: Any = self._redis.connection  # has no type
+            if connection is not None:
+                connection.disconnect()  # in another process than the one that opened it, this closes the descriptor only
             self._redis = None
 
 

@@ -46,6 +46,7 @@ def test_a_dead_sink_and_a_slow_model_hold_the_producer_and_then_all_arrive(farm
     rows = weather(ROWS)
     producing = threading.Thread(target=farm.produce, args=(config, rows), daemon=True)
     producing.start()
+    wait_until(lambda: farm.ask("EXISTS", "gymq:{0}:run:flood"), 30, "the run")
     # When nothing is taken away
     wait_until(lambda: farm.status("flood").live == 0 and farm.status("flood").ended >= BACKLOG, 120, "admission to stop")
     # Then the producer waits, and Redis holds what the formula says, and not more

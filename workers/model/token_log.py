@@ -1,0 +1,258 @@
+"""Prompts of exact token ids: what a model sampled stands in its next prompt as it was sampled, and is not tokenized again.
+
+The prompt of a turn is the previous turn's prompt and output, then the tokens of what is new: the end of the answer, as far
+as the model did not write it, tool results, messages, the generation prompt. What is new is found in text. The template
+renders the conversation up to the answer, and all of it; where the first is how the second begins, the rest is new. Both
+render the same messages, so it does not matter that a template would write an answer otherwise than the model did.
+
+Where the template takes back what an earlier prompt held (it drops reasoning, say), the prompt is a fork: it goes on from
+the last answer before the change, or begins anew.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from gymq.backend import Request
+from gymq.cache import Cache
+from gymq.call import Tokens
+from gymq.message import Message
+
+from .render import Body, Renderer, TurnEnd
+
+
+class Turn(msgspec.Struct):
+    """An answer in a chain of ids.
+
+    Args:
+        index: the index of its message.
+        start: how many ids there are before it: its prompt.
+        end: how many there are up to its end.
+        at: how many characters of the prompt's text those ids stand for; -1: not known yet.
+        after: the special token that ends them, if the model sampled it; else "".
+    """
+
+    index: int
+    start: int
+    end: int
+    at: int = -1
+    after: str = ""
+
+
+class Prompt(msgspec.Struct):
+    """The next call's prompt.
+
+    Args:
+        ids: its token ids, int32.
+        start: so many first ids are those of the rollout's previous call, its prompt and its output.
+        forked: whether those are not all of them: the template rewrote what came before.
+        text: what the template rendered.
+        turns: the answers that stand in it as they were sampled.
+    """
+
+    ids: array[int]
+    start: int
+    forked: bool
+    text: str
+    turns: list[Turn]
+
+    def tokens(self, output: list[int], logprobs: list[float], versions: list[tuple[int, int]]) -> Tokens:
+        """Pack the call's tokens for its record.
+
+        Args:
+            output: the sampled ids.
+            logprobs: one for each, or none.
+            versions: see `Tokens`.
+        """
+        new = self.ids[self.start :]
+        return Tokens(
+            self.start,
+            struct.pack(f"<{len(new)}i", *new),
+            struct.pack(f"<{len(output)}i", *output),
+            struct.pack(f"<{len(logprobs)}f", *logprobs),
+            versions,
+        )
+
+
+class _Entry(msgspec.Struct):
+    """A rollout's last call: the ids of prompt and output, the prompt's text, and the message that it gave."""
+
+    ids: array[int]
+    text: str
+    turns: list[Turn]
+    answer: int
+
+
+class TokenLog:
+    """The token ids of conversations, so that each prompt goes on from the last.
+
+    Args:
+        renderer: the model's template and tokenizer.
+        size: bytes to keep; what was dropped is read from the rollout's records again.
+    """
+
+    def __init__(self, renderer: Renderer, size: int) -> None:
+        self._renderer = renderer
+        self._entries: Cache[_Entry] = Cache(size)
+        #: Prompts made, those that forked, and those whose history was read from Redis.
+        self.counts = {"prompts": 0, "forks": 0, "reloads": 0}
+
+    async def prompt(self, request: Request) -> Prompt:
+        """The prompt of a rollout's next call.
+
+        Raises:
+            CallError: `model`: the chat template refuses the conversation.
+        """
+        body = _body(request.body)
+        entry = self._known(request)
+        if entry is None and request.history is not None and any(map(_assistant, request.messages.turns)):
+            entry = self._rebuilt(request, body, await request.history())
+        text = self._renderer.render(request.messages, body)
+        self.counts["prompts"] += 1
+        if entry is None:
+            return Prompt(array("i", self._renderer.ids(text)), 0, False, text, [])
+        prompt = self._next(entry, list(request.messages), body, text)
+        self.counts["forks"] += prompt.forked
+        return prompt
+
+    def answered(self, request: Request, prompt: Prompt, output: list[int], message: bytes) -> None:
+        """Note the answer to a prompt.
+
+        Args:
+            request: what was asked.
+            prompt: its prompt.
+            output: the sampled ids, with the one that ended them.
+            message: the encoded message that becomes part of the conversation.
+        """
+        ids = prompt.ids + array("i", output)
+        self._keep(request, ids, prompt.text, [*prompt.turns, Turn(len(request.messages), len(prompt.ids), len(ids))], message)
+
+    def _keep(self, request: Request, ids: array[int], text: str, turns: list[Turn], message: bytes) -> _Entry:
+        entry = _Entry(ids, text, turns, hash(message))
+        self._entries.put(_key(request), entry, 500 + 4 * len(ids) + sys.getsizeof(text) + 150 * len(turns))
+        return entry
+
+    def _known(self, request: Request) -> _Entry | None:
+        """The rollout's last call, if it is known that no other worker has answered since."""
+        entry = self._entries.get(_key(request))
+        turns = request.messages.turns
+        if entry is None or entry.turns[-1].index >= len(turns):
+            return None
+        index = entry.turns[-1].index
+        if hash(turns[index]) != entry.answer or (request.history is not None and any(map(_assistant, turns[index + 1 :]))):
+            return None
+        return entry
+
+    def _rebuilt(self, request: Request, body: Body, history: list[tuple[int, Tokens]]) -> _Entry | None:
+        """What this log would hold if it had seen the rollout's calls."""
+        self.counts["reloads"] += 1
+        ids, turns = array("i"), list[Turn]()
+        for index, tokens in history:
+            if index >= len(request.messages) or request.messages[index].role != "assistant" or tokens.prompt_start > len(ids):
+                return None
+            turns = [turn for turn in turns if turn.end <= tokens.prompt_start]
+            ids = ids[: tokens.prompt_start] + _unpacked(tokens.prompt)
+            start = len(ids)
+            ids += _unpacked(tokens.output)
+            turns.append(Turn(index, start, len(ids)))
+        if not turns:
+            return None
+        index = turns[-1].index
+        text = self._renderer.render(list(request.messages)[:index], body)
+        return self._keep(request, ids, text, turns, request.messages.turns[index])
+
+    def _next(self, entry: _Entry, messages: list[Message], body: Body, text: str) -> Prompt:
+        """Go on from the last answer if the text does, else from one before it, else begin anew."""
+        if text.startswith(entry.text):
+            last = self._ended(entry, messages, body, text)
+            if last is not None:
+                return self._from(entry, [*entry.turns[:-1], last], text)
+            # All that it saw stands as it stood, but not what it said.
+            ids = entry.ids[: entry.turns[-1].start] + array("i", self._renderer.ids(text[len(entry.text) :]))
+            return self._cut(entry, ids, text, entry.turns[:-1])
+        same = _same(text, entry.text)
+        for count in range(len(entry.turns) - 1, 0, -1):
+            turn = entry.turns[count - 1]
+            if turn.at < 0:
+                before = self._renderer.render(messages[: turn.index + 1], body, False)
+                turn = entry.turns[count - 1] = self._placed(entry, turn, self._renderer.turn_end(before))
+            if turn.at <= same:
+                return self._from(entry, entry.turns[:count], text)
+        return self._cut(entry, array("i", self._renderer.ids(text)), text, [])
+
+    def _from(self, entry: _Entry, turns: list[Turn], text: str) -> Prompt:
+        """Keep the ids up to an answer, and tokenize what the text has behind it."""
+        turn = turns[-1]
+        new = self._renderer.ids(text[turn.at :], turn.after)
+        return self._cut(entry, entry.ids[: turn.end] + array("i", new), text, turns)
+
+    def _cut(self, entry: _Entry, ids: array[int], text: str, turns: list[Turn]) -> Prompt:
+        start = _same(ids, entry.ids)
+        return Prompt(ids, start, start < len(entry.ids), text, turns)
+
+    def _ended(self, entry: _Entry, messages: list[Message], body: Body, text: str) -> Turn | None:
+        """The last answer with its place in a text that begins with its prompt; None if the text has another answer there."""
+        turn = entry.turns[-1]
+        message = messages[turn.index]
+        before = self._renderer.render(messages[: turn.index + 1], body, False)
+        if text.startswith(before) and before.startswith(entry.text) and _has(before[len(entry.text) :], message):
+            return self._placed(entry, turn, self._renderer.turn_end(before))
+        # Some templates write an answer otherwise while it is the last: then what counts is whether the text repeats the
+        # sampled one letter by letter.
+        sampled = self._renderer.text(entry.ids[turn.start : turn.end].tolist())
+        if sampled and text.startswith(sampled, len(entry.text)):
+            return self._placed(entry, turn, self._renderer.next_end(text, len(entry.text) + len(sampled)))
+        return None
+
+    def _placed(self, entry: _Entry, turn: Turn, end: TurnEnd) -> Turn:
+        """An answer with its place in the text, which has the token that ends it only if the model did not write one."""
+        ended = turn.end > turn.start and self._renderer.ends_turn(entry.ids[turn.end - 1], end.token)
+        if ended and end.token:
+            return Turn(turn.index, turn.start, turn.end, end.at + len(end.token), end.token)
+        return Turn(turn.index, turn.start, turn.end, end.at)
+
+
+_decoder = msgspec.json.Decoder(Body)
+
+
+# Most rollouts of a run have the same body.
+@lru_cache(maxsize=256)
+def _body(data: bytes) -> Body:
+    return _decoder.decode(data)
+
+
+def _key(request: Request) -> str:
+    return f"{request.rollout}@{request.born}"
+
+
+def _assistant(turn: bytes) -> bool:
+    return turn.startswith(b'{"role":"assistant"')
+
+
+def _has(text: str, message: Message) -> bool:
+    """Whether an answer's text and reasoning stand in what the template made of it."""
+    return message.text.strip() in text and (message.reasoning or "").strip() in text
+
+
+def _unpacked(packed: bytes) -> array[int]:
+    return array("i", struct.unpack(f"<{len(packed) // 4}i", packed))
+
+
+def _same(one: Any, other: Any) -> int:
+    """How many first elements of two sequences are the same."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
