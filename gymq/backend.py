@@ -32,10 +32,7 @@ class Request(msgspec.Struct):
         history: reads from Redis the token ids of the answers that this rollout has got so far, whoever gave them, oldest
             first, each with the index of its message; None: the conversation has none. For a backend that has not kept
             them: the conversation comes from another worker.
-<<<<<<< HEAD
-=======
         born: when the run was created, in seconds since the epoch: a run may take the name of one that was removed.
->>>>>>> tokens
     """
 
     rollout: str
@@ -45,10 +42,7 @@ class Request(msgspec.Struct):
     task: Task | None = None
     waited: float = 0.0
     history: Callable[[], Awaitable[list[tuple[int, Tokens]]]] | None = None
-<<<<<<< HEAD
-=======
     born: float = 0.0
->>>>>>> tokens
 
 
 class Backend:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gymq import worker
 from gymq.environment import EnvironmentSpec
+from gymq.gpus import shares
 from gymq.run import RunConfig
 from gymq.settings import Settings
 from gymq.supervisor import ChildSpec
@@ -33,7 +34,7 @@ def children(
     out: Path,
     logs: Path,
 ) -> list[ChildSpec]:
-    """The sink and one worker of each role, a second for a judge; an executor if something is isolated.
+    """The sink and one worker of each role, a model for each of `gpus`, a judge, an executor if something is isolated.
 
     Args:
         settings: where Redis is.
@@ -52,9 +53,14 @@ def children(
     specs = [sink(settings, config.name, out, logs)]
     for spec, given in models.items():
         name = "model" if spec == config.model else "judge"
-        options[name] = {"model": spec, "concurrency": config.concurrency, **given}
+        told = {"model": spec, "concurrency": config.concurrency, **given}
+        gpus = told.pop("gpus", None)
+        if gpus is None:
+            options[name] = told
+        else:
+            options |= {f"{name}-{gpu.replace(',', '-')}": told | {"gpu": gpu} for gpu in shares(gpus, told)}
     for name, given in options.items():
-        role = "model" if name == "judge" else name
+        role = "model" if name.partition("-")[0] in ("model", "judge") else name
         argv, env = worker.command(settings, role, given, f"{name}-{config.name}")
         specs.append(
             ChildSpec(

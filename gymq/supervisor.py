@@ -38,7 +38,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         name: its name in messages, unique.
         argv: the program and its arguments.
-        log: the file that gets its output.
+        log: the file that gets its output; None: it goes where this process's goes.
         env: variables to set, beside those of this process.
         tier: lower tiers are started first and stopped last.
         grace: seconds that it may take to stop.
@@ -48,7 +48,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     argv: tuple[str, ...]
-    log: Path
+    log: Path | None
     env: dict[str, str] = {}
     tier: int = 0
     grace: float = 10.0
@@ -185,4 +185,6 @@ class Supervisor:
 def _last_lines(child: Child) -> str:
     """The end of a child's log on one line."""
     lines = [line.strip()[:TAIL_WIDTH] for line in child.tail(TAIL) if line.strip()]
+    if child.log is None:
+        return "what it printed says why"
     return f"{child.log} ends with: {' | '.join(lines)}" if lines else f"{child.log} is empty"

@@ -49,6 +49,7 @@ class Request(BaseModel):
     rpm: float | None = Field(None, gt=0, le=MOST)
     tpm: float | None = Field(None, gt=0, le=MOST)
     gpu: str | None = None
+    gpus: str | None = None
     engine: dict[str, Any] | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
@@ -87,7 +88,7 @@ class Request(BaseModel):
         """What the model's backend is told besides its name."""
         engine = None if self.engine is None else msgspec.json.encode(self.engine).decode()
         given = {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
-        return given | {"gpu": self.gpu, "engine": engine, **self._parsers}
+        return given | {"gpu": self.gpu, "gpus": self.gpus, "engine": engine, **self._parsers}
 
     @property
     def _parsers(self) -> dict[str, str | None]:

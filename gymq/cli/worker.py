@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import time
 from typing import Any
 
 import click
@@ -13,12 +15,15 @@ from gymq.cli.options import engine_options, find_server, parse_pairs, rate_opti
 from gymq.errors import UnknownName, UsageError
 from gymq.worker import ROLES
 
+#: Seconds between two looks at the workers of `--gpus`.
+TICK = 0.2
+
 #: Which options each role takes, besides those of all roles.
 TAKES: dict[str, set[str]] = {
     "agent": set(),
     "model": {
         *("model", "base_url", "api", "concurrency", "rpm", "tpm"),
-        *("gpu", "engine", "tool_parser", "reasoning_parser"),
+        *("gpu", "gpus", "engine", "tool_parser", "reasoning_parser"),
     },
     "resource": {"environments", "concurrency"},
     "executor": {"processes"},
@@ -50,7 +55,7 @@ def worker(
     name: str | None,
     log_level: str,
     **given: Any,
-) -> None:
+) -> int | None:
     """Run one worker of a ROLE until it is stopped; SIGTERM (or Ctrl-C) lets it finish what it holds.
 
     Workers may join and leave at any time, on any machine that reaches the server; several of a role share its work.
@@ -60,7 +65,7 @@ def worker(
     \b
     Examples:
       gymq worker agent
-      gymq worker model --model vllm:Qwen/Qwen3-8B --gpu 0 --engine max_model_len=16384
+      gymq worker model --model vllm:Qwen/Qwen3-8B --gpus 0-7 --engine max_model_len=16384
       gymq worker model --model openai:qwen --base-url http://127.0.0.1:8000/v1 --concurrency 512
       gymq worker resource --environments weather,counter
       gymq worker executor --processes 4 --redis redis://:secret@10.0.0.5:6379/0
@@ -77,10 +82,40 @@ def worker(
     _check(role, options)
     settings = find_server(redis, of)
     asyncio.run(_reach(settings))
-    argv, env = command(
-        settings, role, options, name or f"{role}-{os.getpid()}", processes=processes or 2, log_level=log_level.upper()
-    )
+    name = name or f"{role}-{os.getpid()}"
+    if "gpus" in options:
+        return _each(settings, options, name, log_level.upper())
+    argv, env = command(settings, role, options, name, processes=processes or 2, log_level=log_level.upper())
     os.execvpe(argv[0], argv, {**os.environ, **env})
+
+
+def _each(settings: Any, options: dict[str, Any], name: str, log_level: str) -> int:
+    """One model worker for each device, started again when it dies; returns the exit code."""
+    from gymq.gpus import shares
+    from gymq.launch import WORKER_FATAL, WORKER_GRACE
+    from gymq.supervisor import ChildSpec, Supervisor
+    from gymq.worker import command
+
+    specs: list[ChildSpec] = []
+    for gpu in shares(options.pop("gpus"), options):
+        one = f"{name}-{gpu.replace(',', '-')}"
+        argv, env = command(settings, "model", options | {"gpu": gpu}, one, log_level=log_level)
+        specs.append(ChildSpec(name=one, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: told.append(number))
+    supervisor = Supervisor(specs)
+    supervisor.start()
+    try:
+        while not told:
+            for event in supervisor.poll():
+                click.echo(f"gymq: {event}", err=True)
+            time.sleep(TICK)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)  # a second one ends all at once
+        supervisor.stop()
+    return 0
 
 
 def _check(role: str, options: dict[str, Any]) -> None:
@@ -92,6 +127,10 @@ def _check(role: str, options: dict[str, Any]) -> None:
 
         if not options.get("model"):
             raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
+        if "gpus" in options:
+            from gymq.gpus import shares
+
+            shares(options["gpus"], options)
         make_backend(options["model"], options)
     if role == "resource":
         installed = registry.points(registry.ENVIRONMENTS)

@@ -122,7 +122,8 @@ async def test_a_prompt_that_does_not_fit_is_an_overflow(backend: Any) -> None:
 
 
 async def test_an_answer_gets_what_is_left_of_the_context(backend: Any) -> None:
-    answer = await backend.generate(request("word " * 1900, ignore_eos=True))
+    each = len(backend._engine.tokenizer.encode(" word" * 100)) / 100
+    answer = await backend.generate(request(" word" * int(1900 / each), ignore_eos=True))
     assert answer.finish == "length"
     assert answer.usage.input_tokens + answer.usage.output_tokens == 2048
 
@@ -155,8 +156,9 @@ async def test_fields_that_vllm_does_not_take_are_refused_in_one_line(backend: A
 
 
 async def test_bad_engine_arguments_are_one_line(tiny: Path) -> None:
-    from gymq.errors import GymqError
     from gymq_workers.model.vllm_backend import VllmBackend
+
+    from gymq.errors import GymqError
 
     for engine in ({"dtype": "float17"}, {"max_model_len": 10**6}, {"tensor_parallel_size": "many"}):
         with pytest.raises(GymqError) as caught:

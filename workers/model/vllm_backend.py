@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from array import array
 from typing import Any
 
 from gymq.backend import Backend, Request
-from gymq.call import Generated, Tokens, Usage
-from gymq.errors import CallError, one_line
+from gymq.call import Generated, Usage
 from gymq.message import encode_message
 
 from .chat_api import ended
+from .render import Renderer
+from .token_log import TokenLog
 from .vllm_engine import Engine
 from .vllm_options import VllmOptions
 from .vllm_parsers import Parsers
 from .vllm_sampling import Bodies
+
+#: Bytes of token ids and prompts' texts that are remembered: those of a few thousand conversations.
+REMEMBERED = 256 << 20
 
 
 class VllmBackend(Backend):
@@ -33,11 +36,13 @@ class VllmBackend(Backend):
     affine = True
     versioned = True
     alone = False
+    version = 0
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)
         self._options = VllmOptions.read(model, options)
         self._engine = Engine(self._options)
+        self._label = f"vllm:{model}"
 
     async def start(self) -> None:
         """Load the model.
@@ -46,9 +51,10 @@ class VllmBackend(Backend):
             GymqError: it cannot be loaded.
         """
         self._engine.start()
-        await self._engine.label()
+        await self._engine.label(self.version)
         self._parsers = Parsers(self._options, self._engine.tokenizer, self._engine.model_config, self._engine.load)
         self._bodies = Bodies(self._parsers.adjust, self._engine.on_cpu)
+        self._log = TokenLog(Renderer(self._engine.tokenizer, None, self._engine.ends()), REMEMBERED)
         tool, reasoning = self._parsers.names
         print(f"gymq: model vllm:{self.model}: tool parser {tool}, reasoning parser {reasoning}", file=sys.stderr)
 
@@ -56,14 +62,10 @@ class VllmBackend(Backend):
         """End the engine."""
         self._engine.stop()
 
-    @property
-    def version(self) -> int:  # type: ignore[override]
-        """The version of the weights that it samples with."""
-        return self._engine.version
-
     async def update_weights(self, path: str, version: int, mode: str) -> None:
         """Take new weights; see `Engine.update_weights`."""
         await self._engine.update_weights(path, version, mode)
+        self.version = version
 
     def capacity(self) -> int | None:
         """How many calls fit the engine now."""
@@ -84,36 +86,16 @@ class VllmBackend(Backend):
             CallError: `model`, `model_unavailable` or `context_overflow`.
         """
         body = self._bodies.read(request.body)
-        prompt = self._render(request, body)
-        sampled = await self._engine.generate(prompt, body.params_for(len(prompt), self._engine.longest))
-        message = self._parsers.message(prompt, sampled, body)
-        usage = Usage(len(prompt), len(sampled.ids), sampled.cached, 0)
-        tokens = Tokens(
-            0,
-            array("i", prompt).tobytes(),
-            array("i", sampled.ids).tobytes(),
-            array("f", sampled.logprobs).tobytes(),
-            sampled.versions,
+        prompt = await self._log.prompt(request)
+        ids = prompt.ids.tolist()
+        sampled = await self._engine.generate(ids, body.params_for(len(ids), self._engine.longest))
+        message = self._parsers.message(ids, sampled, body)
+        encoded = encode_message(message)
+        self._log.answered(request, prompt, sampled.ids, encoded)
+        return Generated(
+            encoded,
+            ended(sampled.finish, bool(message.tool_calls)),
+            Usage(len(ids), len(sampled.ids), sampled.cached, sampled.reasoning),
+            prompt.tokens(sampled.ids, sampled.logprobs, sampled.versions),
+            self._label,
         )
-        finish = ended(sampled.finish, bool(message.tool_calls))
-        return Generated(encode_message(message), finish, usage, tokens, f"vllm:{self.model}")
-
-    def _render(self, request: Request, body: Any) -> list[int]:
-        import msgspec
-
-        messages = [msgspec.json.decode(turn) for turn in request.messages.turns]
-        for one in messages:
-            for call in one.get("tool_calls") or ():
-                call["function"]["arguments"] = msgspec.json.decode(call["function"]["arguments"])
-        try:
-            found = self._engine.tokenizer.apply_chat_template(
-                messages,
-                tools=body.tools or None,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-                **body.template,
-            )
-        except Exception as error:
-            raise CallError("model", f"the chat template: {one_line(str(error))}") from None
-        return list(found)

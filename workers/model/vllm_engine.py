@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ class Sampled(msgspec.Struct):
         ended_by: of `stop`: the stop string that ended it, else None: a token did.
         text: the text without what ended it, when it was asked for; else "".
         cached: how many of the prompt's tokens were found in the prefix cache.
+        reasoning: how many of the ids are reasoning, as far as the parser counts them.
     """
 
     ids: list[int]
@@ -49,6 +51,7 @@ class Sampled(msgspec.Struct):
     ended_by: str | None = None
     text: str = ""
     cached: int = 0
+    reasoning: int = 0
 
 
 class Engine:
@@ -64,8 +67,6 @@ class Engine:
         self._updating = asyncio.Lock()
         self._count = 0
         self.load = Load()
-        #: The version of the weights that it samples with.
-        self.version = 0
         #: Tokens that a prompt and its answer may have together.
         self.longest = 0
         #: Why it can answer nothing any more; "": it can.
@@ -86,6 +87,8 @@ class Engine:
             **self._options.engine,
             "model": self._options.model,
         }
+        # A traceback for each call that a model wrote badly; they are counted instead.
+        logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
         began = time.monotonic()
         try:
             from vllm import AsyncEngineArgs
@@ -108,6 +111,11 @@ class Engine:
     def model_config(self) -> Any:
         """vLLM's description of the model."""
         return self._llm.vllm_config.model_config
+
+    def ends(self) -> list[int]:
+        """The ids with which the model ends its turn, as its generation config has them."""
+        found = self.model_config.try_get_generation_config().get("eos_token_id")
+        return found if isinstance(found, list) else [] if found is None else [found]
 
     @property
     def on_cpu(self) -> bool:
@@ -183,22 +191,21 @@ class Engine:
         """
         if mode not in MODES:
             raise GymqError(f"weights: mode is {mode!r}; it is one of {', '.join(MODES)}")
-        if not any(Path(path).glob("*.safetensors")):
+        if not await asyncio.to_thread(_has_weights, path):
             raise GymqError(f"weights: {path} holds no .safetensors that this process can read")
         async with self._updating:
             try:
                 await self._llm.pause_generation(mode=mode, clear_cache=True)
                 await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
                 await self._llm.update_weight_version(str(version))
-                self.version = version
                 await self._llm.resume_generation()
             except Exception as error:
                 self.broken = f"weights of version {version} could not be loaded from {path}: {_why(error)}"
                 raise GymqError(self.broken) from error
 
-    async def label(self) -> None:
+    async def label(self, version: int) -> None:
         """Tell the engine the version that it begins with."""
-        await self._llm.update_weight_version(str(self.version))
+        await self._llm.update_weight_version(str(version))
 
     def check(self) -> str:
         """Why it can answer nothing any more; "": it can."""
@@ -210,6 +217,10 @@ class Engine:
         """End its processes."""
         if self._llm is not None:
             self._llm.shutdown(timeout=5.0)
+
+
+def _has_weights(path: str) -> bool:
+    return any(Path(path).glob("*.safetensors"))
 
 
 def _logprobs(flat: Any) -> list[float]:

@@ -18,7 +18,14 @@ from .vllm_sampling import Body
 _HERMES = re.compile(r"<tool_call>\s*(?:\\n)?\s*\{.{0,40}name", re.S)
 
 #: What begins a tool call in the formats that mark it; text with it and no call found is a malformed call.
-_MARKS = ("<tool_call>", "<function=", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call", "<｜tool▁calls▁begin｜>")
+_MARKS = (
+    "<tool_call>",
+    "<function=",
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
+    "<|tool_call",
+    "<\uff5ctool\u2581calls\u2581begin\uff5c>",
+)
 
 
 class Parsers:
@@ -44,7 +51,7 @@ class Parsers:
         self.names = (tool, reasoning)
         self._tokenizer = tokenizer
         self._config = model_config
-        self._class = ParserManager.get_parser(
+        self._class: Any = ParserManager.get_parser(
             tool_parser_name=None if tool == "none" else tool,
             reasoning_parser_name=None if reasoning == "none" else reasoning,
             enable_auto_tools=tool != "none",
@@ -56,7 +63,10 @@ class Parsers:
 
     def adjust(self, chat: Any) -> Any:
         """Change a `ChatCompletionRequest` as the parsers want it: what is sampled must be what they can read."""
-        return chat if self._class is None else self._make(chat, {}).adjust_request(chat)
+        if self._class is None:
+            return chat
+        adjusted: Any = self._make(chat, {}).adjust_request(chat)
+        return adjusted
 
     def message(self, prompt: list[int], sampled: Sampled, body: Body) -> Message:
         """The message that was sampled.
@@ -81,10 +91,11 @@ class Parsers:
         except Exception as error:  # a parser's defect, or one that raises where the model's format is broken
             self._malformed(f"{type(error).__name__}: {error}")
             return Message("assistant", text)
+        sampled.reasoning = parser.count_reasoning_tokens(sampled.ids)
         calls = [ToolCall(one.id or call_id(), Function(one.name, one.arguments or "{}")) for one in found or ()]
-        if not calls and body.tools and any(mark in (content or "") for mark in _MARKS):
+        if not calls and body.chat.tools and any(mark in (content or "") for mark in _MARKS):
             self._malformed("it stands in the message as text")
-        return Message("assistant", content if content or calls else content or "", reasoning or None, distinct(calls))
+        return Message("assistant", content or (None if calls else ""), reasoning or None, distinct(calls))
 
     def _malformed(self, why: str) -> None:
         if not self._load.malformed:

@@ -40,17 +40,15 @@ class Body:
         chat: vLLM's `ChatCompletionRequest` of them, without messages.
         params: vLLM's `SamplingParams`; all but `max_tokens` is final.
         most: tokens of the answer at most, or None.
-        tools: the tools, as chat completions have them.
         template: arguments of the chat template.
     """
 
-    __slots__ = ("chat", "most", "params", "template", "tools")
+    __slots__ = ("chat", "most", "params", "template")
 
-    def __init__(self, chat: Any, params: Any, most: int | None, tools: list[Any], template: dict[str, Any]) -> None:
+    def __init__(self, chat: Any, params: Any, most: int | None, template: dict[str, Any]) -> None:
         self.chat = chat
         self.params = params
         self.most = most
-        self.tools = tools
         self.template = template
 
     def params_for(self, prompt: int, longest: int) -> Any:
@@ -112,7 +110,7 @@ class Bodies:
                     "model", f"vLLM: sampling field {name!r} is unknown here; remove it from the row's or the run's sampling"
                 )
         if self._on_cpu and fields.get("seed") is not None:
-            raise CallError("model", "vLLM: seed does not work on a CPU (its engine would die); remove it from the sampling")
+            raise CallError("model", "vLLM: seed kills the engine on a CPU; remove it from the row's or the run's sampling")
         given = {name: value for name, value in fields.items() if name in _SAMPLING or name in ("tools", "tool_choice")}
         if "parallel_tool_calls" in fields and "tools" in fields:
             given["parallel_tool_calls"] = fields["parallel_tool_calls"]
@@ -130,11 +128,7 @@ class Bodies:
         params.detokenize = bool(params.stop or params.bad_words)
         params.skip_special_tokens = chat.skip_special_tokens
         most = fields.get("max_completion_tokens", fields.get("max_tokens"))
-        template = dict(fields.get("chat_template_kwargs") or {})
-        if "reasoning_effort" in fields:
-            template.setdefault("reasoning_effort", fields["reasoning_effort"])
-        tools = fields.get("tools") or []
-        return Body(chat, params, most, [] if fields.get("tool_choice") == "none" else tools, template)
+        return Body(chat, params, most, fields.get("chat_template_kwargs") or {})
 
 
 def _why(error: Exception) -> str:

@@ -115,7 +115,7 @@ class ModelWorker(CallServer):
 
 
 class _Refusing(Backend):
-    """Answers suspects of a backend that cannot stand beside itself: their rollouts may try again, as often as after outages."""
+    """Answers suspects of a backend that cannot stand twice: their rollouts may try again, as often as after outages."""
 
     name = "refusing"
 
