@@ -7,10 +7,8 @@ imported when the engine starts, after the environment says which devices it may
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,12 +20,13 @@ from gymq.errors import CallError, GymqError, one_line
 
 from .vllm_load import Load
 from .vllm_options import VllmOptions
+from .vllm_process import HOSTED
 
 #: How to treat calls in flight while weights change: freeze them, let them end, or begin them anew.
 MODES = ("keep", "wait", "abort")
 
-#: The variable that tells vLLM's processes, which load `die_with_parent` as a plugin, that they are a worker's.
-HOSTED = "GYMQ_HOSTED_ENGINE"
+#: What is added to vLLM's workers on a CPU.
+EXTENSION = "gymq_workers.model.vllm_process.Extension"
 
 
 class Sampled(msgspec.Struct):
@@ -67,6 +66,8 @@ class Engine:
         self._updating = asyncio.Lock()
         self._count = 0
         self.load = Load()
+        #: Whether it runs on a CPU.
+        self.on_cpu = False
         #: Tokens that a prompt and its answer may have together.
         self.longest = 0
         #: Why it can answer nothing any more; "": it can.
@@ -92,8 +93,12 @@ class Engine:
         began = time.monotonic()
         try:
             from vllm import AsyncEngineArgs
+            from vllm.platforms import current_platform
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            self.on_cpu = current_platform.is_cpu()
+            if self.on_cpu:
+                arguments.setdefault("worker_extension_cls", EXTENSION)
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self.load.logger()])
         except Exception as error:
             raise GymqError(f"vLLM cannot load {self._options.model}: {_why(error)}") from error
@@ -116,11 +121,6 @@ class Engine:
         """The ids with which the model ends its turn, as its generation config has them."""
         found = self.model_config.try_get_generation_config().get("eos_token_id")
         return found if isinstance(found, list) else [] if found is None else [found]
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether it runs on a CPU."""
-        return bool(self._llm.vllm_config.device_config.device_type == "cpu")
 
     async def generate(self, ids: list[int], params: Any) -> Sampled:
         """Sample an answer; a cancellation aborts it in the engine.
@@ -197,6 +197,8 @@ class Engine:
             try:
                 await self._llm.pause_generation(mode=mode, clear_cache=True)
                 await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+                if self.on_cpu:
+                    await self._llm.collective_rpc("gymq_pack_head")
                 await self._llm.update_weight_version(str(version))
                 await self._llm.resume_generation()
             except Exception as error:
@@ -235,21 +237,3 @@ def _why(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")), None)
     return one_line(told.partition(" [type=")[0] if told else f"{type(error).__name__}: {error}")
-
-
-def die_with_parent() -> None:
-    """A plugin of vLLM's: an engine's process ends with the worker that started it, however that ended.
-
-    vLLM's own processes outlive a parent that was killed, and keep the device's memory.
-    """
-    if HOSTED in os.environ and sys.platform == "linux" and "vllm" in sys.modules and _is_child():
-        # 1 is PR_SET_PDEATHSIG of <sys/prctl.h>.
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() == 1:
-            os._exit(1)
-
-
-def _is_child() -> bool:
-    import multiprocessing
-
-    return multiprocessing.parent_process() is not None

@@ -1,0 +1,91 @@
+"""Whole rollouts with the real engine in a real worker, whose processes die."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.redis_server import wait_until
+from tests.vllm.asking import floats, ints
+
+pytestmark = pytest.mark.slow
+
+GYMQ = str(Path(sys.executable).parent / "gymq")
+
+#: Seconds that a worker may take to load the model on a busy machine, and a run to end.
+LIMIT = 200
+
+#: A random model never ends by itself: a grammar makes it say a number and stop.
+CONFIG = "sampling: {structured_outputs: {regex: '[0-9]{1,3}'}, temperature: 1.0}\n"
+
+
+def engines(of: int) -> list[psutil.Process]:
+    """The engine's processes below a process."""
+    return [one for one in psutil.Process(of).children(recursive=True) if "EngineCore" in " ".join(one.cmdline())]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return (
+        [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if path.exists()
+        else []
+    )
+
+
+def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    data = Path(__file__).parents[2] / "environments" / "guess_number" / "data" / "train.jsonl"
+    out = tmp_path / "out.jsonl"
+    argv = [GYMQ, "run", "guess_number", "--data", data, "--limit", "60", "--samples", "4", "--max-turns", "6"]
+    argv += ["--model", f"vllm:{tiny}", "--gpu", "none", "--engine", "dtype=float32", "--config", tmp_path / "run.yaml"]
+    with (tmp_path / "log").open("wb") as log:
+        run = spawn([*map(str, argv), "--concurrency", "16", "--out", str(out)], stdout=log, stderr=subprocess.STDOUT)
+        wait_until(lambda: len(rows(out)) >= 16 or run.poll() is not None, LIMIT)
+        assert run.poll() is None, (tmp_path / "log").read_text()
+        died = engines(run.pid)
+        died[0].kill()
+        assert run.wait(LIMIT) == 0, (tmp_path / "log").read_text()
+    told = (tmp_path / "log").read_text()
+    assert "model: exit code 1" in told
+    assert "model: started again" in told
+    assert "vLLM's engine died" in (tmp_path / "out.jsonl.gymq" / "logs" / "model.log").read_text()
+    found = rows(out)
+    assert len({row["rollout_id"] for row in found}) == len(found) == 240
+    assert {row["status"] for row in found} <= {"completed", "truncated"}
+    again = 0
+    for row in found:
+        calls = [call for call in row["calls"] if call["kind"] == "generate"]
+        again += any(call.get("fault") for call in calls)
+        packed = [call["tokens"] for call in calls if call.get("tokens")]
+        assert len(packed) == row["turns"]
+        ends = []
+        for one in packed:
+            prompt, output, logprobs = (base64.b64decode(one[name]) for name in ("prompt", "output", "logprobs"))
+            assert len(ints(output)) == len(floats(logprobs)) > 0
+            assert one["versions"] == [[0, 0]]
+            ends.append((one["prompt_start"], one["prompt_start"] + len(ints(prompt)) + len(ints(output))))
+        # What was sampled, also before the engine died, stands in the next prompt as it was sampled.
+        assert all(start == end for (_, end), (start, _) in pairwise(ends))
+    assert again > 0
+
+
+def test_an_engine_ends_with_a_worker_that_was_killed(spawn: Any, redis_url: str, tiny: Path, tmp_path: Path) -> None:
+    argv = [GYMQ, "worker", "model", "--model", f"vllm:{tiny}", "--gpu", "none", "--redis", redis_url]
+    with (tmp_path / "log").open("wb") as log:
+        worker = spawn(argv, stdout=log, stderr=subprocess.STDOUT)
+        wait_until(lambda: "reasoning parser" in (tmp_path / "log").read_text() or worker.poll() is not None, LIMIT)
+        below = psutil.Process(worker.pid).children(recursive=True)
+        assert engines(worker.pid)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in below), 30)
