@@ -203,12 +203,16 @@ class Through:
         self._server.stop()
 
 
-def pin(root: int, core: int) -> None:
-    """Bind the engine's processes below a process to a core, all of their threads."""
-    for process in psutil.Process(root).children(recursive=True):
-        if "VLLM::" in " ".join(process.cmdline()):
-            for thread in process.threads():
-                os.sched_setaffinity(thread.id, {core})
+def pin(cores: list[int]) -> None:
+    """Bind the engines' processes to the last core, and all others to the rest, thread by thread.
+
+    Only now: an engine that may use one core when it starts does not.
+    """
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        engine = "VLLM::" in " ".join(process.cmdline())
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, {cores[-1]} if engine else set(cores[:-1]))
 
 
 def rest(args: argparse.Namespace) -> list[str]:
@@ -246,14 +250,12 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     """Let both do the same work in turn, and print what came of it."""
     cores = sorted(os.sched_getaffinity(0))
     cpu = args.gpu == "none"
-    if cpu and len(cores) > 1:
-        os.sched_setaffinity(0, set(cores[:-1]))
     gpus = ["none", "none"] if cpu else args.gpu.split(",")
     bare = Bare(args, gpus[0])
     through = Through(args, gpus[-1], folder)
     try:
         if cpu and len(cores) > 1:
-            pin(os.getpid(), cores[-1])
+            pin(cores)
         found: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {"throughput": [], "latency": []}
         first = 0
         for repeat in range(args.repeats + 1):

@@ -90,9 +90,8 @@ def engine_options(command: F) -> F:
     """Give a command the options of vllm:NAME: devices, the engine's arguments, parsers."""
     given = [
         click.option("--gpu", metavar="N,..", help="Of vllm:NAME: its device, or several to split it over; none: a CPU."),
-        click.option(
-            "--engine", "engine", multiple=True, metavar="KEY=VALUE", help="Of vllm:NAME: an engine argument of vLLM's."
-        ),
+        click.option("--gpus", metavar="0-7", help="Of vllm:NAME: a worker for each of these devices."),
+        click.option("--engine", multiple=True, metavar="KEY=VALUE", help="Of vllm:NAME: an argument of vLLM's engine."),
         click.option("--tool-parser", metavar="NAME", help="Of vllm:NAME: vLLM's, or none.  [default: by the model]"),
         click.option("--reasoning-parser", metavar="NAME", help="Of vllm:NAME: vLLM's, or none.  [default: by the model]"),
     ]
