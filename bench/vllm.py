@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Bare:
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         assert self.process.stdout
         while (line := self.process.stdout.readline().strip()) != "ready":  # vLLM prints there, too
+            print(line, file=sys.stderr)
             if not line and self.process.poll() is not None:
                 sys.exit("bench: the bare engine did not start")
 
@@ -155,7 +157,7 @@ class Through:
                 sys.exit(f"bench: a worker did not start: {[child.tail(5) for child in self.children]}")
             time.sleep(0.2)
 
-    async def measure(self, first: int, count: int, concurrency: int) -> dict[str, float]:
+    def measure(self, first: int, count: int, concurrency: int) -> dict[str, float]:
         """Roll out some."""
         self._runs += 1
         config = RunConfig(
@@ -166,11 +168,6 @@ class Through:
             concurrency=concurrency,
             sampling=sampling(self.args),
         )
-        link = Link(self.settings, "bench")
-        await link.connect()
-        await create(link, config)
-        await link.run("declare", config.name, "bench")
-        await link.close()
         rows = [
             (
                 f"bench:{index}",
@@ -183,18 +180,27 @@ class Through:
             )
             for index in range(first, first + count)
         ]
-        producing = asyncio.create_task(Producer(self.settings, config, "bench").run(rows))
+        asyncio.run(self._declare(config))
+        produced = threading.Thread(target=lambda: asyncio.run(Producer(self.settings, config, "bench").run(rows)))
+        produced.start()
         began, ended, took = float("inf"), 0.0, list[float]()
-        async for rollout in consume(config.name, "bench", settings=self.settings):
+        for rollout in consume(config.name, "bench", settings=self.settings):
             began, ended = min(began, rollout.started_at), max(ended, rollout.finished_at)
             (call,) = [call for call in rollout.calls if call["kind"] == "generate"]
             took.append(call["finished"] - call["queued"])
             if rollout.status == "failed" or call["output_tokens"] != self.args.tokens:
                 sys.exit(f"bench: a wrong rollout: {rollout.status} {rollout.error}")
-        await producing
+        produced.join()
         if len(took) != count:
             sys.exit(f"bench: {len(took)} rollouts of {count}")
         return {"rate": count / (ended - began), "p50": statistics.median(took)}
+
+    async def _declare(self, config: RunConfig) -> None:
+        link = Link(self.settings, "bench")
+        await link.connect()
+        await create(link, config)
+        await link.run("declare", config.name, "bench")
+        await link.close()
 
     def close(self) -> None:
         """End everything."""
@@ -250,6 +256,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     """Let both do the same work in turn, and print what came of it."""
     cores = sorted(os.sched_getaffinity(0))
     cpu = args.gpu == "none"
+    if cpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else each takes most of the memory
     gpus = ["none", "none"] if cpu else args.gpu.split(",")
     bare = Bare(args, gpus[0])
     through = Through(args, gpus[-1], folder)
@@ -264,7 +272,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
                 one = {}
                 for who in ("bare", "through") if repeat % 2 else ("through", "bare"):
                     asked = (first, count, concurrency)
-                    one[who] = bare.measure(*asked) if who == "bare" else asyncio.run(through.measure(*asked))
+                    one[who] = bare.measure(*asked) if who == "bare" else through.measure(*asked)
                 first += count
                 if repeat:  # the first is a warm-up
                     found[what].append((one["bare"], one["through"]))
