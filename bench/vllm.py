@@ -86,7 +86,9 @@ class Bare:
 async def serve(args: argparse.Namespace) -> None:
     """Be that process: read what to do, print how it went."""
     from gymq_workers.model.vllm_options import VllmOptions
+    from gymq_workers.model.vllm_process import HOSTED
 
+    os.environ[HOSTED] = "1"  # its engine ends with it
     options = VllmOptions.read(args.model, {"gpu": args.gpu, "engine": args.engine})
     os.environ.update(options.environment())
     from vllm import AsyncEngineArgs, SamplingParams
@@ -185,11 +187,12 @@ class Through:
         produced.start()
         began, ended, took = float("inf"), 0.0, list[float]()
         for rollout in consume(config.name, "bench", settings=self.settings):
-            began, ended = min(began, rollout.started_at), max(ended, rollout.finished_at)
-            (call,) = [call for call in rollout.calls if call["kind"] == "generate"]
+            record = rollout.data
+            began, ended = min(began, record["started_at"]), max(ended, record["finished_at"])
+            (call,) = [call for call in record["calls"] if call["kind"] == "generate"]
             took.append(call["finished"] - call["queued"])
-            if rollout.status == "failed" or call["output_tokens"] != self.args.tokens:
-                sys.exit(f"bench: a wrong rollout: {rollout.status} {rollout.error}")
+            if record["status"] == "failed" or call["output_tokens"] != self.args.tokens:
+                sys.exit(f"bench: a wrong rollout: {record['status']} {record['error']}")
         produced.join()
         if len(took) != count:
             sys.exit(f"bench: {len(took)} rollouts of {count}")
