@@ -81,10 +81,13 @@ class Prompt(msgspec.Struct):
 
 
 class _Entry(msgspec.Struct):
-    """A rollout's last call: the ids of prompt and output, the prompt's text, and the message that it gave."""
+    """A rollout's last call: the ids of prompt and output, the prompt's text, and the message that it gave.
+
+    Where the conversation has lost that message, `text` is None, and the last turn is not that call's.
+    """
 
     ids: array[int]
-    text: str
+    text: str | None
     turns: list[Turn]
     answer: int
 
@@ -110,9 +113,12 @@ class TokenLog:
             CallError: `model`: the chat template refuses the conversation.
         """
         body = _body(request.body)
-        entry = self._known(request)
-        if entry is None and request.history is not None and any(map(_assistant, request.messages.turns)):
-            entry = self._rebuilt(request, body, await request.history())
+        entry = self._entries.get(_key(request))
+        if not (entry is not None and _newest(entry, request)):
+            asked_before = entry is not None or any(map(_assistant, request.messages.turns))
+            entry = None
+            if asked_before and request.history is not None:
+                entry = self._rebuilt(request, body, await request.history())
         text = self._renderer.render(request.messages, body)
         self.counts["prompts"] += 1
         if entry is None:
@@ -138,52 +144,49 @@ class TokenLog:
         self._entries.put(_key(request), entry, 500 + 4 * len(ids) + sys.getsizeof(text) + 150 * len(turns))
         return entry
 
-    def _known(self, request: Request) -> _Entry | None:
-        """The rollout's last call, if it is known that no other worker has answered since."""
-        entry = self._entries.get(_key(request))
-        turns = request.messages.turns
-        if entry is None or entry.turns[-1].index >= len(turns):
-            return None
-        index = entry.turns[-1].index
-        if hash(turns[index]) != entry.answer or (request.history is not None and any(map(_assistant, turns[index + 1 :]))):
-            return None
-        return entry
-
     def _rebuilt(self, request: Request, body: Body, history: list[tuple[int, Tokens]]) -> _Entry | None:
         """What this log would hold if it had seen the rollout's calls."""
+        if not history:
+            return None
         self.counts["reloads"] += 1
         ids, turns = array("i"), list[Turn]()
         for index, tokens in history:
-            if index >= len(request.messages) or request.messages[index].role != "assistant" or tokens.prompt_start > len(ids):
-                return None
             turns = [turn for turn in turns if turn.end <= tokens.prompt_start]
             ids = ids[: tokens.prompt_start] + _unpacked(tokens.prompt)
             start = len(ids)
             ids += _unpacked(tokens.output)
             turns.append(Turn(index, start, len(ids)))
-        if not turns:
-            return None
-        index = turns[-1].index
-        text = self._renderer.render(list(request.messages)[:index], body)
-        return self._keep(request, ids, text, turns, request.messages.turns[index])
+        messages, last = list(request.messages), turns[-1].index
+        if last < len(messages) and messages[last].role == "assistant":
+            text = self._renderer.render(messages[:last], body)
+            return self._keep(request, ids, text, turns, request.messages.turns[last])
+        # The answer was taken back: nothing goes on from it.
+        there = [turn for turn in turns if turn.index < len(messages) and messages[turn.index].role == "assistant"]
+        return _Entry(ids, None, there, 0)
 
     def _next(self, entry: _Entry, messages: list[Message], body: Body, text: str) -> Prompt:
         """Go on from the last answer if the text does, else from one before it, else begin anew."""
-        if text.startswith(entry.text):
-            last = self._ended(entry, messages, body, text)
+        turns = entry.turns
+        if entry.text is not None:
+            turns = turns[:-1]
+        if entry.text is not None and text.startswith(entry.text):
+            last = self._ended(entry, entry.text, messages, body, text)
             if last is not None:
-                return self._from(entry, [*entry.turns[:-1], last], text)
+                return self._from(entry, [*turns, last], text)
             # All that it saw stands as it stood, but not what it said.
             ids = entry.ids[: entry.turns[-1].start] + array("i", self._renderer.ids(text[len(entry.text) :]))
-            return self._cut(entry, ids, text, entry.turns[:-1])
-        same = _same(text, entry.text)
-        for count in range(len(entry.turns) - 1, 0, -1):
-            turn = entry.turns[count - 1]
-            if turn.at < 0:
+            return self._cut(entry, ids, text, turns)
+        same = _same(text, entry.text or "")
+        for count in range(len(turns), 0, -1):
+            turn = turns[count - 1]
+            if turn.at >= 0:
+                stands = turn.at <= same
+            else:
                 before = self._renderer.render(messages[: turn.index + 1], body, False)
-                turn = entry.turns[count - 1] = self._placed(entry, turn, self._renderer.turn_end(before))
-            if turn.at <= same:
-                return self._from(entry, entry.turns[:count], text)
+                turn = self._placed(entry, turn, self._renderer.turn_end(before))
+                stands = text.startswith(before[: turn.at])
+            if stands:
+                return self._from(entry, [*turns[: count - 1], turn], text)
         return self._cut(entry, array("i", self._renderer.ids(text)), text, [])
 
     def _from(self, entry: _Entry, turns: list[Turn], text: str) -> Prompt:
@@ -196,18 +199,18 @@ class TokenLog:
         start = _same(ids, entry.ids)
         return Prompt(ids, start, start < len(entry.ids), text, turns)
 
-    def _ended(self, entry: _Entry, messages: list[Message], body: Body, text: str) -> Turn | None:
+    def _ended(self, entry: _Entry, prompt: str, messages: list[Message], body: Body, text: str) -> Turn | None:
         """The last answer with its place in a text that begins with its prompt; None if the text has another answer there."""
         turn = entry.turns[-1]
         message = messages[turn.index]
         before = self._renderer.render(messages[: turn.index + 1], body, False)
-        if text.startswith(before) and before.startswith(entry.text) and _has(before[len(entry.text) :], message):
+        if text.startswith(before) and before.startswith(prompt) and _has(before[len(prompt) :], message):
             return self._placed(entry, turn, self._renderer.turn_end(before))
         # Some templates write an answer otherwise while it is the last: then what counts is whether the text repeats the
         # sampled one letter by letter.
         sampled = self._renderer.text(entry.ids[turn.start : turn.end].tolist())
-        if sampled and text.startswith(sampled, len(entry.text)):
-            return self._placed(entry, turn, self._renderer.next_end(text, len(entry.text) + len(sampled)))
+        if sampled and text.startswith(sampled, len(prompt)):
+            return self._placed(entry, turn, self._renderer.next_end(text, len(prompt) + len(sampled)))
         return None
 
     def _placed(self, entry: _Entry, turn: Turn, end: TurnEnd) -> Turn:
@@ -229,6 +232,14 @@ def _body(data: bytes) -> Body:
 
 def _key(request: Request) -> str:
     return f"{request.rollout}@{request.born}"
+
+
+def _newest(entry: _Entry, request: Request) -> bool:
+    """Whether a rollout's last known call is its last: nobody else has answered since, and its answer stands in its place."""
+    index, turns = entry.turns[-1].index, request.messages.turns
+    if index >= len(turns) or hash(turns[index]) != entry.answer:
+        return False
+    return request.history is None or not any(map(_assistant, turns[index + 1 :]))
 
 
 def _assistant(turn: bytes) -> bool:
