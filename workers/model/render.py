@@ -70,7 +70,9 @@ class Renderer:
         Raises:
             CallError: `model`: the template refuses it.
         """
-        plain = [_plain(message) for message in messages]
+        return self._apply([self._plain(message) for message in messages], body, add_generation_prompt)
+
+    def _apply(self, plain: list[dict[str, Any]], body: Body, add_generation_prompt: bool) -> str:
         variables = {"add_generation_prompt": add_generation_prompt, **self._kwargs, **body.chat_template_kwargs}
         try:
             text: str = self.tokenizer.apply_chat_template(plain, tools=body.tools or None, tokenize=False, **variables)
@@ -126,20 +128,39 @@ class Renderer:
         text = self.render([Message("user", "?"), Message("assistant", _ANSWER)], Body(), False)
         return text.rpartition(_ANSWER)[2]
 
+    @cached_property
+    def _wants(self) -> tuple[bool, bool]:
+        """How the template wants tool calls: with no content at all, or an empty one; with arguments as an object, or as text.
 
-def _plain(message: Message) -> dict[str, Any]:
-    """A message as templates know it."""
-    plain: dict[str, Any] = {"role": message.role, "content": _content(message)}
-    if message.reasoning is not None:
-        # Templates agree on no name.
-        plain["reasoning_content"] = plain["reasoning"] = message.reasoning
-    if message.tool_calls:
-        plain["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        plain["name"] = message.name
-    return plain
+        Templates agree on neither, and most break on what they do not want; some write `None`.
+        """
+        for null, objects in ((True, True), (False, True), (True, False), (False, False)):
+            function = {"name": _ANSWER, "arguments": {"x": 1} if objects else '{"x": 1}'}
+            call = {"id": "a12345678", "type": "function", "function": function}
+            answer = {"role": "assistant", "content": None if null else "", "tool_calls": [call]}
+            try:
+                text = self._apply([{"role": "user", "content": "?"}, answer], Body(), False)
+            except CallError:
+                continue
+            if _ANSWER in text and "None" not in text:
+                return null, objects
+        return False, True
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        """A message as templates know it."""
+        plain: dict[str, Any] = {"role": message.role, "content": _content(message)}
+        if message.reasoning is not None:
+            # Templates agree on no name.
+            plain["reasoning_content"] = plain["reasoning"] = message.reasoning
+        if message.tool_calls:
+            null, objects = self._wants
+            plain["tool_calls"] = [_tool_call(call, objects) for call in message.tool_calls]
+            plain["content"] = plain["content"] or (None if null else "")
+        if message.tool_call_id is not None:
+            plain["tool_call_id"] = message.tool_call_id
+        if message.name is not None:
+            plain["name"] = message.name
+        return plain
 
 
 def _content(message: Message) -> Any:
@@ -152,12 +173,13 @@ def _content(message: Message) -> Any:
     return [{**part, "type": str(part.get("type")).removesuffix("_url")} for part in content]
 
 
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    """Templates write arguments as JSON themselves, or go through them: they must be an object, and many break on others."""
-    try:
-        arguments = msgspec.json.decode(call.function.arguments)
-    except msgspec.DecodeError:
-        arguments = {}
-    if not isinstance(arguments, dict):
-        arguments = {}
+def _tool_call(call: ToolCall, objects: bool) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    if objects:
+        try:
+            arguments = msgspec.json.decode(arguments)
+        except msgspec.DecodeError:
+            arguments = {}
+        if not isinstance(arguments, dict):
+            arguments = {}  # as it was sampled it stands in the ids; here many templates would break on it
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
