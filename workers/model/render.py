@@ -21,10 +21,12 @@ class Body(msgspec.Struct):
     Args:
         tools: the declared tools.
         chat_template_kwargs: further variables of the template, such as `enable_thinking`.
+        reasoning_effort: another, which chat completions know by itself.
     """
 
     tools: list[dict[str, Any]] = []
     chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: str | None = None
 
 
 class TurnEnd(NamedTuple):
@@ -74,6 +76,8 @@ class Renderer:
 
     def _apply(self, plain: list[dict[str, Any]], body: Body, add_generation_prompt: bool) -> str:
         variables = {"add_generation_prompt": add_generation_prompt, **self._kwargs, **body.chat_template_kwargs}
+        if body.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", body.reasoning_effort)
         try:
             text: str = self.tokenizer.apply_chat_template(plain, tools=body.tools or None, tokenize=False, **variables)
         except Exception as error:
