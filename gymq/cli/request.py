@@ -14,10 +14,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gymq import registry
+from gymq.cli.options import parse_pairs
 from gymq.errors import DataError, UsageError
 from gymq.prompt import PromptConfig
-from gymq.responses import check_sampling
 from gymq.run import RunConfig
+from gymq.sampling import check_sampling
 from gymq.settings import Settings
 from gymq.source import fingerprint
 
@@ -165,8 +166,12 @@ def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
         UsageError: the file cannot be read, or an option is missing, unknown or wrong.
     """
     path = given.pop("config", None)
+    pairs = given.pop("sampling", ())
     stated = {name: value for name, value in given.items() if value is not None}
     merged = {**(_load(path) if path else {}), **stated}
+    if pairs:
+        there = merged.get("sampling")
+        merged["sampling"] = {**(there if isinstance(there, dict) else {}), **_sampling(pairs)}
     missing = [f"--{name}" for name in needed if merged.get(name) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see --help for an example")
@@ -182,6 +187,17 @@ def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
         if first["type"] == "extra_forbidden":
             raise UsageError(f"{path}: unknown option {name!r}; known: {', '.join(Request.model_fields)}") from None
         raise UsageError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _sampling(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Read `NAME=VALUE` pairs; a value that is no JSON is text."""
+    found: dict[str, Any] = {}
+    for name, text in parse_pairs(pairs, "--sampling").items():
+        try:
+            found[name] = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            found[name] = text
+    return found
 
 
 def _load(path: str) -> dict[str, Any]:
