@@ -35,6 +35,8 @@ class _Ask(msgspec.Struct):
     model: str = ""
     messages: list[msgspec.Raw] = []
     input: list[msgspec.Raw] | str = []
+    return_token_ids: bool = False
+    logprobs: bool = False
 
 
 class _Turn(msgspec.Struct):
@@ -59,6 +61,7 @@ class Options(msgspec.Struct):
         status: the status of failures.
         retry_after: seconds for the Retry-After header of failures; None: no header.
         times: how many requests fail at most.
+        called: what it calls the model in its answers; empty: what the request calls it.
     """
 
     script: str = "weather"
@@ -67,6 +70,7 @@ class Options(msgspec.Struct):
     status: int = 500
     retry_after: float | None = None
     times: float = float("inf")
+    called: str = ""
 
 
 class Connection(asyncio.Protocol):
@@ -118,6 +122,9 @@ class Connection(asyncio.Protocol):
                 kind = ""
         if kind.isdigit():
             return self.fail(int(kind))
+        if kind == "short":  # a context of three messages
+            kind = "overflow" if len(ask.messages) > 3 else "tokens"
+        ask.model = options.called or ask.model
         if head.startswith(b"POST /v1/responses"):
             answer = responses_answer(ask, body, kind)
         else:
@@ -208,8 +215,10 @@ def chat_answer(ask: _Ask, body: bytes, kind: str, script: str) -> bytes:
         "choices": [choice],
         "usage": usage,
     }
-    if kind in ("tokens", "named", "mismatch"):
+    if kind in ("tokens", "named", "mismatch") or ask.return_token_ids:
         _add_tokens(kind, answer, ask)
+    if kind == "" and not ask.logprobs:
+        choice.pop("logprobs", None)
     return _encode(answer)
 
 
@@ -286,6 +295,7 @@ def main() -> None:
     parser.add_argument("--fail-rate", type=float, default=0.0, help="share of requests that fail, 0 to 1")
     parser.add_argument("--status", type=int, default=500, help="what they fail with")
     parser.add_argument("--retry-after", type=float, help="seconds that they ask to wait")
+    parser.add_argument("--called", default="", help="what it calls the model in its answers")
     parser.add_argument("--times", type=float, default=float("inf"), help="how many fail at most")
     args = vars(parser.parse_args())
     port = args.pop("port")

@@ -17,7 +17,7 @@ _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "ma
 
 
 def check_schema(schema: Any, at: str) -> None:
-    """Check the form of a JSON schema: the words of the language that stand in it hold what they must; others may hold anything.
+    """Check the form of a JSON schema: words of the language hold what they must, others may hold anything.
 
     Args:
         schema: decoded JSON.
