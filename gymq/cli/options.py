@@ -92,6 +92,12 @@ def rate_options(command: F) -> F:
     return rpm(tpm(command))
 
 
+def token_option(command: F) -> F:
+    """Give a command `--token-ids`."""
+    told = "Of openai:NAME on vLLM: ask for token ids and logprobs with every answer."
+    return click.option("--token-ids", is_flag=True, default=None, help=told)(command)
+
+
 def parse_pairs(pairs: tuple[str, ...], option: str = "--option") -> dict[str, str]:
     """Read `KEY=VALUE` pairs.
 

@@ -47,6 +47,7 @@ class Request(BaseModel):
     run: str | None = None
     base_url: str | None = None
     api: Literal["chat", "responses"] | None = None
+    token_ids: bool = False
     rpm: float | None = Field(None, gt=0, le=MOST)
     tpm: float | None = Field(None, gt=0, le=MOST)
     samples: int = Field(1, ge=1, le=MOST)
@@ -82,7 +83,9 @@ class Request(BaseModel):
     @property
     def backend_options(self) -> dict[str, Any]:
         """What the model's backend is told besides its name."""
-        return {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
+        given = {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
+        # Other backends know no such option, so it is named only where it is asked for.
+        return {**given, "token_ids": True} if self.token_ids else given
 
     @property
     def judge_options(self) -> dict[str, Any]:
@@ -145,6 +148,7 @@ class Request(BaseModel):
             "model": self.model,
             "base_url": self.base_url,
             "api": self.api,
+            "token_ids": self.token_ids,
             "agent": self.agent,
             "samples": self.samples,
             **self._bounds,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gymq.cli import EXIT_CODES
-from gymq.cli.options import rate_options, task_options
+from gymq.cli.options import rate_options, task_options, token_option
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 @click.command(epilog=EXIT_CODES)
 @click.argument("env", metavar="ENV")
 @task_options
-@click.option("--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server.  [default: OpenAI's]")
+@click.option(
+    "--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
+)
 @click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
+@token_option
 @click.option("--judge-base-url", metavar="URL", help="Of --judge openai:NAME.  [default: OpenAI's]")
 @rate_options
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import pytest
 from gymq_workers.model import openai_backend
@@ -10,7 +11,7 @@ from gymq_workers.model import openai_backend
 from gymq.call import Tokens
 from gymq.errors import CallError
 from gymq.message import Message, decode_message
-from tests.workers.model.mock import ask
+from tests.workers.model.mock import ask, run_server
 
 
 def ids(packed: bytes) -> list[int]:
@@ -69,3 +70,25 @@ async def test_token_ids_that_do_not_match_their_logprobs_are_nonsense(backend):
     with pytest.raises(CallError, match="14 token ids but 13 logprobs") as caught:
         await (await backend("mock-mismatch")).generate(ask("Hi"))
     assert caught.value.fault.kind == "model"
+
+
+async def test_a_backend_can_ask_for_token_ids_itself(backend):
+    asking, silent = await backend(token_ids="true"), await backend()
+    tokens = (await asking.generate(ask("Hi", body=b'{"temperature":0.5}'))).tokens
+    assert (bytes(ids(tokens.output)), len(tokens.logprobs)) == (b'"You said: Hi"', 14 * 4)
+    assert (await silent.generate(ask("Hi"))).tokens is None
+    # What the row says of them counts.
+    tokens = (await asking.generate(ask("Hi", body=b'{"logprobs":false}'))).tokens
+    assert (bytes(ids(tokens.output)), tokens.logprobs) == (b'"You said: Hi"', b"")
+    assert (await asking.generate(ask("Hi", body=b'{"return_token_ids":false,"logprobs":false}'))).tokens is None
+
+
+async def test_what_is_new_of_a_prompt_is_known_whichever_server_answered(backend):
+    for first, second in zip(run_server(), run_server(), strict=True):
+        one = await backend("mock-tokens", base_url=f"{first}/v1,{second}/v1")
+        before = await one.generate(ask("Hi", rollout="run.1.0"))
+        left = one._replicas._kept["run.1.0"]
+        one._replicas.failed(left, 0.0, time.monotonic() + 60)
+        after = await one.generate(ask("Hi", decode_message(before.message), "And now?", rollout="run.1.0"))
+        assert one._replicas._kept["run.1.0"] == 1 - left
+        assert after.tokens.prompt_start == len(b'"Hi""You said: Hi"')
