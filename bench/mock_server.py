@@ -122,8 +122,8 @@ class Connection(asyncio.Protocol):
                 kind = ""
         if kind.isdigit():
             return self.fail(int(kind))
-        if kind == "short":  # a context of three messages
-            kind = "overflow" if len(ask.messages) > 3 else "tokens"
+        if kind == "short":  # a context of two messages
+            kind = "overflow" if len(ask.messages) > 2 else "tokens"
         ask.model = options.called or ask.model
         if head.startswith(b"POST /v1/responses"):
             answer = responses_answer(ask, body, kind)
