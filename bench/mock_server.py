@@ -21,7 +21,11 @@ from typing import Any
 
 import msgspec
 
+from bench.mock_stream import chunked, events
+
 _CITY = re.compile(r"\b(?:in|for|of|at) ([^?.!,]+)")
+_VERSION = re.compile(rb"\?api-version=[\w-]+ HTTP")
+_AZURE_KEY = re.compile(rb"\r\n(?:api-key:[ \t]*|authorization:[ \t]*Bearer )\S", re.I)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.I)
 _SERVER_WORDS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests"}
 
@@ -37,6 +41,7 @@ class _Ask(msgspec.Struct):
     input: list[msgspec.Raw] | str = []
     return_token_ids: bool = False
     logprobs: bool = False
+    stream: bool = False
 
 
 class _Turn(msgspec.Struct):
@@ -106,6 +111,9 @@ class Connection(asyncio.Protocol):
             if head.startswith(b"GET /v1/models"):
                 return self.send(b'{"object":"list","data":[{"id":"mock","object":"model","owned_by":"gymq"}]}')
             return self.send(b'{"error":{"message":"no such path"}}', 404)
+        # Azure's addresses name the deployment and the API's version, and its keys have a header of their own.
+        if head.startswith(b"POST /openai/") and not (_VERSION.search(head) and _AZURE_KEY.search(head)):
+            return self.send(b'{"error":{"code":"401","message":"no api-version, or neither api-key nor token"}}', 401)
         try:
             ask = _ask.decode(body)
         except msgspec.DecodeError as error:
@@ -125,16 +133,37 @@ class Connection(asyncio.Protocol):
         if kind == "short":  # a context of two messages
             kind = "overflow" if len(ask.messages) > 2 else "tokens"
         ask.model = options.called or ask.model
-        if head.startswith(b"POST /v1/responses"):
+        if head.startswith((b"POST /v1/responses", b"POST /openai/responses")):
             answer = responses_answer(ask, body, kind)
         else:
             answer = chat_answer(ask, body, kind, options.script)
+        if ask.stream:
+            return self.stream(kind, answer)
         if kind and self.misbehave(kind, head, answer):
             return None
         if options.latency:
             self.loop.call_later(options.latency, self.send, answer)
             return None
         return self.send(answer)
+
+    def stream(self, kind: str, answer: bytes) -> None:
+        """Answer piece by piece; `stall` and `cut` end behind the third piece, `error` says there that it failed."""
+        if kind == "hang":
+            return
+        pieces = events(b'{"error":{"message":"upstream is busy","code":502}}' if kind == "error200" else answer)
+        if kind in ("stall", "cut", "error"):
+            pieces = pieces[:3]
+        if kind == "error":
+            pieces += events(b'{"error":{"message":"it broke","code":500}}')
+        if kind == "badjson":
+            pieces[1] = b"data: {oops\n\n"
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in pieces:
+            self.transport.write(chunked(piece))
+        if kind == "cut":
+            self.transport.close()
+        elif kind != "stall":
+            self.transport.write(b"0\r\n\r\n")
 
     def misbehave(self, kind: str, head: bytes, answer: bytes) -> bool:
         """Answer wrongly, if the kind of failure is one of transport; say whether it was."""
@@ -156,7 +185,7 @@ class Connection(asyncio.Protocol):
         elif kind == "error200":
             self.send(b'{"error":{"message":"upstream is busy","code":502}}')
         elif kind == "keyecho":
-            key = re.search(rb"(?i)authorization: *(.*)", head)
+            key = re.search(rb"(?i)(?:authorization|api-key): *(.*)", head)
             self.send(_encode({"error": {"message": f"bad key: {key[1].decode() if key else ''}"}}), 401)
         elif kind == "huge":
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
