@@ -75,6 +75,7 @@ def task_options(command: F) -> F:
         click.option(
             "--prompt-config", metavar="P.yaml", help="Words the prompt from the rows' fields: user: and perhaps system:."
         ),
+        click.option("--prices", metavar="P.yaml", help="What a million tokens of each model cost, for the summary."),
         click.option(
             "--config", metavar="RUN.yaml", help="Any of these options by name, and sampling:; the command line wins."
         ),

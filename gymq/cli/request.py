@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gymq import registry
 from gymq.cli.options import parse_pairs
 from gymq.errors import DataError, UsageError
+from gymq.price import Prices
 from gymq.prompt import PromptConfig
 from gymq.run import RunConfig
 from gymq.sampling import check_sampling
@@ -70,6 +71,7 @@ class Request(BaseModel):
     redis: str | None = None
     prompt_config: str | None = None
     sampling: dict[str, Any] = {}
+    prices: str | dict[str, Any] | None = None
 
     @property
     def prompt(self) -> PromptConfig | None:
@@ -79,6 +81,15 @@ class Request(BaseModel):
             UsageError: it cannot be read.
         """
         return None if self.prompt_config is None else PromptConfig.load(self.prompt_config)
+
+    @property
+    def price_table(self) -> Prices | None:
+        """The prices, read.
+
+        Raises:
+            UsageError: they cannot be read.
+        """
+        return None if self.prices is None else Prices.read(self.prices)
 
     @property
     def backend_options(self) -> dict[str, Any]:
@@ -132,6 +143,7 @@ class Request(BaseModel):
             sampling=self.all_sampling,
             created=time.time(),
             judge=self.judge,
+            prices=self.price_table,
             **self._bounds,
         )
 
