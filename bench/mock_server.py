@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from bench import mock_tokens as tokens
 from bench.mock_stream import chunked, events
 
 _CITY = re.compile(r"\b(?:in|for|of|at) ([^?.!,]+)")
@@ -122,6 +123,8 @@ class Connection(asyncio.Protocol):
         if options.fail_rate and self.asked[""] < options.times and random.random() < options.fail_rate:
             self.asked[""] += 1
             return self.fail(options.status)
+        if head.startswith(b"POST /v1/chat/completions/derender"):
+            return self.send(tokens.message(body))
         kind = ""
         if ask.model.startswith("mock-"):
             kind, _, times = ask.model[5:].partition("/")
@@ -133,7 +136,9 @@ class Connection(asyncio.Protocol):
         if kind == "short":  # a context of two messages
             kind = "overflow" if len(ask.messages) > 2 else "tokens"
         ask.model = options.called or ask.model
-        if head.startswith((b"POST /v1/responses", b"POST /openai/responses")):
+        if head.startswith(b"POST /inference/v1/generate"):
+            answer = tokens.generated(body)
+        elif head.startswith((b"POST /v1/responses", b"POST /openai/responses")):
             answer = responses_answer(ask, body, kind)
         else:
             answer = chat_answer(ask, body, kind, options.script)

@@ -94,9 +94,11 @@ def rate_options(command: F) -> F:
 
 
 def token_option(command: F) -> F:
-    """Give a command `--token-ids`."""
+    """Give a command `--token-ids` and `--tokenizer`."""
     told = "Of openai:NAME on vLLM: ask for token ids and logprobs with every answer."
-    return click.option("--token-ids", is_flag=True, default=None, help=told)(command)
+    where = "Of --api generate: the model's tokenizer, a folder or a name.  [default: NAME]"
+    tokenizer = click.option("--tokenizer", metavar="PATH", help=where)
+    return click.option("--token-ids", is_flag=True, default=None, help=told)(tokenizer(command))
 
 
 def parse_pairs(pairs: tuple[str, ...], option: str = "--option") -> dict[str, str]:

@@ -47,8 +47,9 @@ class Request(BaseModel):
     out: str | None = None
     run: str | None = None
     base_url: str | None = None
-    api: Literal["chat", "responses"] | None = None
+    api: Literal["chat", "responses", "generate"] | None = None
     token_ids: bool = False
+    tokenizer: str | None = None
     rpm: float | None = Field(None, gt=0, le=MOST)
     tpm: float | None = Field(None, gt=0, le=MOST)
     samples: int = Field(1, ge=1, le=MOST)
@@ -96,7 +97,8 @@ class Request(BaseModel):
         """What the model's backend is told besides its name."""
         given = {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
         # Other backends know no such option, so it is named only where it is asked for.
-        return {**given, "token_ids": True} if self.token_ids else given
+        more = {"token_ids": self.token_ids, "tokenizer": self.tokenizer}
+        return given | {name: value for name, value in more.items() if value}
 
     @property
     def judge_options(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
 )
-@click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
+@click.option("--api", type=click.Choice(["chat", "responses", "generate"]), help="Of openai:NAME: which API.  [default: chat]")
 @token_option
 @click.option("--judge-base-url", metavar="URL", help="Of --judge openai:NAME.  [default: OpenAI's]")
 @rate_options

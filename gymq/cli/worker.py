@@ -15,7 +15,7 @@ from gymq.worker import ROLES
 #: Which options each role takes, besides those of all roles.
 TAKES: dict[str, set[str]] = {
     "agent": set(),
-    "model": {"model", "base_url", "api", "concurrency", "rpm", "tpm", "token_ids"},
+    "model": {"model", "base_url", "api", "concurrency", "rpm", "tpm", "token_ids", "tokenizer"},
     "resource": {"environments", "concurrency"},
     "executor": {"processes"},
 }
@@ -28,7 +28,7 @@ TAKES: dict[str, set[str]] = {
 @click.option(
     "--base-url", metavar="URL", help="model: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
 )
-@click.option("--api", type=click.Choice(["chat", "responses"]), help="model: which API.  [default: chat]")
+@click.option("--api", type=click.Choice(["chat", "responses", "generate"]), help="model: which API.  [default: chat]")
 @token_option
 @rate_options
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")

@@ -20,6 +20,7 @@ from gymq.backend import Limited
 from gymq.errors import CallError, UsageError, one_line
 from gymq.rate import digest
 
+from . import chat_api, generate_api
 from .chat_api import Answer, BrokenOff, Nonsense, error_text
 from .retry import Transient, passes, retry_after
 
@@ -101,10 +102,15 @@ class Endpoint(Limited):
         """
         raise NotImplementedError
 
-    def read_answer(self, content: bytes) -> Answer:
-        """Read the body of an answer; raises as `ask` does."""
+    def read_answer(self, content: bytes, api: ModuleType | None = None) -> Answer:
+        """Read the body of an answer; raises as `ask` does.
+
+        Args:
+            content: the body.
+            api: its form, if it is another one.
+        """
         try:
-            answer: Answer = self._api.read_answer(content)
+            answer: Answer = (api or self._api).read_answer(content)
             return answer
         except BrokenOff as error:
             raise self.refused(error.status, str(error), None) from None
@@ -150,8 +156,11 @@ class HttpEndpoint(Endpoint):
     """
 
     def __init__(self, base: str, api: ModuleType, model: str, secret: str, timeout: float) -> None:
-        super().__init__(join("openai", base, api.PATH), api, model, secret, timeout)
+        # What is vLLM's own stands beside its `/v1`.
+        root = base.rstrip("/").removesuffix("/v1")
+        super().__init__(join("openai", root if api is generate_api else base, api.PATH), api, model, secret, timeout)
         self._models = join("openai", base, "/models")
+        self._derender = join("openai", root, generate_api.DERENDER)
         self._session: aiohttp.ClientSession | None = None
 
     async def probe(self) -> str:
@@ -187,11 +196,24 @@ class HttpEndpoint(Endpoint):
 
     async def ask(self, body: bytes) -> Answer:
         """Send a request once; see `Endpoint`."""
+        return self.read_answer(await self.post(self.url, body))
+
+    async def read_message(self, body: bytes) -> Answer:
+        """Ask once what message some token ids are; raises as `ask` does."""
+        return self.read_answer(await self.post(self._derender, body), chat_api)
+
+    async def post(self, url: URL, body: bytes) -> bytes:
+        """Send a request once, and read the answer's body; raises as `ask` does.
+
+        Args:
+            url: where to, on this server.
+            body: what.
+        """
         session = self._session
         assert session is not None, "ask before start"
         data = body if len(body) < LARGE_REQUEST else io.BytesIO(body)
         try:
-            async with session.post(self.url, data=data, allow_redirects=False) as response:
+            async with session.post(url, data=data, allow_redirects=False) as response:
                 if response.status != 200:
                     text = error_text(await self._read_error(response))
                     raise self.refused(response.status, text, retry_after(response.headers, time.time()))
@@ -205,7 +227,7 @@ class HttpEndpoint(Endpoint):
             raise Transient(self.line(f"cannot reach {self.host}: {type(error).__name__}: {error}")) from None
         if "json" not in kind and not content.lstrip().startswith(b"{"):
             raise Transient(self.line(f"{self.host} answered with {kind}, not JSON"))
-        return self.read_answer(content)
+        return content
 
     async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
         """Read the beginning of a body."""

@@ -7,8 +7,8 @@ import os
 import random
 import struct
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -16,9 +16,10 @@ from gymq.backend import Backend, Limited, Request
 from gymq.call import Generated, Tokens
 from gymq.errors import CallError, UsageError
 
-from . import chat_api, responses_api
+from . import chat_api, generate_api, responses_api
 from .chat_api import Answer
 from .endpoint import Endpoint, HttpEndpoint
+from .exact import Exact
 from .options import flag, number
 from .pace import Pace, Sizes
 from .prefixes import Prefixes
@@ -36,7 +37,10 @@ REMEMBERED = 16384
 #: Fields by which vLLM gives token ids and logprobs, and as what they stand in a request.
 _TOKEN_FIELDS = {b'"return_token_ids"': b'"return_token_ids":true,', b'"logprobs"': b'"logprobs":true,'}
 
-_APIS = {"chat": chat_api, "responses": responses_api}
+_APIS = {"chat": chat_api, "responses": responses_api, "generate": generate_api}
+
+#: One try of a request on a server.
+_Try = Callable[[Any, bytes], Awaitable[Answer]]
 
 
 class OpenAIBackend(Backend):
@@ -44,8 +48,9 @@ class OpenAIBackend(Backend):
 
     Args:
         model: the model's name on the server.
-        options: `base_url` (else OPENAI_BASE_URL, else OpenAI's; several, with commas, are replicas), `api` (`chat` or
-            `responses`), `timeout` (seconds for one try), `retries` (further tries), `token_ids` (ask for them).
+        options: `base_url` (else OPENAI_BASE_URL, else OpenAI's; several, with commas, are replicas), `api` (`chat`,
+            `responses`, or `generate`: vLLM's own, in token ids), `tokenizer` (of `generate`), `token_ids` (ask for them),
+            `timeout` (seconds for one try), `retries` (further tries).
 
     Raises:
         UsageError: an option makes no sense, or OpenAI's own server is meant and there is no key.
@@ -53,19 +58,25 @@ class OpenAIBackend(Backend):
 
     name = "openai"
 
+    #: The forms that it can speak.
+    apis: ClassVar[tuple[str, ...]] = ("chat", "responses", "generate")
+
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)
         if not model:
             raise UsageError(f"model {self.name}: say which model, as in {self.name}:NAME")
         api = options.get("api") or "chat"
-        if api not in _APIS:
-            raise UsageError(f"model {self.name}: api is {api!r}; it is chat or responses")
+        if api not in self.apis:
+            raise UsageError(f"model {self.name}: api is {api!r}; it is {' or '.join(self.apis)}")
         self._api = _APIS[api]
         self._timeout = number(self.name, options, "timeout", DEFAULT_TIMEOUT, smallest=0.001)
         self._retries = int(number(self.name, options, "retries", RETRIES, smallest=0))
         self._token_ids = flag(self.name, options, "token_ids")
         if self._token_ids and api != "chat":
             raise UsageError(f"model {self.name}: token_ids needs api chat; the Responses API has no field for them")
+        if options.get("tokenizer") and api != "generate":
+            raise UsageError(f"model {self.name}: tokenizer is of api generate; with api {api} the server has it")
+        self._exact = Exact(model, options.get("tokenizer") or model) if api == "generate" else None
         self._head = b'{"model":' + msgspec.json.encode(model) + b","
         self._endpoints = self._connect()
         names = [str(endpoint.url) for endpoint in self._endpoints]
@@ -94,6 +105,8 @@ class OpenAIBackend(Backend):
 
     async def start(self) -> None:
         """Make the sessions; connections are opened as calls need them."""
+        if self._exact is not None:
+            self._exact.start()
         for endpoint in self._endpoints:
             await endpoint.start()
 
@@ -108,14 +121,24 @@ class OpenAIBackend(Backend):
         Raises:
             CallError: `model`, `model_unavailable`, `context_overflow` or `timeout`.
         """
+        if self._exact is not None:
+            return await self._generate(request, self._exact)
         body = self._api.request_body(self._head_for(request), request)
-        answer, host = await self._answer(request, body)
+        answer, host = await self._answer(request, body, _ask)
         tokens = None
         if answer.output is not None or answer.logprobs is not None:
             tokens = self._tokens(request, answer, host)
         return Generated(answer.message, answer.finish, answer.usage, tokens, answer.model)
 
-    async def _answer(self, request: Request, body: bytes) -> tuple[Answer, str]:
+    async def _generate(self, request: Request, exact: Exact) -> Generated:
+        """Ask in token ids, then what message the answer's are."""
+        prompt, body = await exact.prompt(request)
+        answer, _ = await self._answer(request, body, _ask)
+        question = exact.question(request, prompt, answer)
+        read = (await self._answer(request, question, HttpEndpoint.read_message))[0] if question else None
+        return exact.answered(request, prompt, answer, read)
+
+    async def _answer(self, request: Request, body: bytes, attempt: _Try) -> tuple[Answer, str]:
         """The answer, and the host that gave it."""
         replicas = self._replicas
         pace = Pace(self._sizes, request, body)
@@ -128,7 +151,7 @@ class OpenAIBackend(Backend):
             replicas.began(index)
             try:
                 await pace.enter(endpoint.limiter, endpoint.host)
-                answer = await endpoint.ask(body)
+                answer = await attempt(endpoint, body)
                 replicas.answered(index)
                 pace.answered(answer.usage)
                 return answer, endpoint.host
@@ -170,6 +193,10 @@ class OpenAIBackend(Backend):
         if prompt and packed:
             self._prefixes.remember(request, answer.message, prompt + packed)
         return Tokens(start // 4, prompt[start:], packed, probabilities)
+
+
+def _ask(endpoint: Endpoint, body: bytes) -> Awaitable[Answer]:
+    return endpoint.ask(body)
 
 
 def secret(backend: str, variable: str) -> str:

@@ -173,6 +173,7 @@ class SdkBackend(OpenAIBackend):
     """
 
     name = "sdk"
+    apis = ("chat", "responses")
 
     #: Where the key stands, where the address does, and which it is else.
     key: ClassVar[str] = "OPENAI_API_KEY"

@@ -18,7 +18,7 @@ def test_options_that_make_no_sense_are_refused(monkeypatch):
         ("m", {}, "OPENAI_API_KEY is not set"),
         ("m", {"base_url": "localhost:8000"}, "must look like"),
         ("m", {"base_url": "http://key@host/v1"}, "OPENAI_API_KEY"),
-        ("m", {"base_url": "http://host/v1", "api": "completions"}, "chat or responses"),
+        ("m", {"base_url": "http://host/v1", "api": "completions"}, "chat or responses or generate"),
         ("m", {"base_url": "http://host/v1", "timeout": "soon"}, "timeout is 'soon'"),
         ("m", {"base_url": "http://host/v1", "timeout": 0}, "timeout"),
         ("m", {"base_url": "http://host/v1", "retries": -1}, "retries"),
