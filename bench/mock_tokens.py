@@ -1,7 +1,7 @@
 """The mock server in token ids, as vLLM's `/inference/v1/generate` and `/v1/chat/completions/derender`.
 
 Its vocabulary is the bytes, 256 for the end of a turn, and 300 for `ok`, which bytes could say too: tokenized again, that comes
-back as other ids. It calls `get_weather` for a city that the prompt's last line names, else says `ok` and how many tokens it was sent.
+back as other ids. It calls `get_weather` for a city that the prompt's last line names, else says `ok` and the prompt's length.
 """
 
 from __future__ import annotations

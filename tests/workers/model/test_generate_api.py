@@ -14,7 +14,7 @@ from gymq_workers.model.render import Renderer
 from bench.mock_tokens import END, OK, decode
 from gymq.errors import CallError, UsageError
 from gymq.message import Message, decode_message
-from tests.workers.model.mock import ask, run_server
+from tests.workers.model.mock import ask, servers
 
 TOOLS = b'{"tools":[{"type":"function","function":{"name":"get_weather","parameters":{"type":"object"}}}]}'
 
@@ -121,14 +121,14 @@ async def test_sampling_is_in_vllms_own_terms(make):
 
 
 async def test_a_conversation_that_moves_keeps_its_tokens(make):
-    for first, second in zip(run_server(), run_server(), strict=True):
-        one = await make(base_url=f"{first}/v1,{second}/v1")
+    with servers((), ()) as urls:
+        one = await make(base_url=",".join(urls))
         before = await one.generate(ask("Hello", rollout="r.0.0"))
         left = one._replicas._kept["r.0.0"]
         one._replicas.load[left] += 100
         after = await one.generate(ask("Hello", decode_message(before.message), "And?", rollout="r.0.0"))
-        assert one._replicas._kept["r.0.0"] == 1 - left
-        assert after.tokens.prompt_start == (len(before.tokens.prompt) + len(before.tokens.output)) // 4
+    assert one._replicas._kept["r.0.0"] == 1 - left
+    assert after.tokens.prompt_start == (len(before.tokens.prompt) + len(before.tokens.output)) // 4
 
 
 @pytest.mark.parametrize(

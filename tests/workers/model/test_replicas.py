@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from gymq_workers.model.openai_backend import OpenAIBackend
@@ -15,7 +12,7 @@ from gymq_workers.model.replicas import FIRST_REST, LONGEST_REST, SLACK_KEPT, SL
 
 from gymq.errors import CallError, UsageError
 from gymq.message import Message, decode_message
-from tests.workers.model.mock import ask, run_server
+from tests.workers.model.mock import ask, servers
 
 NAMES = [f"http://host{i}:8000/v1" for i in range(4)]
 
@@ -113,18 +110,6 @@ def test_only_so_many_conversations_are_remembered():
 
 
 # With servers
-
-
-@contextlib.contextmanager
-def servers(*flags: tuple[str, ...]) -> Iterator[list[str]]:
-    """Servers that say their numbers in their answers."""
-    with ExitStack() as stack:
-        found = []
-        for number, more in enumerate(flags):
-            running = run_server("--called", f"server{number}", *more)
-            found.append(f"{next(running)}/v1")
-            stack.callback(lambda running=running: next(running, None))
-        yield found
 
 
 async def test_the_turns_of_a_conversation_reach_one_server_and_groups_are_spread(backend):

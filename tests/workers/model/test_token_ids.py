@@ -11,7 +11,7 @@ from gymq_workers.model import openai_backend
 from gymq.call import Tokens
 from gymq.errors import CallError
 from gymq.message import Message, decode_message
-from tests.workers.model.mock import ask, run_server
+from tests.workers.model.mock import ask, servers
 
 
 def ids(packed: bytes) -> list[int]:
@@ -84,11 +84,11 @@ async def test_a_backend_can_ask_for_token_ids_itself(backend):
 
 
 async def test_what_is_new_of_a_prompt_is_known_whichever_server_answered(backend):
-    for first, second in zip(run_server(), run_server(), strict=True):
-        one = await backend("mock-tokens", base_url=f"{first}/v1,{second}/v1")
+    with servers((), ()) as urls:
+        one = await backend("mock-tokens", base_url=",".join(urls))
         before = await one.generate(ask("Hi", rollout="run.1.0"))
         left = one._replicas._kept["run.1.0"]
         one._replicas.failed(left, 0.0, time.monotonic() + 60)
         after = await one.generate(ask("Hi", decode_message(before.message), "And now?", rollout="run.1.0"))
-        assert one._replicas._kept["run.1.0"] == 1 - left
-        assert after.tokens.prompt_start == len(b'"Hi""You said: Hi"')
+    assert one._replicas._kept["run.1.0"] == 1 - left
+    assert after.tokens.prompt_start == len(b'"Hi""You said: Hi"')
