@@ -163,6 +163,7 @@ class Request(BaseModel):
             "base_url": self.base_url,
             "api": self.api,
             "token_ids": self.token_ids,
+            "tokenizer": self.tokenizer,
             "agent": self.agent,
             "samples": self.samples,
             **self._bounds,
