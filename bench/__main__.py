@@ -1,4 +1,4 @@
-"""`python -m bench [w1 w2 w3 flat turns scale]`: measure, print tables, write a JSON file."""
+"""`python -m bench [w1 w2 w3 flat turns scale hang]`: measure, print tables, write a JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two environments of the benchmark's own. Workers find them through entry points that `bench.system` writes for them."""
+"""Three environments of the benchmark's own. Workers find them through entry points that `bench.system` writes for them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from gymq.task import Task
 
 #: Seconds that the slow tool takes.
 WAIT = 0.5
+
+#: Seconds after which the spinning tool is killed.
+SPIN = 3.0
 
 
 class Turns(Weather):
@@ -49,3 +52,19 @@ class Slow(Weather):
         """
         await asyncio.sleep(WAIT)
         return await Weather.get_weather(self, city)
+
+
+class Spin(Weather):
+    """Weather whose tool is isolated and never ends."""
+
+    name = "bench_spin"
+
+    @tool(isolated=True, timeout=SPIN)
+    def get_weather(self, city: str) -> str:
+        """Burn a core until killed.
+
+        Args:
+            city: the city's name.
+        """
+        while True:
+            pass

@@ -37,6 +37,8 @@ def sheets(found: dict[str, Any]) -> Iterator[Sheet]:
         yield _turns(found["turns"])
     if "scale" in found:
         yield _scale(found["scale"])
+    if "hang" in found:
+        yield _hang(found["hang"])
 
 
 def _rates(found: dict[str, Any], names: list[str]) -> Sheet:
@@ -149,6 +151,18 @@ def _scale(one: dict[str, Any]) -> Sheet:
     rows.append(["last / first", f"{one['speedup']:.2f} x", "", "", ""])
     columns = ["agent and resource workers", "rollouts/s", "ideal", "share", "CPU ms/rollout"]
     return "Scale: a tool that takes 0.5 s, 100 calls in flight per resource worker", columns, rows
+
+
+def _hang(one: dict[str, Any]) -> Sheet:
+    rows = []
+    for kind in ("calm", "spinning"):
+        some = one[kind]
+        times = queue_times(some["runs"])
+        queued = [f"{times[name][0]:.1f} / {times[name][1]:.1f}" for name in ("generate", "tool")]
+        rows.append([kind, f"{some['lasted'][0]:.0f} / {some['lasted'][1]:.0f}", *queued, f"{some['rate']:,.0f}"])
+    rows.append(["p99, spinning / calm", f"{one['p99_ratio']:.2f} x", "", "", ""])
+    columns = ["ms, p50 / p99", "a rollout", "generate waits", "tool waits", "rollouts/s"]
+    return "Neighbours of tools that spin until they are killed", columns, rows
 
 
 def show(found: dict[str, Any], console: Console) -> None:

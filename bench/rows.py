@@ -80,6 +80,7 @@ class Checked(msgspec.Struct):
         finished: when the last one ended.
         bytes: size of the file.
         queued: by kind of call, the milliseconds between sent and started: median, 99th percentile.
+        lasted: milliseconds of a rollout: median, 99th percentile.
         middle_rate: rollouts per second between the first tenth and the last tenth to end.
     """
 
@@ -88,6 +89,7 @@ class Checked(msgspec.Struct):
     finished: float
     bytes: int
     queued: dict[str, tuple[float, float]]
+    lasted: tuple[float, float]
     middle_rate: float
 
 
@@ -120,6 +122,7 @@ def check(path: Path, run: str, count: int, turns: int) -> Checked:
         raise WrongResult(f"{path}: {len(ended)} rows of {len(seen)} tasks, not {count}")
     if seqs != set(range(1, count + 1)):
         raise WrongResult(f"{path}: the commit numbers are not 1 to {count}: a rollout was committed twice or not at all")
+    lasted = [(end - start) * 1000 for start, end in zip(began, ended, strict=True)]
     ended.sort()
     first, last = ended[count // 10], ended[count - 1 - count // 10]
     return Checked(
@@ -128,6 +131,7 @@ def check(path: Path, run: str, count: int, turns: int) -> Checked:
         finished=ended[-1],
         bytes=path.stat().st_size,
         queued={kind: (quantile(times, 0.5), quantile(times, 0.99)) for kind, times in sorted(queued.items())},
+        lasted=(quantile(lasted, 0.5), quantile(lasted, 0.99)),
         middle_rate=(count - 2 * (count // 10)) / max(last - first, 1e-9),
     )
 

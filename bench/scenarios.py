@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 
 from bench.calibration import MODES, calibrate
-from bench.environment import WAIT
+from bench.environment import SPIN, WAIT
 from bench.rows import quantile
 from bench.system import Measured, System
 from gymq.keys import Keys
@@ -32,6 +33,10 @@ TURNS, TURNS_IN_RUN, TURNS_IN_FLIGHT = (2, 5, 10, 20, 50), 30_000, 256
 
 #: Scale: agent and resource workers, calls that one resource worker has in flight, seconds that a run takes at best.
 WORKERS, SLOTS, SCALE_SECONDS = (1, 2, 4), 100, 10
+
+#: Neighbours: rollouts in flight and of a run, model calls of each, seconds of a model call: half of what two cores can do.
+#: Beside them two executors' children spin, one per core.
+NEIGHBOURS, NEIGHBOURS_IN_RUN, NEIGHBOURS_TURNS, NEIGHBOURS_LATENCY, SPINNERS = 16, 2000, 5, 0.02, 2
 
 
 class Plan(msgspec.Struct):
@@ -215,6 +220,32 @@ def scale(plan: Plan) -> dict[str, Any]:
     return {"by_workers": found, "speedup": last / first}
 
 
+def hang(plan: Plan) -> dict[str, Any]:
+    """What others feel of isolated tools that spin until they are killed: the same run, calm and beside them, in turn."""
+    runs: dict[str, list[Measured]] = {"calm": [], "spinning": []}
+
+    def once(kind: str, warm_up: int = 0) -> None:
+        measured = system.measure(
+            NEIGHBOURS_IN_RUN, NEIGHBOURS, environment="bench_turns", turns=NEIGHBOURS_TURNS, warm_up=warm_up
+        )
+        runs[kind].append(measured)
+        median, p99 = measured.checked.lasted
+        plan.say(f"hang, {kind}: a rollout lasts {median:.0f} ms, p99 {p99:.0f} ms")
+
+    for _i in range(min(plan.repeats, 3)):
+        with _folder() as folder, System(folder, latency=NEIGHBOURS_LATENCY) as system:
+            once("calm", warm_up=200)
+            system.add("executor")
+            with system.beside(1000, SPINNERS, "bench_spin"):
+                time.sleep(SPIN)
+                once("spinning")
+    found: dict[str, Any] = {kind: _medians(some) for kind, some in runs.items()}
+    for kind, some in runs.items():
+        found[kind]["lasted"] = [statistics.median(run.checked.lasted[i] for run in some) for i in (0, 1)]
+    found["p99_ratio"] = found["spinning"]["lasted"][1] / found["calm"]["lasted"][1]
+    return found
+
+
 def _medians(runs: list[Any]) -> dict[str, Any]:
     """The medians of some runs, and the runs."""
     found: dict[str, Any] = {
@@ -243,4 +274,4 @@ def queue_times(runs: list[Measured]) -> dict[str, tuple[float, float]]:
     }
 
 
-SCENARIOS: dict[str, Callable[[Plan], dict[str, Any]]] = {"w3": w3, "flat": flat, "turns": turns, "scale": scale}
+SCENARIOS: dict[str, Callable[[Plan], dict[str, Any]]] = {"w3": w3, "flat": flat, "turns": turns, "scale": scale, "hang": hang}

@@ -7,7 +7,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ LOOK = 0.2
 WARM_UP = 500
 
 #: What makes the environments of `bench.environment` known, in a distribution that nobody installs.
-_ENTRY_POINTS = "[gymq.environments]\nbench_turns = bench.environment:Turns\nbench_slow = bench.environment:Slow\n"
+_ENTRY_POINTS = (
+    "[gymq.environments]\nbench_turns = bench.environment:Turns\nbench_slow = bench.environment:Slow\n"
+    "bench_spin = bench.environment:Spin\n"
+)
 _METADATA = "Metadata-Version: 2.1\nName: gymq-bench\nVersion: 0\n"
 
 
@@ -227,6 +231,19 @@ class System:
         mock = used.cpu.pop("mock", 0.0)
         rate = count / (checked.finished - checked.started)
         return Measured(rate, count / (ended - began), sum(used.cpu.values()), mock, before, checked, used)
+
+    @contextmanager
+    def beside(self, count: int, concurrency: int, environment: str) -> Iterator[None]:
+        """Another run, whose results nobody reads, that goes on while something else is measured."""
+        self._runs += 1
+        load = Load(f"beside{self._runs}", count, concurrency, self.model, environment)
+        producer = self._helper("produce", load, self.folder)
+        try:
+            producer.say()
+            producer.expect("done")
+            yield
+        finally:
+            producer.close()
 
     def _count_commits(self, load: Load) -> None:
         """What Redis counted, before any sink could have dropped a repetition."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
 import textwrap
@@ -143,3 +146,20 @@ def test_the_snippets_about_results_work(spawn, settings, tmp_path: Path):
     assert len((tmp_path / "rollouts.jsonl").read_bytes().splitlines()) == 20
     run([sys.executable, "-m", "gymq.cli", "consumer", "drop", "try1", "trainer"])
     workers.stop()
+
+
+def test_the_branches_of_rollouts_md_are_what_a_trainer_gets(tmp_path, monkeypatch):
+    # Given a file with a rollout of one call
+    def packed(*ids: int) -> str:
+        return base64.b64encode(struct.pack(f"<{len(ids)}i", *ids)).decode()
+
+    tokens = {"prompt_start": 0, "prompt": packed(1, 2), "output": packed(3), "logprobs": packed(0), "versions": [[0, 7]]}
+    (tmp_path / "out").mkdir()
+    record = {"calls": [{"call": "1.0", "kind": "generate", "message": 1, "tokens": tokens}]}
+    (tmp_path / "out" / "try1.jsonl").write_text(json.dumps(record) + "\n")
+    monkeypatch.chdir(tmp_path)
+    # When the page's code is run
+    got: list[list[list[float]]] = []
+    (body,) = blocks("docs/rollouts.md", "python")
+    exec(compile(body, "docs/rollouts.md", "exec"), {"train": lambda *arrays: got.append([list(each) for each in arrays])})
+    assert got == [[[1, 2, 3], [0, 0, 1], [0, 0, 0], [-1, -1, 7]]]

@@ -85,12 +85,15 @@ def test_a_judge_that_is_away_for_a_while_costs_no_reward_and_no_call_of_the_mod
         assert {call["fault"]["kind"] for call in rollout["calls"] if "fault" in call} <= {"model_unavailable", "unavailable"}
 
 
-def test_a_verifier_asks_its_judge_as_often_as_it_needs(farm, tmp_path, no_leaks):
-    # Given a judge of its own, and verifiers with three questions each
-    start(farm, "judged")
+@pytest.mark.parametrize("environment", ["judged", "judged_apart"])
+def test_a_verifier_asks_its_judge_as_often_as_it_needs(farm, tmp_path, no_leaks, environment):
+    # Given a judge of its own, and verifiers with three questions each, in the worker or in an executor
+    start(farm, environment)
     farm.start("model", model="scripted:judge")
     farm.wait_for(4)
-    config = RunConfig("asks", "judged", "tool", "scripted", judge="scripted:judge")
+    if environment == "judged_apart":
+        farm.start("executor")
+    config = RunConfig("asks", environment, "tool", "scripted", judge="scripted:judge")
     # When they run
     farm.produce(config, rows(tmp_path, 10, questions=3))
     rollouts = farm.finish("asks", tmp_path / "out.jsonl")

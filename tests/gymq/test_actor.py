@@ -51,6 +51,32 @@ async def test_a_call_in_work_that_nobody_wants_any_more_is_cut_off_and_its_plac
     assert worker.counts["unwanted"] == 1
 
 
+async def test_a_worker_that_stood_still_takes_no_mail_before_it_has_renewed_its_name(settings, link, monkeypatch):  # noqa: F811
+    # Given a worker that stood still for longer than the limit of liveness
+    worker = Server(settings)
+    async with living(worker):
+        renewed = asyncio.Event()
+        renew = worker.life.renew
+
+        async def late() -> bool:
+            await renewed.wait()
+            return await renew()
+
+        monkeypatch.setattr(worker.life, "renew", late)
+        monkeypatch.setattr(worker.life, "_until", 0.0)
+        # When mail comes, at once or while it reads
+        for n in (1, 2):
+            await call(link, n, "wait")
+        # Then it begins none of it: others may have taken it for dead
+        await asyncio.sleep(0.5)
+        assert not worker.started
+        # When it has renewed its name, it begins
+        renewed.set()
+        await until(lambda: len(worker.started) == 2)
+        worker.gate.set()
+        await until(lambda: worker.stats()["held"] == 0)
+
+
 async def test_a_close_is_not_cut_off(settings, link, impatient):  # noqa: F811
     worker = Server(settings)
     async with living(worker):

@@ -155,6 +155,15 @@ async def test_a_worker_that_lapsed_rejoins_when_nobody_declared_it_dead(link, j
     assert await held(link, life) == 1
 
 
+async def test_a_worker_is_sure_of_its_name_until_its_key_may_have_lapsed(link, join):
+    life = await join("w")
+    assert life.sure
+    await asyncio.sleep(LIMIT * 1.2)
+    assert not life.sure
+    assert await life.renew()
+    assert life.sure
+
+
 @pytest.mark.parametrize("finished", [True, False], ids=["handed back", "being handed back"])
 async def test_a_worker_that_was_declared_dead_comes_back_under_a_new_name(link, join, finished):
     # Given a worker whose hand-back has begun, or has finished

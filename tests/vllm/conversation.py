@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
@@ -21,6 +22,17 @@ _THOUGHT = re.compile(r"(?:<think>)?(.*?)</think>(.*)", re.S)
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.S)
 
 
+@cache
+def _renderer(name: str) -> Renderer:
+    return Renderer(tokenizer(name), ends=[tokenizer(name).convert_tokens_to_ids("<|endoftext|>")])
+
+
+@lru_cache(10_000)
+def _encode(name: str, text: str) -> list[int]:
+    ids: list[int] = tokenizer(name).encode(text, add_special_tokens=False)
+    return ids
+
+
 class Talk:
     """One rollout.
 
@@ -32,7 +44,7 @@ class Talk:
     def __init__(self, name: str, body: dict[str, Any] | None = None) -> None:
         self.name = name
         self.tokenizer = tokenizer(name)
-        self.renderer = Renderer(self.tokenizer, ends=[self.tokenizer.convert_tokens_to_ids("<|endoftext|>")])
+        self.renderer = _renderer(name)
         self.end: int = self.tokenizer.eos_token_id
         self.body = json.dumps(body or {}).encode()
         self.turns: list[bytes] = []
@@ -62,13 +74,13 @@ class Talk:
     def ids(self, text: str, piece: int = 1000) -> list[int]:
         """Tokenize piece by piece, so that it comes out otherwise than a tokenizer would have it."""
         pieces = re.findall(rf"<[^<>\s]*>|.{{1,{piece}}}", text, re.S)
-        return [id for each in pieces for id in self.tokenizer.encode(each, add_special_tokens=False)]
+        return [id for each in pieces for id in _encode(self.name, each)]
 
     async def answer(self, output: list[int], message: Message | None = None) -> Prompt:
         """Make a prompt, and let the model sample an output."""
         request = self.request()
         prompt = await self.log.prompt(request)
-        encoded = encode_message(message or self.parse(prompt, output))
+        encoded = encode_message(message or self.parse(len(self.turns), output))
         self.log.answered(request, prompt, output, encoded)
         tokens = prompt.tokens(output, [-1.0] * len(output), [(0, len(self.prompts))])
         step = len(self.prompts) + 1
@@ -79,25 +91,24 @@ class Talk:
         self.turns.append(encoded)
         return prompt
 
-    def parse(self, prompt: Prompt, output: list[int]) -> Message:
-        """What a server's parsers would make of an output."""
+    def parse(self, index: int, output: list[int]) -> Message:
+        """What a server's parsers would make of an output, which becomes the message with an index."""
         ids = output[:-1] if output[-1:] and output[-1] in self.renderer.ends else output
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         message = Message("assistant", text)
         if self.name in ("qwen3", "r1") and (found := _THOUGHT.fullmatch(text)):
             message.reasoning, message.content = found[1].strip("\n"), found[2]
         if self.name == "llama" and text.lstrip().startswith('{"name"'):
-            self._calls(message, [text], "parameters")
+            self._calls(message, index, [text], "parameters")
         elif self.name in ("chatml", "qwen3"):
-            self._calls(message, _CALL.findall(text), "arguments")
+            self._calls(message, index, _CALL.findall(text), "arguments")
         return message
 
-    def _calls(self, message: Message, found: list[str], arguments: str) -> None:
+    def _calls(self, message: Message, index: int, found: list[str], arguments: str) -> None:
         try:
             calls = [json.loads(each) for each in found]
             message.tool_calls = [
-                ToolCall(f"c{len(self.turns)}.{n}", Function(each["name"], json.dumps(each[arguments])))
-                for n, each in enumerate(calls)
+                ToolCall(f"c{index}.{n}", Function(each["name"], json.dumps(each[arguments]))) for n, each in enumerate(calls)
             ]
         except (ValueError, KeyError, TypeError):
             return

@@ -34,15 +34,13 @@ class Turn(msgspec.Struct):
         index: the index of its message.
         start: how many ids there are before it: its prompt.
         end: how many there are up to its end.
-        at: how many characters of the prompt's text those ids stand for; -1: not known yet.
-        after: the special token that ends them, if the model sampled it; else "".
+        asked: how many characters of the entry's text its prompt was; -1: not known.
     """
 
     index: int
     start: int
     end: int
-    at: int = -1
-    after: str = ""
+    asked: int = -1
 
 
 class Prompt(msgspec.Struct):
@@ -83,7 +81,7 @@ class Prompt(msgspec.Struct):
 class _Entry(msgspec.Struct):
     """A rollout's last call: the ids of prompt and output, the prompt's text, and the message that it gave.
 
-    Where the conversation has lost that message, `text` is None, and the last turn is not that call's.
+    Where the conversation has lost that message, `text` is None: nothing goes on from the call itself.
     """
 
     ids: array[int]
@@ -137,7 +135,8 @@ class TokenLog:
             message: the encoded message that becomes part of the conversation.
         """
         ids = prompt.ids + array("i", output)
-        self._keep(request, ids, prompt.text, [*prompt.turns, Turn(len(request.messages), len(prompt.ids), len(ids))], message)
+        turn = Turn(len(request.messages), len(prompt.ids), len(ids), len(prompt.text))
+        self._keep(request, ids, prompt.text, [*prompt.turns, turn], message)
 
     def _keep(self, request: Request, ids: array[int], text: str, turns: list[Turn], message: bytes) -> _Entry:
         entry = _Entry(ids, text, turns, hash(message))
@@ -159,6 +158,7 @@ class TokenLog:
         messages, last = list(request.messages), turns[-1].index
         if last < len(messages) and messages[last].role == "assistant":
             text = self._renderer.render(messages[:last], body)
+            turns[-1].asked = len(text)
             return self._keep(request, ids, text, turns, request.messages.turns[last])
         # The answer was taken back: nothing goes on from it.
         there = [turn for turn in turns if turn.index < len(messages) and messages[turn.index].role == "assistant"]
@@ -166,59 +166,43 @@ class TokenLog:
 
     def _next(self, entry: _Entry, messages: list[Message], body: Body, text: str) -> Prompt:
         """Go on from the last answer if the text does, else from one before it, else begin anew."""
-        turns = entry.turns
-        if entry.text is not None:
-            turns = turns[:-1]
-        if entry.text is not None and text.startswith(entry.text):
-            last = self._ended(entry, entry.text, messages, body, text)
-            if last is not None:
-                return self._from(entry, [*turns, last], text)
-            # All that it saw stands as it stood, but not what it said.
-            ids = entry.ids[: entry.turns[-1].start] + array("i", self._renderer.ids(text[len(entry.text) :]))
-            return self._cut(entry, ids, text, turns)
-        same = _same(text, entry.text or "")
-        for count in range(len(turns), 0, -1):
-            turn = turns[count - 1]
-            if turn.at >= 0:
-                stands = turn.at <= same
+        for count in range(len(entry.turns), 0, -1):
+            turn, turns = entry.turns[count - 1], entry.turns[:count]
+            if entry.text is not None and turn.asked >= 0:
+                asked = entry.text[: turn.asked]
             else:
-                before = self._renderer.render(messages[: turn.index + 1], body, False)
-                turn = self._placed(entry, turn, self._renderer.turn_end(before))
-                stands = text.startswith(before[: turn.at])
-            if stands:
-                return self._from(entry, [*turns[: count - 1], turn], text)
-        return self._cut(entry, array("i", self._renderer.ids(text)), text, [])
+                asked = self._renderer.render(messages[: turn.index], body)
+            # The ids stand for the entry's text, and it may not be that of these messages any more.
+            if text.startswith(asked) and (entry.text is None or entry.text.startswith(asked)):
+                end = self._end(entry, turn, asked, messages, body, text)
+                if end is not None:
+                    return self._go_on(entry, turn.end, turns, text, end.at, end.token)
+                # All that the model saw stands as it stood, but not what it said.
+                return self._go_on(entry, turn.start, turns[:-1], text, len(asked), "")
+        return self._go_on(entry, 0, [], text, 0, "")
 
-    def _from(self, entry: _Entry, turns: list[Turn], text: str) -> Prompt:
-        """Keep the ids up to an answer, and tokenize what the text has behind it."""
-        turn = turns[-1]
-        new = self._renderer.ids(text[turn.at :], turn.after)
-        return self._cut(entry, entry.ids[: turn.end] + array("i", new), text, turns)
-
-    def _cut(self, entry: _Entry, ids: array[int], text: str, turns: list[Turn]) -> Prompt:
+    def _go_on(self, entry: _Entry, length: int, turns: list[Turn], text: str, at: int, after: str) -> Prompt:
+        """Keep so many ids, and tokenize what the text has behind what they stand for."""
+        ids = entry.ids[:length] + array("i", self._renderer.ids(text[at:], after))
         start = _same(ids, entry.ids)
         return Prompt(ids, start, start < len(entry.ids), text, turns)
 
-    def _ended(self, entry: _Entry, prompt: str, messages: list[Message], body: Body, text: str) -> Turn | None:
-        """The last answer with its place in a text that begins with its prompt; None if the text has another answer there."""
-        turn = entry.turns[-1]
-        message = messages[turn.index]
+    def _end(self, entry: _Entry, turn: Turn, asked: str, messages: list[Message], body: Body, text: str) -> TurnEnd | None:
+        """Where an answer ends in a text that begins with its prompt's, behind the special token that ends it if the model
+        sampled one; None if the text has another answer there.
+        """
         before = self._renderer.render(messages[: turn.index + 1], body, False)
-        if text.startswith(before) and before.startswith(prompt) and _has(before[len(prompt) :], message):
-            return self._placed(entry, turn, self._renderer.turn_end(before))
-        # Some templates write an answer otherwise while it is the last: then what counts is whether the text repeats the
-        # sampled one letter by letter.
-        sampled = self._renderer.text(entry.ids[turn.start : turn.end].tolist())
-        if sampled and text.startswith(sampled, len(prompt)):
-            return self._placed(entry, turn, self._renderer.next_end(text, len(prompt) + len(sampled)))
-        return None
-
-    def _placed(self, entry: _Entry, turn: Turn, end: TurnEnd) -> Turn:
-        """An answer with its place in the text, which has the token that ends it only if the model did not write one."""
+        if text.startswith(before) and before.startswith(asked) and _has(before[len(asked) :], messages[turn.index]):
+            end = self._renderer.turn_end(before)
+        else:
+            # Some templates write an answer otherwise while it is the last: then what counts is whether the text repeats the
+            # sampled one letter by letter.
+            sampled = self._renderer.text(entry.ids[turn.start : turn.end].tolist())
+            if not sampled or not text.startswith(sampled, len(asked)):
+                return None
+            end = self._renderer.next_end(text, len(asked) + len(sampled))
         ended = turn.end > turn.start and self._renderer.ends_turn(entry.ids[turn.end - 1], end.token)
-        if ended and end.token:
-            return Turn(turn.index, turn.start, turn.end, end.at + len(end.token), end.token)
-        return Turn(turn.index, turn.start, turn.end, end.at)
+        return TurnEnd(end.at + len(end.token), end.token) if ended else TurnEnd(end.at, "")
 
 
 _decoder = msgspec.json.Decoder(Body)

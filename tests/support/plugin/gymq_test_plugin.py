@@ -354,6 +354,16 @@ class Judged(Environment):
         return Score(reward=float(answer.text), metrics={"asked": note["asked"]})
 
 
+class JudgedApart(Judged):
+    """The same, and its verifier runs in an executor."""
+
+    name = "judged_apart"
+
+    @hook(isolated=True)
+    async def verify(self, task, messages, answer, note):
+        return await Judged.verify(self, task, messages, answer, note)
+
+
 class Stubborn(Agent):
     """Always asks the model again: bounded by the run's turns."""
 

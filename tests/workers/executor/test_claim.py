@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
 
+import pytest
+from gymq_workers.executor.parent import Parent
+
+from gymq.batch import pack
 from tests.support.rollouts import linked
 from tests.support.shard import keys
 
@@ -41,3 +45,22 @@ async def test_a_call_of_a_history_that_redis_has_lost_is_not_begun(link):
     assert await claim(link, "a", mark="7.25") == 0
     await link.send("HSET", keys.rollout(RID), "c3.0", "1")  # of an older version, which set no marks
     assert await claim(link, "a", mark="7.25") == 1
+
+
+async def test_the_reply_of_an_isolated_call_ends_its_claim_and_that_of_a_lost_history_does_not(link):
+    assert await claim(link, "a") == 1
+    assert await link.run("reply", pack([[RID, 3, 0, b"late", "", "", "7.25"]])) == [0]
+    assert await link.send("HEXISTS", keys.isolated, f"{RID}:3:0") == 1
+    assert await link.run("reply", pack([[RID, 3, 0, b"", "", "", "7.5"]])) == [1]
+    assert await link.send("HEXISTS", keys.isolated, f"{RID}:3:0") == 0
+
+
+async def test_what_redis_has_of_an_executor_after_a_roll_back_is_forgotten(link, settings):
+    # Given claims: of this executor, which works on none; of a dead one, of calls that nobody waits for and that one waits for
+    parent = Parent(settings)
+    claims = {f"{RID}:2:0": parent.name, f"{RID}:1:0": "dead", f"{RID}:3:0": "dead", f"{RID}:1:1": "b"}
+    await link.send("HSET", keys.isolated, *[text for pair in claims.items() for text in pair])
+    # When it renews its liveness
+    await asyncio.to_thread(parent.renew)
+    # Then what is its own and what nobody needs is gone, what somebody waits for or works on stays
+    assert sorted(await link.send("HKEYS", keys.isolated)) == sorted(id.encode() for id in (f"{RID}:3:0", f"{RID}:1:1"))
