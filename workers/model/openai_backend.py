@@ -127,7 +127,7 @@ class OpenAIBackend(Backend):
         answer, host = await self._answer(request, body, _ask)
         tokens = None
         if answer.output is not None or answer.logprobs is not None:
-            tokens = self._tokens(request, answer, host)
+            tokens = await self._tokens(request, answer, host)
         return Generated(answer.message, answer.finish, answer.usage, tokens, answer.model)
 
     async def _generate(self, request: Request, exact: Exact) -> Generated:
@@ -178,7 +178,7 @@ class OpenAIBackend(Backend):
             return self._head
         return self._head + b"".join(text for field, text in _TOKEN_FIELDS.items() if field not in request.body)
 
-    def _tokens(self, request: Request, answer: Answer, host: str) -> Tokens:
+    async def _tokens(self, request: Request, answer: Answer, host: str) -> Tokens:
         """Pack token ids and logprobs; of the prompt only what is new since the rollout's last call."""
         output, logprobs = answer.output or [], answer.logprobs or []
         if answer.output is not None and logprobs and len(output) != len(logprobs):
@@ -189,7 +189,7 @@ class OpenAIBackend(Backend):
             probabilities = struct.pack(f"<{len(logprobs)}f", *logprobs)
         except (struct.error, OverflowError) as error:
             raise CallError("model", f"nonsense from {host}: token ids or logprobs out of range: {error}") from None
-        start = self._prefixes.known(request, prompt) if prompt else 0
+        start = await self._prefixes.known(request, prompt) if prompt else 0
         if prompt and packed:
             self._prefixes.remember(request, answer.message, prompt + packed)
         return Tokens(start // 4, prompt[start:], packed, probabilities)

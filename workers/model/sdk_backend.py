@@ -1,7 +1,7 @@
 """The backends `sdk` and `azure`: hosted providers, asked through the library `openai`.
 
 Its client knows Azure's addresses, versions and keys, and reads answers that are streamed. Everything else is that of the
-backend `openai`: the forms, the tries, the limits, the faults. It costs a few times its CPU per call.
+backend `openai`: the forms, the tries, the limits, the faults. It costs about ten times its CPU per call.
 """
 
 from __future__ import annotations

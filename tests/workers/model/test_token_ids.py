@@ -52,6 +52,32 @@ async def test_an_answer_that_another_worker_gave_is_not_built_upon(backend):
     assert (await one.generate(replaced)).tokens.prompt_start == 0
 
 
+async def test_what_another_worker_answered_is_read_from_the_rollouts_records(backend):
+    here, there = await backend("mock-tokens"), await backend("mock-tokens")
+    first = await there.generate(ask("Hi", rollout="run.4.0"))
+    more = ask("Hi", decode_message(first.message), "And now?", rollout="run.4.0")
+    more.history = recorded((1, first.tokens))
+    second = await here.generate(more)
+    assert second.tokens.prompt_start == len(b'"Hi""You said: Hi"')
+    assert bytes(ids(second.tokens.prompt)) == b'"And now?"'
+    # And back again: what the first one knows is not the newest.
+    last = ask("Hi", decode_message(first.message), "And now?", decode_message(second.message), "Bye", rollout="run.4.0")
+    last.history = recorded((1, first.tokens), (3, second.tokens))
+    third = await there.generate(last)
+    assert third.tokens.prompt_start == len(b'"Hi""You said: Hi""And now?""You said: And now?"')
+    # Records of something else are no prefix.
+    last.history = recorded((1, second.tokens))
+    there._prefixes._seen.clear()
+    assert (await there.generate(last)).tokens.prompt_start == 0
+
+
+def recorded(*calls: tuple[int, Tokens]):
+    async def history() -> list[tuple[int, Tokens]]:
+        return list(calls)
+
+    return history
+
+
 async def test_only_so_many_rollouts_are_remembered(backend):
     one = await backend("mock-tokens")
     one._prefixes = openai_backend.Prefixes(2)
