@@ -162,7 +162,7 @@ _TEXT = [
 @cache
 def tokenizer(name: str) -> Any:
     """A byte-level BPE tokenizer with one of the templates."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AddedToken, PreTrainedTokenizerFast
 
     template, bos, eos = TEMPLATES[name]
@@ -171,6 +171,9 @@ def tokenizer(name: str) -> Any:
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(_TEXT, trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    if bos is not None:  # as Llama's: it must not stand twice
+        first = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, made.token_to_id(bos))])
+        made.post_processor = first
     whole = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos, eos_token=eos, chat_template=template)
     whole.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in MARKS])
     return whole

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from gymq.branches import branches
 from tests.vllm.conversation import Talk
 
-pytestmark = pytest.mark.vllm
-
 TOOLS = {"tools": [{"type": "function", "function": {"name": "look", "description": "Grüße <b>"}}]}
 
 words = st.text(st.sampled_from("aZ .,\n\t{}\"'0é你\U0001f600"), max_size=12) | st.sampled_from(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 pytest.importorskip("transformers")
 
-from gymq_workers.model.render import Body
+from gymq_workers.model.render import Body, Renderer
 from gymq_workers.model.token_log import TokenLog
 
 from gymq.branches import branches
 from gymq.errors import CallError
 from gymq.message import Function, Message, ToolCall
 from tests.vllm.conversation import Talk
-from tests.vllm.templates import TEMPLATES
-
-pytestmark = pytest.mark.vllm
+from tests.vllm.templates import TEMPLATES, tokenizer
 
 #: What each template writes after an answer, for a user's message and the next answer.
 AFTER = {
@@ -151,6 +151,38 @@ async def test_thoughts_that_the_template_always_drops_fork_every_time():
     assert talk.text(second.ids[: second.start]) == "<|bos|><|User|>Hi<|Assistant|>"
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("chatml", Message("assistant", "Fine.", reasoning="I think.")),
+        ("llama", Message("assistant", "Let me look.", tool_calls=[ToolCall("c", Function("look", "{}"))])),
+    ],
+)
+async def test_what_a_template_has_no_place_for_is_a_fork(name, answer):
+    talk = Talk(name)
+    talk.say("user", "Hi")
+    first = await talk.answer([*talk.ids("I think. Let me look.", 2), talk.end], answer)
+    talk.say("user", "More?")
+    second = await talk.answer([talk.end])
+    # The prompt stays as it was, and the answer is what the template makes of it.
+    assert second.forked and second.turns == []
+    assert talk.text(second.ids) == second.text
+    assert second.ids[: len(first.ids)] == first.ids
+
+
+async def test_an_answer_behind_results_of_tools_goes_on_where_it_keeps_its_text():
+    talk = Talk("r1")
+    talk.say("user", "Hi")
+    talk.say("assistant", None, tool_calls=[ToolCall("c", Function("look", "{}"))])
+    talk.say("tool", "sunny", tool_call_id="c", name="look")
+    first = await talk.answer([*talk.ids("It is sunny.", 2), talk.end])
+    assert first.text.endswith("<|outputs|><|output|>sunny<|/output|><|/outputs|>")
+    talk.say("user", "More?")
+    second = await talk.answer([talk.end])
+    assert not second.forked
+    assert talk.text(second.ids[second.start :]) == "<|User|>More?<|Assistant|><think>\n"
+
+
 async def test_only_what_was_rewritten_is_tokenized_again():
     # Given three answers that were sampled otherwise than a tokenizer would have them
     talk = Talk("chatml")
@@ -203,6 +235,24 @@ async def test_a_replica_that_was_passed_over_does_not_trust_what_it_knows():
     prompt = await here.prompt(talk.request())
     assert not prompt.forked
     assert prompt.ids[: prompt.start].tolist() == talk.prompts[1].ids.tolist() + talk.outputs[3]
+
+
+async def test_an_answer_of_ours_that_was_dropped_is_not_gone_on_from():
+    # Given a call that two replicas have answered
+    talk = Talk("chatml")
+    talk.say("user", "Hi")
+    late = TokenLog(talk.renderer, 1 << 20)
+    request = talk.request()
+    prompt = await late.prompt(request)
+    await talk.answer([*talk.ids("one", 1), talk.end])
+    # When the second answer came too late
+    late.answered(request, prompt, [*talk.ids("two"), talk.end], b'{"role":"assistant","content":"two"}')
+    talk.say("user", "More?")
+    talk.log = late
+    second = await talk.answer([talk.end])
+    # Then the replica that gave it goes on from the first one
+    assert not second.forked
+    assert second.ids[: second.start].tolist() == talk.prompts[0].ids.tolist() + talk.outputs[1]
 
 
 async def test_an_answer_that_nobody_sampled_is_text():
@@ -261,6 +311,27 @@ async def test_templates_get_calls_as_they_want_them_whatever_the_model_wrote(na
         text = talk.renderer.render(talk.request().messages, Body())
         assert "look" in text and "None" not in text and "<|Assistant|><|eos|>" not in text
         assert ('"days": 3' in text) == ("days" in arguments)
+
+
+def test_text_is_tokenized_as_it_would_be_behind_the_token_before_it():
+    from transformers import AddedToken
+
+    # Given a tokenizer some of whose special tokens swallow the space behind them
+    other = copy.deepcopy(tokenizer("chatml"))
+    other.add_special_tokens({"additional_special_tokens": [AddedToken("<|end|>", rstrip=True, special=True)]})
+    renderer = Renderer(other)
+    whole = other.encode("Hi<|end|>\n<|im_start|>", add_special_tokens=False)
+    assert renderer.ids("\n<|im_start|>", "<|end|>") == whole[-1:]
+    assert len(renderer.ids("\n<|im_start|>")) == 2
+
+
+@pytest.mark.parametrize("content", ["message.content", "'' ~ message.content", "'' + message.content"])
+def test_a_template_that_would_write_none_gets_empty_content(content):
+    other = copy.deepcopy(tokenizer("chatml"))
+    calls = "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
+    other.chat_template = "{% for message in messages %}{{ " + content + " }}" + calls + "{% endfor %}"
+    call = ToolCall("c", Function("look", "{}"))
+    assert Renderer(other).render([Message("assistant", None, tool_calls=[call])], Body()) == "look"
 
 
 async def test_content_parts_are_text_unless_they_are_something_else():

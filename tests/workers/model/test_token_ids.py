@@ -5,10 +5,13 @@ from __future__ import annotations
 import struct
 import time
 
+import msgspec
 import pytest
+from gymq_workers.agent.record import call_record
 from gymq_workers.model import openai_backend
 
-from gymq.call import Tokens
+from gymq.branches import branches
+from gymq.call import Reply, Tokens
 from gymq.errors import CallError
 from gymq.message import Message, decode_message
 from tests.workers.model.mock import ask, servers
@@ -39,6 +42,21 @@ async def test_the_next_call_stores_only_what_is_new_of_its_prompt(backend):
     # Another worker, or this one for another rollout, knows nothing of the first call.
     other = ask("Hi", decode_message(first.message), "And now?", rollout="run.1.1")
     assert bytes(ids((await one.generate(other)).tokens.prompt)) == b'"Hi""You said: Hi""And now?"'
+
+
+async def test_answers_that_go_on_from_each_other_are_one_branch(backend):
+    one = await backend("mock-tokens")
+    said: list[Message | str] = ["Hi"]
+    records = []
+    for step in range(3):
+        answer = await one.generate(ask(*said, rollout="run.4.0"))
+        records.append(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(said)))
+        said += [decode_message(answer.message), "And now?"]
+    (branch,) = branches({"calls": [msgspec.json.decode(record) for record in records]})
+    assert [span.message for span in branch.turns] == [1, 3, 5]
+    texts = [bytes(branch.token_ids[span.start : span.end].tolist()) for span in branch.turns]
+    assert texts == [b'"You said: Hi"', b'"You said: And now?"', b'"You said: And now?"']
+    assert list(branch.logprobs) == [-id / 8 * m for id, m in zip(branch.token_ids, branch.loss_mask, strict=True)]
 
 
 async def test_an_answer_that_another_worker_gave_is_not_built_upon(backend):
