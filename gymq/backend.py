@@ -45,7 +45,19 @@ class Request(msgspec.Struct):
     born: float = 0.0
 
 
-class Backend:
+class Limited:
+    """What has rate limits of its own: a backend, or each server that it asks."""
+
+    #: Shared rate limits: who has an `account` gets them before `start`, asks for a `Permit` before each request, and says
+    #: what became of it; None outside a worker.
+    limiter: Limiter | None = None
+
+    def account(self) -> str:
+        """What the endpoint counts its rate limits by, as a `gymq.rate.digest`; "": nothing limits it."""
+        return ""
+
+
+class Backend(Limited):
     """Base of all model backends.
 
     Args:
@@ -61,20 +73,16 @@ class Backend:
     #: Whether a second one can stand beside it, as a quarantine's does: False for what fills a device.
     alone: ClassVar[bool] = True
 
-    #: Shared rate limits: a backend with an `account` gets them before `start`, asks for a `Permit` before each request, and
-    #: says what became of it; None outside a worker.
-    limiter: Limiter | None = None
-
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model = model
         self.options = options
         self.limits = _limits(options)
-        if self.limits and type(self).account is Backend.account:
+        if self.limits and type(self).account is Limited.account and type(self).limited is Backend.limited:
             raise UsageError(f"model {self.name}: takes no rpm or tpm; nobody limits how often it is asked")
 
-    def account(self) -> str:
-        """What the endpoint counts its rate limits by, as a `gymq.rate.digest`; "": nothing limits this backend."""
-        return ""
+    def limited(self) -> list[Limited]:
+        """What has rate limits of its own: unless it asks several servers, the backend itself."""
+        return [self]
 
     async def probe(self) -> str:
         """What is wrong with the model right now, in one line for a person; "" if nothing is known to be."""

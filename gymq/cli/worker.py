@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from gymq.cli.options import engine_options, find_server, parse_pairs, rate_options, server_options
+from gymq.cli.options import engine_options, find_server, parse_pairs, rate_options, server_options, token_option
 from gymq.errors import UnknownName, UsageError
 from gymq.worker import ROLES
 
@@ -22,7 +22,7 @@ TICK = 0.2
 TAKES: dict[str, set[str]] = {
     "agent": set(),
     "model": {
-        *("model", "base_url", "api", "concurrency", "rpm", "tpm"),
+        *("model", "base_url", "api", "concurrency", "rpm", "tpm", "token_ids", "tokenizer"),
         *("gpu", "gpus", "engine", "tool_parser", "reasoning_parser"),
     },
     "resource": {"environments", "concurrency"},
@@ -34,8 +34,11 @@ TAKES: dict[str, set[str]] = {
 @click.argument("role", type=click.Choice(ROLES))
 @server_options
 @click.option("--model", metavar="SPEC", help="model: which model it serves: vllm:NAME, openai:NAME, replay:FILE or scripted.")
-@click.option("--base-url", metavar="URL", help="model: any OpenAI-compatible server.  [default: OpenAI's]")
-@click.option("--api", type=click.Choice(["chat", "responses"]), help="model: which API.  [default: chat]")
+@click.option(
+    "--base-url", metavar="URL", help="model: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
+)
+@click.option("--api", type=click.Choice(["chat", "responses", "generate"]), help="model: which API.  [default: chat]")
+@token_option
 @rate_options
 @engine_options
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
@@ -77,7 +80,7 @@ def worker(
         if option not in TAKES[role]:
             raise UsageError(f"--{option.replace('_', '-')} is no option of `gymq worker {role}`")
     if "engine" in options:
-        options["engine"] = msgspec.json.encode(parse_pairs(options["engine"], "engine")).decode()
+        options["engine"] = msgspec.json.encode(parse_pairs(options["engine"], "--engine")).decode()
     options |= parse_pairs(pairs)
     _check(role, options)
     settings = find_server(redis, of)

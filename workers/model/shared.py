@@ -33,9 +33,10 @@ class Shared:
         """Start it, unless somebody has."""
         async with self._lock:
             if not self._started:
-                account = self._backend.account()
-                if account:
-                    self._backend.limiter = Limiter(Link(self._settings, "gymq-rate"), account, self._backend.limits)
+                for part in self._backend.limited():
+                    account = part.account()
+                    if account:
+                        part.limiter = Limiter(Link(self._settings, "gymq-rate"), account, self._backend.limits)
                 await self._backend.start()
                 self._started = True
 
@@ -53,5 +54,6 @@ class Shared:
         self._users -= 1
         if not self._users and self._started:
             await self._backend.stop()
-            if self._backend.limiter is not None:
-                await self._backend.limiter.close()
+            for part in self._backend.limited():
+                if part.limiter is not None:
+                    await part.limiter.close()
