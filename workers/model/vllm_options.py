@@ -153,8 +153,8 @@ def parser_names(kind: str) -> list[str]:
     """
     folder, table = ("tool_parsers", "_TOOL_PARSERS") if kind == "tool" else ("reasoning", "_REASONING_PARSERS")
     for node in ast.parse((package() / folder / "__init__.py").read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.startswith(table):
-            return sorted(ast.literal_eval(node.value))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and ast.unparse(node.targets[0]).startswith(table):
+            return sorted(str(key.value) for key in node.value.keys if isinstance(key, ast.Constant))
     return []
 
 
