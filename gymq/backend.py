@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 import msgspec
 
-from gymq.call import Generated
+from gymq.call import Generated, Tokens
 from gymq.errors import UsageError
 from gymq.message import Conversation
 from gymq.rate import Limit, Limiter
@@ -28,6 +29,9 @@ class Request(msgspec.Struct):
         body: the request's fields but for `model` and `messages` (tools, sampling parameters), a JSON object.
         task: the task; only given if the backend's `needs_task` says so.
         waited: seconds that the backend waited for rate limits; the backend adds to it.
+        history: reads from Redis the token ids of the answers that this rollout has got so far, whoever gave them, oldest
+            first, each with the index of its message; None: the conversation has none. For a backend that has not kept
+            them: the conversation comes from another worker.
     """
 
     rollout: str
@@ -36,6 +40,7 @@ class Request(msgspec.Struct):
     body: bytes
     task: Task | None = None
     waited: float = 0.0
+    history: Callable[[], Awaitable[list[tuple[int, Tokens]]]] | None = None
 
 
 class Backend:

@@ -132,14 +132,15 @@ class Tokens(msgspec.Struct, array_like=True):
         prompt: the prompt's ids from `prompt_start` on, int32.
         output: the sampled ids, int32.
         logprobs: one float32 per sampled id, or empty.
-        version: the policy version that sampled them, or "".
+        versions: which policy sampled them, as runs `(index of the first sampled id, policy version)`: ascending, the first
+            begins at 0, and each goes on to where the next begins; empty: unknown.
     """
 
     prompt_start: int = 0
     prompt: bytes = b""
     output: bytes = b""
     logprobs: bytes = b""
-    version: str = ""
+    versions: list[tuple[int, int]] = []
 
 
 class Generated(msgspec.Struct, array_like=True):

@@ -13,10 +13,11 @@ import msgspec
 from gymq.actor import Actor
 from gymq.batch import Batcher, pack
 from gymq.cache import Cache
-from gymq.call import SCHEMA, Call, Reply, call_schema, decode_call, encode
+from gymq.call import SCHEMA, Call, Reply, Tokens, call_schema, decode_call, encode
 from gymq.dead import bury_call
 from gymq.errors import UNREADABLE, CallError, Fault, one_line
 from gymq.mailbox import STRIKES, Mail
+from gymq.recorded import past
 from gymq.settings import Settings
 from gymq.task import Task, decode_task
 
@@ -221,7 +222,7 @@ class CallServer(Actor):
             kept.replace(have, call.turns[have - call.seen :])
         if len(kept.turns) < call.length or (plan and kept.plan is None):
             missing = len(kept.turns) if len(kept.turns) < call.length else -1
-            _, _, _, stored, turns, _ = await self._loads.ask([call.rollout, missing, call.run, -1])
+            _, _, _, stored, turns, *_ = await self._loads.ask([call.rollout, missing, call.run, -1])
             if missing >= 0:
                 kept.replace(missing, turns[: call.length - missing])
             kept.plan = stored if kept.plan is None else kept.plan
@@ -253,6 +254,10 @@ class CallServer(Actor):
         if call.state is not None or not call.has_state:
             return call.state
         return (await self._loads.ask([call.rollout, -1, call.run, -1]))[2]
+
+    async def history(self, call: Call) -> list[tuple[int, Tokens]]:
+        """The token ids of the answers that the rollout has got before this call, as `Request.history`."""
+        return past((await self._loads.ask([call.rollout, -1, call.run, -1, 1]))[6], call.step)
 
     def done_with(self, call: Call) -> None:
         """Forget a rollout that needs this server no more."""

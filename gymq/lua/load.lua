@@ -3,9 +3,11 @@
 -- KEYS[1]  the shard's prefix; with it:
 --   r:<rollout>  HASH  v, s, e, q
 --   t:<rollout>  LIST  encoded messages
+--   k:<rollout>  LIST  call records
 --   rows:<run>   HASH  row -> task
 -- ARGV[1]  msgpack list, each: 1 rollout  2 first message wanted (-1 = none)  3 run  4 row whose task is wanted (-1 = none)
--- Returns a list, each: 1 v  2 s  3 e  4 q (false where missing)  5 messages  6 task (false if none)
+--            5 1 = the call records are wanted, may be missing
+-- Returns a list, each: 1 v  2 s  3 e  4 q (false where missing)  5 messages  6 task (false if none)  7 call records, if wanted
 local P = KEYS[1]
 local call = redis.call
 local batch = cmsgpack.unpack(ARGV[1])
@@ -18,5 +20,6 @@ for i = 1, #batch do
   local task = false
   if row >= 0 then task = call('HGET', P .. 'rows:' .. run, row) end
   out[i] = {h[1], h[2], h[3], h[4], turns, task}
+  if batch[i][5] == 1 then out[i][7] = call('LRANGE', P .. 'k:' .. rid, 0, -1) end
 end
 return out

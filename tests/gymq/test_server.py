@@ -7,10 +7,11 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+from gymq_workers.agent.record import call_record
 
 from gymq import actor, mailbox
 from gymq.actor import Actor, end
-from gymq.call import Call, decode_reply, encode
+from gymq.call import Call, Generated, Reply, Tokens, Usage, decode_reply, encode
 from gymq.errors import CallError, GymqError
 from gymq.server import STRIKES, CallServer
 from gymq.settings import Settings
@@ -368,3 +369,24 @@ async def test_calls_are_each_served_once_through_broken_connections(settings, l
     assert await link.send("XLEN", keys.mailbox("agent")) == len(found) == 60
     assert all(reply.fault is None for reply in found.values())
     assert sorted(server.started) == sorted(f"r.{n}.0:1:0" for n in range(60))
+
+
+async def test_the_token_ids_of_earlier_answers_are_read_from_the_records_of_their_calls(settings, link):
+    # Given a rollout with two answers that have token ids, a tool's call between them, and one that this call does not follow
+    def record(step: int, message: int, tokens: Tokens | None, kind: str = "generate") -> bytes:
+        reply = Reply(0, 1.0, 2.0, "w")
+        return call_record(kind, step, 0.5, reply, answer=Generated(b"{}", "stop", Usage(), tokens), message=message)
+
+    first, second = Tokens(0, b"\1\0\0\0", b"\2\0\0\0", b"\0\0\0\0", [(0, 3)]), Tokens(2, b"", b"\5\0\0\0")
+    of_a_judge = Tokens(0, b"\7\0\0\0", b"\7\0\0\0")
+    records = [
+        record(1, 1, first), record(2, 3, None), record(3, 5, second), record(3, 6, of_a_judge, "ask"), record(5, 7, second),
+    ]  # fmt: skip
+    await link.send("RPUSH", keys.calls("r.7.0"), *records)
+    server = Server(settings)
+    async with living(server):
+        one = Call("r.7.0", 5, 0, "generate", "r", "e", 7, 0.0)
+        # Then a worker that has never seen it reads what it must build upon
+        assert await server.history(one) == [(1, first), (5, second)]
+        one.rollout = "r.8.0"
+        assert await server.history(one) == []

@@ -108,7 +108,8 @@ class Machine(Ending):
         if kind in ("generate", "ask") and reply.fault is None:
             answer = _GENERATED.decode(reply.value)
         name = self._judge() if asking else ""
-        self.step.records.append(call_record(kind, self.live.version, state.queued, reply, name, answer))
+        record = call_record(kind, self.live.version, state.queued, reply, name, answer, len(self.live.turns))
+        self.step.records.append(record)
         self._worked(reply)
         if reply.fault is not None:
             return self._failed(kind, reply.fault)

@@ -6,13 +6,11 @@ call records, which stand in Redis already.
 
 from __future__ import annotations
 
-import base64
-from typing import Any
-
 import msgspec
 
 from gymq.call import Generated, Reply
 from gymq.errors import Fault
+from gymq.recorded import RecordedTokens
 from gymq.run import RunConfig
 
 from .state import Live
@@ -32,6 +30,7 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
         finish: of `generate` and `ask`: how the answer ended.
         fault: why it failed.
         input_tokens, output_tokens: of `generate` and `ask`.
+        message: of `generate`: the index of its answer in the rollout's `messages`.
         tokens: of `generate`, when the server gave them: token ids and logprobs, base64 of little-endian arrays.
     """
 
@@ -48,7 +47,8 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
     fault: dict[str, str] | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    tokens: dict[str, Any] | None = None
+    message: int | None = None
+    tokens: RecordedTokens | None = None
 
 
 class Header(msgspec.Struct):
@@ -81,8 +81,10 @@ class Header(msgspec.Struct):
 _encoder = msgspec.json.Encoder()
 
 
-def call_record(kind: str, step: int, queued: float, reply: Reply, name: str = "", answer: Generated | None = None) -> bytes:
-    """Encode the record of a call."""
+def call_record(
+    kind: str, step: int, queued: float, reply: Reply, name: str = "", answer: Generated | None = None, message: int = 0
+) -> bytes:
+    """Encode the record of a call; `message` is the index that its answer, of `generate`, gets in the conversation."""
     call = f"{step}.{reply.n}"
     record = CallRecord(call, kind, queued, reply.started, reply.finished, reply.worker, name or None, reply.attempt)
     record.waited = reply.waited
@@ -91,15 +93,10 @@ def call_record(kind: str, step: int, queued: float, reply: Reply, name: str = "
     if answer is not None:
         record.finish = answer.finish
         record.input_tokens, record.output_tokens = answer.usage.input_tokens, answer.usage.output_tokens
-        if answer.tokens is not None and kind == "generate":  # others are not the policy's
-            t = answer.tokens
-            record.tokens = {
-                "prompt_start": t.prompt_start,
-                "prompt": base64.b64encode(t.prompt).decode(),
-                "output": base64.b64encode(t.output).decode(),
-                "logprobs": base64.b64encode(t.logprobs).decode(),
-                "version": t.version,
-            }
+        if kind == "generate":  # others are not the policy's
+            record.message = message
+            if answer.tokens is not None:
+                record.tokens = RecordedTokens.of(answer.tokens)
     return _encoder.encode(record)
 
 

@@ -19,17 +19,10 @@ from gymq.call import Generated, Tokens, Usage
 from gymq.errors import CallError, DataError, UsageError
 from gymq.items import Item, to_messages
 from gymq.message import Message, decode_message, encode_message
+from gymq.recorded import RecordedTokens
 
 #: Characters of a message that the error of a miss shows.
 _SHOWN = 80
-
-
-class _Tokens(msgspec.Struct):
-    prompt_start: int = 0
-    prompt: bytes = b""  # base64 in the file, as the others
-    output: bytes = b""
-    logprobs: bytes = b""
-    version: str = ""
 
 
 class _Call(msgspec.Struct):
@@ -38,7 +31,7 @@ class _Call(msgspec.Struct):
     fault: Any = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    tokens: _Tokens | None = None
+    tokens: RecordedTokens | None = None
 
 
 class _Input(msgspec.Struct):
@@ -233,9 +226,9 @@ def _tokens(calls: list[_Call]) -> Tokens | None:
     if not calls or calls[-1].tokens is None:
         return None
     whole = prompt = b""
-    tokens = _Tokens()
+    tokens = RecordedTokens()
     for call in calls:
-        tokens = call.tokens or _Tokens()
+        tokens = call.tokens or RecordedTokens()
         prompt = whole[: 4 * tokens.prompt_start] + tokens.prompt
         whole = prompt + tokens.output
-    return Tokens(0, prompt, tokens.output, tokens.logprobs, tokens.version)
+    return Tokens(0, prompt, tokens.output, tokens.logprobs, tokens.versions)

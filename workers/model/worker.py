@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from gymq import registry
@@ -56,13 +57,15 @@ class ModelWorker(CallServer):
         if call.kind == "ask":
             # A verifier's question is a conversation of its own: it brings all its messages, and nothing of it is kept.
             name, turns, body = f"ask:{call.rollout}", call.turns, decode_plan(call.plan or b"").request()
+            history = None
         else:
             kept = await self.conversation(call, plan=True)
             if kept.extra is None:
                 kept.extra = decode_plan(kept.plan or b"").request()
             name, turns, body = call.rollout, kept.turns, kept.extra
+            history = partial(self.history, call)
         task = await self.task(call) if self._backend.needs_task(call.environment) else None
-        request = Request(name, call.environment, Conversation(turns), body, task)
+        request = Request(name, call.environment, Conversation(turns), body, task, history=history)
         limit = asyncio.timeout(call.timeout or None)
         try:
             async with limit:

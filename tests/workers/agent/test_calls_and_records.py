@@ -81,13 +81,14 @@ def test_a_plan_that_is_too_large_is_loaded():
 def test_every_record_is_json_and_tells_what_the_call_was():
     play = Play(ToolAgent(), tools=["look"], fields=b'{"answer":"\xc3\xa4"}')
     play.go()
-    tokens = Tokens(3, b"\x01\0\0\0", b"\x02\0\0\0", b"\0\0\0\0", "v7")
+    tokens = Tokens(3, b"\x01\0\0\0", b"\x02\0\0\0", b"\0\0\0\0", [(0, 7)])
     one, two = play.go(said(None, "look", finish="tool_calls", tokens=tokens)), play.go(result("seen"))
     generate, tool = records(one, two)
     assert (generate["finish"], generate["input_tokens"], generate["output_tokens"]) == ("tool_calls", 5, 3)
     assert generate["tokens"] == {
-        "prompt_start": 3, "prompt": "AQAAAA==", "output": "AgAAAA==", "logprobs": "AAAAAA==", "version": "v7",
+        "prompt_start": 3, "prompt": "AQAAAA==", "output": "AgAAAA==", "logprobs": "AAAAAA==", "versions": [[0, 7]],
     }  # fmt: skip
+    assert generate["message"] == 1 and "message" not in tool
     assert (tool["name"], tool["worker"], tool["started"], tool["finished"]) == ("look", "w", 10.0, 11.0)
     assert "fault" not in tool and "tokens" not in tool
     play.go(said())

@@ -117,12 +117,12 @@ async def test_token_ids_are_replayed_with_the_whole_prompt(recorded):
     def packed(*ids: int) -> str:
         return base64.b64encode(struct.pack(f"<{len(ids)}i", *ids)).decode()
 
-    first = {"prompt_start": 0, "prompt": packed(1, 2), "output": packed(3), "logprobs": packed(7), "version": "4"}
+    first = {"prompt_start": 0, "prompt": packed(1, 2), "output": packed(3), "logprobs": packed(7), "versions": [[0, 4]]}
     second = {"prompt_start": 3, "prompt": packed(4, 5), "output": packed(6, 7)}
     calls = [{"kind": "generate", "tokens": first}, {"kind": "tool"}, {"kind": "generate", "tokens": second}]
     one = await recorded({"messages": [user("Hi"), said("a"), user("On"), said("b")], "calls": calls})
     got = (await one.generate(ask("Hi"))).tokens
-    assert got == Tokens(0, struct.pack("<2i", 1, 2), struct.pack("<i", 3), struct.pack("<i", 7), "4")
+    assert got == Tokens(0, struct.pack("<2i", 1, 2), struct.pack("<i", 3), struct.pack("<i", 7), [(0, 4)])
     got = (await one.generate(ask("Hi", Message("assistant", "a"), "On"))).tokens
     assert got == Tokens(0, struct.pack("<5i", 1, 2, 3, 4, 5), struct.pack("<2i", 6, 7))
 

@@ -58,6 +58,7 @@ async def test_a_question_brings_its_messages_and_leaves_nothing_behind(worker):
     assert names == [
         ("r.0.3", ["one", "two"], b"{}"), ("ask:r.0.3", ["good?"], b'{"seed":1}'), ("r.0.3", ["one", "two"], b"{}"),
     ]  # fmt: skip
+    assert [request.history is None for request in worker._backend._backend.requests] == [False, True, False]
 
 
 @pytest.mark.parametrize("kind", ["generate", "ask"])
