@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gymq.settings import Settings
     from gymq.sink import Sink
     from gymq.task import Task
+    from gymq.weights import publish_weights
 
 _HOMES = {
     "agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
@@ -38,6 +39,7 @@ _HOMES = {
     "settings": ("Settings",),
     "sink": ("Sink",),
     "task": ("Task",),
+    "weights": ("publish_weights",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -45,7 +47,7 @@ __all__ = [
     "Agent", "Ask", "Backend", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate", "Group",
     "GymqError", "Message", "Opening", "Producer", "Ran", "Request", "Respond", "Response", "Results", "Rollout", "RunConfig",
     "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume", "hook",
-    "produce", "run_program", "tool",
+    "produce", "publish_weights", "run_program", "tool",
 ]  # fmt: skip
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
+from gymq.actor import Actor
 from gymq.backend import Backend, Request
 from gymq.call import Generated
+from gymq.errors import GymqError
 from gymq.link import Link
 from gymq.rate import Limiter
 from gymq.settings import Settings
+
+from .replica import Replica
 
 
 class Shared:
@@ -17,35 +23,92 @@ class Shared:
     Args:
         backend: what does the work.
         settings: where the limits stand that it shares with all others of its account: on the first shard.
+        model: the SPEC.
         users: how many will start and stop it.
     """
 
-    def __init__(self, backend: Backend, settings: Settings, users: int) -> None:
+    def __init__(self, backend: Backend, settings: Settings, model: str, users: int) -> None:
         self._backend = backend
         self._settings = settings.at(0)
         self._users = users
+        self._actors: list[Actor] = []
         self._lock = asyncio.Lock()
         self._started = False
+        self._failure: GymqError | None = None
         self.needs_task = backend.needs_task
+        #: What keeps it at the weights that are wanted; None: it takes none.
+        self.replica: Replica | None = None
+        if backend.versioned:
+            self.replica = Replica(
+                backend,
+                settings,
+                model,
+                hold=lambda held: self._each(lambda actor: actor.hold(held)),
+                changed=lambda: self._each(lambda actor: actor.wake()),
+                leave=lambda error: self._each(lambda actor: actor.leave(error)),
+            )
 
-    async def start(self) -> None:
-        """Start it, unless somebody has."""
+    def _each(self, what: Callable[[Actor], None]) -> None:
+        for actor in self._actors:
+            what(actor)
+
+    async def start(self, actor: Actor) -> None:
+        """Start it, unless somebody has.
+
+        Args:
+            actor: who uses it from now on.
+
+        Raises:
+            GymqError: it cannot be started, or the weights that are wanted cannot be loaded.
+        """
+        self._actors.append(actor)
         async with self._lock:
+            if self._failure is not None:
+                raise self._failure
             if not self._started:
                 account = self._backend.account()
                 if account:
                     self._backend.limiter = Limiter(Link(self._settings, "gymq-rate"), account, self._backend.limits)
                 await self._backend.start()
                 self._started = True
+                if self.replica is not None:
+                    self.replica.alone = actor.quarantine is None
+                    await self._first_weights(self.replica)
+
+    async def _first_weights(self, replica: Replica) -> None:
+        try:
+            await replica.start()
+        except GymqError as error:
+            self._failure = error
+            await self._backend.stop()
+            raise
+
+    async def enter(self, request: Request) -> None:
+        """Wait until calls may be made; the time stands in the request."""
+        if self.replica is not None:
+            await self.replica.enter(request)
 
     async def generate(self, request: Request) -> Generated:
-        """Let the backend answer."""
-        return await self._backend.generate(request)
+        """Let the backend answer.
+
+        Raises:
+            CallError: see `Backend.generate`.
+            Begun: other weights came; enter, and ask again.
+        """
+        return await (self._backend if self.replica is None else self.replica).generate(request)
+
+    def told(self) -> dict[str, Any]:
+        """What the registry says of its weights."""
+        if self.replica is None:
+            return {}
+        return {"version": self.replica.version, "loading": self.replica.loading}
 
     async def stop(self) -> None:
         """Stop it if nobody else uses it."""
         self._users -= 1
         if not self._users and self._started:
+            if self.replica is not None:
+                await self.replica.stop()
             await self._backend.stop()
             if self._backend.limiter is not None:
                 await self._backend.limiter.close()
