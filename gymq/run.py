@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 #: A group or a rollout within its run.
 _PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
 #: Fields in which the same run may differ from what it was: they change no rollout.
-_FREE = frozenset({"name", "concurrency", "backlog", "created"})
+_FREE = frozenset({"name", "concurrency", "backlog", "batch", "created"})
 
 
 class RunConfig(msgspec.Struct, frozen=True):
@@ -47,6 +47,9 @@ class RunConfig(msgspec.Struct, frozen=True):
         judge: SPEC of the model that answers an `Ask` which names none; empty: the run's model.
         concurrency: rollouts in flight at once.
         backlog: finished rollouts that the slowest consumer may be behind before admission waits.
+        max_staleness: how many policy versions the oldest token of a rollout may be behind its model; None: no limit.
+        batch: rollouts that a trainer uses for one policy version; with `max_staleness` it bounds how many are begun ahead of it.
+            0: unknown, and they are not.
         sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
         created: seconds since the epoch; `create` sets it.
     """
@@ -68,8 +71,15 @@ class RunConfig(msgspec.Struct, frozen=True):
     judge: str = ""
     concurrency: int = 256
     backlog: int = 10_000
+    max_staleness: int | None = None
+    batch: int = 0
     sampling: dict[str, Any] = {}
     created: float = 0.0
+
+    @property
+    def ahead(self) -> int:
+        """How many rollouts may be in flight or unused together, so that none is too old when it is used; 0: no limit."""
+        return 0 if self.max_staleness is None else (self.max_staleness + 1) * self.batch
 
 
 def check_name(name: str) -> None:
@@ -141,6 +151,8 @@ async def create(link: Link, config: RunConfig) -> bool:
         -(-config.concurrency // link.shards),
         "backlog",
         -(-config.backlog // link.shards),
+        "ahead",
+        -(-config.ahead // link.shards),
         *(("shards", link.shards, "shard", link.shard) if link.shards > 1 else ()),
     )
     await link.send("HSETNX", link.keys.run(config.name), "state", "open")

@@ -57,6 +57,7 @@ class State(msgspec.Struct, array_like=True):
         ask: the one that the hook has asked last.
         answer: the answer to it, an encoded message, once there is one.
         no_reward: why there is no reward.
+        oldest, newest: policy versions that its tokens were sampled with; -1: no token said so yet.
     """
 
     schema: int = SCHEMA
@@ -88,6 +89,8 @@ class State(msgspec.Struct, array_like=True):
     ask: Asked | None = None
     answer: bytes | None = None
     no_reward: str = ""
+    oldest: int = -1
+    newest: int = -1
 
     @property
     def asking(self) -> bool:
