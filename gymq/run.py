@@ -48,8 +48,8 @@ class RunConfig(msgspec.Struct, frozen=True):
         concurrency: rollouts in flight at once.
         backlog: finished rollouts that the slowest consumer may be behind before admission waits.
         max_staleness: how many policy versions the oldest token of a rollout may be behind its model; None: no limit.
-        batch: rollouts that a trainer uses for one policy version; with `max_staleness` it bounds how many are begun ahead of it.
-            0: unknown, and they are not.
+        batch: rollouts that a trainer uses for one policy version; with `max_staleness` it bounds how many are begun before
+            it needs them. 0: unknown; nothing is bounded by it.
         sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
         created: seconds since the epoch; `create` sets it.
     """

@@ -12,6 +12,7 @@ from gymq.errors import UnknownName
 from gymq.launch import needs_executor
 from gymq.run import RunStatus
 from gymq.shards import Shards, scan
+from gymq.weights import ModelWeights, survey
 
 #: States in which nothing more will happen.
 _OVER = ("done", "cancelled")
@@ -44,6 +45,7 @@ class Overview(msgspec.Struct):
         mailboxes: by name.
         paused: no rollouts are admitted.
         dead: dead letters.
+        weights: of models whose workers take new ones.
         warnings: one line each.
     """
 
@@ -52,6 +54,7 @@ class Overview(msgspec.Struct):
     mailboxes: list[Mailbox]
     paused: bool
     dead: int
+    weights: list[ModelWeights]
     warnings: list[str]
 
 
@@ -90,7 +93,12 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
         if box.newer:
             warnings.append(f"{box.newer} messages of a newer schema wait for {box.name}; start newer workers")
     dead: int = sum(await shards.each(lambda link: link.send("XLEN", link.keys.dead)))
-    return Overview(runs, workers, boxes, paused, dead, warnings)
+    weights = await survey(shards)
+    for model in weights:
+        if model.failed:
+            what = f"{len(model.failed)} workers of {model.model} could not load its weights and left"
+            warnings.append(f"{what}; `gymq weights status --model {model.model}` says why")
+    return Overview(runs, workers, boxes, paused, dead, weights, warnings)
 
 
 async def _runs(shards: Shards, name: str | None) -> list[RunStatus]:

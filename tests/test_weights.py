@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from gymq import run
 from gymq.errors import GymqError, UsageError
 from gymq.link import Link
 from gymq.run import RunConfig
 from gymq.weights import ModelWeights, publish_weights, survey
 from tests.support import rollouts
-from tests.support.farm import records, slow_rows
+from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.lasting(*(f"gymq:{{?}}:{kind}:toy" for kind in ("weights", "failed")))]
@@ -111,16 +110,15 @@ def test_new_weights_under_load_lose_nothing(farm, tmp_path, mode, how, no_leaks
         assert all(calls == 0 for *_, calls, _ in noted)
     # and replicas took turns, or not
     spans = {pid: [at for _, one, *_, at in noted if one == pid] for _, pid, *_ in noted}
-    (a, b), (c, d) = sorted(spans.values())
-    assert (b <= c) == (how == "rolling")
-    assert d - c > 0.4
+    (_, first_ended), (second_began, _) = sorted(spans.values())
+    assert (first_ended <= second_began) == (how == "rolling")
 
 
 def test_a_replica_that_cannot_load_leaves_and_the_others_serve(farm, tmp_path, no_leaks):
     first, second = start(farm)
     path = make_weights(tmp_path, "broken", seconds=0.2, victims=1)
     # When one of two replicas cannot load what was published
-    with pytest.raises(GymqError, match="1 replicas could not load it.*the weights are broken"):
+    with pytest.raises(GymqError, match=r"1 replicas could not load it.*the weights are broken"):
         publish_weights("toy", 1, path, wait=30, settings=farm.settings)
     # Then its process ends with one line, and it stands in the status
     wait_until(lambda: (first.poll() is None) != (second.poll() is None), 20, "one of them to end")
@@ -267,7 +265,7 @@ def test_the_commands_say_who_has_which(farm, tmp_path, no_leaks):
     assert "version 4 of" in gymq("weights", "status")
     (told,) = json.loads(gymq("weights", "status", "--json"))
     assert [one["version"] for one in told["replicas"]] == [4]
-    assert "4" in gymq("status").split("toy")[1]
+    assert "4: 1" in gymq("status")
     assert "version 4" in gymq("control", "stats")
     assert "forgotten" in gymq("weights", "forget", "--model", "toy")
     assert "none were published" in gymq("weights", "forget", "--model", "toy", code=2)
