@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
+from redis import Redis
 
 from gymq.errors import GymqError, UsageError
 from gymq.link import Link
@@ -272,3 +274,38 @@ def test_the_commands_say_who_has_which(farm, tmp_path, no_leaks):
     # A new training may begin again
     publish_weights("toy", 1, path, wait=30, settings=farm.settings)
     assert [one.version for one in look(farm.settings).replicas] == [1]
+
+
+def test_what_grows_stale_ends_and_the_others_are_used(farm, tmp_path, no_leaks):
+    # Given a run that bears no old tokens, at work, and a trainer that uses what it gets
+    start(farm, max_staleness=0, samples=2, rows=50)
+    for version in (1, 2):
+        publish_weights("toy", version, make_weights(tmp_path, f"v{version}"), wait=30, settings=farm.settings)
+        time.sleep(1.5)
+    out = farm.finish("r", tmp_path / "out.jsonl")
+    # Then every rollout ended; what was stale at one of its steps was ended there, without a reward
+    assert len(out) == 100
+    stale = [record for record in out if record["stop"] == "stale"]
+    assert 0 < len(stale) < 100
+    assert all(record["status"] == "cancelled" and record["error"]["kind"] == "stale" for record in stale)
+    assert all(record["reward"] is None and record["versions"][0] < 2 for record in stale)
+    assert {record["status"] for record in out if record["stop"] != "stale"} == {"completed"}
+
+
+def test_over_shards_the_broken_one_hands_back_on_each(farm, tmp_path, redis_url):
+    # Given two shards: two databases of one server
+    both = farm.settings = msgspec.structs.replace(farm.settings, redis_url=f"{redis_url},{redis_url[:-1]}1")
+    with Redis.from_url(f"{redis_url[:-1]}1") as other:
+        other.flushdb()
+        start(farm, rows=60)
+        path = make_weights(tmp_path, "broken", seconds=0.2, victims=1)
+        with pytest.raises(GymqError, match="1 replicas could not load it"):
+            publish_weights("toy", 1, path, wait=30, settings=both)
+        # A copy that went missing is written again
+        other.delete(Link(both.at(1), "test").keys.weights("toy"))
+        wait_until(lambda: other.hget(Link(both.at(1), "test").keys.weights("toy"), "version") == b"1", 10, "the copy")
+        out = farm.finish("r", tmp_path / "out.jsonl")
+        assert {record["status"] for record in out} == {"completed"}
+        assert_versions_grow(out, {0, 1})
+        assert not any(call.get("attempt") for record in out for call in record["calls"])
+        other.flushdb()
