@@ -22,7 +22,7 @@ from tests.support import rollouts
 from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.lasting(*(f"gymq:{{?}}:{kind}:toy" for kind in ("weights", "failed")))]
+pytestmark = pytest.mark.slow
 
 #: Seconds that an answer of the toy takes.
 LATENCY = 0.4
