@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gymq.actor import end
 from gymq.errors import UsageError
 from gymq.results import Results
 from gymq.run import RunConfig, close, status
@@ -92,6 +93,20 @@ async def test_what_grows_too_old_while_it_waits_for_its_turn_is_not_delivered(s
             await reach(settings, 2)
     assert found == ["r.0.0", "r.1.0"]
     assert results.stale == 2
+
+
+async def test_what_is_passed_over_makes_room_while_the_run_goes_on(settings, link):
+    run = await make(link)
+    await reach(settings, 5)
+    await run.end(*run.live, versions=[1, 1])
+    results = Results("r", "trainer", settings=settings, max_staleness=0)
+    reading = asyncio.create_task(anext(aiter(results)))
+    until = asyncio.get_running_loop().time() + 5
+    while (await status(link, "r")).unread["trainer"] and asyncio.get_running_loop().time() < until:
+        await asyncio.sleep(0.02)
+    assert (await status(link, "r")).unread == {"trainer": 0}
+    await end([reading])
+    await results.close()
 
 
 async def test_without_a_limit_everything_is_delivered(settings, link):

@@ -163,6 +163,19 @@ async def test_a_call_that_nobody_wants_is_not_begun_again(make, shards, tmp_pat
     assert backend(worker).begun == 3
 
 
+async def test_a_call_that_is_cut_off_and_unwanted_at_once_is_unwanted(make, shards):
+    worker = await make()
+    call = asyncio.create_task(ask(worker, 0.5))
+    await asyncio.sleep(0.1)
+    (task,) = worker._backend.replica._calls
+    worker._backend.replica._cut.add(task)
+    task.cancel()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert backend(worker).begun == 1
+
+
 async def test_a_call_that_is_begun_again_has_its_whole_time(make, shards, tmp_path):
     worker = await make()
     call = asyncio.create_task(ask(worker, 0.8, timeout=1.2))
@@ -208,7 +221,7 @@ async def test_one_that_may_have_been_away_looks_before_its_next_answer(make, sh
     # When it comes back from where nobody knew it, it takes no part in turns: it serves nobody yet
     await worker.forget()
     await worker.handle([])
-    assert await ask(worker) == 1
+    assert await asyncio.wait_for(ask(worker), 10) == 1
 
 
 @pytest.mark.parametrize("path, said", [
