@@ -77,10 +77,10 @@ async def make(settings, monkeypatch, tmp_path):
 
     async def worker() -> ModelWorker:
         one = ModelWorker(settings, {"model": "policy"})
-        made.append(one)
         one.left = []
         one.leave = one.left.append
         await one.prepare()
+        made.append(one)
         looking.append(asyncio.create_task(look(one)))
         return one
 
