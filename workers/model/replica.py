@@ -76,7 +76,7 @@ class Replica:
         self._lock = asyncio.Lock()
         self._gate = asyncio.Event()
         self._gate.set()
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: dict[asyncio.Task[Any], tuple[Request, asyncio.Timeout]] = {}
         self._cut: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._look: asyncio.Task[None] | None = None
@@ -124,15 +124,19 @@ class Replica:
             await self._gate.wait()
         request.waited += time.monotonic() - began
 
-    async def generate(self, request: Request) -> Generated:
+    async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
         """Let the backend answer.
+
+        Args:
+            request: what is asked.
+            limit: of the call; it does not run while the call stands still.
 
         Raises:
             Begun: other weights came; ask again.
         """
         task = asyncio.current_task()
         assert task is not None
-        self._calls.add(task)
+        self._calls[task] = request, limit
         try:
             return await self._backend.generate(request)
         except asyncio.CancelledError:
@@ -141,7 +145,7 @@ class Replica:
                 raise
             raise Begun from None
         finally:
-            self._calls.discard(task)
+            self._calls.pop(task, None)
             self._cut.discard(task)
             if not self._calls:
                 self._idle.set()
@@ -208,6 +212,7 @@ class Replica:
             if not await asyncio.to_thread(os.path.exists, wanted.path):
                 raise GymqError(f"there is no {wanted.path}")
             await self._settle(wanted.mode)
+            stopped = self._stop_clocks()
             async with asyncio.timeout(LIMIT):
                 await self._backend.update_weights(wanted.path, wanted.version, wanted.mode)
         except Exception as error:
@@ -220,6 +225,7 @@ class Replica:
         self._backend.version = wanted.version
         self._taken = wanted.id
         self.loading = None
+        self._start_clocks(stopped)
         self._gate.set()
         self._hold(False)
         self._changed()
@@ -235,6 +241,27 @@ class Replica:
         while self._calls:
             self._idle.clear()
             await self._idle.wait()
+
+    def _stop_clocks(self) -> dict[asyncio.Task[Any], float]:
+        """Stop the time of the calls that stand still; returns when that was, by the loop's clock."""
+        now = asyncio.get_running_loop().time()
+        stopped: dict[asyncio.Task[Any], float] = {}
+        for task, (_, limit) in self._calls.items():
+            stopped[task] = now
+            if (when := limit.when()) is not None and not limit.expired():
+                # So far away that it cannot come before loading ends, one way or the other.
+                limit.reschedule(when + 2 * LIMIT)
+        return stopped
+
+    def _start_clocks(self, stopped: dict[asyncio.Task[Any], float]) -> None:
+        """Let the time of the calls that stood still go on."""
+        now = asyncio.get_running_loop().time()
+        for task, since in stopped.items():
+            if task in self._calls:
+                request, limit = self._calls[task]
+                request.waited += now - since
+                if (when := limit.when()) is not None and not limit.expired():
+                    limit.reschedule(when - 2 * LIMIT + now - since)
 
     async def _report(self, version: int, error: str) -> None:
         """Say that this replica leaves, and why, where people look."""

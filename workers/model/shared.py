@@ -88,14 +88,20 @@ class Shared:
         if self.replica is not None:
             await self.replica.enter(request)
 
-    async def generate(self, request: Request) -> Generated:
+    async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
         """Let the backend answer.
+
+        Args:
+            request: what is asked.
+            limit: of the call; it does not run while the call stands still.
 
         Raises:
             CallError: see `Backend.generate`.
             Begun: other weights came; enter, and ask again.
         """
-        return await (self._backend if self.replica is None else self.replica).generate(request)
+        if self.replica is None:
+            return await self._backend.generate(request)
+        return await self.replica.generate(request, limit)
 
     def told(self) -> dict[str, Any]:
         """What the registry says of its weights."""

@@ -125,7 +125,7 @@ class ModelWorker(CallServer):
         limit = asyncio.timeout(timeout or None)
         try:
             async with limit:
-                return await self._backend.generate(request)
+                return await self._backend.generate(request, limit)
         except (CallError, Begun):
             raise
         except Exception as error:

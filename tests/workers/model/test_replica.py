@@ -134,6 +134,44 @@ async def test_calls_that_come_while_it_loads_wait_and_their_time_does_not_run(m
     assert worker.waited["r.0.0:1:0"] > Policy.loads / 3
 
 
+@pytest.mark.parametrize("seconds, timeout", [(0.4, 0.6), (30, 0.6)])
+async def test_the_time_of_calls_that_stand_still_stands_still(make, shards, tmp_path, monkeypatch, seconds, timeout):
+    # Given a backend that freezes its calls while it loads, for longer than a call may take
+    monkeypatch.setattr(Policy, "loads", 1.0)
+    worker = await make()
+    thawed = asyncio.Event()
+    load = backend(worker).update_weights
+
+    async def freeze(*what) -> None:
+        thawed.clear()
+        await load(*what)
+        thawed.set()
+
+    async def generate(request):
+        left = float(request.messages.last.text)
+        while left > 0:
+            await asyncio.sleep(0.02)
+            await thawed.wait()
+            left -= 0.02
+        return Generated(encode_message(Message("assistant", "0")), "stop", Usage())
+
+    thawed.set()
+    monkeypatch.setattr(backend(worker), "update_weights", freeze)
+    monkeypatch.setattr(backend(worker), "generate", generate)
+    call = asyncio.create_task(ask(worker, seconds, timeout=timeout))
+    await asyncio.sleep(0.1)
+    await publish(shards, "policy", 1, str(tmp_path), mode="keep")
+    # Then it is answered if it is quick enough otherwise, and only then
+    if seconds < timeout:
+        await call
+        assert worker.waited["r.0.0:1:0"] > 0.8
+    else:
+        began = time.monotonic()
+        with pytest.raises(CallError, match=r"longer than 0\.6 s"):
+            await call
+        assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize("mode, in_flight, begun, versions", [
     ("keep", 3, 3, {1}),
     ("wait", 0, 3, {0}),
