@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gymq.errors import GymqError, TaskError, ToolError, Unavailable
     from gymq.message import Conversation, Function, Message, ToolCall
     from gymq.producer import Producer, produce
+    from gymq.publication import publish_weights
     from gymq.results import Results, consume
     from gymq.rollout import Group, Rollout
     from gymq.run import RunConfig
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from gymq.settings import Settings
     from gymq.sink import Sink
     from gymq.task import Task
-    from gymq.weights import publish_weights
 
 _HOMES = {
     "agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
@@ -32,6 +32,7 @@ _HOMES = {
     "environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
     "errors": ("GymqError", "TaskError", "ToolError", "Unavailable"),
     "message": ("Conversation", "Function", "Message", "ToolCall"),
+    "publication": ("publish_weights",),
     "producer": ("Producer", "produce"),
     "rollout": ("Group", "Rollout"),
     "run": ("RunConfig",),
@@ -39,7 +40,6 @@ _HOMES = {
     "settings": ("Settings",),
     "sink": ("Sink",),
     "task": ("Task",),
-    "weights": ("publish_weights",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,9 +10,9 @@ import msgspec
 from gymq.environment import EnvironmentSpec
 from gymq.errors import UnknownName
 from gymq.launch import needs_executor
+from gymq.replicas import ModelWeights, survey
 from gymq.run import RunStatus
 from gymq.shards import Shards, scan
-from gymq.weights import ModelWeights, survey
 
 #: States in which nothing more will happen.
 _OVER = ("done", "cancelled")

@@ -16,8 +16,9 @@ from redis import Redis
 
 from gymq.errors import GymqError, UsageError
 from gymq.link import Link
+from gymq.publication import publish_weights
+from gymq.replicas import ModelWeights, survey
 from gymq.run import RunConfig
-from gymq.weights import ModelWeights, publish_weights, survey
 from tests.support import rollouts
 from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until

@@ -51,7 +51,8 @@ def publish(
       gymq weights publish --model vllm:policy --version 12 --path /models/step12
       gymq weights publish --model vllm:policy --version 13 --path /models/step13 --mode abort --at-once --wait 120
     """
-    from gymq.weights import check, publish_and_see
+    from gymq.publication import publish_and_see
+    from gymq.replicas import check
 
     settings = find_server(redis, of)
     wanted, found = publish_and_see(settings, model, version, path, mode=mode, rolling=rolling, wait=wait or 0.0)
@@ -80,7 +81,7 @@ def status(model: str | None, redis: str | None, of: str | None, as_json: bool) 
     """
     import msgspec
 
-    from gymq.weights import survey
+    from gymq.replicas import survey
 
     found = with_shards(find_server(redis, of), lambda shards: survey(shards, model))
     if as_json:
@@ -123,7 +124,7 @@ def forget(model: str, redis: str | None, of: str | None) -> None:
       gymq weights forget --model vllm:policy
     """
     from gymq.errors import UnknownName
-    from gymq.weights import forget as drop
+    from gymq.publication import forget as drop
 
     if not with_shards(find_server(redis, of), lambda shards: drop(shards, model)):
         raise UnknownName(f"weights: none were published of model {model!r}; `gymq weights status` lists them")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from gymq.actor import end
 from gymq.errors import UsageError
+from gymq.publication import forget, publish
 from gymq.results import Results
 from gymq.run import RunConfig, close, status
 from gymq.shards import Shards
-from gymq.weights import forget, publish
 from tests.support.rollouts import Pretender, linked
 
 

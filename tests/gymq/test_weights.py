@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from gymq.errors import GymqError, UsageError
+from gymq.publication import forget, publish
+from gymq.replicas import Failure, check, survey, taken
 from gymq.settings import Settings
 from gymq.shards import Shards
-from gymq.weights import Failure, check, copy, forget, publish, read_version, read_weights, survey, taken
+from gymq.weights import copy, read_version, read_weights
 
 
 @pytest.fixture

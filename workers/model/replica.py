@@ -21,8 +21,9 @@ from gymq.backend import Backend, Request
 from gymq.call import Generated
 from gymq.errors import GymqError, one_line
 from gymq.link import FULL_PAUSE, Link, Outage, ServerFull
+from gymq.replicas import FAILURES, Failure
 from gymq.settings import Settings
-from gymq.weights import FAILURES, Failure, Weights, copy, read_weights
+from gymq.weights import Weights, copy, read_weights
 
 #: Seconds between two looks at whether it is this replica's turn.
 TURN_PAUSE = 0.1

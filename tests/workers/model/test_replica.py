@@ -16,8 +16,9 @@ from gymq.backend import Backend
 from gymq.call import Call, Generated, Plan, Usage, encode
 from gymq.errors import CallError, GymqError
 from gymq.message import Message, decode_message, encode_message
+from gymq.publication import forget, publish
+from gymq.replicas import survey
 from gymq.shards import Shards
-from gymq.weights import forget, publish, survey
 
 #: Seconds that an answer of the backend takes when it is not asked to take longer.
 QUICK = 0.02
