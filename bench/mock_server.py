@@ -21,7 +21,12 @@ from typing import Any
 
 import msgspec
 
+from bench import mock_tokens as tokens
+from bench.mock_stream import chunked, events
+
 _CITY = re.compile(r"\b(?:in|for|of|at) ([^?.!,]+)")
+_VERSION = re.compile(rb"\?api-version=[\w-]+ HTTP")
+_AZURE_KEY = re.compile(rb"\r\n(?:api-key:[ \t]*|authorization:[ \t]*Bearer )\S", re.I)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.I)
 _SERVER_WORDS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests"}
 
@@ -35,6 +40,9 @@ class _Ask(msgspec.Struct):
     model: str = ""
     messages: list[msgspec.Raw] = []
     input: list[msgspec.Raw] | str = []
+    return_token_ids: bool = False
+    logprobs: bool = False
+    stream: bool = False
 
 
 class _Turn(msgspec.Struct):
@@ -59,6 +67,7 @@ class Options(msgspec.Struct):
         status: the status of failures.
         retry_after: seconds for the Retry-After header of failures; None: no header.
         times: how many requests fail at most.
+        called: what it calls the model in its answers; empty: what the request calls it.
     """
 
     script: str = "weather"
@@ -67,6 +76,7 @@ class Options(msgspec.Struct):
     status: int = 500
     retry_after: float | None = None
     times: float = float("inf")
+    called: str = ""
 
 
 class Connection(asyncio.Protocol):
@@ -102,6 +112,9 @@ class Connection(asyncio.Protocol):
             if head.startswith(b"GET /v1/models"):
                 return self.send(b'{"object":"list","data":[{"id":"mock","object":"model","owned_by":"gymq"}]}')
             return self.send(b'{"error":{"message":"no such path"}}', 404)
+        # Azure's addresses name the deployment and the API's version, and its keys have a header of their own.
+        if head.startswith(b"POST /openai/") and not (_VERSION.search(head) and _AZURE_KEY.search(head)):
+            return self.send(b'{"error":{"code":"401","message":"no api-version, or neither api-key nor token"}}', 401)
         try:
             ask = _ask.decode(body)
         except msgspec.DecodeError as error:
@@ -110,6 +123,8 @@ class Connection(asyncio.Protocol):
         if options.fail_rate and self.asked[""] < options.times and random.random() < options.fail_rate:
             self.asked[""] += 1
             return self.fail(options.status)
+        if head.startswith(b"POST /v1/chat/completions/derender"):
+            return self.send(tokens.message(body))
         kind = ""
         if ask.model.startswith("mock-"):
             kind, _, times = ask.model[5:].partition("/")
@@ -118,16 +133,42 @@ class Connection(asyncio.Protocol):
                 kind = ""
         if kind.isdigit():
             return self.fail(int(kind))
-        if head.startswith(b"POST /v1/responses"):
+        if kind == "short":  # a context of two messages
+            kind = "overflow" if len(ask.messages) > 2 else "tokens"
+        ask.model = options.called or ask.model
+        if head.startswith(b"POST /inference/v1/generate"):
+            answer = tokens.generated(body)
+        elif head.startswith((b"POST /v1/responses", b"POST /openai/responses")):
             answer = responses_answer(ask, body, kind)
         else:
             answer = chat_answer(ask, body, kind, options.script)
+        if ask.stream:
+            return self.stream(kind, answer)
         if kind and self.misbehave(kind, head, answer):
             return None
         if options.latency:
             self.loop.call_later(options.latency, self.send, answer)
             return None
         return self.send(answer)
+
+    def stream(self, kind: str, answer: bytes) -> None:
+        """Answer piece by piece; `stall` and `cut` end behind the third piece, `error` says there that it failed."""
+        if kind == "hang":
+            return
+        pieces = events(b'{"error":{"message":"upstream is busy","code":502}}' if kind == "error200" else answer)
+        if kind in ("stall", "cut", "error"):
+            pieces = pieces[:3]
+        if kind == "error":
+            pieces += events(b'{"error":{"message":"it broke","code":500}}')
+        if kind == "badjson":
+            pieces[1] = b"data: {oops\n\n"
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in pieces:
+            self.transport.write(chunked(piece))
+        if kind == "cut":
+            self.transport.close()
+        elif kind != "stall":
+            self.transport.write(b"0\r\n\r\n")
 
     def misbehave(self, kind: str, head: bytes, answer: bytes) -> bool:
         """Answer wrongly, if the kind of failure is one of transport; say whether it was."""
@@ -149,7 +190,7 @@ class Connection(asyncio.Protocol):
         elif kind == "error200":
             self.send(b'{"error":{"message":"upstream is busy","code":502}}')
         elif kind == "keyecho":
-            key = re.search(rb"(?i)authorization: *(.*)", head)
+            key = re.search(rb"(?i)(?:authorization|api-key): *(.*)", head)
             self.send(_encode({"error": {"message": f"bad key: {key[1].decode() if key else ''}"}}), 401)
         elif kind == "huge":
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -208,8 +249,10 @@ def chat_answer(ask: _Ask, body: bytes, kind: str, script: str) -> bytes:
         "choices": [choice],
         "usage": usage,
     }
-    if kind in ("tokens", "named", "mismatch"):
+    if kind in ("tokens", "named", "mismatch") or ask.return_token_ids:
         _add_tokens(kind, answer, ask)
+    if kind == "" and not ask.logprobs:
+        choice.pop("logprobs", None)
     return _encode(answer)
 
 
@@ -286,6 +329,7 @@ def main() -> None:
     parser.add_argument("--fail-rate", type=float, default=0.0, help="share of requests that fail, 0 to 1")
     parser.add_argument("--status", type=int, default=500, help="what they fail with")
     parser.add_argument("--retry-after", type=float, help="seconds that they ask to wait")
+    parser.add_argument("--called", default="", help="what it calls the model in its answers")
     parser.add_argument("--times", type=float, default=float("inf"), help="how many fail at most")
     args = vars(parser.parse_args())
     port = args.pop("port")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
     from gymq.backend import Backend, Request
+    from gymq.branches import Branch
     from gymq.environment import Ask, Environment, Opening, Response, Score, hook, tool
     from gymq.errors import GymqError, TaskError, ToolError, Unavailable
     from gymq.message import Conversation, Function, Message, ToolCall
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
     "backend": ("Backend", "Request"),
+    "branches": ("Branch",),
     "results": ("Results", "consume"),
     "environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
     "errors": ("GymqError", "TaskError", "ToolError", "Unavailable"),
@@ -44,10 +46,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Agent", "Ask", "Backend", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate", "Group",
-    "GymqError", "Message", "Opening", "Producer", "Ran", "Request", "Respond", "Response", "Results", "Rollout", "RunConfig",
-    "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume", "hook",
-    "produce", "publish_weights", "run_program", "tool",
+    "Agent", "Ask", "Backend", "Branch", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate",
+    "Group", "GymqError", "Message", "Opening", "Producer", "Ran", "Request", "Respond", "Response", "Results", "Rollout",
+    "RunConfig", "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume",
+    "hook", "produce", "publish_weights", "run_program", "tool",
 ]  # fmt: skip
 
 

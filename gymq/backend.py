@@ -32,6 +32,7 @@ class Request(msgspec.Struct):
         history: reads from Redis the token ids of the answers that this rollout has got so far, whoever gave them, oldest
             first, each with the index of its message; None: the conversation has none. For a backend that has not kept
             them: the conversation comes from another worker.
+        born: when the run was created, in seconds since the epoch: a run may take the name of one that was removed.
     """
 
     rollout: str
@@ -41,9 +42,22 @@ class Request(msgspec.Struct):
     task: Task | None = None
     waited: float = 0.0
     history: Callable[[], Awaitable[list[tuple[int, Tokens]]]] | None = None
+    born: float = 0.0
 
 
-class Backend:
+class Limited:
+    """What has rate limits of its own: a backend, or each server that it asks."""
+
+    #: Shared rate limits: who has an `account` gets them before `start`, asks for a `Permit` before each request, and says
+    #: what became of it; None outside a worker.
+    limiter: Limiter | None = None
+
+    def account(self) -> str:
+        """What the endpoint counts its rate limits by, as a `gymq.rate.digest`; "": nothing limits it."""
+        return ""
+
+
+class Backend(Limited):
     """Base of all model backends.
 
     Args:
@@ -63,20 +77,16 @@ class Backend:
     #: `update_weights` has returned; a backend whose calls go on sets it itself as it swaps the weights.
     version: int = 0
 
-    #: Shared rate limits: a backend with an `account` gets them before `start`, asks for a `Permit` before each request, and
-    #: says what became of it; None outside a worker.
-    limiter: Limiter | None = None
-
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model = model
         self.options = options
         self.limits = _limits(options)
-        if self.limits and type(self).account is Backend.account:
+        if self.limits and type(self).account is Limited.account and type(self).limited is Backend.limited:
             raise UsageError(f"model {self.name}: takes no rpm or tpm; nobody limits how often it is asked")
 
-    def account(self) -> str:
-        """What the endpoint counts its rate limits by, as a `gymq.rate.digest`; "": nothing limits this backend."""
-        return ""
+    def limited(self) -> list[Limited]:
+        """What has rate limits of its own: unless it asks several servers, the backend itself."""
+        return [self]
 
     async def probe(self) -> str:
         """What is wrong with the model right now, in one line for a person; "" if nothing is known to be."""

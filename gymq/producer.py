@@ -18,6 +18,7 @@ from gymq.link import Outage
 from gymq.prompt import PromptConfig
 from gymq.rows import Ids, parse_row
 from gymq.run import RunConfig
+from gymq.sampling import check_sampling
 from gymq.settings import Settings
 from gymq.shards import Shards
 from gymq.task import Task
@@ -176,12 +177,13 @@ def produce(run: RunConfig, rows: Iterable[dict[str, Any]], *, source: str = "sc
         last: True: the run gets no more rows afterwards.
 
     Raises:
-        DataError: a row is bad; the rows before it are enqueued.
+        DataError: a row is bad; the rows before it are enqueued. Or the run's sampling parameters are.
         UsageError, RunClosed, ServerUnreachable: the run or the server is not as needed.
     """
 
     def refuse(line: str) -> None:
         raise DataError(line)
 
+    run = msgspec.structs.replace(run, sampling=check_sampling(run.sampling, "sampling"))
     producer = Producer(Settings.from_environment(), run, source, on_bad=refuse)
     return asyncio.run(producer.run(((f"{source}:{i}", row) for i, row in enumerate(rows, 1)), last=last))

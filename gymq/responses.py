@@ -13,11 +13,7 @@ import msgspec
 from gymq.errors import DataError
 from gymq.items import MAX_DEPTH, Item, check, too_deep
 from gymq.message import FUNCTION_NAME
-
-#: What a row may not set, since gymq itself writes it into the request.
-RESERVED = frozenset(
-    {"model", "messages", "input", "prompt", "tools", "functions", "function_call", "stream", "stream_options"}
-)
+from gymq.sampling import Sampling, check_sampling
 
 #: What passes under its own name: fields of both APIs, of chat completions alone, and vLLM's.
 _PASSED = frozenset(
@@ -37,8 +33,8 @@ _TURNED = frozenset(
     }
 )
 
-#: Bounds of numbers whose range servers do not agree on: beyond them, nobody takes them.
-_HUGE, _INT32 = 1e6, 2**31 - 1
+#: The largest number of tokens that a field may name.
+_INT32 = 2**31 - 1
 
 _AUDIO = ("audio_data", "audio_path", "audio_paths")
 
@@ -143,49 +139,7 @@ def to_sampling(params: Params, given: dict[str, Any], at: str) -> dict[str, Any
             sampling["parallel_tool_calls"] = False
         if params.tool_choice not in (None, "auto"):
             sampling["tool_choice"] = _tool_choice(params.tool_choice, f"{at}.tool_choice")
-    return check_sampling(sampling, f"{at}.metadata.extra_body")
-
-
-class Sampling(msgspec.Struct):
-    """The parameters whose form all servers agree on; others are passed as they are. Null counts as absent."""
-
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=_HUGE)] | None = None
-    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=-1, le=_INT32)] | None = None
-    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=_INT32)] | None = None
-    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=_INT32)] | None = None
-    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=_INT32)] | None = None
-    logprobs: bool | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    frequency_penalty: Annotated[float, msgspec.Meta(ge=-_HUGE, le=_HUGE)] | None = None
-    presence_penalty: Annotated[float, msgspec.Meta(ge=-_HUGE, le=_HUGE)] | None = None
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=_HUGE)] | None = None
-    logit_bias: dict[str, float] | None = None
-    response_format: dict[str, Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
-def check_sampling(sampling: dict[str, Any], at: str) -> dict[str, Any]:
-    """Drop nulls from sampling parameters and refuse those that are not a row's to set, or that no server takes.
-
-    Raises:
-        DataError: one is gymq's to set, or of a wrong type, or out of its range.
-    """
-    check(sampling, Sampling, at)
-    for name in sorted(RESERVED & sampling.keys()):
-        if sampling[name] is not None:
-            raise DataError(f"{at}.{name} is not for a row to set; remove it")
-    if sampling.get("n") not in (None, 1):
-        raise DataError(f"{at}.n must be 1; ask for more samples when you enqueue")
-    return {name: value for name, value in sampling.items() if value is not None}
+    return check_sampling(sampling, f"{at}.metadata.extra_body", slips=False)
 
 
 def leftovers(given: dict[str, Any]) -> dict[str, Any]:

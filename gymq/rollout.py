@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from gymq.branches import Branch, branches
+
 
 def shard_of(rollout: str, shards: int) -> int:
     """The shard on which a rollout stands, with all of its group.
@@ -75,6 +77,11 @@ class Rollout(msgspec.Struct, dict=True):
     def messages(self) -> list[dict[str, Any]]:
         """The conversation."""
         return self.data["messages"]
+
+    @cached_property
+    def branches(self) -> list[Branch]:
+        """Its token ids, with masks, logprobs and policy versions, as trainers want them; see `docs/rollouts.md`."""
+        return branches(self.data)
 
 
 class Group(msgspec.Struct):

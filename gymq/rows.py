@@ -17,7 +17,8 @@ from gymq.errors import DataError
 from gymq.items import MAX_DEPTH, Item, check, to_messages, too_deep
 from gymq.message import Message, encode_message
 from gymq.prompt import PromptConfig
-from gymq.responses import FunctionTool, Params, check_sampling, leftovers, to_sampling, to_tools
+from gymq.responses import FunctionTool, Params, leftovers, to_sampling, to_tools
+from gymq.sampling import check_sampling
 from gymq.task import Task
 
 #: Characters of a row's id: it becomes part of keys, file names and log lines.

@@ -12,9 +12,11 @@ from typing import Any
 
 import msgspec
 
+from gymq.call import Usage
 from gymq.environment import EnvironmentSpec
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.link import Link
+from gymq.price import Prices
 
 #: What a run may be called: it becomes part of keys and of rollout ids, whose parts are joined with dots.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -23,7 +25,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 #: A group or a rollout within its run.
 _PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
 #: Fields in which the same run may differ from what it was: they change no rollout.
-_FREE = frozenset({"name", "concurrency", "backlog", "batch", "created"})
+_FREE = frozenset({"name", "concurrency", "backlog", "batch", "created", "prices"})
+
+#: Fields of a model's usage that a run counts, each in `u:<field>:<spec>` of its record.
+TOKENS = ("input_tokens", "output_tokens", "cached_tokens")
 
 
 class RunConfig(msgspec.Struct, frozen=True):
@@ -52,6 +57,7 @@ class RunConfig(msgspec.Struct, frozen=True):
             it needs them. 0: unknown; nothing is bounded by it.
         sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
         created: seconds since the epoch; `create` sets it.
+        prices: what tokens cost; None: nobody has said.
     """
 
     name: str
@@ -75,6 +81,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     batch: int = 0
     sampling: dict[str, Any] = {}
     created: float = 0.0
+    prices: Prices | None = None
 
     @property
     def ahead(self) -> int:
@@ -100,6 +107,7 @@ class RunStatus(msgspec.Struct):
         by_status: rollouts that ended, by status.
         unread: finished rollouts that each consumer has not acknowledged.
         paused: nothing more of it is admitted for the time being.
+        tokens: those of rollouts that have ended, by the model's SPEC; a judge's stand under its own.
     """
 
     config: RunConfig
@@ -111,6 +119,7 @@ class RunStatus(msgspec.Struct):
     by_status: dict[str, int]
     unread: dict[str, int]
     paused: bool = False
+    tokens: dict[str, Usage] = {}
 
     @property
     def total(self) -> int:
@@ -319,7 +328,18 @@ async def status(link: Link, name: str) -> RunStatus:
         by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
         unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
         paused="paused" in fields,
+        tokens=_tokens(fields),
     )
+
+
+def _tokens(fields: dict[str, bytes]) -> dict[str, Usage]:
+    found: dict[str, Usage] = {}
+    for field, value in sorted(fields.items()):
+        kind, _, rest = field.partition(":")
+        name, _, spec = rest.partition(":")
+        if kind == "u" and name in TOKENS:
+            setattr(found.setdefault(spec, Usage()), name, int(value))
+    return found
 
 
 async def names(link: Link) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gymq import run
+from gymq.call import Usage
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.keys import Keys
 from gymq.link import Link
@@ -170,6 +171,10 @@ def merge(parts: list[RunStatus]) -> RunStatus:
     for part in parts:
         by_status.update(part.by_status)
         unread.update(part.unread)
+    tokens: dict[str, Usage] = {}
+    for part in parts:
+        for spec, usage in part.tokens.items():
+            tokens.setdefault(spec, Usage()).add(usage)
     return RunStatus(
         config=parts[0].config,
         state=next(state for state in _STATES if any(part.state == state for part in parts)),
@@ -180,6 +185,7 @@ def merge(parts: list[RunStatus]) -> RunStatus:
         by_status=dict(sorted(by_status.items())),
         unread=dict(unread),
         paused=any(part.paused for part in parts),
+        tokens=tokens,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from gymq.call import Usage
 from gymq.errors import DataError
 
 #: The reward from which on a rollout counts as a success.
@@ -17,6 +18,15 @@ SUCCESS = 1.0
 class _Usage(msgspec.Struct):
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class _Call(msgspec.Struct):
+    kind: str
+    name: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class _Error(msgspec.Struct):
@@ -35,6 +45,7 @@ class _Row(msgspec.Struct):
     error: _Error | None
     started_at: float
     finished_at: float
+    calls: list[_Call] = []
 
 
 class Summary(msgspec.Struct):
@@ -119,11 +130,13 @@ class Report(msgspec.Struct):
         total: over all rollouts.
         environments: by environment, in the order of their names.
         models: the models' SPECs.
+        tokens: by SPEC, those of judges too.
     """
 
     total: Summary
     environments: dict[str, Summary]
     models: set[str]
+    tokens: dict[str, Usage]
 
     @property
     def scripted(self) -> bool:
@@ -143,6 +156,7 @@ def read(path: Path, since: float = 0.0) -> Report:
     """
     decoder = msgspec.json.Decoder(_Row)
     total, environments, models = Summary(), dict[str, Summary](), set[str]()
+    tokens: dict[str, Usage] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -153,11 +167,19 @@ def read(path: Path, since: float = 0.0) -> Report:
                 except msgspec.DecodeError as error:
                     raise DataError(f"{path}:{number}: is no finished rollout ({error})") from None
                 models.add(row.model)
+                _count(tokens, row.model, row.usage)
+                for call in row.calls:
+                    if call.kind == "ask":
+                        _count(tokens, call.name, call)
                 total.add(row, since)
                 environments.setdefault(row.environment, Summary()).add(row, since)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; name a file of finished rollouts") from None
-    return Report(total, dict(sorted(environments.items())), models)
+    return Report(total, dict(sorted(environments.items())), models, tokens)
+
+
+def _count(tokens: dict[str, Usage], spec: str, used: _Usage | _Call) -> None:
+    tokens.setdefault(spec, Usage()).add(Usage(used.input_tokens, used.output_tokens, used.cached_tokens))
 
 
 def ks(samples: int) -> list[int]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
 import textwrap
 import types
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from gymq import Environment
 from gymq.cli.request import read_request
+from gymq.price import Prices
 from gymq.prompt import PromptConfig
 from gymq.rows import parse_row
 from gymq.run import RunConfig
@@ -73,6 +78,31 @@ def test_the_rows_and_files_of_the_docs_are_accepted(tmp_path: Path):
     path.write_text(run)
     request = read_request({"config": str(path)}, ("data", "model"))
     assert (request.samples, request.all_sampling["top_p"]) == (8, 0.95)
+
+
+def test_the_rows_prices_and_commands_of_the_page_about_models_are_accepted(tmp_path: Path):
+    for body in blocks("docs/models.md", "json"):
+        for line in body.splitlines():
+            task = parse_row(line.encode(), where="docs/models.md", environment="counter", known={"counter"})
+            assert b"json_schema" in task.sampling
+    (table,) = blocks("docs/models.md", "yaml")
+    path = tmp_path / "prices.yaml"
+    path.write_text(table)
+    assert Prices.read(str(path)).price("azure:small-1") is not None
+    commands = [line for body in blocks("docs/models.md", "") for line in body.replace("\\\n", "").splitlines()]
+    commands = [shlex.split(line) for line in commands if line.startswith("gymq")]
+    assert len(commands) > 2
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Which?", "options": ["a", "b"], "answer": "A"}\n')
+    for argv in commands:
+        # Parsed by the real command line, but not begun: nobody listens on that server.
+        env = {**os.environ, "OPENAI_API_KEY": "k", "AZURE_OPENAI_API_KEY": "k", "OPENAI_API_VERSION": "2024-10-21"}
+        env |= {"AZURE_OPENAI_ENDPOINT": "https://name.openai.azure.com", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "gymq.cli", *argv[1:], "--redis", "redis://127.0.0.1:1/0"],
+            env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        generates = "generate" in argv and not find_spec("transformers")
+        assert done.returncode == (2 if generates else 4), (argv, done.stderr)
 
 
 @pytest.mark.slow
@@ -136,3 +166,20 @@ def test_the_snippets_about_results_work(spawn, settings, tmp_path: Path):
     assert len((tmp_path / "rollouts.jsonl").read_bytes().splitlines()) == 20
     run([sys.executable, "-m", "gymq.cli", "consumer", "drop", "try1", "trainer"])
     workers.stop()
+
+
+def test_the_branches_of_rollouts_md_are_what_a_trainer_gets(tmp_path, monkeypatch):
+    # Given a file with a rollout of one call
+    def packed(*ids: int) -> str:
+        return base64.b64encode(struct.pack(f"<{len(ids)}i", *ids)).decode()
+
+    tokens = {"prompt_start": 0, "prompt": packed(1, 2), "output": packed(3), "logprobs": packed(0), "versions": [[0, 7]]}
+    (tmp_path / "out").mkdir()
+    record = {"calls": [{"call": "1.0", "kind": "generate", "message": 1, "tokens": tokens}]}
+    (tmp_path / "out" / "try1.jsonl").write_text(json.dumps(record) + "\n")
+    monkeypatch.chdir(tmp_path)
+    # When the page's code is run
+    got: list[list[list[float]]] = []
+    (body,) = blocks("docs/rollouts.md", "python")
+    exec(compile(body, "docs/rollouts.md", "exec"), {"train": lambda *arrays: got.append([list(each) for each in arrays])})
+    assert got == [[[1, 2, 3], [0, 0, 1], [0, 0, 0], [-1, -1, 7]]]

@@ -67,10 +67,17 @@ def task_options(command: F) -> F:
         click.option("--judge", metavar="SPEC", help="The model that verifiers ask.  [default: the run's model]"),
         click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature."),
         click.option("--max-tokens", type=positive, metavar="N", help="Tokens of one answer at most."),
+        click.option(
+            "--sampling",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A further sampling parameter, as top_p=0.9; may be repeated.",
+        ),
         click.option("--agent", metavar="NAME", help="Which agent decides.  [default: tool]"),
         click.option(
             "--prompt-config", metavar="P.yaml", help="Words the prompt from the rows' fields: user: and perhaps system:."
         ),
+        click.option("--prices", metavar="P.yaml", help="What a million tokens of each model cost, for the summary."),
         click.option(
             "--config", metavar="RUN.yaml", help="Any of these options by name, and sampling:; the command line wins."
         ),
@@ -88,13 +95,25 @@ def rate_options(command: F) -> F:
     return rpm(tpm(command))
 
 
-def parse_pairs(pairs: tuple[str, ...]) -> dict[str, str]:
+def token_option(command: F) -> F:
+    """Give a command `--token-ids` and `--tokenizer`."""
+    told = "Of openai:NAME on vLLM: ask for token ids and logprobs with every answer."
+    where = "Of --api generate: the model's tokenizer, a folder or a name.  [default: NAME]"
+    tokenizer = click.option("--tokenizer", metavar="PATH", help=where)
+    return click.option("--token-ids", is_flag=True, default=None, help=told)(tokenizer(command))
+
+
+def parse_pairs(pairs: tuple[str, ...], option: str = "--option") -> dict[str, str]:
     """Read `KEY=VALUE` pairs.
+
+    Args:
+        pairs: as given.
+        option: which option they were given with, for the error.
 
     Raises:
         UsageError: a pair has no `=`.
     """
     for pair in pairs:
         if not pair.partition("=")[0] or "=" not in pair:
-            raise UsageError(f"--option {pair!r}: write KEY=VALUE")
+            raise UsageError(f"{option} {pair!r}: write KEY=VALUE")
     return dict(pair.split("=", 1) for pair in pairs)

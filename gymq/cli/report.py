@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from rich.table import Table
+
+from gymq.call import Usage
 from gymq.cli import table
+from gymq.price import Prices
 from gymq.summary import SUCCESS, Report, Summary, ks
 
 
-def show(report: Report, run: str, samples: int) -> None:
+def show(report: Report, run: str, samples: int, prices: Prices | None) -> None:
     """Print the summary on stdout.
 
     Args:
         report: the summary.
         run: the run's name.
         samples: rollouts of each task.
+        prices: what tokens cost; None: nobody has said.
     """
     model = ", ".join(sorted(report.models)) or "none"
     scripted = " (a policy in code played the model: these are no results of a model)" if report.scripted else ""
@@ -25,6 +30,28 @@ def show(report: Report, run: str, samples: int) -> None:
     note = f"pass@k: unbiased estimate over tasks with k scored rollouts; success is a reward of {SUCCESS:g} or more"
     note += f"; {unscored} rollouts have no reward and count in no mean" if unscored else ""
     table.show("", f"run {run}, model {model}{scripted}", "", numbers, "", note)
+    if prices is not None or len(report.tokens) > len(report.models):
+        table.show("", tokens_table(report.tokens, prices))
+
+
+def tokens_table(tokens: dict[str, Usage], prices: Prices | None) -> Table:
+    """What each model was sent and has answered, and what that costs.
+
+    Args:
+        tokens: by the models' SPECs.
+        prices: what tokens cost; None: nobody has said.
+    """
+    columns = ["model", ">tokens in", ">of them cached", ">tokens out", *([f">{prices.currency}"] if prices else [])]
+    made = table.make_table(*columns)
+    costs = {spec: prices.cost(spec, usage) if prices else None for spec, usage in tokens.items()}
+    for spec, usage in tokens.items():
+        cells = [f"{usage.input_tokens}", f"{usage.cached_tokens}", f"{usage.output_tokens}"]
+        made.add_row(
+            spec, *cells, *([_number(costs[spec], ".4f") if costs[spec] is not None else "no price"] if prices else [])
+        )
+    if prices and len(tokens) > 1:
+        made.add_row("all that has a price", "", "", "", _number(sum(cost or 0.0 for cost in costs.values()), ".4f"))
+    return made
 
 
 def _lines(columns: list[Summary], samples: int) -> list[tuple[str, list[str]]]:

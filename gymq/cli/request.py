@@ -14,10 +14,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gymq import registry
+from gymq.cli.options import parse_pairs
 from gymq.errors import DataError, UsageError
+from gymq.price import Prices
 from gymq.prompt import PromptConfig
-from gymq.responses import check_sampling
 from gymq.run import RunConfig
+from gymq.sampling import check_sampling
 from gymq.settings import Settings
 from gymq.source import fingerprint
 
@@ -45,7 +47,9 @@ class Request(BaseModel):
     out: str | None = None
     run: str | None = None
     base_url: str | None = None
-    api: Literal["chat", "responses"] | None = None
+    api: Literal["chat", "responses", "generate"] | None = None
+    token_ids: bool = False
+    tokenizer: str | None = None
     rpm: float | None = Field(None, gt=0, le=MOST)
     tpm: float | None = Field(None, gt=0, le=MOST)
     samples: int = Field(1, ge=1, le=MOST)
@@ -70,6 +74,7 @@ class Request(BaseModel):
     redis: str | None = None
     prompt_config: str | None = None
     sampling: dict[str, Any] = {}
+    prices: str | dict[str, Any] | None = None
 
     @property
     def prompt(self) -> PromptConfig | None:
@@ -81,9 +86,21 @@ class Request(BaseModel):
         return None if self.prompt_config is None else PromptConfig.load(self.prompt_config)
 
     @property
+    def price_table(self) -> Prices | None:
+        """The prices, read.
+
+        Raises:
+            UsageError: they cannot be read.
+        """
+        return None if self.prices is None else Prices.read(self.prices)
+
+    @property
     def backend_options(self) -> dict[str, Any]:
         """What the model's backend is told besides its name."""
-        return {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
+        given = {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
+        # Other backends know no such option, so it is named only where it is asked for.
+        more = {"token_ids": self.token_ids, "tokenizer": self.tokenizer}
+        return given | {name: value for name, value in more.items() if value}
 
     @property
     def judge_options(self) -> dict[str, Any]:
@@ -131,6 +148,7 @@ class Request(BaseModel):
             sampling=self.all_sampling,
             created=time.time(),
             judge=self.judge,
+            prices=self.price_table,
             **self._bounds,
         )
 
@@ -147,6 +165,8 @@ class Request(BaseModel):
             "model": self.model,
             "base_url": self.base_url,
             "api": self.api,
+            "token_ids": self.token_ids,
+            "tokenizer": self.tokenizer,
             "agent": self.agent,
             "samples": self.samples,
             **self._bounds,
@@ -168,8 +188,12 @@ def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
         UsageError: the file cannot be read, or an option is missing, unknown or wrong.
     """
     path = given.pop("config", None)
+    pairs = given.pop("sampling", ())
     stated = {name: value for name, value in given.items() if value is not None}
     merged = {**(_load(path) if path else {}), **stated}
+    if pairs:
+        there = merged.get("sampling")
+        merged["sampling"] = {**(there if isinstance(there, dict) else {}), **_sampling(pairs)}
     missing = [f"--{name}" for name in needed if merged.get(name) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see --help for an example")
@@ -185,6 +209,17 @@ def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
         if first["type"] == "extra_forbidden":
             raise UsageError(f"{path}: unknown option {name!r}; known: {', '.join(Request.model_fields)}") from None
         raise UsageError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _sampling(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Read `NAME=VALUE` pairs; a value that is no JSON is text."""
+    found: dict[str, Any] = {}
+    for name, text in parse_pairs(pairs, "--sampling").items():
+        try:
+            found[name] = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            found[name] = text
+    return found
 
 
 def _load(path: str) -> dict[str, Any]:

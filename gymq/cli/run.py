@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gymq.cli import EXIT_CODES
-from gymq.cli.options import rate_options, task_options
+from gymq.cli.options import rate_options, task_options, token_option
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
     from gymq.cli.place import Place
     from gymq.cli.session import Session
     from gymq.cli.survey import Survey
+    from gymq.price import Prices
     from gymq.seen import Seen
 
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("env", metavar="ENV")
 @task_options
-@click.option("--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server.  [default: OpenAI's]")
-@click.option("--api", type=click.Choice(["chat", "responses"]), help="Of openai:NAME: which API.  [default: chat]")
+@click.option(
+    "--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
+)
+@click.option("--api", type=click.Choice(["chat", "responses", "generate"]), help="Of openai:NAME: which API.  [default: chat]")
+@token_option
 @click.option("--judge-base-url", metavar="URL", help="Of --judge openai:NAME.  [default: OpenAI's]")
 @rate_options
 @click.option(
@@ -59,6 +63,7 @@ def run(env: str, **given: Any) -> int:
     signal.signal(signal.SIGTERM, terminate)
     request = read_request(given, needed=("data", "model", "out"))
     check_names(env, request)
+    _ = request.price_table
     identity = request.identity(env)
     name = run_name(identity)
     assert request.out is not None
@@ -69,7 +74,7 @@ def run(env: str, **given: Any) -> int:
     total = rows.rows * request.samples
     if not total - len(_kept(place, name, rows, within=True)):
         click.echo(f"{place.out}: complete: all {total} rollouts are there; nothing to do", err=True)
-        return _finish(place.out, name, request.samples, rows.bad)
+        return _finish(place.out, name, request.samples, rows.bad, request.price_table)
     wrong = asyncio.run(make_backend(request.model, request.backend_options).probe())
     if wrong:
         click.echo(f"model {request.model}: {wrong}", err=True)
@@ -107,18 +112,18 @@ def _go(session: Session, place: Place, name: str, bad: int) -> int:
         there = sum(1 for _ in place.kept(name))
         click.echo(f"{there} of {session.total} rollouts are in {place.out}; the same command continues", err=True)
         return 128 + stopped
-    code = _finish(place.out, name, session.samples, bad, since=began, total=session.total)
+    code = _finish(place.out, name, session.samples, bad, session.prices, since=began, total=session.total)
     place.leave(keep_logs=session.troubled or code == 6)
     return code
 
 
-def _finish(out: Path, name: str, samples: int, bad: int, *, since: float = 0.0, total: int = 0) -> int:
+def _finish(out: Path, name: str, samples: int, bad: int, prices: Prices | None, *, since: float = 0.0, total: int = 0) -> int:
     """Print the summary and the path; returns the exit code."""
     from gymq import summary
     from gymq.cli import report
 
     found = summary.read(out, since)
-    report.show(found, name, samples)
+    report.show(found, name, samples, prices)
     lines: list[str] = []
     if bad:
         lines.append(f"{bad} rows were bad; they are listed above")

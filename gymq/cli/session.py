@@ -25,6 +25,7 @@ from gymq.embedded import EmbeddedServer
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.launch import SINK, children
 from gymq.link import Outage
+from gymq.price import Prices
 from gymq.rollout import shard_of
 from gymq.run import RunConfig, RunStatus
 from gymq.seen import Seen
@@ -85,6 +86,11 @@ class Session:
     def samples(self) -> int:
         """Rollouts of each task."""
         return self._config.samples
+
+    @property
+    def prices(self) -> Prices | None:
+        """What tokens cost."""
+        return self._config.prices
 
     def go(self) -> int:
         """Run until all rollouts have ended, or a signal comes.

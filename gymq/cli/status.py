@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gymq.cli.options import find_server, server_options
+
+if TYPE_CHECKING:
+    from gymq.price import Prices
+    from gymq.run import RunStatus
 
 
 def with_shards(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -35,25 +39,41 @@ def with_shards(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
 @click.command()
 @click.argument("run", required=False, metavar="[RUN]")
 @server_options
+@click.option("--prices", metavar="P.yaml", help="What tokens cost; of one RUN.  [default: what the run was given]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def status(run: str | None, redis: str | None, of: str | None, as_json: bool) -> None:
+def status(run: str | None, redis: str | None, of: str | None, prices: str | None, as_json: bool) -> None:
     """Show all runs, or one RUN: how far each is, what its consumers have not read, who is alive, and what is missing.
+
+    Of one RUN it shows the tokens of each model too, of rollouts that have ended, and what they cost.
 
     \b
     Examples:
       gymq status
       gymq status try1 --json
+      gymq status try1 --prices prices.yaml
       gymq status --of rollouts.jsonl
     """
     import msgspec
 
+    from gymq.price import Prices
     from gymq.status import overview
 
+    table = None if prices is None else Prices.read(prices)
     found = with_shards(find_server(redis, of), lambda shards: overview(shards, run))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
         _show(found)
+    if run is not None and not as_json:
+        _show_tokens(found.runs[0], table)
+
+
+def _show_tokens(one: RunStatus, prices: Prices | None) -> None:
+    from gymq.cli.report import tokens_table
+    from gymq.cli.table import show
+
+    if one.tokens:
+        show("", tokens_table(one.tokens, prices or one.config.prices))
 
 
 def _show(found: Any) -> None:
@@ -96,7 +116,6 @@ def remove(run: str, redis: str | None, of: str | None, yes: bool) -> None:
       gymq rm try1
       gymq rm try1 --yes
     """
-    from gymq.run import RunStatus
 
     settings = find_server(redis, of)
     there: RunStatus = with_shards(settings, lambda shards: shards.status(run))

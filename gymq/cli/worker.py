@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, parse_pairs, rate_options, server_options
+from gymq.cli.options import find_server, parse_pairs, rate_options, server_options, token_option
 from gymq.errors import UnknownName, UsageError
 from gymq.worker import ROLES
 
 #: Which options each role takes, besides those of all roles.
 TAKES: dict[str, set[str]] = {
     "agent": set(),
-    "model": {"model", "base_url", "api", "concurrency", "rpm", "tpm"},
+    "model": {"model", "base_url", "api", "concurrency", "rpm", "tpm", "token_ids", "tokenizer"},
     "resource": {"environments", "concurrency"},
     "executor": {"processes"},
 }
@@ -25,8 +25,11 @@ TAKES: dict[str, set[str]] = {
 @click.argument("role", type=click.Choice(ROLES))
 @server_options
 @click.option("--model", metavar="SPEC", help="model: which model it serves: openai:NAME, replay:FILE or scripted.")
-@click.option("--base-url", metavar="URL", help="model: any OpenAI-compatible server.  [default: OpenAI's]")
-@click.option("--api", type=click.Choice(["chat", "responses"]), help="model: which API.  [default: chat]")
+@click.option(
+    "--base-url", metavar="URL", help="model: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
+)
+@click.option("--api", type=click.Choice(["chat", "responses", "generate"]), help="model: which API.  [default: chat]")
+@token_option
 @rate_options
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
 @click.option("--environments", metavar="A,B", help="resource: which environments it serves.  [default: all installed]")

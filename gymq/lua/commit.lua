@@ -17,7 +17,8 @@
 --   1 rollout  2 version it was decided on  3 stream and  4 id of the mail to acknowledge
 --   5 flat list of hash fields to set  6 messages to append  7 call records to append
 --   8 list of sends: mailbox, body  9 due, ms
---   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace)
+--   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace), and perhaps
+--      a flat list of counters of the run and what to add to each
 --   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
 --   12 empty list, or the mail's dead letter, seconds for which dead letters are kept from now on
 --   13 1: the calls that are pending are given up: late replies will find nothing
@@ -96,6 +97,8 @@ for i = 1, #batch do
       call('SREM', P .. 'live:' .. run, rid)
       local seq = call('HINCRBY', runk, 'ended', 1)
       call('HINCRBY', runk, 'n:' .. status, 1)
+      local used = final[6] or {}
+      for j = 1, #used, 2 do call('HINCRBY', runk, used[j], used[j + 1]) end
       local last = 1
       if samples > 1 then
         local ended = call('HINCRBY', P .. 'groups:' .. run, row, 1)

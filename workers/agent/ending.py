@@ -13,7 +13,7 @@ from gymq.errors import Fault
 from gymq.run import RunConfig
 
 from .guard import Guard
-from .record import header
+from .record import counts, header
 from .state import Live
 from .step import Step
 from .turn import Turn
@@ -130,4 +130,5 @@ class Ending:
         run, row, _ = self.live.place
         samples = self.config.samples
         self.step.sends = []
-        self.step.final = [run, row, samples, self.state.status, header(self.live, self.config, self.now)]
+        used = counts(self.config.model, self.state)
+        self.step.final = [run, row, samples, self.state.status, header(self.live, self.config, self.now), used]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from gymq.agent import Finish, Generate, View
-from gymq.call import Asked, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, encode
+from gymq.call import Asked, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, Usage, encode
 from gymq.errors import TRUNCATING, Fault
 from gymq.message import Conversation
 
@@ -116,6 +116,7 @@ class Machine(Ending):
         state.tries = 0
         if answer is not None and asking:
             state.answer = answer.message
+            state.asked.setdefault(name, Usage()).add(answer.usage)
             self._hook()
         elif answer is not None:
             self._generated(answer)

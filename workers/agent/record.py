@@ -11,9 +11,9 @@ import msgspec
 from gymq.call import Generated, Reply
 from gymq.errors import Fault
 from gymq.recorded import RecordedTokens
-from gymq.run import RunConfig
+from gymq.run import TOKENS, RunConfig
 
-from .state import Live
+from .state import Live, State
 
 
 class CallRecord(msgspec.Struct, omit_defaults=True):
@@ -30,6 +30,7 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
         finish: of `generate` and `ask`: how the answer ended.
         fault: why it failed.
         input_tokens, output_tokens: of `generate` and `ask`.
+        cached_tokens: of the input tokens, those that the server had cached.
         message: of `generate`: the index of its answer in the rollout's `messages`.
         tokens: of `generate`, when the server gave them: token ids and logprobs, base64 of little-endian arrays.
     """
@@ -47,6 +48,7 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
     fault: dict[str, str] | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int = 0
     message: int | None = None
     tokens: RecordedTokens | None = None
 
@@ -94,6 +96,7 @@ def call_record(
     if answer is not None:
         record.finish = answer.finish
         record.input_tokens, record.output_tokens = answer.usage.input_tokens, answer.usage.output_tokens
+        record.cached_tokens = answer.usage.cached_tokens
         if kind == "generate":  # others are not the policy's
             record.message = message
             if answer.tokens is not None:
@@ -138,6 +141,16 @@ def header(live: Live, config: RunConfig, finished_at: float) -> bytes:
             versions=None if state.oldest < 0 else (state.oldest, state.newest),
         )
     )[:-1]
+
+
+def counts(model: str, state: State) -> list[str | int]:
+    """What a rollout adds to the run's counters of tokens: names and numbers in turn, without those that are 0."""
+    found: list[str | int] = []
+    for spec, usage in [(model, state.usage), *state.asked.items()]:
+        for name in TOKENS:
+            if getattr(usage, name):
+                found += [f"u:{name}:{spec}", getattr(usage, name)]
+    return found
 
 
 def _fault(fault: Fault) -> dict[str, str]:

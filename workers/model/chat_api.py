@@ -49,6 +49,8 @@ class Answer(msgspec.Struct):
         prompt: the prompt's token ids, when given.
         output: the sampled token ids, when given.
         logprobs: one per sampled token, when given.
+        versions: which policy sampled them, as in `gymq.call.Tokens`.
+        stopped: the text at which it stopped, when that is told.
     """
 
     message: bytes
@@ -58,6 +60,8 @@ class Answer(msgspec.Struct):
     prompt: list[int] | None = None
     output: list[int] | None = None
     logprobs: list[float] | None = None
+    versions: list[tuple[int, int]] = []
+    stopped: str = ""
 
 
 class _Function(msgspec.Struct):

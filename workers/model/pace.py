@@ -45,34 +45,37 @@ class Pace:
     """The requests of one call, one after another.
 
     Args:
-        limiter: the endpoint's limits.
         sizes: how long its answers are.
         request: the call; its `waited` is added to.
         body: what is sent.
     """
 
-    def __init__(self, limiter: Limiter, sizes: Sizes, request: Request, body: bytes) -> None:
-        self._limiter = limiter
+    def __init__(self, sizes: Sizes, request: Request, body: bytes) -> None:
+        self._limiter: Limiter | None = None
         self._sizes = sizes
         self._request = request
         self._size = len(body)
         self._gated = 0.0
         self._permit = Permit([])
 
-    async def enter(self, host: str) -> None:
+    async def enter(self, limiter: Limiter | None, host: str) -> None:
         """Wait until a request may be sent.
 
         Args:
+            limiter: the endpoint's limits; None: it has none.
             host: who limits it, for the fault.
 
         Raises:
             CallError: `timeout`.
         """
+        self._limiter = limiter
+        if limiter is None:
+            return
         # Of all tries together, for the sum must end before the call is overdue.
         patience = max(0.001, PATIENCE - self._gated)
         tokens = self._size / BYTES_PER_TOKEN + self._sizes.expect(self._request.body)
         try:
-            self._permit = await self._limiter.enter(patience, tokens=tokens)
+            self._permit = await limiter.enter(patience, tokens=tokens)
         except CallError as error:
             self._request.waited += patience
             raise CallError("timeout", f"{host}: {error}") from None
@@ -81,6 +84,8 @@ class Pace:
 
     def failed(self, failure: Transient) -> float:
         """Say that the request failed; returns the seconds that the call has waited for permits."""
+        if self._limiter is None:
+            return self._gated
         if failure.limited:
             self._limiter.refused(self._permit, failure.retry_after)
         if failure.kind != "timeout":  # then the server may still be at it
@@ -89,6 +94,8 @@ class Pace:
 
     def answered(self, usage: Usage) -> None:
         """Say that the request was answered; a server that counts no tokens leaves the guess as it is."""
+        if self._limiter is None:
+            return
         total = usage.input_tokens + usage.output_tokens
         if total:
             self._sizes.add(usage.output_tokens)

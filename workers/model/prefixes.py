@@ -13,6 +13,7 @@ class Prefixes:
 
     Only the answer to the rollout's previous call counts: a digest is used only where that very answer is the
     conversation's last, because another worker may have answered in between, or this one's answer may have been dropped.
+    Then the ids are read from the rollout's records.
 
     Args:
         size: how many rollouts to remember.
@@ -22,15 +23,18 @@ class Prefixes:
         self._size = size
         self._seen: OrderedDict[str, tuple[int, int, int, bytes]] = OrderedDict()
 
-    def known(self, request: Request, prompt: bytes) -> int:
-        """How many bytes of a prompt are the ids of the rollout's previous call."""
+    async def known(self, request: Request, prompt: bytes) -> int:
+        """How many bytes of a prompt are the ids of the rollout's previous call, whoever answered that."""
         turns = request.messages.turns
         index, answer, length, digest = self._seen.get(request.rollout, (len(turns), 0, 0, b""))
-        if index >= len(turns) or hash(turns[index]) != answer:
+        if index < len(turns) and hash(turns[index]) == answer and not any(map(_assistant, turns[index + 1 :])):
+            return length if _digest(prompt[:length]) == digest else 0
+        if request.history is None or not any(map(_assistant, turns)):
             return 0
-        if any(turn.startswith(b'{"role":"assistant"') for turn in turns[index + 1 :]):
-            return 0
-        return length if _digest(prompt[:length]) == digest else 0
+        before = b""
+        for _, tokens in await request.history():
+            before = before[: 4 * tokens.prompt_start] + tokens.prompt + tokens.output
+        return len(before) if prompt.startswith(before) else 0
 
     def remember(self, request: Request, answer: bytes, ids: bytes) -> None:
         """Note a call's ids, prompt and output, and the answer that they belong to."""
@@ -38,6 +42,10 @@ class Prefixes:
         self._seen.move_to_end(request.rollout)
         if len(self._seen) > self._size:
             self._seen.popitem(last=False)
+
+
+def _assistant(turn: bytes) -> bool:
+    return turn.startswith(b'{"role":"assistant"')
 
 
 def _digest(data: bytes) -> bytes:

@@ -66,9 +66,10 @@ class Shared:
             if self._failure is not None:
                 raise self._failure
             if not self._started:
-                account = self._backend.account()
-                if account:
-                    self._backend.limiter = Limiter(Link(self._settings, "gymq-rate"), account, self._backend.limits)
+                for part in self._backend.limited():
+                    account = part.account()
+                    if account:
+                        part.limiter = Limiter(Link(self._settings, "gymq-rate"), account, self._backend.limits)
                 await self._backend.start()
                 self._started = True
                 if self.replica is not None:
@@ -116,5 +117,6 @@ class Shared:
             if self.replica is not None:
                 await self.replica.stop()
             await self._backend.stop()
-            if self._backend.limiter is not None:
-                await self._backend.limiter.close()
+            for part in self._backend.limited():
+                if part.limiter is not None:
+                    await part.limiter.close()

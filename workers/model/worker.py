@@ -106,7 +106,7 @@ class ModelWorker(CallServer):
             name, turns, body = call.rollout, kept.turns, kept.extra
             history = partial(self.history, call)
         task = await self.task(call) if self._backend.needs_task(call.environment) else None
-        request = Request(name, call.environment, Conversation(turns), body, task, history=history)
+        request = Request(name, call.environment, Conversation(turns), body, task, history=history, born=call.born)
         try:
             while True:
                 await self._backend.enter(request)

@@ -7,8 +7,9 @@ import pytest
 from gymq_workers.agent.machine import ASKS
 
 from gymq.agent import Finish, Generate, Respond
-from gymq.call import Asked, Responded, Scored, Tokens, decode_plan
+from gymq.call import Asked, Generated, Responded, Scored, Tokens, Usage, decode_plan
 from gymq.message import Message, encode_message
+from gymq.run import TOKENS
 from tests.workers.agent.play import (
     Play,
     Script,
@@ -150,3 +151,20 @@ def test_time_ends_a_question_of_the_conversation_and_scores_it():
     play.go(asked("respond"))
     verify = only(play.due(61))
     assert (verify.kind, verify.answer, verify.note) == ("verify", None, None)
+
+
+def test_the_tokens_of_a_judge_are_counted_apart_from_the_policys():
+    play = judged(judge="openai:judge")
+    for _ in range(2):
+        play.go(asked())
+        play.go(reply(Generated(encode_message(Message("assistant", "yes")), "stop", Usage(7, 2, 3))))
+    step = play.go(scored())
+    counters = dict(zip(step.final[5][::2], step.final[5][1::2], strict=True))
+    policy = {f"u:{name}:model": getattr(play.state.usage, name) for name in TOKENS}
+    policy = {name: count for name, count in policy.items() if count}
+    assert policy
+    assert counters == policy | {
+        "u:input_tokens:openai:judge": 14,
+        "u:output_tokens:openai:judge": 4,
+        "u:cached_tokens:openai:judge": 6,
+    }

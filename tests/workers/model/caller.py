@@ -24,7 +24,8 @@ from gymq.settings import Settings
 
 async def main(redis_url: str, base_url: str, seconds: float, calls: int, options: dict[str, str]) -> None:
     backend = OpenAIBackend("mock", {"base_url": base_url, **options})
-    backend.limiter = Limiter(Link(Settings(redis_url=redis_url), "caller"), backend.account(), backend.limits)
+    for part in backend.limited():
+        part.limiter = Limiter(Link(Settings(redis_url=redis_url), "caller"), part.account(), backend.limits)
     await backend.start()
     until = time.monotonic() + seconds
     said: Counter[str] = Counter()
@@ -48,7 +49,8 @@ async def main(redis_url: str, base_url: str, seconds: float, calls: int, option
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await backend.stop()
-    await backend.limiter.close()
+    for part in backend.limited():
+        await part.limiter.close()
     print(json.dumps({**said, "waited": waited}), flush=True)
 
 

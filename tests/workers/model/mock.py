@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gymq.backend import Request
@@ -21,6 +22,18 @@ def run_server(*flags: str) -> Iterator[str]:
     process.terminate()
     process.wait()
     process.stdout.close()
+
+
+@contextmanager
+def servers(*flags: tuple[str, ...]) -> Iterator[list[str]]:
+    """Servers that say their numbers in their answers."""
+    with ExitStack() as stack:
+        found = []
+        for number, more in enumerate(flags):
+            running = run_server("--called", f"server{number}", *more)
+            found.append(f"{next(running)}/v1")
+            stack.callback(lambda running=running: next(running, None))
+        yield found
 
 
 def ask(*messages: Message | str, rollout: str = "run.0.0", environment: str = "weather", body: bytes = b"{}") -> Request:

@@ -10,7 +10,7 @@ import time
 
 import msgspec
 import pytest
-from gymq_workers.model import openai_backend
+from gymq_workers.model import endpoint, openai_backend
 from gymq_workers.model.openai_backend import OpenAIBackend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -344,7 +344,7 @@ async def test_a_redirect_never_carries_the_key_elsewhere(backend):
 
 
 async def test_tls_to_a_plain_port_is_a_fault(backend, monkeypatch):
-    monkeypatch.setattr(openai_backend, "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(endpoint, "CONNECT_TIMEOUT", 1.0)
     async with Endpoint(js(GOOD["chat"])).running() as url:
         with pytest.raises(CallError) as caught:
             await (await backend(base_url=url.replace("http:", "https:"), retries=0)).generate(ask("Hello"))

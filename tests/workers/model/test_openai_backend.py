@@ -8,7 +8,7 @@ import time
 
 import msgspec
 import pytest
-from gymq_workers.model import openai_backend
+from gymq_workers.model import endpoint, openai_backend
 
 from gymq.errors import CallError
 from gymq.message import Message, decode_message
@@ -153,7 +153,7 @@ async def test_a_retry_after_in_the_past_is_now(backend):
 
 
 async def test_a_connection_that_the_server_closed_is_replaced(backend, monkeypatch):
-    monkeypatch.setattr(openai_backend, "KEEP_ALIVE", 60)
+    monkeypatch.setattr(endpoint, "KEEP_ALIVE", 60)
     listener = await asyncio.start_server(answer_once, "127.0.0.1", 0)
     async with listener:
         one = await backend(base_url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gymq_workers.model import openai_backend
+from gymq_workers.model import endpoint
 from gymq_workers.model.openai_backend import OpenAIBackend
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
@@ -18,7 +18,7 @@ def test_options_that_make_no_sense_are_refused(monkeypatch):
         ("m", {}, "OPENAI_API_KEY is not set"),
         ("m", {"base_url": "localhost:8000"}, "must look like"),
         ("m", {"base_url": "http://key@host/v1"}, "OPENAI_API_KEY"),
-        ("m", {"base_url": "http://host/v1", "api": "completions"}, "chat or responses"),
+        ("m", {"base_url": "http://host/v1", "api": "completions"}, "chat or responses or generate"),
         ("m", {"base_url": "http://host/v1", "timeout": "soon"}, "timeout is 'soon'"),
         ("m", {"base_url": "http://host/v1", "timeout": 0}, "timeout"),
         ("m", {"base_url": "http://host/v1", "retries": -1}, "retries"),
@@ -33,14 +33,17 @@ def test_options_that_make_no_sense_are_refused(monkeypatch):
 
 def test_the_environment_says_where_the_server_is(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere:8000/v1/")
-    assert str(OpenAIBackend("m", {})._url) == "http://elsewhere:8000/v1/chat/completions"
-    assert str(OpenAIBackend("m", {"base_url": "http://here/v1", "api": "responses"})._url) == "http://here/v1/responses"
+    assert str(OpenAIBackend("m", {}).limited()[0].url) == "http://elsewhere:8000/v1/chat/completions"
+    assert (
+        str(OpenAIBackend("m", {"base_url": "http://here/v1", "api": "responses"}).limited()[0].url)
+        == "http://here/v1/responses"
+    )
 
 
 def test_limits_are_of_an_address_a_model_and_a_key(monkeypatch):
     def account(model="m", key="k", base="http://host/v1", **options):
         monkeypatch.setenv("OPENAI_API_KEY", key)
-        return OpenAIBackend(model, {"base_url": base, **options}).account()
+        return OpenAIBackend(model, {"base_url": base, **options}).limited()[0].account()
 
     others = [account("n"), account(key="l"), account(base="http://other/v1"), account(base="http://host/v2")]
     assert account() == account(base="http://host/v1/", rpm=3, timeout=5)
@@ -76,11 +79,11 @@ def test_a_key_that_is_none_is_refused_without_being_shown(monkeypatch):
     ],
 )
 def test_servers_say_in_many_ways_that_a_prompt_does_not_fit(text):
-    assert openai_backend._OVERFLOW.search(text)
+    assert endpoint._OVERFLOW.search(text)
 
 
 @pytest.mark.parametrize(
     "text", ["Invalid value for temperature", "Request Entity Too Large", "max_tokens must be at least 1", "Invalid image"]
 )
 def test_other_refusals_are_no_overflow(text):
-    assert not openai_backend._OVERFLOW.search(text)
+    assert not endpoint._OVERFLOW.search(text)

@@ -1,0 +1,120 @@
+"""An answer that comes in pieces (server-sent events), put together to what it would have been in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .chat_api import Nonsense
+
+#: Texts of a message that come piece by piece.
+_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+
+
+class ChatPieces:
+    """The chunks of one chat completion.
+
+    Args:
+        largest: characters of it that are taken.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._left = largest
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: list[Any] = []
+        self._ids: list[int] = []
+        self._choice: dict[str, Any] = {}
+        self._whole: dict[str, Any] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has said how it ended."""
+        return self._choice.get("finish_reason") is not None
+
+    def add(self, chunk: Any) -> None:
+        """Take the next chunk.
+
+        Args:
+            chunk: a decoded `chat.completion.chunk`.
+
+        Raises:
+            Nonsense: it is none, or the answer has no end.
+        """
+        try:
+            self._add(chunk)
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
+            raise Nonsense(f"a piece of a stream that is none: {error}") from None
+
+    def _add(self, chunk: dict[str, Any]) -> None:
+        for name in ("model", "usage", "prompt_token_ids"):
+            if chunk.get(name):
+                self._whole[name] = chunk[name]
+        # Azure sends chunks without a choice, of its filters, and so does everybody for the usage.
+        for choice in (chunk.get("choices") or ())[:1]:
+            if choice.get("finish_reason") is not None:
+                self._choice["finish_reason"] = choice["finish_reason"]
+            self._logprobs += (choice.get("logprobs") or {}).get("content") or ()
+            self._ids += choice.get("token_ids") or ()
+            delta = choice.get("delta") or {}
+            for name in _TEXTS:
+                if delta.get(name) is not None:
+                    self._texts.setdefault(name, []).append(self._take(delta[name]))
+            for piece in delta.get("tool_calls") or ():
+                call = self._calls.setdefault(int(piece.get("index") or 0), {"id": None, "name": [], "arguments": []})
+                call["id"] = piece.get("id") or call["id"]
+                for name in ("name", "arguments"):
+                    call[name].append(self._take((piece.get("function") or {}).get(name) or ""))
+
+    def whole(self) -> dict[str, Any]:
+        """The completion as one object."""
+        message: dict[str, Any] = {name: "".join(pieces) for name, pieces in self._texts.items()}
+        message["tool_calls"] = [
+            {"id": call["id"], "function": {name: "".join(call[name]) for name in ("name", "arguments")}}
+            for _, call in sorted(self._calls.items())
+        ]
+        if message["tool_calls"] and not message.get("content"):
+            message["content"] = None
+        choice = {**self._choice, "message": message}
+        if self._logprobs:
+            choice["logprobs"] = {"content": self._logprobs}
+        if self._ids:
+            choice["token_ids"] = self._ids
+        return {**self._whole, "choices": [choice]}
+
+    def _take(self, text: str) -> str:
+        self._left -= len(text)
+        if self._left < 0:
+            raise Nonsense("a stream without an end")
+        return text
+
+
+class ResponsePieces:
+    """The events of one Responses answer: the last of them holds it whole."""
+
+    def __init__(self) -> None:
+        self._whole: dict[str, Any] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event has come."""
+        return self._whole is not None
+
+    def add(self, event: Any) -> None:
+        """Take the next event.
+
+        Args:
+            event: decoded.
+
+        Raises:
+            Nonsense: it is none.
+        """
+        if not isinstance(event, dict):
+            raise Nonsense("a piece of a stream that is none")
+        if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
+            self._whole = event.get("response")
+        elif event.get("type") == "error":
+            self._whole = {"error": {"code": event.get("code"), "message": event.get("message")}}
+
+    def whole(self) -> dict[str, Any]:
+        """The answer."""
+        return self._whole or {}
