@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gymq.errors import GymqError, TaskError, ToolError, Unavailable
     from gymq.message import Conversation, Function, Message, ToolCall
     from gymq.producer import Producer, produce
+    from gymq.publication import publish_weights
     from gymq.results import Results, consume
     from gymq.rollout import Group, Rollout
     from gymq.run import RunConfig
@@ -33,6 +34,7 @@ _HOMES = {
     "environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
     "errors": ("GymqError", "TaskError", "ToolError", "Unavailable"),
     "message": ("Conversation", "Function", "Message", "ToolCall"),
+    "publication": ("publish_weights",),
     "producer": ("Producer", "produce"),
     "rollout": ("Group", "Rollout"),
     "run": ("RunConfig",),
@@ -47,7 +49,7 @@ __all__ = [
     "Agent", "Ask", "Backend", "Branch", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate",
     "Group", "GymqError", "Message", "Opening", "Producer", "Ran", "Request", "Respond", "Response", "Results", "Rollout",
     "RunConfig", "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume",
-    "hook", "produce", "run_program", "tool",
+    "hook", "produce", "publish_weights", "run_program", "tool",
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from gymq.batch import pack
 from gymq.call import SCHEMA
-from gymq.errors import ServerUnreachable
+from gymq.errors import GymqError, ServerUnreachable
 from gymq.link import RECONNECT_PAUSE, Link, Outage, ServerFull
 from gymq.liveness import Liveness
 from gymq.mailbox import Mail, Mailboxes
@@ -77,8 +77,10 @@ class Actor:
         self._awake = asyncio.Event()
         self._draining = False
         self._stopped = False
+        self._on_hold = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
+        self._to_blame = True  # whether what is held may be, for the failure
         self.reader = Link(settings, f"gymq-{self.role}-reader")
         self.link = Link(settings, f"gymq-{self.role}")
         self.boxes = Mailboxes(self.mailboxes(), self.link.keys)
@@ -143,6 +145,27 @@ class Actor:
     def stats(self) -> dict[str, Any]:
         """Numbers for `celery inspect stats`."""
         return {"role": self.role, "worker": self.worker, "held": len(self._held), "draining": self._draining, **self.counts}
+
+    # What a role calls, on the loop.
+
+    def hold(self, held: bool) -> None:
+        """Take no mail for a while, or take it again; what has been asked for may still come.
+
+        Args:
+            held: True: take none.
+        """
+        self._on_hold = held
+        self._room.set()
+
+    def leave(self, error: GymqError) -> None:
+        """Hand back what is held, which is not to blame, and end the process with an error.
+
+        Args:
+            error: says why.
+        """
+        self._failure, self._to_blame = error, False
+        self._draining = self._stopped = True
+        self._room.set()
 
     def _poke(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -236,7 +259,7 @@ class Actor:
     async def _read(self) -> None:
         whole = True  # whether all mail that is ours has arrived
         while not self._draining:
-            free = self.capacity - len(self._held)
+            free = 0 if self._on_hold else self.capacity - len(self._held)
             if free <= 0:
                 self._room.clear()
                 await self._room.wait()
@@ -337,7 +360,7 @@ class Actor:
             await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
-        await self.life.leave(broken=self._failure is not None)
+        await self.life.leave(broken=self._failure is not None and self._to_blame)
         if self.quarantine is not None:
             await self.quarantine.end()
         if self._failure is not None:

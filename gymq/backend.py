@@ -73,6 +73,13 @@ class Backend(Limited):
     #: Whether a second one can stand beside it, as a quarantine's does: False for what fills a device.
     alone: ClassVar[bool] = True
 
+    #: Whether it takes new weights under way, by `update_weights`.
+    versioned: ClassVar[bool] = False
+
+    #: The policy version that it samples with, and stamps its tokens with; 0: before it got any. Its worker sets it once
+    #: `update_weights` has returned; a backend whose calls go on sets it itself as it swaps the weights.
+    version: int = 0
+
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model = model
         self.options = options
@@ -102,6 +109,22 @@ class Backend(Limited):
             CallError: `model`, `model_unavailable`, `context_overflow`, `replay_miss` or `timeout`.
         """
         raise NotImplementedError(f"backend {type(self).__name__} defines no generate(request)")
+
+    async def update_weights(self, path: str, version: int, mode: str) -> None:
+        """Sample with other weights from now on; called after `start`, never twice at once.
+
+        No call begins meanwhile. With mode `wait` and `abort` none is in flight; with `keep` those in flight are to stand
+        still, and to go on with the new weights: their tokens say which sampled them.
+
+        Args:
+            path: where the weights lie; it exists.
+            version: their policy version.
+            mode: `keep`, `wait` or `abort`.
+
+        Raises:
+            Exception: they cannot be loaded: the worker ends, as nobody knows what this backend would answer with.
+        """
+        raise NotImplementedError(f"backend {type(self).__name__} defines no update_weights(path, version, mode)")
 
     async def stop(self) -> None:
         """Close what `start` opened."""

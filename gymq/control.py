@@ -38,6 +38,12 @@ def resume(state: Any, **_: Any) -> dict[str, Any]:
     return _want(state, paused=False)
 
 
+def look(state: Any, **_: Any) -> dict[str, Any]:
+    """Look now at what is wanted: weights, admissions."""
+    _host(state).role.wake()
+    return _control.ok("looking")
+
+
 def drain(state: Any, **_: Any) -> dict[str, Any]:
     """Finish what the worker holds, then shut it down."""
     _host(state).drain()
@@ -60,7 +66,7 @@ def abort(state: Any, calls: list[str], **_: Any) -> dict[str, Any]:
 def install() -> None:
     """Register the commands; `stats` and `shutdown` replace Celery's own."""
     _control.inspect_command(alias="dump_stats")(stats)
-    for command in (pause, resume, drain, shutdown, abort):
+    for command in (pause, resume, look, drain, shutdown, abort):
         _control.control_command()(command)
 
 

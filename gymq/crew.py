@@ -11,6 +11,9 @@ from gymq.address import parse
 from gymq.settings import Settings
 from gymq.shards import Shards
 
+#: Seconds in which the other actors hand back what they hold when one has failed.
+LAST = 5.0
+
 
 class Crew:
     """Several actors, seen by Celery's side as one.
@@ -48,6 +51,11 @@ class Crew:
         lives = [asyncio.create_task(actor.main()) for actor in self._actors]
         try:
             await asyncio.gather(*lives)
+        except Exception:
+            # What the others hold is not to blame.
+            self.stop()
+            await asyncio.wait(lives, timeout=LAST)
+            raise
         finally:
             await end(lives)
 

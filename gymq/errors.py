@@ -27,6 +27,7 @@ FaultKind = Literal[
     "task",  # the task's data cannot be rolled out
     "internal",  # a defect of gymq itself: please report it
     "cancelled",  # somebody cancelled it
+    "stale",  # its tokens are of a policy version that is too old to be used
 ]
 
 #: Faults after which the conversation so far is kept, scored and reported as `truncated`.

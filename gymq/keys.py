@@ -84,6 +84,18 @@ class Keys:
         """HASH: buckets and learned rate of an endpoint's limits; on shard 0 only."""
         return f"{self.prefix}rate:{digest}"
 
+    def weights(self, model: str) -> str:
+        """HASH: version, id and description of the weights that a model is to sample with; shard 0's is the truth."""
+        return f"{self.prefix}weights:{model}"
+
+    def failed(self, model: str) -> str:
+        """LIST of the replicas that could not load a model's weights, JSON; on shard 0 only."""
+        return f"{self.prefix}failed:{model}"
+
+    def turn(self, model: str) -> str:
+        """STRING, the replica that loads weights while its neighbours wait; on shard 0 only."""
+        return f"{self.prefix}turn:{model}"
+
     def rollout(self, rid: str) -> str:
         """HASH: version, state, pending calls of a rollout."""
         return f"{self.prefix}r:{rid}"

@@ -63,6 +63,19 @@ class Liveness:
             except ServerFull:
                 await asyncio.sleep(FULL_PAUSE)
 
+    async def tell(self, what: dict[str, Any]) -> None:
+        """Change what the registry says of this worker.
+
+        Args:
+            what: the fields that are others now.
+
+        Raises:
+            Outage: the connection broke; it is said with the next `tell` or `begin`.
+        """
+        self._info |= what
+        if self.worker:
+            await self.link.run("tell", self.worker, msgspec.json.encode(self._info))
+
     async def renew(self) -> bool:
         """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
         while True:

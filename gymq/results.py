@@ -17,6 +17,7 @@ from gymq.errors import UsageError
 from gymq.rollout import Group, Rollout
 from gymq.seen import Seen
 from gymq.settings import Settings
+from gymq.staleness import Staleness
 from gymq.stream import Stream
 
 #: Milliseconds that a read waits for more.
@@ -44,15 +45,25 @@ class Results:
         consumer: the consumer's name; one process at a time uses it.
         unit: what is delivered: `rollout` or `group`.
         settings: where Redis is; from the environment if not given.
+        max_staleness: how many policy versions the oldest token of what is delivered may be behind the run's model at that
+            moment; what is older is acknowledged and passed over, a group as a whole. None: no limit.
 
     Attributes:
+        stale: rollouts that were passed over because they, or members of their group, were too old.
         missed: finished rollouts that were trimmed before this consumer was declared.
         seen: the rollouts that were delivered; none is delivered twice.
     """
 
     def __init__(
-        self, run: str, consumer: str, unit: Literal["rollout", "group"] = "rollout", settings: Settings | None = None
+        self,
+        run: str,
+        consumer: str,
+        unit: Literal["rollout", "group"] = "rollout",
+        settings: Settings | None = None,
+        max_staleness: int | None = None,
     ) -> None:
+        if max_staleness is not None and (type(max_staleness) is not int or max_staleness < 0):
+            raise UsageError(f"max_staleness {max_staleness!r}: use a whole number of versions, 0 or more, or None")
         if unit not in ("rollout", "group"):
             raise UsageError(f"unit {unit!r}: use 'rollout' or 'group'")
         check_consumer(consumer)
@@ -70,6 +81,9 @@ class Results:
         self._waiting: deque[Rollout] = deque()
         self._open: dict[str, list[Rollout]] = {}
         self._samples = 1
+        self.stale = 0
+        self._limit = None if max_staleness is None else Staleness(settings, run, max_staleness)
+        self._passed: list[Rollout] = []
 
     async def connect(self) -> int:
         """Connect, and see that the run exists.
@@ -184,15 +198,28 @@ class Results:
             self._waiting += batch
             while self._waiting:
                 rollout = self._waiting.popleft()
-                if self._unit == "rollout":
-                    yield rollout
-                elif (group := self._gather(rollout)) is not None:
-                    yield group
+                item = rollout if self._unit == "rollout" else self._gather(rollout)
+                if item is not None and not await self._too_old(item):
+                    yield item
+            passed, self._passed = self._passed, []
+            if passed:
+                await self.acknowledge(passed)
             batch = await self.read()
         while self._open:
-            yield self._group(next(iter(self._open)))
-        await self.acknowledge([])
+            group = self._group(next(iter(self._open)))
+            if not await self._too_old(group):
+                yield group
+        await self.acknowledge(self._passed)
         await self.close()
+
+    async def _too_old(self, item: Rollout | Group) -> bool:
+        """Whether an item is not to be delivered; then it is acknowledged before more is read."""
+        members = item.rollouts if isinstance(item, Group) else [item]
+        if self._limit is None or not await self._limit.exceeded(members):
+            return False
+        self.stale += len(members)
+        self._passed += members
+        return True
 
     def _gather(self, rollout: Rollout) -> Group | None:
         self._open.setdefault(rollout.group, []).append(rollout)
@@ -209,6 +236,8 @@ class Results:
         self._reads.clear()
         for stream in self._streams:
             await stream.close()
+        if self._limit is not None:
+            await self._limit.close()
 
 
 class SyncResults:
@@ -222,6 +251,11 @@ class SyncResults:
     def missed(self) -> int:
         """Finished rollouts that were trimmed before this consumer was declared."""
         return self._results.missed
+
+    @property
+    def stale(self) -> int:
+        """Rollouts that were passed over because they, or members of their group, were too old."""
+        return self._results.stale
 
     def __iter__(self) -> Iterator[Any]:
         items = aiter(self._results)
@@ -242,7 +276,11 @@ class SyncResults:
 
 
 def consume(
-    run: str, consumer: str = "trainer", unit: Literal["rollout", "group"] = "rollout", settings: Settings | None = None
+    run: str,
+    consumer: str = "trainer",
+    unit: Literal["rollout", "group"] = "rollout",
+    settings: Settings | None = None,
+    max_staleness: int | None = None,
 ) -> SyncResults:
     """Stream a run's finished rollouts, or its groups as they become whole.
 
@@ -251,5 +289,6 @@ def consume(
         consumer: who reads; each consumer sees everything.
         unit: `rollout` or `group`.
         settings: where Redis is; from the environment if not given.
+        max_staleness: as of `Results`.
     """
-    return SyncResults(Results(run, consumer, unit, settings))
+    return SyncResults(Results(run, consumer, unit, settings, max_staleness))

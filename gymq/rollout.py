@@ -68,6 +68,12 @@ class Rollout(msgspec.Struct, dict=True):
         return self.data["status"]
 
     @property
+    def versions(self) -> tuple[int, int] | None:
+        """The oldest and the newest policy version that its tokens were sampled with, or None where nobody said."""
+        found = self.data.get("versions")
+        return None if found is None else (found[0], found[1])
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation."""
         return self.data["messages"]

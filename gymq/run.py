@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 #: A group or a rollout within its run.
 _PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
 #: Fields in which the same run may differ from what it was: they change no rollout.
-_FREE = frozenset({"name", "concurrency", "backlog", "created", "prices"})
+_FREE = frozenset({"name", "concurrency", "backlog", "batch", "created", "prices"})
 
 #: Fields of a model's usage that a run counts, each in `u:<field>:<spec>` of its record.
 TOKENS = ("input_tokens", "output_tokens", "cached_tokens")
@@ -52,6 +52,9 @@ class RunConfig(msgspec.Struct, frozen=True):
         judge: SPEC of the model that answers an `Ask` which names none; empty: the run's model.
         concurrency: rollouts in flight at once.
         backlog: finished rollouts that the slowest consumer may be behind before admission waits.
+        max_staleness: how many policy versions the oldest token of a rollout may be behind its model; None: no limit.
+        batch: rollouts that a trainer uses for one policy version; with `max_staleness` it bounds how many are begun before
+            it needs them. 0: unknown; nothing is bounded by it.
         sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
         created: seconds since the epoch; `create` sets it.
         prices: what tokens cost; None: nobody has said.
@@ -74,9 +77,16 @@ class RunConfig(msgspec.Struct, frozen=True):
     judge: str = ""
     concurrency: int = 256
     backlog: int = 10_000
+    max_staleness: int | None = None
+    batch: int = 0
     sampling: dict[str, Any] = {}
     created: float = 0.0
     prices: Prices | None = None
+
+    @property
+    def ahead(self) -> int:
+        """How many rollouts may be in flight or unused together, so that none is too old when it is used; 0: no limit."""
+        return 0 if self.max_staleness is None else (self.max_staleness + 1) * self.batch
 
 
 def check_name(name: str) -> None:
@@ -150,6 +160,8 @@ async def create(link: Link, config: RunConfig) -> bool:
         -(-config.concurrency // link.shards),
         "backlog",
         -(-config.backlog // link.shards),
+        "ahead",
+        -(-config.ahead // link.shards),
         *(("shards", link.shards, "shard", link.shard) if link.shards > 1 else ()),
     )
     await link.send("HSETNX", link.keys.run(config.name), "state", "open")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,9 @@ from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
 
 T = TypeVar("T")
+
+#: Keys that one SCAN looks at: a millisecond of the server's time.
+_SCAN = 5000
 
 #: What a run is when its shards are not all in the same state: the first of these that some shard is in.
 _STATES = ("cancelled", "open", "closed", "done")
@@ -203,3 +206,24 @@ async def check(link: Link) -> None:
             f"--redis: this server is shard {theirs.decode()}, and here it is named as shard {ours}: all processes must name "
             f"the same shards in the same order (if no run is left and the shards have changed, delete the key {key})"
         )
+
+
+async def scan(link: Link, pattern: str) -> list[str]:
+    """The keys of a server that match a pattern whose only special character is `*`, sorted.
+
+    Args:
+        link: a connection.
+        pattern: with `*` for anything.
+    """
+    found: set[str] = set()
+    cursor: Any = 0
+    while True:
+        cursor, some = await link.send("SCAN", cursor, "MATCH", _literal(pattern), "COUNT", _SCAN)
+        found.update(key.decode() for key in some)
+        if int(cursor) == 0:
+            return sorted(found)
+
+
+def _literal(pattern: str) -> str:
+    """A pattern whose only special character is `*`."""
+    return "".join(f"\\{char}" if char in "[]?^\\" else char for char in pattern)

@@ -10,12 +10,9 @@ import msgspec
 from gymq.environment import EnvironmentSpec
 from gymq.errors import UnknownName
 from gymq.launch import needs_executor
-from gymq.link import Link
+from gymq.replicas import ModelWeights, survey
 from gymq.run import RunStatus
-from gymq.shards import Shards
-
-#: Keys that one SCAN looks at: a millisecond of the server's time.
-_SCAN = 5000
+from gymq.shards import Shards, scan
 
 #: States in which nothing more will happen.
 _OVER = ("done", "cancelled")
@@ -48,6 +45,7 @@ class Overview(msgspec.Struct):
         mailboxes: by name.
         paused: no rollouts are admitted.
         dead: dead letters.
+        weights: of models whose workers take new ones.
         warnings: one line each.
     """
 
@@ -56,6 +54,7 @@ class Overview(msgspec.Struct):
     mailboxes: list[Mailbox]
     paused: bool
     dead: int
+    weights: list[ModelWeights]
     warnings: list[str]
 
 
@@ -94,7 +93,12 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
         if box.newer:
             warnings.append(f"{box.newer} messages of a newer schema wait for {box.name}; start newer workers")
     dead: int = sum(await shards.each(lambda link: link.send("XLEN", link.keys.dead)))
-    return Overview(runs, workers, boxes, paused, dead, warnings)
+    weights = await survey(shards)
+    for model in weights:
+        if model.failed:
+            what = f"{len(model.failed)} workers of {model.model} could not load its weights and left"
+            warnings.append(f"{what}; `gymq weights status --model {model.model}` says why")
+    return Overview(runs, workers, boxes, paused, dead, weights, warnings)
 
 
 async def _runs(shards: Shards, name: str | None) -> list[RunStatus]:
@@ -104,7 +108,7 @@ async def _runs(shards: Shards, name: str | None) -> list[RunStatus]:
     for link in shards.links:
         # Not `runs`: runs that are done are no longer there, but stay readable until they lapse.
         prefix = link.keys.run("")
-        names.update(key.removeprefix(prefix) for key in await _scan(link, f"{prefix}*"))
+        names.update(key.removeprefix(prefix) for key in await scan(link, f"{prefix}*"))
     found: list[RunStatus] = []
     for one in sorted(names):
         try:
@@ -129,7 +133,7 @@ async def _workers(shards: Shards) -> tuple[dict[str, int], Counter[str]]:
                 alive[told["role"], told["host"], told["pid"]] = told
         # Executors hold no mail, so they stand in no registry.
         prefix = link.keys.alive("")
-        executors.update(key.removeprefix(prefix) for key in await _scan(link, link.keys.alive("executor-*")))
+        executors.update(key.removeprefix(prefix) for key in await scan(link, link.keys.alive("executor-*")))
     roles: Counter[str] = Counter()
     readers: Counter[str] = Counter()
     for told in alive.values():
@@ -175,18 +179,3 @@ def _how(need: str) -> str:
     role, _, which = need.partition(":")
     option = {"model": f" --model {which}", "resource": f" --environments {which}"}.get(role, "")
     return f"`gymq worker {role}{option}`"
-
-
-async def _scan(link: Link, pattern: str) -> list[str]:
-    found: set[str] = set()
-    cursor: Any = 0
-    while True:
-        cursor, some = await link.send("SCAN", cursor, "MATCH", _literal(pattern), "COUNT", _SCAN)
-        found.update(key.decode() for key in some)
-        if int(cursor) == 0:
-            return sorted(found)
-
-
-def _literal(pattern: str) -> str:
-    """A pattern whose only special character is `*`."""
-    return "".join(f"\\{char}" if char in "[]?^\\" else char for char in pattern)

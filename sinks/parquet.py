@@ -78,6 +78,7 @@ class _Record(msgspec.Struct):
     seq: int
     messages: msgspec.Raw
     calls: msgspec.Raw
+    versions: tuple[int, int] | None = None
 
 
 #: The columns of the record's own fields, in order, with the names of their Arrow types.
@@ -212,6 +213,9 @@ class ParquetSink(Sink):
             columns[f"error_{name}"] = self._column(
                 [record.error and getattr(record.error, name) for record in records], "string"
             )
+        columns["versions"] = self._arrow.array(
+            [record.versions for record in records], type=self._arrow.list_(self._arrow.int64())
+        )
         for name in _JSON:
             columns[name] = self._column([bytes(getattr(record, name)).decode() for record in records], "string")
         return self._arrow.table(columns)

@@ -107,6 +107,26 @@ def test_the_rows_prices_and_commands_of_the_page_about_models_are_accepted(tmp_
 
 
 @pytest.mark.slow
+def test_the_snippets_about_weights_work(settings, tmp_path: Path):
+    environment = os.environ | {"GYMQ_REDIS_URL": settings.redis_url}
+
+    def run(argv: list[str], text: str | None = None) -> str:
+        done = subprocess.run(
+            argv, input=text, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"{argv}\n{done.stderr}"
+        return done.stdout
+
+    (commands,) = [body for body in blocks("docs/models.md", "") if "gymq weights" in body]
+    said = [run([sys.executable, "-m", "gymq.cli", *shlex.split(line)[1:]]) for line in commands.splitlines()]
+    assert "version 13 of" in said[2]
+    assert str(tmp_path / "checkpoints/step13") in said[2]
+    (script,) = [body for body in blocks("docs/models.md", "python") if "publish_weights" in body]
+    run([sys.executable, "-"], script)
+    assert "version 1 of" in run([sys.executable, "-m", "gymq.cli", "weights", "status"])
+
+
+@pytest.mark.slow
 def test_the_snippets_about_results_work(spawn, settings, tmp_path: Path):
     # Given a run of the name that they use, with a consumer for each
     workers = Workers(spawn, settings, tmp_path).start_all()

@@ -21,6 +21,7 @@ COMMANDS = {
     "rm": ("status", "remove", "Forget a run and all that Redis holds of it."),
     "consumer": ("consumer", "consumer", "List or drop the consumers of a run."),
     "dead": ("dead", "dead", "List, show, replay or drop calls that killed their process."),
+    "weights": ("weights", "weights", "Give a model's workers other weights; see who has which."),
     "env": ("env", "env", "List the environments that are installed."),
     "control": ("control", "control", "Pause, resume, drain or ask the workers."),
     "chaos": ("chaos", "chaos", "Kill and stop workers on purpose; see that nothing is lost."),

@@ -62,6 +62,8 @@ def task_options(command: F) -> F:
         click.option("--infra-retries", type=count, metavar="N", help="New tries per rollout after outages.  [default: 8]"),
         click.option("--data-retries", type=count, metavar="N", help="New tries after other faults.  [default: 0]"),
         click.option("--verify-retries", type=count, metavar="N", help="New tries of the verifier.  [default: 10]"),
+        click.option("--max-staleness", type=count, metavar="N", help="Policy versions that its oldest token may be behind."),
+        click.option("--batch", type=positive, metavar="N", help="Rollouts that the trainer uses for one policy version."),
         click.option("--judge", metavar="SPEC", help="The model that verifiers ask.  [default: the run's model]"),
         click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature."),
         click.option("--max-tokens", type=positive, metavar="N", help="Tokens of one answer at most."),

@@ -33,7 +33,7 @@ _NAME = 60
 #: Options that bound a rollout; the run's record has them under the same names.
 _BOUNDS = (
     "max_turns", "max_rollout_tokens", "max_seconds", "max_working_seconds", "max_tool_calls", "call_timeout",
-    "infra_retries", "data_retries", "verify_retries",
+    "infra_retries", "data_retries", "verify_retries", "max_staleness",
 )  # fmt: skip
 
 
@@ -69,6 +69,8 @@ class Request(BaseModel):
     infra_retries: int = Field(8, ge=0, le=MOST)
     data_retries: int = Field(0, ge=0, le=MOST)
     verify_retries: int = Field(10, ge=0, le=MOST)
+    max_staleness: int | None = Field(None, ge=0, le=MOST)
+    batch: int = Field(0, ge=0, le=MOST)
     judge: str = ""
     judge_base_url: str | None = None
     temperature: float | None = Field(None, ge=0)
@@ -149,6 +151,7 @@ class Request(BaseModel):
             model=self.model,
             samples=self.samples,
             concurrency=self.concurrency,
+            batch=self.batch,
             sampling=self.all_sampling,
             created=time.time(),
             judge=self.judge,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,13 @@ def _show(found: Any) -> None:
         boxes.add_row(box.name, str(box.waiting), str(box.taken), str(box.workers))
     if found.mailboxes:
         show("", boxes)
+    if found.weights:
+        versions = make_table("model", ">weights", "workers have")
+        for one in found.weights:
+            had = Counter(str(replica.version) for replica in one.replicas)
+            have = ", ".join(f"{version}: {count}" for version, count in sorted(had.items())) or "-"
+            versions.add_row(one.model, str(one.wanted.version) if one.wanted else "-", have)
+        show("", versions)
     if found.dead:
         show("", f"dead letters: {found.dead}; `gymq dead list` shows them")
     show(*[f"warning: {warning}" for warning in found.warnings])

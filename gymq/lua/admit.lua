@@ -3,8 +3,8 @@
 -- KEYS[1]  the shard's prefix; with it:
 --   open         LIST    runs that have something to admit
 --   paused       STRING  exists while nothing may be admitted
---   run:<run>    HASH    state, paused, cursor, rows, samples, concurrency, backlog, partial, ended, from:<c>, acked:<c>,
---                        shards, shard
+--   run:<run>    HASH    state, paused, cursor, rows, samples, concurrency, backlog, ahead, partial, ended, from:<c>,
+--                        acked:<c>, shards, shard
 --   rows:<run>   HASH    row -> task
 --   skip:<run>   SET     rollouts that need not be done again; complete before the first row
 --   cancel:<run> SET     rollouts that were cancelled before they began: their first mail says so
@@ -42,14 +42,16 @@ for turn = 1, count do
   local run = call('RPOPLPUSH', P .. 'open', P .. 'open')
   local runk = P .. 'run:' .. run
   local h = call(
-    'HMGET', runk, 'state', 'cursor', 'rows', 'samples', 'concurrency', 'backlog', 'partial', 'shards', 'shard', 'paused'
+    'HMGET', runk, 'state', 'cursor', 'rows', 'samples', 'concurrency', 'backlog', 'partial', 'shards', 'shard', 'paused',
+    'ahead'
   )
   local state, cursor, samples = h[1], tonumber(h[2] or 0), tonumber(h[4] or 1)
   local total = tonumber(h[3] or 0) * samples
   if not state or state == 'cancelled' or (state == 'closed' and cursor >= total) then
     call('LREM', P .. 'open', 0, run)
   else
-    local credit = tonumber(h[5]) - call('SCARD', P .. 'live:' .. run)
+    local flying = call('SCARD', P .. 'live:' .. run)
+    local credit = tonumber(h[5]) - flying
     local backlog, partial = tonumber(h[6]), tonumber(h[7] or 0)
     -- The stream's length is cheap and never too small, but counts what stands, acknowledged, behind something that is not.
     local stream, stop = P .. 'out:' .. run, total
@@ -57,6 +59,14 @@ for turn = 1, count do
       or (call('MEMORY', 'USAGE', stream) or 0) > heaviest then
       -- The group that has begun is finished all the same: until then who takes whole groups can acknowledge none of it.
       stop = cursor + (samples - cursor % samples) % samples
+    end
+    -- What is begun is used after all that is in flight or unread, and is to be young enough then.
+    local ahead = tonumber(h[11] or 0)
+    if ahead > 0 then
+      local before = flying + call('XLEN', stream)
+      if before >= ahead then before = flying + unread(run, runk) end
+      local last = cursor + math.max(0, ahead - before)
+      stop = math.min(stop, last + (samples - last % samples) % samples)
     end
     if h[10] then credit = 0 end
     local quota = math.min(math.ceil(left / (count - turn + 1)), credit, stop - cursor)

@@ -169,6 +169,26 @@ async def test_what_stands_acknowledged_behind_a_straggler_holds_up_nothing(sett
         assert straggler[1][1] == b"r.0.0"
 
 
+async def test_no_more_begin_than_are_used_before_they_are_too_old(settings):
+    async with linked(settings) as link:
+        # Given a trainer of four rollouts for each version, and one version of staleness
+        run = Pretender(link, config(samples=2, max_staleness=1, batch=4))
+        await run.create("trainer")
+        await run.enqueue(50)
+        # Then two batches are begun, whatever is in flight and whatever has ended
+        assert await run.admit() == 8
+        await run.end(*run.live[:5])
+        assert await run.admit() == 0
+        # and as many more as were used
+        entries = await read(link, "trainer")
+        await link.run("ack", "r", "trainer", 60, *[entry for entry, _ in entries[:4]])
+        assert await run.admit() == 4
+        await run.end(*run.live)
+        assert await run.admit() == 0
+        await acknowledge(link, "trainer")
+        assert await run.admit() == 8
+
+
 async def test_a_group_that_is_finished_behind_a_full_backlog_begins_no_other(settings):
     async with linked(settings) as link:
         # Given groups of which a sink has the last member each, and a consumer that reads nothing
@@ -213,15 +233,17 @@ async def test_runs_take_turns(settings):
     samples=st.integers(1, 4),
     concurrency=st.integers(1, 6),
     backlog=st.integers(1, 6),
+    staleness=st.integers(0, 2),
+    batch=st.integers(0, 4),
     rows=st.integers(1, 8),
     skipped=st.integers(0, 6),
     cancels=st.booleans(),
     seed=st.integers(0, 1 << 32),
 )
 def test_no_credits_are_so_small_that_partial_groups_stop_a_run(
-    settings: Settings, samples, concurrency, backlog, rows, skipped, cancels, seed
+    settings: Settings, samples, concurrency, backlog, staleness, batch, rows, skipped, cancels, seed
 ):
-    limits = config(samples=samples, concurrency=concurrency, backlog=backlog)
+    limits = config(samples=samples, concurrency=concurrency, backlog=backlog, max_staleness=staleness, batch=batch)
     asyncio.run(_play(settings, limits, rows, skipped, cancels, seed))
 
 
@@ -248,7 +270,9 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
             admitted = await run.admit(most or chance.choice((1, 2, 128)))
             assert len(run.live) <= config.concurrency
             begun = (await status(link, "r")).admitted
-            if max(was.unread.values()) - partial >= config.backlog:
+            if (max(was.unread.values()) - partial >= config.backlog) or (
+                config.ahead and was.live + max(was.unread.values()) >= config.ahead
+            ):
                 assert begun <= -(-was.admitted // config.samples) * config.samples
             elif was.live < config.concurrency and was.admitted < was.total:
                 assert begun > was.admitted

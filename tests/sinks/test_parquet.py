@@ -61,7 +61,14 @@ def test_the_columns_are_typed_and_what_differs_in_shape_is_json(path):
         path,
         [
             rollout(0, messages=[{"role": "user", "content": "hi"}], task={"answer": 4, "nested": {"a": [1, "b", None]}}),
-            rollout(1, messages=[{"role": "user", "content": parts}], task={"answer": "four"}, stop="max_turns", reward=0.5),
+            rollout(
+                1,
+                messages=[{"role": "user", "content": parts}],
+                task={"answer": "four"},
+                stop="max_turns",
+                reward=0.5,
+                versions=[3, 5],
+            ),
             rollout(2, status="failed", reward=None, error={"kind": "tool", "message": "broke"}, rewards={"a": 1.0}),
         ],
     )
@@ -76,6 +83,7 @@ def test_the_columns_are_typed_and_what_differs_in_shape_is_json(path):
     assert {types[name] for name in ("rollout_id", "status", "error_kind", "messages", "calls", "task")} == {pa.string()}
     assert json.loads(first["task"]) == {"answer": 4, "nested": {"a": [1, "b", None]}}
     assert json.loads(second["messages"])[0]["content"] == parts
+    assert (first["versions"], second["versions"]) == (None, [3, 5])
     assert (second["stop"], second["reward"], first["reward"], first["error_kind"]) == ("max_turns", 0.5, 1.0, None)
     assert (third["reward"], third["error_kind"], third["error_message"]) == (None, "tool", "broke")
     assert json.loads(third["rewards"]) == {"a": 1.0}

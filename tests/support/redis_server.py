@@ -16,7 +16,7 @@ from gymq.keys import Keys
 keys: Any = Keys("*")  # type: ignore[arg-type]
 
 #: Keys that may stay without a TTL: registries, and the queue bindings that kombu keeps.
-LASTING = (keys.workers, keys.runs, keys.paused, keys.shards, "_kombu.binding*")
+LASTING = (keys.workers, keys.runs, keys.paused, keys.shards, keys.weights("*"), keys.failed("*"), "_kombu.binding*")
 
 #: Mailboxes stay, with their consumer group, but what was in them is acknowledged and deleted.
 MAILBOXES = (keys.mailbox("*"),)

@@ -260,12 +260,12 @@ class Pretender:
             await self.link.send("XDEL", mailbox, entry)
         return admitted
 
-    async def end(self, *rollouts: str, status: str = "completed") -> None:
-        """End rollouts that are live, in one commit, in this order."""
+    async def end(self, *rollouts: str, status: str = "completed", **fields: Any) -> None:
+        """End rollouts that are live, in one commit, in this order; `fields` are of their records."""
         commits: list[Any] = []
         for rid in rollouts:
             name, row, _ = rid.rsplit(".", 2)
-            record = finished(rid, status=status)
+            record = finished(rid, status=status, **fields)
             for field in ("seq", "messages", "calls"):  # the script adds these
                 del record[field]
             final = [name, int(row), self.config.samples, status, msgspec.json.encode(record)[:-1]]
@@ -308,6 +308,7 @@ def finished(rid: str, **fields: Any) -> dict[str, Any]:
         "started_at": 1.0,
         "finished_at": 2.0,
         "model_name": "scripted",
+        "versions": None,
         "seq": 0,
         "messages": [],
         "calls": [],

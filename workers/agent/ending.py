@@ -27,14 +27,16 @@ class Ending:
         config: its run.
         spec: its environment.
         agent: its agent.
+        current: the policy version that its model is to sample with; only asked for if the run bounds staleness.
     """
 
-    def __init__(self, live: Live, config: RunConfig, spec: EnvironmentSpec, agent: Agent) -> None:
+    def __init__(self, live: Live, config: RunConfig, spec: EnvironmentSpec, agent: Agent, current: int = 0) -> None:
         self.live = live
         self.state = live.state
         self.config = config
         self.spec = spec
         self.agent = agent
+        self.current = current
         self.guard = Guard(agent, config.agent)
         self.step = Step([], [], [], [], [])
         self.now = time.time()
@@ -85,7 +87,21 @@ class Ending:
     def _truncate(self, limit: str) -> None:
         self._finish(Finish(truncated=True, reason=limit))
 
+    def _stale(self) -> bool:
+        """End the rollout if its tokens are too old to be used: nothing more is spent on it, a verifier neither."""
+        state, most = self.state, self.config.max_staleness
+        if most is None or state.oldest < 0 or self.current - state.oldest <= most:
+            return False
+        versions = f"version {state.oldest}, and the model is at {self.current}"
+        state.fault = Fault("stale", f"its oldest token was sampled with {versions}; max_staleness is {most}")
+        state.status, state.stop, state.todo, state.running = "cancelled", "stale", [], []
+        self.step.drop = True
+        self._close()
+        return True
+
     def _finish(self, finish: Finish) -> None:
+        if self._stale():
+            return
         state = self.state
         state.status = "truncated" if finish.truncated else "completed"
         state.stop = finish.reason

@@ -177,6 +177,8 @@ class Machine(Ending):
         return View(Conversation(self.live.turns), state.turns, state.finish, self.spec.respond.present, tools)
 
     def _do(self, action: Decision) -> None:
+        if self._stale():
+            return None
         if isinstance(action, Finish):
             return self._finish(action)
         if isinstance(action, list):
@@ -199,6 +201,10 @@ class Machine(Ending):
         state.finish = answer.finish
         state.usage.add(answer.usage)
         state.model = answer.model
+        if answer.tokens is not None and answer.tokens.versions:
+            versions = [version for _, version in answer.tokens.versions]
+            state.oldest = min(versions) if state.oldest < 0 else min(state.oldest, *versions)
+            state.newest = max(state.newest, *versions)
         self._append([answer.message])
         self._act()
 
@@ -287,6 +293,8 @@ class Machine(Ending):
 
     def _resend(self) -> None:
         state = self.state
+        if state.phase in _CONVERSATION and self._stale():
+            return
         if state.phase == "opening":
             self._send("open", "opening", task=True)
         elif state.phase == "generating":
@@ -320,6 +328,9 @@ _KINDS: dict[str, CallKind] = {
     "verifying": "verify",
     "closing": "close",
 }
+
+#: Phases in which tokens that are too old end the rollout; later only its reward is missing.
+_CONVERSATION = frozenset({"generating", "tools", "responding"})
 
 #: Whose fault it is when a hook does not come to an end.
 _BLAMED = {"responding": "environment", "verifying": "verifier"}

@@ -78,6 +78,7 @@ class Header(msgspec.Struct):
     started_at: float
     finished_at: float
     model_name: str
+    versions: tuple[int, int] | None = None
 
 
 _encoder = msgspec.json.Encoder()
@@ -137,6 +138,7 @@ def header(live: Live, config: RunConfig, finished_at: float) -> bytes:
             started_at=state.started_at,
             finished_at=finished_at,
             model_name=state.model,
+            versions=None if state.oldest < 0 else (state.oldest, state.newest),
         )
     )[:-1]
 

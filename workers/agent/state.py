@@ -58,6 +58,7 @@ class State(msgspec.Struct, array_like=True):
         answer: the answer to it, an encoded message, once there is one.
         no_reward: why there is no reward.
         asked: tokens of the answers to hooks' questions, by the model's SPEC.
+        oldest, newest: policy versions that its tokens were sampled with; -1: no token said so yet.
     """
 
     schema: int = SCHEMA
@@ -90,6 +91,8 @@ class State(msgspec.Struct, array_like=True):
     answer: bytes | None = None
     no_reward: str = ""
     asked: dict[str, Usage] = {}
+    oldest: int = -1
+    newest: int = -1
 
     @property
     def asking(self) -> bool:

@@ -24,6 +24,7 @@ from gymq.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import decode_task
+from gymq.weights import read_version
 
 from .events import Shown
 from .machine import Machine
@@ -65,6 +66,7 @@ class AgentWorker(Actor):
         self._cache: Cache[Live] = Cache()
         self._runs: dict[str, RunConfig] = {}
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
+        self._versions: dict[str, int] = {}
         self._admit_link = Link(settings, "gymq-admit")
         self._shown = Shown(self.events, self.host)
         self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "woken": 0}
@@ -111,6 +113,7 @@ class AgentWorker(Actor):
         known = [live for live in lives if not isinstance(live, NewerSchema)]
         if not batch:
             return []
+        self._versions.clear()
         commits: list[list[Any]] = []
         done: list[tuple[Mail, Live | None, Step | None]] = []
         for mail, live in zip(batch, known, strict=True):
@@ -159,7 +162,7 @@ class AgentWorker(Actor):
             config, spec, agent = await self._context(run, live.task.environment)
         except Lost:
             return None
-        machine = Machine(live, config, spec, agent)
+        machine = Machine(live, config, spec, agent, await self._version(config))
         if must:
             what = mail.fields[mail.fields[4::2].index(b"x") * 2 + 5].decode(errors="replace")
             if what not in CANCELLED:
@@ -251,6 +254,17 @@ class AgentWorker(Actor):
                 raise Lost from None
             except Outage:
                 await self.link.reconnect()
+
+    async def _version(self, config: RunConfig) -> int:
+        """The policy version of a run's model, read once for a batch, and only where staleness is bounded."""
+        if config.max_staleness is None:
+            return 0
+        while config.model not in self._versions:
+            try:
+                self._versions[config.model] = await read_version(self.link, config.model)
+            except Outage:
+                await self.link.reconnect()
+        return self._versions[config.model]
 
     def _agent(self, name: str) -> Agent:
         try:

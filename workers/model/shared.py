@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
+from gymq.actor import Actor
 from gymq.backend import Backend, Request
 from gymq.call import Generated
+from gymq.errors import GymqError
 from gymq.link import Link
 from gymq.rate import Limiter
 from gymq.settings import Settings
+
+from .replica import Replica
 
 
 class Shared:
@@ -17,21 +23,49 @@ class Shared:
     Args:
         backend: what does the work.
         settings: where the limits stand that it shares with all others of its account: on the first shard.
+        model: the SPEC.
         users: how many will start and stop it.
     """
 
-    def __init__(self, backend: Backend, settings: Settings, users: int) -> None:
+    def __init__(self, backend: Backend, settings: Settings, model: str, users: int) -> None:
         self._backend = backend
         self._settings = settings.at(0)
         self._users = users
+        self._actors: list[Actor] = []
         self._lock = asyncio.Lock()
         self._started = False
+        self._failure: GymqError | None = None
         self.needs_task = backend.needs_task
         self.health, self.load, self.alone = backend.health, backend.load, backend.alone
+        #: What keeps it at the weights that are wanted; None: it takes none.
+        self.replica: Replica | None = None
+        if backend.versioned:
+            self.replica = Replica(
+                backend,
+                settings,
+                model,
+                hold=lambda held: self._each(lambda actor: actor.hold(held)),
+                changed=lambda: self._each(lambda actor: actor.wake()),
+                leave=lambda error: self._each(lambda actor: actor.leave(error)),
+            )
 
-    async def start(self) -> None:
-        """Start it, unless somebody has."""
+    def _each(self, what: Callable[[Actor], None]) -> None:
+        for actor in self._actors:
+            what(actor)
+
+    async def start(self, actor: Actor) -> None:
+        """Start it, unless somebody has.
+
+        Args:
+            actor: who uses it from now on.
+
+        Raises:
+            GymqError: it cannot be started, or the weights that are wanted cannot be loaded.
+        """
+        self._actors.append(actor)
         async with self._lock:
+            if self._failure is not None:
+                raise self._failure
             if not self._started:
                 for part in self._backend.limited():
                     account = part.account()
@@ -39,10 +73,43 @@ class Shared:
                         part.limiter = Limiter(Link(self._settings, "gymq-rate"), account, self._backend.limits)
                 await self._backend.start()
                 self._started = True
+                if self.replica is not None:
+                    self.replica.alone = actor.quarantine is None
+                    await self._first_weights(self.replica)
 
-    async def generate(self, request: Request) -> Generated:
-        """Let the backend answer."""
-        return await self._backend.generate(request)
+    async def _first_weights(self, replica: Replica) -> None:
+        try:
+            await replica.start()
+        except GymqError as error:
+            self._failure = error
+            await self._backend.stop()
+            raise
+
+    async def enter(self, request: Request) -> None:
+        """Wait until calls may be made; the time stands in the request."""
+        if self.replica is not None:
+            await self.replica.enter(request)
+
+    async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
+        """Let the backend answer.
+
+        Args:
+            request: what is asked.
+            limit: of the call; it does not run while the call stands still.
+
+        Raises:
+            CallError: see `Backend.generate`.
+            Begun: other weights came; enter, and ask again.
+        """
+        if self.replica is None:
+            return await self._backend.generate(request)
+        return await self.replica.generate(request, limit)
+
+    def told(self) -> dict[str, Any]:
+        """What the registry says of its weights."""
+        if self.replica is None:
+            return {}
+        return {"version": self.replica.version, "loading": self.replica.loading}
 
     def capacity(self) -> int | None:
         """How many calls one of its users may have; None: it sets no limit."""
@@ -53,6 +120,8 @@ class Shared:
         """Stop it if nobody else uses it."""
         self._users -= 1
         if not self._users and self._started:
+            if self.replica is not None:
+                await self.replica.stop()
             await self._backend.stop()
             for part in self._backend.limited():
                 if part.limiter is not None:

@@ -36,7 +36,6 @@ class VllmBackend(Backend):
     affine = True
     versioned = True
     alone = False
-    version = 0
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)

@@ -11,10 +11,12 @@ from gymq.actor import Actor, end
 from gymq.backend import Backend, Request
 from gymq.call import Call, Generated, decode_plan, encode
 from gymq.errors import CallError, GymqError, UsageError, one_line
+from gymq.mailbox import Mail
 from gymq.message import Conversation
 from gymq.server import CallServer
 from gymq.settings import Settings
 
+from .replica import Begun
 from .shared import Shared
 
 #: Calls that one model worker has in flight unless told otherwise.
@@ -33,12 +35,16 @@ class ModelWorker(CallServer):
         self._spec: str = options.get("model") or ""
         super().__init__(settings, options)
         self.capacity = int(options.get("concurrency") or CONCURRENCY)
-        self._backend = backend or Shared(_make(self._spec, options), settings, 1)
+        self._backend = backend or Shared(_make(self._spec, options), settings, self._spec, 1)
+        self._told: dict[str, Any] = {}
+        self._entered = False
+        self._watch: list[asyncio.Task[None]] = []
 
     @classmethod
     def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
         """Make an actor for each shard, all with one backend; see `Actor`."""
-        shared = Shared(_make(options.get("model") or "", options), settings[0], len(settings))
+        spec = options.get("model") or ""
+        shared = Shared(_make(spec, options), settings[0], spec, len(settings))
         return [cls(one, options, shared) for one in settings]
 
     def mailboxes(self) -> list[str]:
@@ -49,21 +55,55 @@ class ModelWorker(CallServer):
         """Serve suspects only. A backend that fills a device cannot stand twice: its suspects go back to their rollouts."""
         super().isolate()
         if not self._backend.alone:
-            self._backend = Shared(_Refusing(self._spec, {}), self.settings, 1)
+            self._backend = Shared(_Refusing(self._spec, {}), self.settings, self._spec, 1)
 
     async def prepare(self) -> None:
-        """Start the backend."""
-        await self._backend.start()
-        self._watch = [asyncio.create_task(self._follow())] if self.quarantine is not None else []
+        """Start the backend, and let it load the weights that are wanted."""
+        await self._backend.start(self)
+        await self._tell()
+        if self.quarantine is not None:
+            self._watch = [asyncio.create_task(self._follow())]
 
     async def close(self) -> None:
         """Stop the backend."""
         await end(self._watch)
         await self._backend.stop()
 
+    async def handle(self, mail: list[Mail]) -> None:
+        """Start each call; see `CallServer`."""
+        replica = self._backend.replica
+        if replica is not None and not self._entered:
+            # Weights may have been published after it looked and before it stood in the registry.
+            self._entered = True
+            replica.doubt()
+        await super().handle(mail)
+
+    async def duties(self) -> None:
+        """See which weights are wanted, and say which it has."""
+        await super().duties()
+        replica = self._backend.replica
+        if replica is not None:
+            replica.look()
+            await self._tell()
+            if self.settings.shard:
+                await replica.mirror(self.life.link)
+
+    async def forget(self) -> None:
+        """Drop what was read; this process may have been away, and other weights may be wanted."""
+        self._entered = False
+        await super().forget()
+
     def stats(self) -> dict[str, Any]:
-        """Numbers for `celery inspect stats`, those of the backend among them."""
-        return super().stats() | self._backend.load()
+        """Numbers for `celery inspect stats`; the version is text, as sums of versions mean nothing."""
+        told = self._backend.told()
+        texts = {key: str(value) for key, value in told.items() if value is not None}
+        return super().stats() | self._backend.load() | texts
+
+    async def _tell(self) -> None:
+        told = self._backend.told()
+        if told != self._told:
+            await self.life.tell(told)
+            self._told = told
 
     async def _follow(self) -> None:
         """Take as many calls as the backend can work on; when it is broken, answer what is in hand, and end."""
@@ -71,7 +111,7 @@ class ModelWorker(CallServer):
         while not self._failure:
             if broken := self._backend.health():
                 # Its calls end with faults that may pass, so that their rollouts send them again, to others.
-                self._failure = GymqError(broken)
+                self._failure, self._to_blame = GymqError(broken), False
                 self._draining = True
             room = self._backend.capacity()
             capacity = most if room is None else min(most, room)
@@ -96,22 +136,31 @@ class ModelWorker(CallServer):
             history = partial(self.history, call)
         task = await self.task(call) if self._backend.needs_task(call.environment) else None
         request = Request(name, call.environment, Conversation(turns), body, task, history=history, born=call.born)
-        limit = asyncio.timeout(call.timeout or None)
         try:
-            async with limit:
-                return encode(await self._backend.generate(request))
+            while True:
+                await self._backend.enter(request)
+                try:
+                    return encode(await self._ask(request, call.timeout))
+                except Begun:
+                    continue
         except asyncio.CancelledError:
             request.waited = 0.0  # nobody is answered
             raise
-        except CallError:
-            raise
-        except Exception as error:
-            if limit.expired():
-                raise CallError("timeout", f"the model took longer than {call.timeout:g} s (--call-timeout)") from None
-            raise CallError("model", one_line(f"{type(error).__name__}: {error}")) from None
         finally:
             if request.waited:
                 self.waited[call.id] = request.waited
+
+    async def _ask(self, request: Request, timeout: float) -> Generated:
+        limit = asyncio.timeout(timeout or None)
+        try:
+            async with limit:
+                return await self._backend.generate(request, limit)
+        except (CallError, Begun):
+            raise
+        except Exception as error:
+            if limit.expired():
+                raise CallError("timeout", f"the model took longer than {timeout:g} s (--call-timeout)") from None
+            raise CallError("model", one_line(f"{type(error).__name__}: {error}")) from None
 
 
 class _Refusing(Backend):

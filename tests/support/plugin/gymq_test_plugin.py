@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import os
+import struct
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -16,6 +19,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
 from gymq.agent import Agent, Generate
+from gymq.call import Tokens
 from gymq.environment import Ask, Environment, Opening, Response, Score, hook, tool
 from gymq.errors import Unavailable
 from gymq.message import Function, Message, ToolCall
@@ -129,6 +133,55 @@ class Lethal(ScriptedBackend):
         await asyncio.sleep(0.05)
         kill(request.task, "backend")
         return await super().generate(request)
+
+
+class Toy(ScriptedBackend):
+    """Code plays a model that takes weights; its tokens say which version sampled them.
+
+    A folder of weights holds `weights.json`: `journal` (where to note what happens), `seconds` (how long loading takes),
+    `victims` (how many replicas cannot load it).
+    """
+
+    name = "toy"
+    versioned = True
+    TOKENS = 8
+
+    def __init__(self, model, options):
+        super().__init__(model, options | {"latency": None})
+        self._pause = float(options.get("latency") or 0) / self.TOKENS
+        self._thawed = asyncio.Event()
+        self._thawed.set()
+        self.going = 0
+
+    async def generate(self, request):
+        versions: list[tuple[int, int]] = []
+        self.going += 1
+        try:
+            for i in range(self.TOKENS):
+                await asyncio.sleep(self._pause)
+                await self._thawed.wait()
+                if not versions or versions[-1][1] != self.version:
+                    versions.append((i, self.version))
+        finally:
+            self.going -= 1
+        answer = await super().generate(request)
+        ids, logprobs = range(self.TOKENS), [-1.0] * self.TOKENS
+        packed = struct.pack(f"<{self.TOKENS}i", *ids), struct.pack(f"<{self.TOKENS}f", *logprobs)
+        answer.tokens = Tokens(0, b"", *packed, versions)
+        return answer
+
+    async def update_weights(self, path, version, mode):
+        told = json.loads((Path(path) / "weights.json").read_text())
+        note(told["journal"], f"begin {os.getpid()} {version} {mode} {self.going} {time.time()}")
+        self._thawed.clear()
+        await asyncio.sleep(told.get("seconds", 0))
+        for victim in range(told.get("victims", 0)):
+            with suppress(FileExistsError):
+                (Path(path) / f"victim{victim}").touch(exist_ok=False)
+                raise RuntimeError("the weights are broken")
+        self.version = version
+        self._thawed.set()
+        note(told["journal"], f"end {os.getpid()} {version} {mode} {self.going} {time.time()}")
 
 
 class Assassin(ToolAgent):

@@ -56,6 +56,8 @@ class Play:
         self.config = RunConfig("r", "world", agent.name, "model", **(config or {}))
         task.setdefault("turns", [encode_message(Message("user", "go"))])
         task = Task("t", "world", **task)
+        #: The policy version that the model is to sample with.
+        self.current = 0
         self.live = Live("r.7.1", 0, State(), [], task, encode_task(task))
 
     @property
@@ -90,7 +92,7 @@ class Play:
         return self
 
     def _machine(self) -> Machine:
-        return Machine(self.live, self.config, self.spec, self.agent)
+        return Machine(self.live, self.config, self.spec, self.agent, self.current)
 
     def _stored(self, step: Step) -> Step:
         if not step.final:
