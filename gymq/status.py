@@ -46,6 +46,7 @@ class Overview(msgspec.Struct):
         paused: no rollouts are admitted.
         dead: dead letters.
         weights: of models whose workers take new ones.
+        loads: of model workers that host what they ask: what it is at, by the worker's host and process.
         warnings: one line each.
     """
 
@@ -55,6 +56,7 @@ class Overview(msgspec.Struct):
     paused: bool
     dead: int
     weights: list[ModelWeights]
+    loads: dict[str, dict[str, float]]
     warnings: list[str]
 
 
@@ -69,7 +71,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
         UnknownName: there is no such run.
     """
     runs = await _runs(shards, name)
-    workers, readers = await _workers(shards)
+    workers, readers, loads = await _workers(shards)
     needs: dict[str, list[str]] = {}
     for one in runs:
         if one.state not in _OVER and not (one.state == "closed" and one.ended == one.total):
@@ -98,7 +100,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
         if model.failed:
             what = f"{len(model.failed)} workers of {model.model} could not load its weights and left"
             warnings.append(f"{what}; `gymq weights status --model {model.model}` says why")
-    return Overview(runs, workers, boxes, paused, dead, weights, warnings)
+    return Overview(runs, workers, boxes, paused, dead, weights, loads, warnings)
 
 
 async def _runs(shards: Shards, name: str | None) -> list[RunStatus]:
@@ -118,8 +120,8 @@ async def _runs(shards: Shards, name: str | None) -> list[RunStatus]:
     return sorted(found, key=lambda one: (one.config.created, one.config.name))
 
 
-async def _workers(shards: Shards) -> tuple[dict[str, int], Counter[str]]:
-    """The workers alive by role, and how many of them read each mailbox."""
+async def _workers(shards: Shards) -> tuple[dict[str, int], Counter[str], dict[str, dict[str, float]]]:
+    """The workers alive by role, how many of them read each mailbox, and what those say of their load that do."""
     alive: dict[tuple[str, str, int], dict[str, Any]] = {}
     executors: set[str] = set()
     for link in shards.links:
@@ -144,7 +146,8 @@ async def _workers(shards: Shards) -> tuple[dict[str, int], Counter[str]]:
         readers.update(told["mailboxes"])
     if executors:
         roles["executor"] = len(executors)
-    return dict(sorted(roles.items())), readers
+    loads = {f"{told['host']}-{told['pid']}": told["load"] for told in alive.values() if told.get("load")}
+    return dict(sorted(roles.items())), readers, dict(sorted(loads.items()))
 
 
 async def _needs(shards: Shards, one: RunStatus) -> list[str]:

@@ -99,6 +99,13 @@ def _show(found: Any) -> None:
             have = ", ".join(f"{version}: {count}" for version, count in sorted(had.items())) or "-"
             versions.add_row(one.model, str(one.wanted.version) if one.wanted else "-", have)
         show("", versions)
+    if found.loads:
+        loads = make_table("model worker", ">running", ">waiting", ">kv cache", ">prefix hits", ">tokens/s")
+        for worker, load in found.loads.items():
+            numbers = [f"{load.get(name, 0):.0f}" for name in ("running", "waiting")]
+            shares = [f"{load.get(name, 0):.0%}" for name in ("kv_cache", "prefix_hits")]
+            loads.add_row(worker, *numbers, *shares, f"{load.get('tokens_per_second', 0):,.0f}")
+        show("", loads)
     if found.dead:
         show("", f"dead letters: {found.dead}; `gymq dead list` shows them")
     show(*[f"warning: {warning}" for warning in found.warnings])

@@ -42,19 +42,28 @@ def rows(path: Path) -> list[dict[str, Any]]:
     )
 
 
-def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(CONFIG)
+def begin(spawn: Any, tiny: Path, folder: Path, *options: object) -> tuple[Any, Path]:
+    """A run of 240 rollouts; returns its process and its file."""
+    (folder / "run.yaml").write_text(CONFIG)
     data = Path(__file__).parents[2] / "environments" / "guess_number" / "data" / "train.jsonl"
-    out = tmp_path / "out.jsonl"
+    out = folder / "out.jsonl"
     argv = [GYMQ, "run", "guess_number", "--data", data, "--limit", "60", "--samples", "4", "--max-turns", "6"]
-    argv += ["--model", f"vllm:{tiny}", "--gpu", "none", "--engine", "dtype=float32", "--config", tmp_path / "run.yaml"]
-    with (tmp_path / "log").open("wb") as log:
-        run = spawn([*map(str, argv), "--concurrency", "16", "--out", str(out)], stdout=log, stderr=subprocess.STDOUT)
-        wait_until(lambda: len(rows(out)) >= 16 or run.poll() is not None, LIMIT)
-        assert run.poll() is None, (tmp_path / "log").read_text()
-        died = engines(run.pid)
-        died[0].kill()
-        assert run.wait(LIMIT) == 0, (tmp_path / "log").read_text()
+    argv += ["--model", f"vllm:{tiny}", "--gpu", "none", "--engine", "dtype=float32", "--config", folder / "run.yaml"]
+    with (folder / "log").open("wb") as log:
+        return spawn([*map(str, argv), *map(str, options), "--out", str(out)], stdout=log, stderr=subprocess.STDOUT), out
+
+
+def generated(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tokens of a rollout's answers."""
+    return [call["tokens"] for call in row["calls"] if call["kind"] == "generate" and call.get("tokens")]
+
+
+def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tmp_path: Path) -> None:
+    run, out = begin(spawn, tiny, tmp_path, "--concurrency", 16)
+    wait_until(lambda: len(rows(out)) >= 16 or run.poll() is not None, LIMIT)
+    assert run.poll() is None, (tmp_path / "log").read_text()
+    engines(run.pid)[0].kill()
+    assert run.wait(LIMIT) == 0, (tmp_path / "log").read_text()
     told = (tmp_path / "log").read_text()
     assert "model: exit code 1" in told
     assert "model: started again" in told
@@ -64,9 +73,8 @@ def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tm
     assert {row["status"] for row in found} <= {"completed", "truncated"}
     again = 0
     for row in found:
-        calls = [call for call in row["calls"] if call["kind"] == "generate"]
-        again += any(call.get("fault") for call in calls)
-        packed = [call["tokens"] for call in calls if call.get("tokens")]
+        again += any(call.get("fault") for call in row["calls"])
+        packed = generated(row)
         assert len(packed) == row["turns"]
         ends = []
         for one in packed:
@@ -77,6 +85,24 @@ def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tm
         # What was sampled, also before the engine died, stands in the next prompt as it was sampled.
         assert all(start == end for (_, end), (start, _) in pairwise(ends))
     assert again > 0
+
+
+def test_weights_that_are_published_in_a_run_reach_its_conversations(
+    spawn: Any, tiny: Path, tiny2: Path, tmp_path: Path
+) -> None:
+    run, out = begin(spawn, tiny, tmp_path, "--concurrency", 64)
+    wait_until(lambda: len(rows(out)) >= 16 or run.poll() is not None, LIMIT)
+    argv = [GYMQ, "weights", "publish", "--model", f"vllm:{tiny}", "--version", "3", "--path", str(tiny2)]
+    told = subprocess.run([*argv, "--wait", "60", "--of", str(out)], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert told.returncode == 0, told.stderr
+    assert run.wait(LIMIT) == 0, (tmp_path / "log").read_text()
+    found = rows(out)
+    assert len({row["rollout_id"] for row in found}) == len(found) == 240
+    assert {row["status"] for row in found} <= {"completed", "truncated"}
+    seen = [[version for one in generated(row) for _, version in one["versions"]] for row in found]
+    assert all(versions == sorted(versions) for versions in seen)
+    assert {0, 3} == {version for versions in seen for version in versions}
+    assert any(len(set(versions)) == 2 for versions in seen)
 
 
 def test_an_engine_ends_with_a_worker_that_was_killed(spawn: Any, redis_url: str, tiny: Path, tmp_path: Path) -> None:

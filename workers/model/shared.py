@@ -106,10 +106,12 @@ class Shared:
         return await self.replica.generate(request, limit)
 
     def told(self) -> dict[str, Any]:
-        """What the registry says of its weights."""
-        if self.replica is None:
-            return {}
-        return {"version": self.replica.version, "loading": self.replica.loading}
+        """What the registry says of its weights and of its load."""
+        told: dict[str, Any] = {}
+        if self.replica is not None:
+            told = {"version": self.replica.version, "loading": self.replica.loading}
+        load = self._backend.load()
+        return told | {"load": load} if load else told
 
     def capacity(self) -> int | None:
         """How many calls one of its users may have; None: it sets no limit."""

@@ -25,6 +25,9 @@ from .vllm_process import HOSTED
 #: How to treat calls in flight while weights change: freeze them, let them end, or begin them anew.
 MODES = ("keep", "wait", "abort")
 
+#: Seconds that the engine's processes may take to end; then they are killed, and nothing is lost by it.
+STOP_LIMIT = 5.0
+
 #: What is added to vLLM's workers on a CPU.
 EXTENSION = "gymq_workers.model.vllm_process.Extension"
 
@@ -217,8 +220,9 @@ class Engine:
 
     def stop(self) -> None:
         """End its processes."""
-        if self._llm is not None:
-            self._llm.shutdown(timeout=5.0)
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown(timeout=STOP_LIMIT)
 
 
 def _has_weights(path: str) -> bool:

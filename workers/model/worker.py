@@ -84,9 +84,9 @@ class ModelWorker(CallServer):
         replica = self._backend.replica
         if replica is not None:
             replica.look()
-            await self._tell()
             if self.settings.shard:
                 await replica.mirror(self.life.link)
+        await self._tell()
 
     async def forget(self) -> None:
         """Drop what was read; this process may have been away, and other weights may be wanted."""
@@ -96,8 +96,8 @@ class ModelWorker(CallServer):
     def stats(self) -> dict[str, Any]:
         """Numbers for `celery inspect stats`; the version is text, as sums of versions mean nothing."""
         told = self._backend.told()
-        texts = {key: str(value) for key, value in told.items() if value is not None}
-        return super().stats() | self._backend.load() | texts
+        load = told.pop("load", {})
+        return super().stats() | load | {key: str(value) for key, value in told.items() if value is not None}
 
     async def _tell(self) -> None:
         told = self._backend.told()

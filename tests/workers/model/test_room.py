@@ -14,6 +14,8 @@ from gymq.call import Call, Generated, Plan, Usage, encode
 from gymq.errors import CallError, GymqError
 from gymq.message import Message, encode_message
 from gymq.settings import Settings
+from gymq.shards import Shards
+from gymq.status import overview
 from tests.support.rollouts import linked
 from tests.support.shard import keys
 
@@ -90,6 +92,12 @@ async def test_a_worker_takes_what_its_backend_has_room_for_and_never_more_than_
             await ask(link, n)
         await until(lambda: backend.inside == 2)
         assert worker.stats()["running"] == 2
+        shards = Shards(worker.settings, "test")
+        await shards.connect()
+        async with asyncio.timeout(8):
+            while list((await overview(shards)).loads.values()) != [{"running": 2.0}]:
+                await asyncio.sleep(0.05)
+        await shards.close()
         await asyncio.sleep(0.2)
         assert backend.inside == 2
         # More room is used at once, though no call has ended; but never more than --concurrency.
