@@ -70,6 +70,9 @@ class Backend(Limited):
 
     name: ClassVar[str] = ""
 
+    #: Conversations stay with the worker that answered last, which keeps something of theirs: a prefix in its cache, say.
+    affine: ClassVar[bool] = False
+
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self.model = model
         self.options = options

@@ -58,6 +58,8 @@ class State(msgspec.Struct, array_like=True):
         answer: the answer to it, an encoded message, once there is one.
         no_reward: why there is no reward.
         asked: tokens of the answers to hooks' questions, by the model's SPEC.
+        replica: the model worker that answered last, where those have private mailboxes.
+        keeper: the resource worker that has the live session.
     """
 
     schema: int = SCHEMA
@@ -90,6 +92,8 @@ class State(msgspec.Struct, array_like=True):
     answer: bytes | None = None
     no_reward: str = ""
     asked: dict[str, Usage] = {}
+    replica: str = ""
+    keeper: str = ""
 
     @property
     def asking(self) -> bool:

@@ -27,6 +27,7 @@ class Shared:
         self._lock = asyncio.Lock()
         self._started = False
         self.needs_task = backend.needs_task
+        self.affine = backend.affine
 
     async def start(self) -> None:
         """Start it, unless somebody has."""
