@@ -28,7 +28,23 @@ from tests.support.shard import keys
 WORKERS = st.sampled_from(NUMBERS)
 
 #: What happens in a storm, more often what brings rollouts on.
-STORM = ["admit", "drain", "take", "take", "take", "work", "work", "work", "work", "wake", "decide", "lose", "lapse", "zombie", "judge"]
+STORM = [
+    "admit",
+    "drain",
+    "take",
+    "take",
+    "take",
+    "work",
+    "work",
+    "work",
+    "work",
+    "wake",
+    "decide",
+    "lose",
+    "lapse",
+    "zombie",
+    "judge",
+]
 
 
 class Protocol(Operators, Outages):
