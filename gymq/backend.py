@@ -73,6 +73,9 @@ class Backend(Limited):
     #: Whether a second one can stand beside it, as a quarantine's does: False for what fills a device.
     alone: ClassVar[bool] = True
 
+    #: Conversations stay with the worker that answered last, which keeps something of theirs: a prefix in its cache, say.
+    affine: ClassVar[bool] = False
+
     #: Whether it takes new weights under way, by `update_weights`.
     versioned: ClassVar[bool] = False
 

@@ -36,14 +36,19 @@ class Liveness:
         settings: the limit.
         link: a connection of its own, so that nothing delays the renewal but the loop itself.
         info: what the registry says of this worker: role, host, pid, mailboxes.
+        private: it has a private mailbox.
     """
 
-    def __init__(self, settings: Settings, link: Link, info: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, link: Link, info: dict[str, Any], private: bool = False) -> None:
         self.link = link
         self.worker = ""
         self.handed_back = 0
         self._limit = settings.liveness
         self._info = info
+        self._private = private
+        self._open_for = msgspec.json.encode(info["mailboxes"])
+        self._shut = False
+        self._doubt = False
         self._connected = time.monotonic()
         self._until = 0.0
         self._missing: dict[str, float] = {}
@@ -53,11 +58,12 @@ class Liveness:
         self.worker = f"{self._info['role']}-{self._info['host']}-{self._info['pid']}-{secrets.token_hex(4)}"
         while True:
             try:
-                await self.link.send("HSET", self.link.keys.workers, self.worker, msgspec.json.encode(self._info))
                 started = time.monotonic()
-                await self.link.send("SET", self.link.keys.alive(self.worker), "1", "PX", self._milliseconds)
-                self._until = started + self._limit
-                return
+                open_for = self._open_for if self._private else b""
+                info = msgspec.json.encode(self._info)
+                await self.link.run("enter", self.worker, info, self._milliseconds, open_for)
+                self._until, self._doubt = started + self._limit, False
+                return await self.shut() if self._shut else None
             except Outage:
                 await self.recover()
             except ServerFull:
@@ -82,12 +88,13 @@ class Liveness:
             started = time.monotonic()
             try:
                 # PEXPIRE works even when the server's memory is full.
-                if await self.link.send("PEXPIRE", self.link.keys.alive(self.worker), self._milliseconds):
+                alive = self.link.keys.alive(self.worker)
+                if not self._doubt and await self.link.send("PEXPIRE", alive, self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
                         self._connected = time.monotonic()
-                elif not await self.link.run("rejoin", self.worker, self._milliseconds):
+                elif not await self.link.run("rejoin", self.worker, self._milliseconds, int(self._private)):
                     return False
-                self._until = started + self._limit
+                self._until, self._doubt = started + self._limit, False
                 return True
             except Outage:
                 await self.recover()
@@ -98,6 +105,10 @@ class Liveness:
     def sure(self) -> bool:
         """Whether nobody can have declared this worker dead: its key cannot have lapsed since it was renewed."""
         return time.monotonic() < self._until
+
+    def doubt(self) -> None:
+        """Its private mailbox is gone: it is not sure to be alive until its next renewal finds it so."""
+        self._until, self._doubt = 0.0, True
 
     async def sweep(self) -> bool:
         """Hand back the mail of those who are dead; returns whether suspects wait for a quarantine.
@@ -149,19 +160,35 @@ class Liveness:
             if moved < BATCH:
                 return
 
+    async def shut(self) -> None:
+        """Close the private mailbox, and give what lies there to others."""
+        self._shut = True
+        if self._private:
+            await self._empty("shut", self.worker, BATCH)
+
+    async def open(self) -> None:
+        """Open the private mailbox again, if this worker has one and was not declared dead; else its next name opens one."""
+        self._shut = False
+        if self._private:
+            await self._insist("open", self.worker, self._open_for)
+
     async def leave(self, broken: bool = False) -> None:
         """Hand back what this worker still holds and leave the registry.
 
         Args:
             broken: a defect ends it, so that what it holds may be to blame: that counts as a death.
         """
-        why = "2" if broken else "1"
+        await self._empty("handback", self.worker, BATCH, "2" if broken else "1", *self._info["mailboxes"])
+
+    async def _empty(self, script: str, *args: Any) -> None:
+        """Run a script that moves mail until there is none left."""
+        while await self._insist(script, *args) == BATCH:
+            pass
+
+    async def _insist(self, script: str, *args: Any) -> Any:
         while True:
             try:
-                while True:
-                    moved = await self.link.run("handback", self.worker, BATCH, why, *self._info["mailboxes"])
-                    if moved < BATCH:
-                        return
+                return await self.link.run(script, *args)
             except Outage:
                 await self.recover()
             except ServerFull:

@@ -122,7 +122,8 @@ async def test_what_was_published_before_is_loaded_before_anything_else(make, sh
     assert worker.stats()["version"] == "4"
 
 
-async def test_calls_that_come_while_it_loads_wait_and_their_time_does_not_run(make, shards, tmp_path):
+async def test_calls_that_come_while_it_loads_wait_and_their_time_does_not_run(make, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(Policy, "loads", 1.5)
     worker = await make()
     assert await ask(worker) == 0
     await publish(shards, "policy", 1, str(tmp_path))
