@@ -43,11 +43,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def begin(spawn: Any, tiny: Path, folder: Path, *options: object) -> tuple[Any, Path]:
-    """A run of 240 rollouts; returns its process and its file."""
+    """A run of 60 tasks; returns its process and its file."""
     (folder / "run.yaml").write_text(CONFIG)
     data = Path(__file__).parents[2] / "environments" / "guess_number" / "data" / "train.jsonl"
     out = folder / "out.jsonl"
-    argv = [GYMQ, "run", "guess_number", "--data", data, "--limit", "60", "--samples", "4", "--max-turns", "6"]
+    argv = [GYMQ, "run", "guess_number", "--data", data, "--limit", "60", "--max-turns", "6"]
     argv += ["--model", f"vllm:{tiny}", "--gpu", "none", "--engine", "dtype=float32", "--config", folder / "run.yaml"]
     with (folder / "log").open("wb") as log:
         return spawn([*map(str, argv), *map(str, options), "--out", str(out)], stdout=log, stderr=subprocess.STDOUT), out
@@ -59,7 +59,7 @@ def generated(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tmp_path: Path) -> None:
-    run, out = begin(spawn, tiny, tmp_path, "--concurrency", 16)
+    run, out = begin(spawn, tiny, tmp_path, "--concurrency", 16, "--samples", 4)
     wait_until(lambda: len(rows(out)) >= 16 or run.poll() is not None, LIMIT)
     assert run.poll() is None, (tmp_path / "log").read_text()
     engines(run.pid)[0].kill()
@@ -90,14 +90,14 @@ def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tm
 def test_weights_that_are_published_in_a_run_reach_its_conversations(
     spawn: Any, tiny: Path, tiny2: Path, tmp_path: Path
 ) -> None:
-    run, out = begin(spawn, tiny, tmp_path, "--concurrency", 64)
+    run, out = begin(spawn, tiny, tmp_path, "--concurrency", 64, "--samples", 20)
     wait_until(lambda: len(rows(out)) >= 16 or run.poll() is not None, LIMIT)
     argv = [GYMQ, "weights", "publish", "--model", f"vllm:{tiny}", "--version", "3", "--path", str(tiny2)]
-    told = subprocess.run([*argv, "--wait", "60", "--of", str(out)], capture_output=True, text=True, timeout=LIMIT, check=False)
+    told = subprocess.run([*argv, "--of", str(out)], capture_output=True, text=True, timeout=LIMIT, check=False)
     assert told.returncode == 0, told.stderr
     assert run.wait(LIMIT) == 0, (tmp_path / "log").read_text()
     found = rows(out)
-    assert len({row["rollout_id"] for row in found}) == len(found) == 240
+    assert len({row["rollout_id"] for row in found}) == len(found) == 1200
     assert {row["status"] for row in found} <= {"completed", "truncated"}
     seen = [[version for one in generated(row) for _, version in one["versions"]] for row in found]
     assert all(versions == sorted(versions) for versions in seen)

@@ -18,11 +18,12 @@ def die_with_parent() -> None:
 
     vLLM's processes outlive a parent that was killed, and keep the device's memory.
     """
-    if HOSTED not in os.environ or sys.platform != "linux" or multiprocessing.parent_process() is None:
+    parent = multiprocessing.parent_process()
+    if HOSTED not in os.environ or sys.platform != "linux" or parent is None:
         return
     # 1 is PR_SET_PDEATHSIG of <sys/prctl.h>.
     ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
+    if os.getppid() != parent.pid:  # it died before
         os._exit(1)
 
 
