@@ -23,7 +23,7 @@ from gymq.call import SCHEMA
 from gymq.errors import GymqError, ServerUnreachable
 from gymq.link import RECONNECT_PAUSE, Link, Outage, ServerFull
 from gymq.liveness import Liveness
-from gymq.mailbox import Mail, Mailboxes
+from gymq.mailbox import Gone, Mail, Mailboxes
 from gymq.quarantine import Quarantine
 from gymq.settings import Settings
 from gymq.shards import check
@@ -62,6 +62,9 @@ class Actor:
 
     role = ""
 
+    #: Whether it has a private mailbox, to which agents send what it knows already.
+    private = False
+
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
         self.settings = settings
         self.options = options
@@ -83,9 +86,9 @@ class Actor:
         self._to_blame = True  # whether what is held may be, for the failure
         self.reader = Link(settings, f"gymq-{self.role}-reader")
         self.link = Link(settings, f"gymq-{self.role}")
-        self.boxes = Mailboxes(self.mailboxes(), self.link.keys)
+        self.boxes = Mailboxes(self.mailboxes(), self.link.keys, private=self.private)
         self.quarantine: Quarantine | None = Quarantine(self.role, settings, options)
-        self.life = Liveness(settings, Link(settings, f"gymq-{self.role}-alive"), self.describe())
+        self.life = Liveness(settings, Link(settings, f"gymq-{self.role}-alive"), self.describe(), self.private)
 
     def isolate(self) -> None:
         """Before `main`: serve suspects and nothing else, one at a time; see `gymq.alone`."""
@@ -186,11 +189,9 @@ class Actor:
         if not self.counts["parked"]:
             print(f"gymq: {newer_waits(max(schemas), SCHEMA)}", file=sys.stderr)
         self.counts["parked"] += len(mail)
-        prefix = len(self.link.keys.mailbox(""))
         for first in range(0, len(mail), PARK_BATCH):
             batch = list(zip(mail, schemas, strict=True))[first : first + PARK_BATCH]
-            boxes = [one.stream.decode()[prefix:].removesuffix(":retry").removesuffix(":alone") for one, _ in batch]
-            items = [[box, one.stream, one.id, schema] for box, (one, schema) in zip(boxes, batch, strict=True)]
+            items = [[self.boxes.of(one), one.stream, one.id, schema] for one, schema in batch]
             await self.link.insist("park", pack(items))
         for one in mail:
             self.release(one)
@@ -275,6 +276,9 @@ class Actor:
                     whole = True
                     continue
                 mail = await self.boxes.take(self.reader, worker, free)
+            except Gone:
+                self.life.doubt()
+                continue
             except Outage:  # also while the server loads its data
                 self.counts["outages"] += 1
                 whole = False
@@ -355,6 +359,7 @@ class Actor:
 
     async def _finish(self) -> None:
         """After the last read: wait for what is held, hand back the rest, leave the registry."""
+        await self.life.shut()
         limit = time.monotonic() + DRAIN
         while self._held and not self._stopped and time.monotonic() < limit:
             await asyncio.sleep(0.02)

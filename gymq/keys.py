@@ -23,6 +23,7 @@ class Keys:
         self.open = self.prefix + "open"  # LIST of runs that still have rollouts to admit, taken in turn
         self.due = self.prefix + "due"  # ZSET rollout -> ms at which it is looked at if nothing has happened until then
         self.workers = self.prefix + "workers"  # HASH worker -> JSON of what it is; "dead" before it: mail is handed back
+        self.private = self.prefix + "private"  # HASH worker -> JSON list of what its private mailbox is open for; "": closed
         self.paused = self.prefix + "paused"  # STRING, exists while admission is paused
         self.dead = self.prefix + "dead"  # STREAM of dead letters: what killed its process, alone, again and again
         self.shards = self.prefix + "shards"  # STRING of shard 0's prefix, on each server: "<shard> of <shards>" that it is
@@ -63,6 +64,10 @@ class Keys:
     def mailbox(self, name: str) -> str:
         """STREAM of a mailbox."""
         return f"{self.prefix}m:{name}"
+
+    def own(self, worker: str) -> str:
+        """STREAM of a worker's private mailbox."""
+        return f"{self.prefix}m:@{worker}"
 
     def retry(self, name: str) -> str:
         """STREAM of what was handed back to a mailbox; read first."""

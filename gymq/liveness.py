@@ -36,14 +36,17 @@ class Liveness:
         settings: the limit.
         link: a connection of its own, so that nothing delays the renewal but the loop itself.
         info: what the registry says of this worker: role, host, pid, mailboxes.
+        private: it has a private mailbox.
     """
 
-    def __init__(self, settings: Settings, link: Link, info: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, link: Link, info: dict[str, Any], private: bool = False) -> None:
         self.link = link
         self.worker = ""
         self.handed_back = 0
         self._limit = settings.liveness
         self._info = info
+        self._private = private
+        self._doubt = False
         self._connected = time.monotonic()
         self._until = 0.0
         self._missing: dict[str, float] = {}
@@ -53,10 +56,11 @@ class Liveness:
         self.worker = f"{self._info['role']}-{self._info['host']}-{self._info['pid']}-{secrets.token_hex(4)}"
         while True:
             try:
-                await self.link.send("HSET", self.link.keys.workers, self.worker, msgspec.json.encode(self._info))
                 started = time.monotonic()
-                await self.link.send("SET", self.link.keys.alive(self.worker), "1", "PX", self._milliseconds)
-                self._until = started + self._limit
+                open_for = msgspec.json.encode(self._info["mailboxes"]) if self._private else b""
+                info = msgspec.json.encode(self._info)
+                await self.link.run("enter", self.worker, info, self._milliseconds, open_for)
+                self._until, self._doubt = started + self._limit, False
                 return
             except Outage:
                 await self.recover()
@@ -82,12 +86,13 @@ class Liveness:
             started = time.monotonic()
             try:
                 # PEXPIRE works even when the server's memory is full.
-                if await self.link.send("PEXPIRE", self.link.keys.alive(self.worker), self._milliseconds):
+                alive = self.link.keys.alive(self.worker)
+                if not self._doubt and await self.link.send("PEXPIRE", alive, self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
                         self._connected = time.monotonic()
-                elif not await self.link.run("rejoin", self.worker, self._milliseconds):
+                elif not await self.link.run("rejoin", self.worker, self._milliseconds, int(self._private)):
                     return False
-                self._until = started + self._limit
+                self._until, self._doubt = started + self._limit, False
                 return True
             except Outage:
                 await self.recover()
@@ -98,6 +103,10 @@ class Liveness:
     def sure(self) -> bool:
         """Whether nobody can have declared this worker dead: its key cannot have lapsed since it was renewed."""
         return time.monotonic() < self._until
+
+    def doubt(self) -> None:
+        """Its private mailbox is gone: it is not sure to be alive until its next renewal finds it so."""
+        self._until, self._doubt = 0.0, True
 
     async def sweep(self) -> bool:
         """Hand back the mail of those who are dead; returns whether suspects wait for a quarantine.
@@ -149,18 +158,25 @@ class Liveness:
             if moved < BATCH:
                 return
 
+    async def shut(self) -> None:
+        """Close the private mailbox, and give what lies there to others."""
+        if self._private:
+            await self._empty("shut", self.worker, BATCH)
+
     async def leave(self, broken: bool = False) -> None:
         """Hand back what this worker still holds and leave the registry.
 
         Args:
             broken: a defect ends it, so that what it holds may be to blame: that counts as a death.
         """
-        why = "2" if broken else "1"
+        await self._empty("handback", self.worker, BATCH, "2" if broken else "1", *self._info["mailboxes"])
+
+    async def _empty(self, script: str, *args: Any) -> None:
+        """Run a script that moves mail until there is none left."""
         while True:
             try:
                 while True:
-                    moved = await self.link.run("handback", self.worker, BATCH, why, *self._info["mailboxes"])
-                    if moved < BATCH:
+                    if await self.link.run(script, *args) < BATCH:
                         return
             except Outage:
                 await self.recover()

@@ -1,4 +1,7 @@
-"""Reading mail: a mailbox is a stream, its retry stream and that of its suspects, each with one consumer group."""
+"""Reading mail: a mailbox is a stream, its retry stream and that of its suspects, each with one consumer group.
+
+A worker may have a private mailbox besides: one stream, for mail of all the mailboxes that it reads.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,10 @@ class Mail(msgspec.Struct):
     victim: str = ""
 
 
+class Gone(GymqError):
+    """The worker's private mailbox is not there any more: it was declared dead."""
+
+
 class Mailboxes:
     """The mailboxes that one worker reads.
 
@@ -50,10 +57,13 @@ class Mailboxes:
         names: their names.
         keys: the names of the shard's keys.
         alone: it reads the suspects and nothing else.
+        private: it reads its private mailbox, too.
     """
 
-    def __init__(self, names: list[str], keys: Keys, alone: bool = False) -> None:
+    def __init__(self, names: list[str], keys: Keys, alone: bool = False, private: bool = False) -> None:
         self.names = names
+        self._keys = keys
+        self._private = private
         self._all = [key(name) for key in (keys.mailbox, keys.retry, keys.alone) for name in names]
         self._retry = [] if alone else [keys.retry(name) for name in names]
         self._first = [(keys.alone if alone else keys.mailbox)(name) for name in names]
@@ -82,13 +92,21 @@ class Mailboxes:
 
         Raises:
             Outage: the connection broke; mail may have been taken all the same, see `held`.
+            Gone: the worker was declared dead.
         """
-        streams, block = self._retry + self._first, BLOCK
+        try:
+            return await self._take(link, worker, free)
+        except GymqError as error:
+            raise self._gone(error) from None
+
+    async def _take(self, link: Link, worker: str, free: int) -> list[Mail]:
+        first = self._first_of(worker)
+        streams, block = self._retry + first, BLOCK
         if free < len(streams):
             # Each stream may yield COUNT messages, which would be too many: a script counts over all of them, and only
             # the wait for the next mail is on a few streams, all in turn.
             self._turn = (self._turn + 1) % len(streams)
-            in_turn = self._first[self._turn % len(self._first) :] + self._first[: self._turn % len(self._first)]
+            in_turn = first[self._turn % len(first) :] + first[: self._turn % len(first)]
             reply = await link.run("take", worker, free, *self._retry, *in_turn)
             if reply:
                 return _parse(reply)
@@ -115,10 +133,32 @@ class Mailboxes:
 
         Raises:
             Outage: the connection broke.
+            Gone: the worker was declared dead.
         """
-        streams = self._retry + self._first
-        reply = await link.send("XREADGROUP", "GROUP", Keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
+        streams = self._retry + self._first_of(worker)
+        try:
+            reply = await link.send("XREADGROUP", "GROUP", Keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
+        except GymqError as error:
+            raise self._gone(error) from None
         return _parse(reply)
+
+    def _first_of(self, worker: str) -> list[str]:
+        # In turn with the others, not before them: else mail that was sent while no private mailbox was open, and what new
+        # rollouts send there after it, would wait for as long as this worker is busy.
+        return [self._keys.own(worker), *self._first] if self._private else self._first
+
+    def _gone(self, error: GymqError) -> GymqError:
+        text = str(error)
+        gone = self._private and (("NOGROUP" in text and self._keys.own("") in text) or "UNBLOCKED" in text)
+        return Gone(text) if gone else error
+
+    def of(self, mail: Mail) -> str:
+        """The mailbox that mail was meant for."""
+        name = mail.stream.decode().removeprefix(self._keys.mailbox(""))
+        if name.startswith("@"):
+            fields = dict(zip(mail.fields[::2], mail.fields[1::2], strict=False))
+            return fields.get(b"m", b"").decode(errors="replace")
+        return name.removesuffix(":retry").removesuffix(":alone")
 
 
 def _parse(reply: Any) -> list[Mail]:

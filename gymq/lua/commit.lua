@@ -5,7 +5,9 @@
 --                           left, y<n> replies that wait
 --   t:<rollout>     LIST    encoded messages
 --   k:<rollout>     LIST    call records
---   m:<mailbox>     STREAM  mail
+--   m:<mailbox>     STREAM  mail; m:@<worker> STREAM private mail, m = the mailbox that it was meant for
+--   private         HASH    worker -> what its private mailbox is open for; empty: nothing, it is closed
+--   alive:<worker>  STRING  lapses with the worker
 --   due             ZSET    rollout -> ms
 --   live:<run>      SET     rollouts in flight
 --   groups:<run>    HASH    row -> members ended
@@ -16,7 +18,10 @@
 -- ARGV[1]  msgpack list of commits, each:
 --   1 rollout  2 version it was decided on  3 stream and  4 id of the mail to acknowledge
 --   5 flat list of hash fields to set  6 messages to append  7 call records to append
---   8 list of sends: mailbox, body  9 due, ms
+--   8 list of sends: mailbox, body, and perhaps workers whose private mailboxes are preferred, and a margin: the first one
+--     gets it, unless more than that and a quarter lies there beyond what lies with the others' least; if none is open,
+--     the mailbox; all that a step sends goes one way
+--   9 due, ms
 --   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace), and perhaps
 --      a flat list of counters of the run and what to add to each
 --   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
@@ -36,6 +41,24 @@ local function append(key, list)
   for first = 1, #list, 1000 do
     call('RPUSH', key, unpack(list, first, math.min(first + 999, #list)))
   end
+end
+
+-- What lies with a worker is what waits and what is in work: mail is deleted as it is acknowledged.
+local function choose(workers, margin)
+  local first, ahead, other, behind
+  for i = 1, #workers do
+    local worker = workers[i]
+    if call('HSTRLEN', P .. 'private', worker) > 0 and call('EXISTS', P .. 'alive:' .. worker) == 1 then
+      local lies = call('XLEN', P .. 'm:@' .. worker)
+      if i == 1 then
+        first, ahead = worker, lies
+      elseif not behind or lies < behind then
+        other, behind = worker, lies
+      end
+    end
+  end
+  if not first or (other and ahead > behind + margin + math.floor(behind / 4)) then return other end
+  return first
 end
 
 for i = 1, #batch do
@@ -75,8 +98,12 @@ for i = 1, #batch do
       fields[n + 1] = 'v'
       fields[n + 2] = want + 1
       n = n + 2
+      local worker = total > 0 and sends[1][3] and choose(sends[1][3], sends[1][4])
       for j = 1, total do
-        call('XADD', P .. 'm:' .. sends[j][1], '*', ARGV[2] or 'c', sends[j][2])
+        local box, field, body = sends[j][1], ARGV[2] or 'c', sends[j][2]
+        if not (worker and call('XADD', P .. 'm:@' .. worker, 'NOMKSTREAM', '*', field, body, 'm', box)) then
+          call('XADD', P .. 'm:' .. box, '*', field, body)
+        end
         fields[n + 1] = 'c' .. (want + 1) .. '.' .. (j - 1)
         fields[n + 2] = c[14] and total .. ' ' .. c[14] or total
         n = n + 2

@@ -1,9 +1,12 @@
 -- Give a dead worker's mail back to its mailboxes. What was held in a second death is a suspect from then on, and only
--- quarantines read it, one at a time; a death in which it was held alone is a strike.
+-- quarantines read it, one at a time; a death in which it was held alone is a strike. What lies in its private mailbox goes
+-- with it, taken or not, and then the private mailbox is gone.
 --
 -- KEYS[1]  the shard's prefix; with it:
 --   alive:<worker>     STRING  lapses with the worker
 --   workers            HASH    worker -> what it is, with "dead" before it from now on, gone when all is handed back
+--   private            HASH    worker -> what its private mailbox is open for: nothing, from now on; gone with the stream
+--   m:@<worker>        STREAM  private mail, m = the mailbox that it was meant for
 --   m:<mailbox>        STREAM  mail; m:<mailbox>:retry STREAM what was handed back, a = deaths in which it was held;
 --                              m:<mailbox>:alone STREAM suspects, k = strikes, w = the last worker that died with it
 -- ARGV[1]  worker  ARGV[2] how many messages at most  ARGV[3] "0": it is dead; "1": the worker itself asks, it is alive
@@ -21,45 +24,76 @@ if info and string.sub(info, 1, 4) ~= 'dead' then
   call('DEL', P .. 'alive:' .. worker)
   call('HSET', P .. 'workers', worker, 'dead' .. info)
 end
+local own = P .. 'm:@' .. worker
+local private = call('EXISTS', own) == 1
+if private then call('HSET', P .. 'private', worker, '') end
 local moved = 0
+
+-- Move one entry; `box` is its mailbox if that is known, `more` the deaths that are added to those in which it was held.
+local function move(stream, entry, box, more)
+  local fields, was = {}, {a = 0, k = 0, w = ''}
+  for j = 1, #entry[2], 2 do
+    local name, value = entry[2][j], entry[2][j + 1]
+    if was[name] then
+      was[name] = value
+    elseif name == 'm' and not box then
+      box = value
+    else
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
+  end
+  -- What is no number was written by somebody else.
+  local deaths, strikes = (tonumber(was.a) or 0) + more, tonumber(was.k) or 0
+  -- No mail of ours is without a mailbox, or has so many fields: unpack would fail, and the next worker would die of it, too.
+  if not box or #fields == 0 or #fields > 4000 then return end
+  local first = P .. 'm:' .. box
+  local to, alone = first .. ':retry', first .. ':alone'
+  if stream == alone or deaths >= 2 then
+    to = alone
+    fields[#fields + 1] = 'k'
+    fields[#fields + 1] = strikes + (stream == alone and more or 0)
+    fields[#fields + 1] = 'w'
+    fields[#fields + 1] = more == 1 and worker or was.w
+  end
+  fields[#fields + 1] = 'a'
+  fields[#fields + 1] = deaths
+  call('XADD', to, '*', unpack(fields))
+end
+
+-- What the worker has taken of a stream; `box` as above.
+local function give(stream, box)
+  for _, p in ipairs(call('XPENDING', stream, 'g', '-', '+', most - moved, worker)) do
+    local entry = call('XRANGE', stream, p[1], p[1])[1]
+    if entry then move(stream, entry, box, death) end
+    call('XACK', stream, 'g', p[1])
+    call('XDEL', stream, p[1])
+    moved = moved + 1
+  end
+end
+
 for i = 4, #ARGV do
   local first = P .. 'm:' .. ARGV[i]
-  local retry, alone = first .. ':retry', first .. ':alone'
-  for _, stream in ipairs({alone, retry, first}) do
+  for _, stream in ipairs({first .. ':alone', first .. ':retry', first}) do
     if moved < most and call('EXISTS', stream) == 1 then
-      local pending = call('XPENDING', stream, 'g', '-', '+', most - moved, worker)
-      for _, p in ipairs(pending) do
-        local entry = call('XRANGE', stream, p[1], p[1])[1]
-        if entry then
-          local fields, was = {}, {a = 0, k = 0, w = ''}
-          for j = 1, #entry[2], 2 do
-            if was[entry[2][j]] then
-              was[entry[2][j]] = entry[2][j + 1]
-            else
-              fields[#fields + 1] = entry[2][j]
-              fields[#fields + 1] = entry[2][j + 1]
-            end
-          end
-          -- What is no number was written by somebody else.
-          local deaths, to = (tonumber(was.a) or 0) + death, retry
-          if stream == alone or deaths >= 2 then
-            to = alone
-            fields[#fields + 1] = 'k'
-            fields[#fields + 1] = (tonumber(was.k) or 0) + (stream == alone and death or 0)
-            fields[#fields + 1] = 'w'
-            fields[#fields + 1] = death == 1 and worker or was.w
-          end
-          fields[#fields + 1] = 'a'
-          fields[#fields + 1] = deaths
-          -- No mail of ours has so many fields, and unpack would fail: the next worker would die of it, too.
-          if #fields <= 4000 then call('XADD', to, '*', unpack(fields)) end
-        end
-        call('XACK', stream, 'g', p[1])
-        call('XDEL', stream, p[1])
-        moved = moved + 1
-      end
+      give(stream, ARGV[i])
       if moved < most then call('XGROUP', 'DELCONSUMER', stream, 'g', worker) end
     end
+  end
+end
+if private and moved < most then
+  give(own, nil)
+  -- What is left was never taken.
+  if moved < most then
+    for _, entry in ipairs(call('XRANGE', own, '-', '+', 'COUNT', most - moved)) do
+      move(own, entry, nil, 0)
+      call('XDEL', own, entry[1])
+      moved = moved + 1
+    end
+  end
+  if moved < most then
+    call('DEL', own)
+    call('HDEL', P .. 'private', worker)
   end
 end
 if moved < most then call('HDEL', P .. 'workers', worker) end
