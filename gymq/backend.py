@@ -70,6 +70,9 @@ class Backend(Limited):
 
     name: ClassVar[str] = ""
 
+    #: Conversations stay with the worker that answered last, which keeps something of theirs: a prefix in its cache, say.
+    affine: ClassVar[bool] = False
+
     #: Whether it takes new weights under way, by `update_weights`.
     versioned: ClassVar[bool] = False
 

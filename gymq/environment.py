@@ -2,7 +2,8 @@
 
 Any hook may be `async def` (it then runs on the worker's loop and must not block) or `def` (it runs in a thread).
 Hooks and tools ask for what they need by parameter name: `task` (a `Task`), `messages` (a `Conversation`) and
-`state` (this rollout's state). A tool's other parameters are the model's arguments. A `verify` or `respond` that returned an
+`state` (this rollout's state), and `session` (its live object, see `Environment`). A tool's other parameters are the model's
+arguments. A `verify` or `respond` that returned an
 `Ask` is called again with the model's `answer` (a `Message`) and its own `note`, both None at first.
 """
 
@@ -22,7 +23,7 @@ from gymq.tools import ASKED, INJECTED, Tool, build_tool, wanted
 DEFAULT_TIMEOUT = 60.0
 
 #: Methods that gymq itself calls.
-HOOKS = frozenset({"open", "respond", "verify", "close", "policy"})
+HOOKS = frozenset({"open", "respond", "verify", "close", "session", "policy"})
 
 #: Hooks that may ask a model.
 ASKING = frozenset({"respond", "verify"})
@@ -89,15 +90,16 @@ class Score(msgspec.Struct):
 
 
 class HookSpec(msgspec.Struct, frozen=True):
-    """How a hook is to be called: `present` or not, `isolated` in an executor, `timeout` in seconds."""
+    """How a hook is to be called; see `hook` for the flags; `session`: it asks for the live session."""
 
     present: bool = False
     isolated: bool = False
     timeout: float = DEFAULT_TIMEOUT
+    session: bool = False
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
-    """What agents must know of a tool; see `tool` for the flags."""
+    """What agents must know of a tool; see `tool` for the flags; `session`: it asks for the live session."""
 
     name: str
     schema: dict[str, Any]
@@ -105,6 +107,7 @@ class ToolSpec(msgspec.Struct, frozen=True):
     isolated: bool = False
     once: bool = False
     timeout: float = DEFAULT_TIMEOUT
+    session: bool = False
 
 
 class EnvironmentSpec(msgspec.Struct, frozen=True):
@@ -116,6 +119,7 @@ class EnvironmentSpec(msgspec.Struct, frozen=True):
     respond: HookSpec = HookSpec()
     verify: HookSpec = HookSpec()
     close: HookSpec = HookSpec()
+    session: HookSpec = HookSpec()
 
 
 def tool(
@@ -138,7 +142,7 @@ def tool(
 
 
 def hook(*, isolated: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Callable[[F], F]:
-    """Say how `open`, `respond`, `verify` or `close` is to be run: isolated in an executor, seconds it may take."""
+    """Say how `open`, `respond`, `verify`, `close` or `session` is to be run: isolated in an executor, seconds it may take."""
 
     def mark(function: F) -> F:
         function.__gymq_hook__ = dict(isolated=isolated, timeout=timeout)  # type: ignore[attr-defined]
@@ -152,13 +156,16 @@ class Environment:
 
     A subclass sets `name`, may set `State` (a `msgspec.Struct`), and defines any of these, each optional:
     `open(self, task) -> Opening`, tools, `respond(self, messages, ...) -> str | Response | Ask`,
-    `verify(self, task, messages, ...) -> float | Score | Ask | None`, `close(self, state, ...)`, and
-    `policy(self, messages, task) -> Message`, which plays the model for demos and tests (model `scripted`).
+    `verify(self, task, messages, ...) -> float | Score | Ask | None`, `close(self, state, ...)`,
+    `session(self, task, state) -> Any`, which makes the rollout's live object (a simulator, a browser) from its task and state
+    for those that name a parameter `session`, and `policy(self, messages, task) -> Message`, which plays the model for demos
+    and tests (model `scripted`). `sessions` says how many live objects one worker keeps while nobody uses them.
     """
 
     name: ClassVar[str] = ""
     State: ClassVar[type[msgspec.Struct] | None] = None
     tools: ClassVar[dict[str, Tool]] = {}
+    sessions: ClassVar[int] = 256
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -170,17 +177,19 @@ class Environment:
                     raise UsageError(f"{cls.__name__}.{attribute} is a hook and cannot be a tool: no model may call it")
                 found[attribute] = build_tool(attribute, value, flags)
         cls.tools = found
+        cls._check_session()
 
     @classmethod
     def spec(cls) -> EnvironmentSpec:
         """Describe this environment to agents."""
         return EnvironmentSpec(
             name=cls.name,
-            tools=[ToolSpec(name=t.name, schema=t.schema, **t.flags) for t in cls.tools.values()],
+            tools=[ToolSpec(name=t.name, schema=t.schema, session="session" in t.wants, **t.flags) for t in cls.tools.values()],
             open=cls._hook("open"),
             respond=cls._hook("respond"),
             verify=cls._hook("verify"),
             close=cls._hook("close"),
+            session=cls._hook("session"),
         )
 
     @classmethod
@@ -188,11 +197,41 @@ class Environment:
     def wants(cls, hook: str) -> frozenset[str]:
         """What a hook asks for by its parameters: `task`, `messages`, `state`, `answer`, `note`; nothing if it is not there."""
         function = getattr(cls, hook, None)
-        return frozenset() if function is None else wanted(function, INJECTED | ASKED if hook in ASKING else INJECTED)
+        if function is None:
+            return frozenset()
+        return wanted(
+            function, INJECTED | ASKED if hook in ASKING else INJECTED - {"session"} if hook == "session" else INJECTED
+        )
 
     @classmethod
     def _hook(cls, name: str) -> HookSpec:
         function = getattr(cls, name, None)
         if function is None:
             return HookSpec()
-        return HookSpec(present=True, **getattr(function, "__gymq_hook__", {}))
+        flags = getattr(function, "__gymq_hook__", {})
+        return HookSpec(present=True, session="session" in wanted(function), **flags)
+
+    @classmethod
+    def _check_session(cls) -> None:
+        """Refuse who asks for a session where there can be none.
+
+        Raises:
+            UsageError: it is isolated, and the session lives in another process; or there is no session to ask for.
+        """
+        isolated = {name: one.flags["isolated"] for name, one in cls.tools.items() if "session" in one.wants}
+        for name in sorted(HOOKS - {"policy", "session"}):
+            function = getattr(cls, name, None)
+            if function is not None and "session" in wanted(function):
+                isolated[name] = getattr(function, "__gymq_hook__", {}).get("isolated", False)
+        build = getattr(cls, "session", None)
+        if getattr(build, "__gymq_hook__", {}).get("isolated"):
+            raise UsageError(f"{cls.__name__}.session cannot be isolated: what it makes lives in the resource worker")
+        for name, apart in isolated.items():
+            if apart:
+                raise UsageError(
+                    f"{cls.__name__}.{name} is isolated, in another process than the session; it cannot ask for it"
+                )
+            if build is None:
+                raise UsageError(
+                    f"{cls.__name__}.{name} asks for the session; define session(self, task, state), which makes it"
+                )

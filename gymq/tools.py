@@ -15,7 +15,7 @@ from gymq.errors import ToolError, UsageError
 from gymq.message import FUNCTION_NAME
 
 #: Parameters that the worker fills in; the model never sees them.
-INJECTED = frozenset({"self", "task", "messages", "state"})
+INJECTED = frozenset({"self", "task", "messages", "state", "session"})
 
 #: Further ones of hooks that may ask a model; a tool's `answer` is the model's argument.
 ASKED = frozenset({"answer", "note"})

@@ -20,7 +20,7 @@
 --   5 flat list of hash fields to set  6 messages to append  7 call records to append
 --   8 list of sends: mailbox, body, and perhaps workers whose private mailboxes are preferred, and a margin: the first one
 --     gets it, unless more than that and a quarter lies there beyond what lies with the others' least; if none is open,
---     the mailbox; all that a step sends goes one way
+--     the mailbox; all of a step's that name workers go one way
 --   9 due, ms
 --   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace), and perhaps
 --      a flat list of counters of the run and what to add to each
@@ -98,10 +98,11 @@ for i = 1, #batch do
       fields[n + 1] = 'v'
       fields[n + 2] = want + 1
       n = n + 2
-      local worker = total > 0 and sends[1][3] and choose(sends[1][3], sends[1][4])
+      local worker
       for j = 1, total do
         local box, field, body = sends[j][1], ARGV[2] or 'c', sends[j][2]
-        if not (worker and call('XADD', P .. 'm:@' .. worker, 'NOMKSTREAM', '*', field, body, 'm', box)) then
+        if sends[j][3] and not worker then worker = choose(sends[j][3], sends[j][4]) end
+        if not (sends[j][3] and worker and call('XADD', P .. 'm:@' .. worker, 'NOMKSTREAM', '*', field, body, 'm', box)) then
           call('XADD', P .. 'm:' .. box, '*', field, body)
         end
         fields[n + 1] = 'c' .. (want + 1) .. '.' .. (j - 1)

@@ -8,8 +8,9 @@ from typing import Any
 
 from gymq.agent import Agent, Finish
 from gymq.call import CallKind, Reply
-from gymq.environment import EnvironmentSpec
+from gymq.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
+from gymq.route import Routes, Way
 from gymq.run import RunConfig
 
 from .guard import Guard
@@ -17,6 +18,12 @@ from .record import counts, header
 from .state import Live
 from .step import Step
 from .turn import Turn
+
+#: Nobody has a private mailbox.
+NOBODY = Routes()
+
+#: Closing goes where the live session is, whether `close` asks for it or not: it is disposed of there.
+_LIVE = HookSpec(present=True, session=True)
 
 
 class Ending:
@@ -28,15 +35,25 @@ class Ending:
         spec: its environment.
         agent: its agent.
         current: the policy version that its model is to sample with; only asked for if the run bounds staleness.
+        routes: who has private mailboxes.
     """
 
-    def __init__(self, live: Live, config: RunConfig, spec: EnvironmentSpec, agent: Agent, current: int = 0) -> None:
+    def __init__(
+        self,
+        live: Live,
+        config: RunConfig,
+        spec: EnvironmentSpec,
+        agent: Agent,
+        current: int = 0,
+        routes: Routes = NOBODY,
+    ) -> None:
         self.live = live
         self.state = live.state
         self.config = config
         self.spec = spec
         self.agent = agent
         self.current = current
+        self.routes = routes
         self.guard = Guard(agent, config.agent)
         self.step = Step([], [], [], [], [])
         self.now = time.time()
@@ -69,7 +86,26 @@ class Ending:
     def _hook(self, phase: str = "") -> None:
         """Call `respond` or `verify`, again if it has asked a model."""
         phase = phase or self.state.phase
-        self._send("verify" if phase == "verifying" else "respond", phase, task=True)
+        if phase == "verifying":
+            self._send("verify", phase, task=True, way=self._session(self.spec.verify))
+        else:
+            self._send("respond", phase, task=True, way=self._session(self.spec.respond))
+
+    def _session(self, asks: HookSpec | ToolSpec, calls: int = 1) -> Way:
+        """The way to the rollout's live session, for a hook or tool that asks for it."""
+        if not asks.session:
+            return [], 0
+        return self.routes.session(f"resource:{self.live.task.environment}", self.state.keeper, self.live.rid, calls)
+
+    def _kept(self, asks: HookSpec | ToolSpec, reply: Reply) -> None:
+        """Note who has the session."""
+        if asks.session and reply.fault is None:
+            self.state.keeper = reply.worker
+
+    @property
+    def closes(self) -> bool:
+        """Whether the environment is to clean up."""
+        return self.opened and (self.spec.close.present or bool(self.state.keeper))
 
     def _hear_no_more(self) -> None:
         self.state.asks, self.state.ask, self.state.answer = 0, None, None
@@ -121,8 +157,8 @@ class Ending:
 
     def _close(self) -> None:
         self._hear_no_more()
-        if self.spec.close.present and self.opened:
-            self._send("close", "closing", task=True)
+        if self.closes:
+            self._send("close", "closing", task=True, way=self._session(_LIVE))
         else:
             self._end()
 

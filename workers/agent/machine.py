@@ -14,6 +14,7 @@ from gymq.agent import Finish, Generate, View
 from gymq.call import Asked, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, Usage, encode
 from gymq.errors import TRUNCATING, Fault
 from gymq.message import Conversation
+from gymq.route import Way
 
 from . import budget, limits
 from .ending import Ending
@@ -87,7 +88,7 @@ class Machine(Ending):
         state = self.state
         if state.phase == "closing":
             self._end()
-        elif self.spec.close.present and self.opened:
+        elif self.closes:
             state.fault, state.status, state.todo, state.running = fault, "cancelled", [], []
             self.step.drop = True
             self._close()
@@ -114,6 +115,10 @@ class Machine(Ending):
         if reply.fault is not None:
             return self._failed(kind, reply.fault)
         state.tries = 0
+        if kind == "generate" and self.routes.knows(f"model:{self.config.model}"):
+            state.replica = reply.worker
+        elif kind in _HOOKS:
+            self._kept(getattr(self.spec, kind), reply)
         if answer is not None and asking:
             state.answer = answer.message
             state.asked.setdefault(name, Usage()).add(answer.usage)
@@ -135,10 +140,13 @@ class Machine(Ending):
         self.state.started_at = self.now
         self._append(self.live.task.turns)
         if self.spec.open.present:
-            self._send("open", "opening", task=True)
+            self._open()
         else:
             self._plan(None)
             self._act()
+
+    def _open(self) -> None:
+        self._send("open", "opening", task=True, way=self._session(self.spec.open))
 
     def _opened(self, opened: Opened) -> None:
         self.opened = True
@@ -193,7 +201,11 @@ class Machine(Ending):
 
     def _generate(self) -> None:
         mailbox = f"model:{self.config.model}"
-        self._send("generate", "generating", mailbox=mailbox, timeout=self.config.call_timeout)
+        way: Way = ([], 0)
+        if not self.state.tries:  # what failed where it was, anybody may try
+            group = self.live.rid.rpartition(".")[0]
+            way = self.routes.conversation(mailbox, self.state.replica, group, self.config.samples)
+        self._send("generate", "generating", mailbox=mailbox, timeout=self.config.call_timeout, way=way)
 
     def _generated(self, answer: Generated) -> None:
         state = self.state
@@ -226,13 +238,15 @@ class Machine(Ending):
         self._act()
 
     def _send_tools(self) -> None:
-        for call in self.turn.unanswered():
-            self._send("tool", "tools", name=call.name, arguments=call.arguments)
+        calls = self.turn.unanswered()
+        for call in calls:
+            way = self._session(self.turn.specs[call.name], len(calls))
+            self._send("tool", "tools", name=call.name, arguments=call.arguments, way=way)
 
     def _tool_results(self, replies: list[Reply]) -> None:
         for reply in replies:
             self._worked(reply)
-        faults, memories = self.turn.take(replies)
+        faults, memories = self.turn.take(replies, self._kept)
         for memory in memories:
             self._remember(memory)
         if faults:
@@ -296,7 +310,7 @@ class Machine(Ending):
         if state.phase in _CONVERSATION and self._stale():
             return
         if state.phase == "opening":
-            self._send("open", "opening", task=True)
+            self._open()
         elif state.phase == "generating":
             self._generate()
         elif state.phase == "tools":
@@ -331,6 +345,9 @@ _KINDS: dict[str, CallKind] = {
 
 #: Phases in which tokens that are too old end the rollout; later only its reward is missing.
 _CONVERSATION = frozenset({"generating", "tools", "responding"})
+
+#: The kinds whose specs an environment has.
+_HOOKS = frozenset({"open", "respond", "verify"})
 
 #: Whose fault it is when a hook does not come to an end.
 _BLAMED = {"responding": "environment", "verifying": "verifier"}

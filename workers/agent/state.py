@@ -59,6 +59,8 @@ class State(msgspec.Struct, array_like=True):
         no_reward: why there is no reward.
         asked: tokens of the answers to hooks' questions, by the model's SPEC.
         oldest, newest: policy versions that its tokens were sampled with; -1: no token said so yet.
+        replica: the model worker that answered last, where those have private mailboxes.
+        keeper: the resource worker that has the live session.
     """
 
     schema: int = SCHEMA
@@ -93,6 +95,8 @@ class State(msgspec.Struct, array_like=True):
     asked: dict[str, Usage] = {}
     oldest: int = -1
     newest: int = -1
+    replica: str = ""
+    keeper: str = ""
 
     @property
     def asking(self) -> bool:

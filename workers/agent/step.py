@@ -9,6 +9,7 @@ import msgspec
 from gymq.admission import INLINE
 from gymq.call import Call, CallKind, Plan, encode, mark
 from gymq.mailbox import Mail
+from gymq.route import Way
 
 from .state import Live, encode_state
 
@@ -20,7 +21,7 @@ class Step(msgspec.Struct):
         fields: hash fields to set, names and values in turn.
         turns: messages to append.
         records: call records to append.
-        sends: mailbox and encoded call, for each call.
+        sends: mailbox and encoded call, for each call, and the workers that are preferred, if any are.
         final: empty while the rollout goes on.
         letter: the mail's dead letter, and seconds to keep it; empty but for mail that kills its process.
         due: when the rollout is to be looked at if nothing has happened to it until then, seconds since the epoch.
@@ -30,7 +31,7 @@ class Step(msgspec.Struct):
     fields: list[Any] = []
     turns: list[bytes] = []
     records: list[bytes] = []
-    sends: list[tuple[str, bytes]] = []
+    sends: list[tuple[Any, ...]] = []
     final: list[Any] = []
     letter: list[Any] = []
     due: float = 0.0
@@ -56,6 +57,7 @@ class Step(msgspec.Struct):
         name: str = "",
         arguments: str = "",
         timeout: float = 0.0,
+        way: Way = ([], 0),
     ) -> None:
         """Send a call, with what its callee has not seen yet where that is few bytes.
 
@@ -68,6 +70,7 @@ class Step(msgspec.Struct):
             name: of a tool call: the tool's name.
             arguments: of a tool call: its arguments as the model wrote them.
             timeout: of a model's call: seconds that it may take.
+            way: the workers that are preferred.
         """
         state = live.state
         run, row, _ = live.place
@@ -97,7 +100,7 @@ class Step(msgspec.Struct):
                 call.state = live.memory
         if task and len(live.task_data) <= INLINE:
             call.task = live.task_data
-        self.sends.append((mailbox or f"resource:{call.environment}", encode(call)))
+        self.sends.append((mailbox or f"resource:{call.environment}", encode(call), *(way if way[0] else ())))
 
 
 def acknowledge(mail: Mail) -> list[Any]:

@@ -6,6 +6,8 @@ a call that was answered is never sent again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from gymq.agent import CallTool
@@ -59,11 +61,14 @@ class Turn:
         """The calls that are out, or are to be sent."""
         return [running.call for running in self.state.running if running.content is None]
 
-    def take(self, replies: list[Reply]) -> tuple[list[tuple[ToolSpec, Fault]], list[bytes]]:
+    def take(
+        self, replies: list[Reply], kept: Callable[[ToolSpec, Reply], None]
+    ) -> tuple[list[tuple[ToolSpec, Fault]], list[bytes]]:
         """Keep what was answered.
 
         Args:
             replies: one for each call that was out, in order.
+            kept: told of each tool and its reply.
 
         Returns:
             The faults, and the states that tools have left, oldest first.
@@ -77,6 +82,7 @@ class Turn:
             reply = next(left)
             spec = self.specs[running.call.name]
             self.step.records.append(call_record("tool", self.live.version, self.state.queued, reply, spec.name))
+            kept(spec, reply)
             if reply.fault is None:
                 result = _TOOL.decode(reply.value)
                 running.content = result.content

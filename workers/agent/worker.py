@@ -21,6 +21,7 @@ from gymq.environment import EnvironmentSpec
 from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
 from gymq.link import Link, Outage, ServerFull
 from gymq.mailbox import MAX_DIGITS, STRIKES, Mail
+from gymq.route import Routes
 from gymq.run import RunConfig, load_config, load_environment
 from gymq.settings import Settings
 from gymq.task import decode_task
@@ -67,6 +68,7 @@ class AgentWorker(Actor):
         self._runs: dict[str, RunConfig] = {}
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
         self._versions: dict[str, int] = {}
+        self._routes = Routes()
         self._admit_link = Link(settings, "gymq-admit")
         self._shown = Shown(self.events, self.host)
         self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "woken": 0}
@@ -162,7 +164,7 @@ class AgentWorker(Actor):
             config, spec, agent = await self._context(run, live.task.environment)
         except Lost:
             return None
-        machine = Machine(live, config, spec, agent, await self._version(config))
+        machine = Machine(live, config, spec, agent, await self._version(config), self._routes)
         if must:
             what = mail.fields[mail.fields[4::2].index(b"x") * 2 + 5].decode(errors="replace")
             if what not in CANCELLED:
@@ -275,21 +277,28 @@ class AgentWorker(Actor):
     # What is done besides the mail.
 
     async def prepare(self) -> None:
-        """Open the connection for admissions."""
+        """Open the connection for admissions, and look who has private mailboxes."""
         await self._admit_link.connect()
+        with suppress(Outage):
+            await self._look()
 
     async def close(self) -> None:
         """Close the connection for admissions."""
         await self._admit_link.close()
 
     async def duties(self) -> None:
-        """Admit what may be admitted, and wake what is due."""
+        """Admit what may be admitted, wake what is due, and look who has private mailboxes."""
         # A run may have been removed and its name taken by another: what is known of runs is read again now and then.
         self._runs.clear()
         self._specs.clear()
         await self._admit()
         now = int(time.time() * 1000)
         self.counts["woken"] += await self.life.link.run("wake", now, WAKES, int(WAKE_AGAIN * 1000))
+
+        await self._look()
+
+    async def _look(self) -> None:
+        self._routes = Routes(await self.life.link.send("HGETALL", self.link.keys.private))
 
     async def _admit(self) -> None:
         try:

@@ -36,6 +36,7 @@ class Shared:
         self._started = False
         self._failure: GymqError | None = None
         self.needs_task = backend.needs_task
+        self.affine = backend.affine
         #: What keeps it at the weights that are wanted; None: it takes none.
         self.replica: Replica | None = None
         if backend.versioned:

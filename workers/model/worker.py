@@ -30,9 +30,10 @@ class ModelWorker(CallServer):
 
     def __init__(self, settings: Settings, options: dict[str, Any], backend: Shared | None = None) -> None:
         self._spec: str = options.get("model") or ""
+        self._backend = backend or Shared(_make(self._spec, options), settings, self._spec, 1)
+        self.private = self._backend.affine
         super().__init__(settings, options)
         self.capacity = int(options.get("concurrency") or CONCURRENCY)
-        self._backend = backend or Shared(_make(self._spec, options), settings, self._spec, 1)
         self._told: dict[str, Any] = {}
         self._entered = False
 

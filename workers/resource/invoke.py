@@ -13,6 +13,7 @@ import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from numbers import Real
 from types import FrameType
 from typing import Any
@@ -27,6 +28,7 @@ from gymq.message import Conversation, Message, decode_message, encode_message
 from gymq.task import Task
 
 from .outage import is_outage
+from .sessions import Session
 
 #: Characters of an exception's text that a fault keeps: it is shown on one line.
 MAX_TEXT = 500
@@ -39,7 +41,14 @@ MAX_VALUE = 16 * 1024**2
 PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
 
 
-async def invoke(call: Call, task: Task | None, messages: Conversation | None, *, threads: Executor | None = None) -> bytes:
+async def invoke(
+    call: Call,
+    task: Task | None,
+    messages: Conversation | None,
+    *,
+    threads: Executor | None = None,
+    session: Session | None = None,
+) -> bytes:
     """Run a call and return its encoded value: `ToolResult`, `Opened`, `Responded`, `Scored`, or nothing for `close`.
 
     Args:
@@ -47,22 +56,54 @@ async def invoke(call: Call, task: Task | None, messages: Conversation | None, *
         task: its task; None: not at hand, an error if it is asked for.
         messages: the conversation so far; None: likewise.
         threads: where functions that are not `async` run; None: here and now, blocking the loop.
+        session: the rollout's live session; None: nobody may ask for it.
 
     Raises:
         CallError: `environment`, `verifier`, `unavailable`, `task`, `memory` or `result_too_large`.
     """
-    value = await _invoke(call, task, messages, threads)
+    value = await _invoke(_Run(_environment(call), call, task, messages, threads, session))
     if len(value) > MAX_VALUE:
         raise _too_large(call, len(value))
     return value
 
 
-async def _invoke(call: Call, task: Task | None, messages: Conversation | None, threads: Executor | None) -> bytes:
+async def build(
+    call: Call, task: Task | None, messages: Conversation | None, *, threads: Executor, late: Callable[[Any], None]
+) -> Any:
+    """Make a rollout's live session from its task and state, by the environment's hook `session`.
+
+    Args:
+        call, task, messages, threads: see `invoke`.
+        late: gets a session that a thread has made after this was cancelled.
+
+    Raises:
+        CallError: as `invoke`.
+    """
+    environment = _environment(call)
+    made = asyncio.ensure_future(_Run(environment, call, task, messages, threads, None).hook("session"))
+    if inspect.iscoroutinefunction(getattr(environment, "session", None)):
+        return await made
     try:
-        environment = registry.environment(call.environment)
+        return await asyncio.shield(made)
+    except asyncio.CancelledError:
+
+        def over(_: Any) -> None:
+            if not made.cancelled() and made.exception() is None:
+                late(made.result())
+
+        made.add_done_callback(over)
+        raise
+
+
+def _environment(call: Call) -> Environment:
+    try:
+        return registry.environment(call.environment)
     except GymqError as error:
         raise CallError("environment", str(error)) from error
-    run = _Run(environment, call, task, messages, threads)
+
+
+async def _invoke(run: _Run) -> bytes:
+    call = run.call
     match call.kind:
         case "tool":
             return encode(await run.tool())
@@ -83,7 +124,13 @@ class _Run:
     """One call while it runs."""
 
     def __init__(
-        self, environment: Environment, call: Call, task: Task | None, messages: Conversation | None, threads: Executor | None
+        self,
+        environment: Environment,
+        call: Call,
+        task: Task | None,
+        messages: Conversation | None,
+        threads: Executor | None,
+        session: Session | None,
     ) -> None:
         self.environment = environment
         self.call = call
@@ -93,6 +140,7 @@ class _Run:
         if call.note is not None:
             self.injectable["note"] = msgspec.msgpack.decode(call.note)
         self.threads = threads
+        self.session = session
 
     async def tool(self) -> ToolResult:
         tools = type(self.environment).tools
@@ -106,7 +154,9 @@ class _Run:
         except ToolError as error:
             # What it did to the state before it failed stays undone.
             return ToolResult(content=self.json("its error", str(error)), error=True)
-        return ToolResult(content=self.content(result), state=None if tool.flags.get("read_only") else self.state())
+        state = None if tool.flags.get("read_only") else self.state()
+        self.keep(state)
+        return ToolResult(content=self.content(result), state=state)
 
     async def open(self) -> Opened:
         opening = await self.hook("open")
@@ -119,24 +169,29 @@ class _Run:
             what = "the environment has no State" if state_type is None else f"State is {state_type.__name__}"
             raise CallError("environment", f"open gave a state of type {type(opening.state).__name__}, but {what}")
         state = opening.state if opening.state is not None or state_type is None else self.load_state()
+        data = None if state is None else self.encoded(state)
+        self.keep(data)
         return Opened(
-            state=None if state is None else self.encoded(state),
+            state=data,
             turns=self.turns(opening.messages),
             tools=None if opening.tools is None else self.json("its tools", opening.tools),
         )
 
     async def respond(self) -> Responded:
         said = await self.hook("respond")
+        state = self.state()
+        self.keep(state)
         if isinstance(said, Ask):
-            return Responded(state=self.state(), ask=self.asked(said))
+            return Responded(state=state, ask=self.asked(said))
         if isinstance(said, str):
             said = Response(messages=[Message(role="user", content=said)])
         if not isinstance(said, Response):
             raise CallError("environment", f"respond returned {type(said).__name__}; it must return text, a Response or an Ask")
-        return Responded(turns=self.turns(said.messages), done=bool(said.done), state=self.state())
+        return Responded(turns=self.turns(said.messages), done=bool(said.done), state=state)
 
     async def verify(self) -> Scored:
         verdict = await self.hook("verify")
+        self.keep(None)
         if verdict is None:
             return Scored(reason="the verifier gave no reward")
         if isinstance(verdict, Ask):
@@ -164,13 +219,18 @@ class _Run:
         """Call what the environment's author wrote; all that it raises but ToolError and CallError becomes a fault."""
         given = dict(arguments)
         for name in wants:
+            if name == "session":
+                if self.session is None:
+                    raise CallError("environment", f"call {self.call.id} came without its session")
+                given[name] = self.session.take()
+                continue
             given[name] = self.load_state() if name == "state" else self.injectable.get(name)
             if name in ("task", "messages") and given[name] is None:
                 raise CallError("environment", f"call {self.call.id} came without its {name}")
         kind: FaultKind = "verifier" if self.call.kind == "verify" else "environment"
         try:
             if self.threads is not None and not inspect.iscoroutinefunction(function):
-                result = await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(**given))
+                result = await self.thread(self.threads, function, given)
             else:
                 result = function(**given)
             return await result if inspect.isawaitable(result) else result
@@ -182,6 +242,20 @@ class _Run:
             raise CallError("memory", self.said(error)) from error
         except Exception as error:
             raise CallError("unavailable" if is_outage(error) else kind, self.said(error)) from error
+
+    async def thread(self, threads: Executor, function: Callable[..., Any], given: dict[str, Any]) -> Any:
+        """Call a function in a thread; it may use the session there for longer than anybody waits."""
+        future = threads.submit(function, **given)
+        if self.session is not None and "session" in given:
+            loop, release = asyncio.get_running_loop(), self.session.release
+
+            def over(_: Any) -> None:
+                with suppress(RuntimeError):  # the loop was closed
+                    loop.call_soon_threadsafe(release)
+
+            self.session.users += 1
+            future.add_done_callback(over)
+        return await asyncio.wrap_future(future)
 
     def load_state(self) -> Any:
         """The state, decoded once; a rollout that was not opened starts with the State's defaults."""
@@ -196,6 +270,11 @@ class _Run:
                 raise CallError("environment", f"{state_type.__name__} cannot be made from what is stored: {error}") from error
         self.injectable["state"] = state
         return state
+
+    def keep(self, state: bytes | None) -> None:
+        """What the call did is done: from now on the session stands for this state; None: for that which the call had."""
+        if self.session is not None:
+            self.session.stands_for(self.call.state if state is None else state)
 
     def state(self) -> bytes | None:
         """The state if the call changed it, encoded; else None."""

@@ -34,7 +34,9 @@ class Threads(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run what belongs to the call that is being served."""
-        call = serving.get()
+        call = serving.get(None)
+        if call is None:  # none of a call: a session is closed
+            return super().submit(fn, *args, **kwargs)
 
         def run() -> Any:
             self._running.add(call.id)

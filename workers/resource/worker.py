@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,8 +19,9 @@ from gymq.server import CallServer
 from gymq.settings import Settings
 from gymq.task import Task, encode_task
 
-from .invoke import invoke, name_of
+from .invoke import build, invoke, name_of
 from .isolated import Isolated
+from .sessions import Session, Sessions
 from .threads import THREADS, Threads, serving, watch_loop
 
 #: Calls that one resource worker has in flight unless told otherwise.
@@ -33,6 +35,7 @@ class ResourceWorker(CallServer):
     """Serves environments; see `Actor`. Options: `environments` (comma-separated; default: all installed), `concurrency`."""
 
     role = "resource"
+    private = True  # for the calls of rollouts whose live session it has
 
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
         installed = sorted(registry.points(registry.ENVIRONMENTS))
@@ -45,6 +48,7 @@ class ResourceWorker(CallServer):
         self.capacity = int(options.get("concurrency") or CONCURRENCY)
         self._threads = Threads()
         self._isolated = Isolated(self.link, settings.liveness)
+        self._sessions = Sessions(self._threads, self.counts)
         self._specs: dict[str, EnvironmentSpec] = {}
 
     @classmethod
@@ -53,6 +57,7 @@ class ResourceWorker(CallServer):
         made = [cls(one, options) for one in settings]
         for worker in made:
             worker._threads = made[0]._threads
+            worker._sessions = Sessions(worker._threads, worker.counts)
         return list(made)
 
     def mailboxes(self) -> list[str]:
@@ -65,7 +70,26 @@ class ResourceWorker(CallServer):
 
     async def close(self) -> None:
         """End what `prepare` began."""
+        await self._sessions.end()
         self._end_watch()
+
+    async def duties(self) -> None:
+        """Close the sessions that nobody needs any more; see `CallServer`."""
+        await super().duties()
+        due = self._sessions.idle()
+        found = await asyncio.gather(*(self._loads.ask([rollout, -1, run, -1]) for rollout, run in due))
+        for (rollout, _), (version, *_) in zip(due, found, strict=True):
+            if version is None:
+                self._sessions.drop(rollout)
+
+    async def forget(self) -> None:
+        """Drop what was read, and close the sessions: other workers may have gone on from the states they stand for."""
+        await super().forget()
+        self._sessions.drop_all()
+
+    def stats(self) -> dict[str, Any]:
+        """See `Actor`."""
+        return super().stats() | {"sessions": len(self._sessions)}
 
     async def serve(self, call: Call) -> bytes:
         """Run the hook or tool; see `CallServer`."""
@@ -88,15 +112,38 @@ class ResourceWorker(CallServer):
         if isolated:
             return await self._isolate(call, task, messages, timeout)
         serving.set(call)
+        conversation = Conversation(messages)
         try:
-            async with asyncio.timeout(timeout):
-                return await invoke(call, task, Conversation(messages), threads=self._threads)
-        except TimeoutError:
-            self._given_up(call)
-            raise CallError("timeout", f"{name_of(call)} took longer than {timeout:g} s") from None
+            if "session" not in wants:
+                return await self._invoke(call, task, conversation, timeout)
+            most = type(registry.environment(call.environment)).sessions
+            async with self._sessions.use(call, most, lambda: self._build(call, task, conversation, spec)) as session:
+                return await self._invoke(call, task, conversation, timeout, session)
         finally:
             if call.kind in ("verify", "close"):
                 self.done_with(call)
+            if call.kind == "close":
+                self._sessions.drop(call.rollout)
+
+    async def _invoke(
+        self, call: Call, task: Task | None, messages: Conversation, timeout: float, session: Session | None = None
+    ) -> bytes:
+        try:
+            async with asyncio.timeout(timeout):
+                return await invoke(call, task, messages, threads=self._threads, session=session)
+        except TimeoutError:
+            self._given_up(call)
+            raise CallError("timeout", f"{name_of(call)} took longer than {timeout:g} s") from None
+
+    async def _build(self, call: Call, task: Task | None, messages: Conversation, spec: EnvironmentSpec) -> Any:
+        limit = spec.session.timeout
+        try:
+            async with asyncio.timeout(limit):
+                late = partial(self._sessions.close, call.environment)
+                return await build(call, task, messages, threads=self._threads, late=late)
+        except TimeoutError:
+            self._given_up(call)
+            raise CallError("timeout", f"{call.environment}.session took longer than {limit:g} s") from None
 
     def interruptible(self, call: Call) -> bool:
         """See `CallServer`; who watches isolated calls has them killed where they run."""
@@ -142,4 +189,5 @@ def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:
 
 def _wants(call: Call) -> frozenset[str]:
     environment = type(registry.environment(call.environment))
-    return environment.tools[call.name].wants if call.kind == "tool" else environment.wants(call.kind)
+    wants = environment.tools[call.name].wants if call.kind == "tool" else environment.wants(call.kind)
+    return wants | environment.wants("session") if "session" in wants else wants
