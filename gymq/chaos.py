@@ -299,7 +299,8 @@ async def _pending(link: Link, victim: Victim) -> set[str]:
     found: set[str] = set()
     keys = link.keys
     streams = [key(box) for box in victim.mailboxes for key in (keys.mailbox, keys.retry, keys.alone)]
-    for stream, worker in itertools.product(streams, victim.workers):
+    pairs = [*itertools.product(streams, victim.workers), *((keys.own(worker), worker) for worker in victim.workers)]
+    for stream, worker in pairs:
         try:
             entries = await link.send("XPENDING", stream, Keys.GROUP, "-", "+", 10_000, worker)
         except GymqError:

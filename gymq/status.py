@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from gymq.environment import EnvironmentSpec
-from gymq.errors import UnknownName
+from gymq.errors import GymqError, UnknownName
 from gymq.launch import needs_executor
 from gymq.replicas import ModelWeights, survey
 from gymq.run import RunStatus
@@ -22,7 +23,7 @@ class Mailbox(msgspec.Struct):
     """A mailbox.
 
     Args:
-        name: `agent`, `model:SPEC` or `resource:ENVIRONMENT`.
+        name: `agent`, `model:SPEC` or `resource:ENVIRONMENT`; `@WORKER`: the private one of a worker, while mail lies there.
         waiting: messages that no worker has taken.
         taken: messages that workers are busy with.
         workers: workers alive that read it.
@@ -76,6 +77,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
             for need in await _needs(shards, one):
                 needs.setdefault(need, []).append(one.config.name)
     boxes = [await _mailbox(shards, box, readers[box]) for box in sorted({*readers, *(needs.keys() - {"executor"})})]
+    boxes += [box for found in await shards.each(_own) for box in found]
     warnings = [
         f"nobody serves {need}, which {', '.join(waiting)} needs; start {_how(need)}"
         for need, waiting in sorted(needs.items())
@@ -172,6 +174,19 @@ async def _mailbox(shards: Shards, name: str, workers: int) -> Mailbox:
                     taken += dict(zip(group[::2], group[1::2], strict=True))[b"pending"]
         newer += await link.send("XLEN", link.keys.newer(name))
     return Mailbox(name, max(length - taken, 0) + newer, taken, workers, newer)
+
+
+async def _own(link: Link) -> list[Mailbox]:
+    """The private mailboxes with mail."""
+    found: list[Mailbox] = []
+    for worker in sorted(await link.send("HKEYS", link.keys.private)):
+        own = link.keys.own(worker.decode())
+        length = await link.send("XLEN", own)
+        if length:
+            with suppress(GymqError):  # it is gone by now
+                taken = (await link.send("XPENDING", own, link.keys.GROUP))[0]
+                found.append(Mailbox(f"@{worker.decode()}", max(length - taken, 0), taken, 1))
+    return found
 
 
 def _how(need: str) -> str:

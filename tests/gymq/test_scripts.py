@@ -28,7 +28,23 @@ from tests.support.shard import keys
 WORKERS = st.sampled_from(NUMBERS)
 
 #: What happens in a storm, more often what brings rollouts on.
-STORM = ["admit", "take", "take", "take", "work", "work", "work", "work", "wake", "decide", "lose", "lapse", "zombie", "judge"]
+STORM = [
+    "admit",
+    "drain",
+    "take",
+    "take",
+    "take",
+    "work",
+    "work",
+    "work",
+    "work",
+    "wake",
+    "decide",
+    "lose",
+    "lapse",
+    "zombie",
+    "judge",
+]
 
 
 class Protocol(Operators, Outages):
@@ -136,6 +152,16 @@ class Protocol(Operators, Outages):
         """A worker's key lapses; it does not know, and goes on under its name for a while."""
         self.world.lapse(number, dies=False)
 
+    @rule(number=st.sampled_from([1, 3]), most=st.integers(1, 3), finish=st.booleans(), zombie=st.booleans())
+    def drain(self, number: int, most: int, finish: bool, zombie: bool) -> None:
+        """A worker that serves calls closes its private mailbox; it goes on with what it holds."""
+        zombies = [one for one in self.world.zombies if one.private]
+        worker = zombies[0] if zombie and zombies else self.world.workers[number]
+        moved = self.world.shut(worker, most)
+        while finish and moved == most:
+            moved = self.world.shut(worker, most)
+        worker.drains = worker.drains or moved < most
+
     @rule(number=WORKERS, most=st.integers(1, 3), finish=st.booleans(), broken=st.booleans())
     def leave(self, number: int, most: int, finish: bool, broken: bool) -> None:
         """A worker drains, or a defect ends it; it hands back what it holds, and may die over that."""
@@ -152,7 +178,7 @@ class Protocol(Operators, Outages):
         worker = self.world.zombies.pop(which % len(self.world.zombies))
         info = self.world.redis.hget(keys.workers, worker.name)
         alive = info is not None and not info.startswith(b"dead")
-        assert self.world.script("rejoin", worker.name, round(LIVENESS * 1000)) == alive
+        assert self.world.script("rejoin", worker.name, round(LIVENESS * 1000), int(worker.private)) == alive
         assert self.world.redis.exists(keys.alive(worker.name)) == alive
         if alive:
             other = self.world.workers[worker.number]  # who took its place, and leaves
@@ -216,6 +242,8 @@ class Protocol(Operators, Outages):
                     self.work(number, pick, 1 + pick % 3, pick % 3 == 0, pick % 5 == 0)
                 case "wake":
                     self.wake()
+                case "drain" if number in (1, 3):
+                    self.drain(number, 2, pick % 2 == 0, pick % 3 == 0)
                 case "decide" if self.busy:
                     self.decide(number)
                 case "lapse":

@@ -99,9 +99,11 @@ class Farm:
         held, keys = 0, Link(shard, "test").keys
         for name, info in rollouts.registered(shard).items():
             if info["pid"] == process.pid:
-                for box in info["mailboxes"]:
-                    for stream in (keys.mailbox(box), keys.retry(box)):
-                        held += len(rollouts.ask(shard, "XPENDING", stream, keys.GROUP, "-", "+", 1000, name))
+                streams = [key(box) for box in info["mailboxes"] for key in (keys.mailbox, keys.retry)]
+                if rollouts.ask(shard, "HEXISTS", keys.private, name):
+                    streams.append(keys.own(name))
+                for stream in streams:
+                    held += len(rollouts.ask(shard, "XPENDING", stream, keys.GROUP, "-", "+", 1000, name))
         return held
 
     def kill_holding(self, process: subprocess.Popen[bytes]) -> int:

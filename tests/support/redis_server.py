@@ -16,7 +16,16 @@ from gymq.keys import Keys
 keys: Any = Keys("*")  # type: ignore[arg-type]
 
 #: Keys that may stay without a TTL: registries, and the queue bindings that kombu keeps.
-LASTING = (keys.workers, keys.runs, keys.paused, keys.shards, keys.weights("*"), keys.failed("*"), "_kombu.binding*")
+LASTING = (
+    keys.workers,
+    keys.private,
+    keys.runs,
+    keys.paused,
+    keys.shards,
+    keys.weights("*"),
+    keys.failed("*"),
+    "_kombu.binding*",
+)
 
 #: Mailboxes stay, with their consumer group, but what was in them is acknowledged and deleted.
 MAILBOXES = (keys.mailbox("*"),)
@@ -52,7 +61,11 @@ def leaked_keys(client: Redis, lasting: tuple[str, ...] = ()) -> list[str]:
         if client.ttl(raw) != -1 or any(_matches(key, pattern) for pattern in (*LASTING, *lasting)):
             continue
         kind = client.type(raw).decode()
-        if kind == "stream" and any(_matches(key, pattern) for pattern in MAILBOXES) and client.xlen(raw) == 0:
+        if kind == "stream" and ":m:@" in key:
+            prefix, _, worker = key.partition("m:@")
+            if client.xlen(raw) == 0 and client.hexists(f"{prefix}private", worker):
+                continue
+        elif kind == "stream" and any(_matches(key, pattern) for pattern in MAILBOXES) and client.xlen(raw) == 0:
             continue
         leaks.append(f"{key} ({kind})")
     return sorted(leaks)

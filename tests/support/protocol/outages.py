@@ -41,7 +41,7 @@ class Outages(RuleBasedStateMachine):
         back = clock.now
         lives: list[tuple[float, Liveness]] = []
         for worker in world.workers:
-            life = Liveness(world.settings, world.link, {"mailboxes": [worker.box]})
+            life = Liveness(world.settings, world.link, {"mailboxes": [worker.box]}, worker.private)
             life.worker = worker.name
             life._connected = 0.0
             lives.append((back + random.uniform(0.0, LIVENESS / 3), life))
@@ -82,7 +82,7 @@ class Outages(RuleBasedStateMachine):
             self.notice(worker)
             info = world.redis.hget(keys.workers, worker.name)
             alive = info is not None and not info.startswith(b"dead")
-            assert world.script("rejoin", worker.name, round(LIVENESS * 1000)) == alive
+            assert world.script("rejoin", worker.name, round(LIVENESS * 1000), int(worker.private)) == alive
             if alive:
                 known = {(one.stream, one.id) for one in worker.held}
                 worker.held += [one for one in world.held(worker) if (one.stream, one.id) not in known]
@@ -95,3 +95,4 @@ class Outages(RuleBasedStateMachine):
     def notice(self, worker: Worker) -> None:
         """What a worker does when it connects again and Redis may have gone back."""
         worker.forget()
+        worker.drains = False  # its private mailbox may be open again; then it is emptied when it leaves

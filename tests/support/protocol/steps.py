@@ -111,7 +111,9 @@ def _step(world: World, worker: Worker, mail: Mail) -> list[Any]:
     turn = json.dumps(
         {"id": number, "after": head.turn, "v": head.version, "answers": [reply["asked"] for reply in replies]}
     ).encode()
-    sends = [(RESOURCE, b"%s %d %d %d" % (rid.encode(), head.version + 1, n, number)) for n in range(calls)]
+    sends = [
+        (RESOURCE, b"%s %d %d %d" % (rid.encode(), head.version + 1, n, number), *_way(world, number)) for n in range(calls)
+    ]
     final: list[Any] = []
     if status:
         name, row, _ = rid.split(".")
@@ -121,6 +123,15 @@ def _step(world: World, worker: Worker, mail: Mail) -> list[Any]:
         rid, head.version, mail.stream, mail.id, ["s", phase], [turn], [turn], sends, DUE, final, int(must),
         _letter(mail), drop, str(number),
     ]  # fmt: skip
+
+
+def _way(world: World, number: int) -> tuple[Any, ...]:
+    """Workers whose private mailboxes are preferred: such as live, as have died, as drain, as never were; or nobody."""
+    if number % 4 == 0:
+        return ()
+    known = [worker.name for worker in (*world.workers, *world.zombies) if worker.private] + ["1-0"]
+    first = number % len(known)
+    return known[first:] + known[:first], number % 3
 
 
 def _load(world: World, rid: str) -> Head | None:

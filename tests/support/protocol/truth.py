@@ -17,11 +17,28 @@ def check(world: World) -> None:
     told = {(fields[1], int(fields[3])) for _, _, fields in mail}
     cancelled = {fields[1] for _, _, fields in mail if b"x" in fields[4::2]}
     asked = {tuple(fields[1].split()[:3]) for _, _, fields in world.entries(RESOURCE)}
+    _private(world)
     for run in world.history.runs.values():
         _counts(world, run)
         for rid in run.live:
             _goes_on(world, rid, told, cancelled, asked)
         _results(world, run)
+
+
+def _private(world: World) -> None:
+    """A private mailbox is known as long as it is there, and open only for who may be alive and does not drain."""
+    known = world.redis.hgetall(keys.private)
+    streams = {raw.decode() for raw in world.redis.keys(keys.own("*"))}
+    assert streams == {keys.own(worker.decode()) for worker in known}
+    registry = world.redis.hgetall(keys.workers)
+    for worker, open_for in known.items():
+        assert worker in registry, f"nobody will find the private mailbox of {worker.decode()}"
+        assert not open_for or not registry[worker].startswith(b"dead")
+    for worker in (*world.workers, *world.zombies):
+        if worker.private and worker.drains:
+            own = keys.own(worker.name)
+            waits = world.redis.xlen(own) - (world.redis.xpending(own, "g")["pending"] if world.redis.exists(own) else 0)
+            assert not waits, "mail waits for a worker that takes none"
 
 
 def _counts(world: World, run: Run) -> None:

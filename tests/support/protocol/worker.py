@@ -40,6 +40,7 @@ class Worker:
         held: mail that it took and has not seen acknowledged.
         decided: what it has begun to send for mail, by the mail's stream and id: sent again as it is until it is answered.
         heads: what it keeps of rollouts.
+        drains: its private mailbox is closed, and nothing waits there.
     """
 
     number: int
@@ -47,6 +48,12 @@ class Worker:
     held: list[Mail] = field(default_factory=list)
     decided: dict[tuple[bytes, bytes], Any] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
+    drains: bool = False
+
+    @property
+    def private(self) -> bool:
+        """Whether it has a private mailbox: who serves calls, but for quarantines."""
+        return self.box == RESOURCE and not self.alone
 
     @property
     def box(self) -> str:

@@ -10,16 +10,18 @@ from collections import Counter
 from typing import Any
 
 import msgspec
+import pytest
 from redis import Redis
 
 from gymq import mailbox, run
 from gymq.batch import pack
+from gymq.errors import GymqError
 from gymq.link import Link
 from gymq.mailbox import Mail, Mailboxes
 from gymq.run import RunConfig
 from gymq.settings import Settings
 from tests.support.protocol.history import Consumed, History, Run
-from tests.support.protocol.worker import BOXES, NUMBERS, Reader, Worker
+from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
 from tests.support.redis_server import roll_back, snapshot
 from tests.support.shard import keys
 
@@ -32,8 +34,8 @@ TTL = 10_000
 #: Rollouts in flight of each run.
 CREDITS = 3
 
-#: What a hand-back adds to mail: deaths, strikes, the last that died with it.
-_ADDED = (b"a", b"k", b"w")
+#: What a hand-back adds to mail: deaths, strikes, the last that died with it; and what private mail says besides.
+_ADDED = (b"a", b"k", b"w", b"m")
 
 Fields = list[bytes]
 
@@ -86,8 +88,11 @@ class World:
     # Mail.
 
     def entries(self, box: str) -> list[tuple[str, bytes, Fields]]:
-        """All that lies in a mailbox, delivered or not: stream, id, fields; what was put aside without its schema."""
-        streams = (keys.alone(box), keys.retry(box), keys.mailbox(box), keys.newer(box))
+        """All that lies in a mailbox or for it in private ones, delivered or not: stream, id, fields; what was put aside
+        without its schema."""
+        streams = [keys.alone(box), keys.retry(box), keys.mailbox(box), keys.newer(box)]
+        if box == RESOURCE:
+            streams += [raw.decode() for raw in self.redis.keys(keys.own("*"))]
         pipe = self._raw.pipeline(transaction=False)
         for stream in streams:
             pipe.execute_command("XRANGE", stream, "-", "+")
@@ -99,11 +104,21 @@ class World:
 
     def held(self, worker: Worker) -> list[Mail]:
         """What Redis says that a worker holds."""
-        return self.runner.run(Mailboxes([worker.box], keys, worker.alone).held(self.link, worker.name))
+        private = worker.private and self.redis.exists(keys.own(worker.name)) == 1
+        return self.runner.run(Mailboxes([worker.box], keys, worker.alone, private).held(self.link, worker.name))
 
     def take(self, worker: Worker, most: int, lost: bool = False) -> None:
         """Take mail; or lose the answer and ask, after the outage, what it was."""
         streams = [keys.alone(worker.box)] if worker.alone else [keys.retry(worker.box), keys.mailbox(worker.box)]
+        if worker.private:
+            if self.redis.exists(keys.own(worker.name)):
+                streams.insert(1, keys.own(worker.name))
+            else:
+                # It was declared dead, and its next read tells it; what it had taken before that it may still do.
+                assert worker in self.zombies
+                with pytest.raises(GymqError, match="NOGROUP"):
+                    self.script("take", worker.name, most, keys.own(worker.name))
+                return
         mail = mailbox._parse(self.script("take", worker.name, most, *streams))
         assert len(mail) <= most
         # Who has died at most once is no suspect, and what is one is read by nobody else.
@@ -116,7 +131,8 @@ class World:
 
     def park(self, worker: Worker, mail: Mail, twice: bool) -> None:
         """Put mail aside as one that is too old to read it."""
-        args = [[worker.box, mail.stream, mail.id, 2]]
+        args = [[Mailboxes([worker.box], keys).of(mail), mail.stream, mail.id, 2]]
+        assert args[0][0] == worker.box
         before = Counter(_plain(fields) for _, _, fields in self.entries(worker.box))
         outcomes = [self.script("park", pack(args)) for _ in range(1 + twice)]
         assert outcomes[1:] in ([], [0])
@@ -134,9 +150,23 @@ class World:
         """A new incarnation, in the registry and alive."""
         self.births += 1
         worker = Worker(number, f"{number}-{self.births}")
-        self.redis.hset(keys.workers, worker.name, msgspec.json.encode({"mailboxes": [worker.box]}))
-        self.redis.set(keys.alive(worker.name), 1, px=round(LIVENESS * 1000))
+        info = msgspec.json.encode({"mailboxes": [worker.box]})
+        open_for = msgspec.json.encode([worker.box]) if worker.private else b""
+        for _ in range(1 + self.births % 2):
+            self.script("enter", worker.name, info, round(LIVENESS * 1000), open_for)
         return worker
+
+    def shut(self, worker: Worker, most: int) -> int:
+        """A worker that drains closes its private mailbox; what it has not taken goes to others, and nothing else moves."""
+        own = keys.own(worker.name)
+        untaken = self.redis.xlen(own) - self.redis.xpending(own, "g")["pending"] if self.redis.exists(own) else 0
+        before = Counter((_plain(fields), *_deaths(fields)) for _, _, fields in self.entries(RESOURCE))
+        holds = {one.id for one in self.held(worker)}
+        moved = self.script("shut", worker.name, most)
+        assert moved == min(most, untaken)
+        assert Counter((_plain(fields), *_deaths(fields)) for _, _, fields in self.entries(RESOURCE)) == before
+        assert {one.id for one in self.held(worker)} == holds
+        return moved
 
     def lapse(self, number: int, dies: bool) -> Worker:
         """A worker's key lapses, another takes its place; it died, or goes on and does not know."""
@@ -153,30 +183,36 @@ class World:
         alive, info = self.redis.exists(keys.alive(name)), self.redis.hget(keys.workers, name)
         before = self.entries(box)
         expected = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in before)
-        streams = (keys.alone(box), keys.retry(box), keys.mailbox(box))
+        own = keys.own(name)
+        streams = [keys.alone(box), keys.retry(box), keys.mailbox(box), *([own] if self.redis.exists(own) else [])]
         pipe = self.redis.pipeline(transaction=False)
         for stream in streams:
             pipe.xpending_range(stream, "g", "-", "+", 1000, name)
         found = zip(streams, pipe.execute(), strict=True)
         pending = {(stream, one["message_id"]) for stream, held in found for one in held}
         theirs = [entry for entry in before if entry[:2] in pending]
+        # What lies in its private mailbox and was not taken goes last.
+        theirs += [entry for entry in before if entry[0] == own and entry[:2] not in pending]
         moved = self.script("handback", name, most, why, box)
         if why == "0" and alive:
             assert moved == -1
             return moved
         assert moved == min(most, len(theirs))
         death = int(why != "1" and info is not None)
-        for stream, _, fields in theirs[:moved]:
+        for stream, id_, fields in theirs[:moved]:
             deaths, strikes = _deaths(fields)
+            died = death if (stream, id_) in pending else 0
             expected[stream, _plain(fields), deaths, strikes] -= 1
             alone = stream == keys.alone(box)
-            to = keys.alone(box) if alone or deaths + death >= 2 else keys.retry(box)
-            expected[to, _plain(fields), deaths + death, strikes + (death if alone else 0)] += 1
+            to = keys.alone(box) if alone or deaths + died >= 2 else keys.retry(box)
+            expected[to, _plain(fields), deaths + died, strikes + (died if alone else 0)] += 1
         now = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in self.entries(box))
         assert now == +expected
         # Whoever has handed back all stands there no more; until then it counts as dead, or leaves.
         info = self.redis.hget(keys.workers, name)
         assert info is None if moved < most else info is None or info.startswith(b"dead")
+        assert not self.redis.hget(keys.private, name), "it is dead, or leaves, and mail may still be sent to it"
+        assert moved == most or not self.redis.exists(own)
         return moved
 
     def judge(self, most: int, finish: bool) -> None:
