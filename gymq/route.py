@@ -14,8 +14,8 @@ import msgspec
 from gymq.errors import UNREADABLE
 
 #: Calls by which a replica may be ahead of the least busy other one that was looked at, and a quarter of what that one has,
-#: before a conversation leaves it. A move costs a prefill of the whole conversation, a wait behind eight calls more.
-MARGIN = 8
+#: before a conversation leaves it. A move costs a prefill of the whole conversation, a wait behind a few calls more.
+MARGIN = 12
 
 #: Other replicas that are looked at: the less busy of two random ones is nearly as good as the least busy of all.
 CHOICES = 2
@@ -65,7 +65,7 @@ class Routes:
         if owner not in workers:
             owner = max(workers, key=lambda worker: _rank(group, worker))
             # One that has no prefix yet follows its group, and nothing holds it if it is alone.
-            margin = min(samples - 1, MARGIN)
+            margin = MARGIN if samples > 1 else 0
         return [owner, *self._others(workers, owner)], margin
 
     def session(self, mailbox: str, owner: str, rollout: str, calls: int) -> Way:

@@ -155,6 +155,11 @@ class Protocol(Operators, Outages):
     @rule(number=st.sampled_from([1, 3]), most=st.integers(1, 3), finish=st.booleans(), zombie=st.booleans())
     def drain(self, number: int, most: int, finish: bool, zombie: bool) -> None:
         """A worker that serves calls closes its private mailbox; it goes on with what it holds."""
+        self.admit(2)
+        self.world.take(self.world.workers[0], 4)
+        if self.world.workers[0].held:
+            steps.act(self.world, self.world.workers[0], steps.batch_of(self.world.workers[0], 0, 4))
+        self.world.take(self.world.workers[number], 1)
         zombies = [one for one in self.world.zombies if one.private]
         worker = zombies[0] if zombie and zombies else self.world.workers[number]
         moved = self.world.shut(worker, most)
@@ -242,8 +247,8 @@ class Protocol(Operators, Outages):
                     self.work(number, pick, 1 + pick % 3, pick % 3 == 0, pick % 5 == 0)
                 case "wake":
                     self.wake()
-                case "drain" if number in (1, 3):
-                    self.drain(number, 2, pick % 2 == 0, pick % 3 == 0)
+                case "drain":
+                    self.drain(1 + number % 2 * 2, 2, pick % 2 == 0, pick % 3 == 0)
                 case "decide" if self.busy:
                     self.decide(number)
                 case "lapse":
