@@ -15,10 +15,9 @@ from gymq.call import Call, Generated, Opened, Reply, Responded, Scored, Tokens,
 from gymq.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
 from gymq.message import Function, Message, ToolCall, encode_message
+from gymq.route import Routes
 from gymq.run import RunConfig
 from gymq.task import Task, encode_task
-
-HERE = HookSpec(present=True)
 
 
 class Script(Agent):
@@ -46,13 +45,19 @@ class Play:
         tools: names of the environment's tools, or their specs.
         hooks: the hooks that the environment has.
         config: fields of the run.
+        routes: who has private mailboxes.
         task: fields of the task.
     """
 
-    def __init__(self, agent: Agent, *, tools=(), hooks=("verify",), config: dict | None = None, **task: Any) -> None:
+    def __init__(
+        self, agent: Agent, *, tools=(), hooks=("verify",), config: dict | None = None, routes: Routes | None = None, **task: Any
+    ) -> None:
         self.agent = agent
+        self.routes = routes or Routes()
         specs = [tool if isinstance(tool, ToolSpec) else spec(tool) for tool in tools]
-        self.spec = EnvironmentSpec("world", specs, **dict.fromkeys(hooks, HERE))
+        # A hook that ends with "!" asks for the live session.
+        present = {hook.rstrip("!"): HookSpec(present=True, session=hook.endswith("!")) for hook in hooks}
+        self.spec = EnvironmentSpec("world", specs, **present)
         self.config = RunConfig("r", "world", agent.name, "model", **(config or {}))
         task.setdefault("turns", [encode_message(Message("user", "go"))])
         task = Task("t", "world", **task)
@@ -92,7 +97,7 @@ class Play:
         return self
 
     def _machine(self) -> Machine:
-        return Machine(self.live, self.config, self.spec, self.agent, self.current)
+        return Machine(self.live, self.config, self.spec, self.agent, self.current, self.routes)
 
     def _stored(self, step: Step) -> Step:
         if not step.final:
@@ -114,7 +119,12 @@ def spec(name: str, **flags: Any) -> ToolSpec:
 
 def calls(step: Step) -> list[tuple[str, Call]]:
     """What a step sends: mailbox and call."""
-    return [(mailbox, decode_call(body)) for mailbox, body in step.sends]
+    return [(send[0], decode_call(send[1])) for send in step.sends]
+
+
+def ways(step: Step) -> list[tuple[Any, ...]]:
+    """Workers that are preferred for each call that a step sends, and the margin; nothing where nobody is."""
+    return [tuple(send[2:]) for send in step.sends]
 
 
 def only(step: Step) -> Call:
@@ -123,9 +133,9 @@ def only(step: Step) -> Call:
     return call
 
 
-def reply(value: Any = None, n: int = 0, fault: Fault | None = None, attempt: int = 0) -> Reply:
+def reply(value: Any = None, n: int = 0, fault: Fault | None = None, attempt: int = 0, worker: str = "w") -> Reply:
     """The end of a call."""
-    return Reply(n, 10.0, 11.0, "w", fault, b"" if value is None else encode(value), attempt)
+    return Reply(n, 10.0, 11.0, worker, fault, b"" if value is None else encode(value), attempt)
 
 
 def failed(kind: str, n: int = 0) -> Reply:
