@@ -38,7 +38,10 @@ SECONDS = 0.2
 #: Rollouts of the first scenario when all is done in full, which `make chaos` asks for; 0: the suite's short form.
 FULL = int(os.environ.get("GYMQ_CHAOS_ROLLOUTS") or 0)
 
-OPTIONS = {"model": {"model": "scripted"}, "resource": {"environments": "everything"}}
+#: Conversations stay with their replica, and live sessions with their resource worker: both have private mailboxes.
+MODEL = "homely"
+
+OPTIONS = {"model": {"model": MODEL}, "resource": {"environments": "everything"}}
 
 
 class Place:
@@ -108,7 +111,7 @@ class Driver:
 
     def add_producer(self, pause: float = 0.0, concurrency: int = 32) -> None:
         """Start the producer, which reads so slowly that it can be killed in the middle of its file."""
-        argv = ["produce", "everything", "--data", f"slowly:{pause}:{self.data}", "--run", self.run, "--model", "scripted"]
+        argv = ["produce", "everything", "--data", f"slowly:{pause}:{self.data}", "--run", self.run, "--model", MODEL]
         argv += ["--concurrency", str(concurrency), "--consumer", "lines", "--consumer", "parts"]
         self._add("producer", [sys.executable, "-m", "gymq.cli", *argv], {}, ends=True)
 

@@ -32,30 +32,55 @@ def note(task, what: str) -> None:
     os.close(file)
 
 
+class Climber:
+    """A live object that must be where its rollout is."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.closed = False
+
+    def check(self, state: ChaosState) -> None:
+        """Fail if it is ahead of its rollout or behind it, or was closed."""
+        if self.closed or self.steps != state.steps:
+            raise RuntimeError(f"the session has taken {self.steps} steps, the rollout {state.steps}; closed: {self.closed}")
+
+    def close(self) -> None:
+        """End it."""
+        self.closed = True
+
+
 class Everything(Environment):
-    """Parallel tools, tools that write, an isolated tool, an isolated verifier that asks a judge, a user who speaks,
-    `open` and `close`."""
+    """Parallel tools, tools that write, a live session, an isolated tool, an isolated verifier that asks a judge, a user who
+    speaks, `open` and `close`."""
 
     name = "everything"
     State = ChaosState
 
-    async def open(self, task):
+    def session(self, task, state: ChaosState):
+        note(task, "made")
+        return Climber(state.steps)
+
+    async def open(self, task, session: Climber):
         note(task, "open")
         return Opening(state=ChaosState())
 
     @tool(read_only=True)
-    async def look(self, number: str, task) -> str:
+    async def look(self, number: str, task, state: ChaosState, session: Climber) -> str:
         """Look, beside others."""
         note(task, f"look{number}")
         await asyncio.sleep(task["seconds"])
+        session.check(state)
         return f"saw {number}"
 
     @tool()
-    async def step(self, number: str, task, state: ChaosState) -> str:
+    async def step(self, number: str, task, state: ChaosState, session: Climber) -> str:
         """Take a step."""
         note(task, f"step{number}")
+        session.check(state)
+        session.steps += 1
         await asyncio.sleep(task["seconds"])
         state.steps += 1
+        session.check(state)
         return f"step {number}, {state.steps} in all"
 
     @tool(isolated=True)
@@ -64,8 +89,9 @@ class Everything(Environment):
         note(task, f"think{number}")
         return f"thought {number}"
 
-    def respond(self, messages, task):
+    def respond(self, messages, task, state: ChaosState, session: Climber):
         note(task, f"respond{len(messages)}")
+        session.check(state)
         said = sum(message.role == "user" for message in messages)
         return Response(messages=[Message("user", "go on")]) if said == 1 else Response(done=True)
 
