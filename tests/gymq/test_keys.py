@@ -29,7 +29,7 @@ def test_no_two_kinds_of_key_can_be_the_same():
 
 def test_every_key_stands_in_the_documentation():
     table = DOCS.read_text().split("## Keys")[1].split("## States")[0]
-    listed = {re.sub(r"<\w+>", "x", name) for name in re.findall(r"`([\w:<>]+)`", table)}
+    listed = {re.sub(r"<\w+>", "x", name) for name in re.findall(r"`([\w:<>@]+)`", table)}
     for key in FIXED + [make("x") for make in NAMED.values()]:
         assert key.removeprefix(KEYS.prefix) in listed
 
