@@ -46,6 +46,8 @@ class Liveness:
         self._limit = settings.liveness
         self._info = info
         self._private = private
+        self._open_for = msgspec.json.encode(info["mailboxes"])
+        self._shut = False
         self._doubt = False
         self._connected = time.monotonic()
         self._until = 0.0
@@ -57,11 +59,11 @@ class Liveness:
         while True:
             try:
                 started = time.monotonic()
-                open_for = msgspec.json.encode(self._info["mailboxes"]) if self._private else b""
+                open_for = self._open_for if self._private else b""
                 info = msgspec.json.encode(self._info)
                 await self.link.run("enter", self.worker, info, self._milliseconds, open_for)
                 self._until, self._doubt = started + self._limit, False
-                return
+                return await self.shut() if self._shut else None
             except Outage:
                 await self.recover()
             except ServerFull:
@@ -160,8 +162,15 @@ class Liveness:
 
     async def shut(self) -> None:
         """Close the private mailbox, and give what lies there to others."""
+        self._shut = True
         if self._private:
             await self._empty("shut", self.worker, BATCH)
+
+    async def open(self) -> None:
+        """Open the private mailbox again, if this worker has one and was not declared dead; else its next name opens one."""
+        self._shut = False
+        if self._private:
+            await self._insist("open", self.worker, self._open_for)
 
     async def leave(self, broken: bool = False) -> None:
         """Hand back what this worker still holds and leave the registry.
@@ -173,11 +182,13 @@ class Liveness:
 
     async def _empty(self, script: str, *args: Any) -> None:
         """Run a script that moves mail until there is none left."""
+        while await self._insist(script, *args) == BATCH:
+            pass
+
+    async def _insist(self, script: str, *args: Any) -> Any:
         while True:
             try:
-                while True:
-                    if await self.link.run(script, *args) < BATCH:
-                        return
+                return await self.link.run(script, *args)
             except Outage:
                 await self.recover()
             except ServerFull:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -35,7 +36,7 @@ def served(found: list[dict[str, Any]], *kinds: str) -> list[list[str]]:
 def moves(chains: list[list[str]]) -> tuple[int, int]:
     """How many calls were served by somebody else than the call before, and how many were not the first."""
     return (
-        sum(a != b for chain in chains for a, b in zip(chain, chain[1:], strict=False)),
+        sum(a != b for chain in chains for a, b in itertools.pairwise(chain)),
         sum(len(chain) - 1 for chain in chains),
     )
 
@@ -109,8 +110,8 @@ def test_owners_that_drain_give_their_rollouts_away_at_once(farm, tmp_path, no_l
     all_is_well(found, "drains", 200)
     assert sum(call.get("attempt", 0) for one in found for call in one["calls"]) == 0
     assert max(call["started"] - call["queued"] for one in found for call in one["calls"]) < 5
-    assert 1 <= moves(served(found, "generate"))[0]
-    assert 1 <= moves(served(found, "tool", *ASKING))[0]
+    assert moves(served(found, "generate"))[0] >= 1
+    assert moves(served(found, "tool", *ASKING))[0] >= 1
     # and all sessions are closed: those that moved by the worker that had them
     wait_until(lambda: made(tmp_path)["made"] == made(tmp_path)["closed"], 20, "all sessions to be closed")
 
@@ -164,7 +165,7 @@ def test_a_replica_that_is_too_slow_is_left(farm, tmp_path, no_leaks):
     all_is_well(found, "slow", 60, 2)
     chains = served(found, "generate")
     share = sum(worker == slow for chain in chains for worker in chain) / sum(map(len, chains))
-    left = sum(a == slow != b for chain in chains for a, b in zip(chain, chain[1:], strict=False))
+    left = sum(a == slow != b for chain in chains for a, b in itertools.pairwise(chain))
     print(json.dumps({"share of the slow one": share, "left it": left}))
     assert 0 < share < 0.35
     assert left >= 5

@@ -336,6 +336,33 @@ async def test_a_draining_actor_gives_away_what_it_has_not_begun_at_once(setting
     assert await link.send("XLEN", RETRY) == 151
 
 
+async def test_a_worker_that_cannot_work_for_a_while_closes_its_mailbox_and_opens_it_again(settings, link, run):
+    await Mailboxes([BOX], keys).create(link)
+    async with linked(settings) as own:
+        life = Liveness(settings, own, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]}, private=True)
+        await life.begin()
+        await send(link, 0, [life.worker])
+        await life.shut()
+        await send(link, 1, [life.worker])
+        assert await where(link, life.worker) == [0, 1]
+        assert await lies(link, RETRY) == [b"0.0"]
+        # Also under its next name, until it opens it.
+        await life.begin()
+        await send(link, 2, [life.worker])
+        assert await where(link, life.worker) == [0, 2]
+        await life.open()
+        await send(link, 3, [life.worker])
+        assert await where(link, life.worker) == [1, 2]
+        # Once it was declared dead it opens nothing.
+        await link.send("DEL", keys.alive(life.worker))
+        assert await link.run("handback", life.worker, 1, "0", BOX) == 1
+        await life.open()
+        assert await link.send("HSTRLEN", keys.private, life.worker) == 0
+        assert await link.run("handback", life.worker, 1, "0", BOX) == 0
+        await life.open()
+        assert await link.send("EXISTS", keys.own(life.worker)) == 0
+
+
 async def test_judges_hand_back_more_than_one_script_moves(settings, link, run):
     assert liveness.BATCH < 150
     other = Link(settings, "judge")

@@ -50,7 +50,14 @@ class Play:
     """
 
     def __init__(
-        self, agent: Agent, *, tools=(), hooks=("verify",), config: dict | None = None, routes: Routes | None = None, **task: Any
+        self,
+        agent: Agent,
+        *,
+        tools=(),
+        hooks=("verify",),
+        config: dict | None = None,
+        routes: Routes | None = None,
+        **task: Any,
     ) -> None:
         self.agent = agent
         self.routes = routes or Routes()

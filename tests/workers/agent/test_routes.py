@@ -1,4 +1,4 @@
-"""Calls go where the rollout is known: generate to the replica that answered last, what asks for a live session to its owner."""
+"""Calls go where the rollout is known: to the replica that answered last, or to the owner of the live session."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ async def test_a_session_that_a_thread_still_uses_is_closed_when_that_returns(li
 async def test_a_session_that_is_made_too_late_is_closed(live, worker, monkeypatch):
     monkeypatch.setattr(Live, "session", hook(timeout=0.1)(slowly))
     worker._specs.clear()
-    with pytest.raises(CallError, match="live.session took longer than 0.1 s"):
+    with pytest.raises(CallError, match=r"live\.session took longer than 0\.1 s"):
         await worker.serve(call(way=1))
     live.blocked.set()
     while not (live.made and live.made[0].closed):
@@ -317,5 +317,11 @@ def test_agents_are_told_who_asks_for_it():
     assert spec.session.present
     assert spec.open.session
     assert not spec.verify.session
-    assert {one.name: one.session for one in spec.tools} == {"go": True, "hang": True, "block": True, "look": True, "rest": False}
+    assert {one.name: one.session for one in spec.tools} == {
+        "go": True,
+        "hang": True,
+        "block": True,
+        "look": True,
+        "rest": False,
+    }
     assert "session" not in str(spec.tools[0].schema)
