@@ -157,7 +157,7 @@ class Mailboxes:
         name = mail.stream.decode().removeprefix(self._keys.mailbox(""))
         if name.startswith("@"):
             fields = dict(zip(mail.fields[::2], mail.fields[1::2], strict=False))
-            return fields.get(b"m", b"").decode(errors="replace")
+            return fields.get(b"m", b"").decode(errors="replace") or self.names[0]  # without a name it is none of ours
         return name.removesuffix(":retry").removesuffix(":alone")
 
 

@@ -19,6 +19,8 @@ from tests.support.farm import records, slow_rows
 from tests.support.redis_server import leaked_keys, wait_until
 from tests.support.servers import Cluster, Watched
 
+from .test_private import all_is_well, walks
+
 #: Two turns with tools, two of which run beside each other.
 SCRIPT = [[["step", {"number": 1}]], [["look", {"number": 2}], ["look", {"number": 3}]], [["step", {"number": 4}]]]
 
@@ -84,9 +86,9 @@ def check(found: list[dict], run: str, rows: int, samples: int) -> None:
 def test_kill_9_of_one_of_each_role_and_of_the_sink_over_shards(farm, servers, tmp_path):
     # Given two of each role, and 300 rollouts in groups of two
     journal, out = tmp_path / "journal", tmp_path / "out.jsonl"
-    roles = {role: [farm.start(role, model="scripted", environments="slow") for _ in range(2)] for role in ROLES}
+    roles = {role: [farm.start(role, model="homely", environments="slow") for _ in range(2)] for role in ROLES}
     wait_for_workers(farm.settings, 6)
-    config = RunConfig("kills", "slow", "tool", "scripted", samples=2, concurrency=60)
+    config = RunConfig("kills", "slow", "tool", "homely", samples=2, concurrency=60)
     farm.produce(config, slow_rows(journal, 150, SCRIPT, seconds=0.02, latency=0.02))
     sink = farm.sink("kills", out)
     wait_until(lambda: farm.status("kills").ended > 30, 60, "some rollouts")
@@ -106,6 +108,24 @@ def test_kill_9_of_one_of_each_role_and_of_the_sink_over_shards(farm, servers, t
     wait_until(lambda: not [leak for client in servers.clients for leak in leaked_keys(client)], 5, "the keys to go")
     shards = [rollouts.with_link(farm.settings.at(n), ended) for n in range(len(parse(farm.settings.redis_url)))]
     assert shards == [300 // len(shards)] * len(shards)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.parametrize("servers", ["two", "cluster"], indirect=True)
+def test_live_sessions_over_shards_survive_the_death_of_their_worker(farm, servers, tmp_path):
+    out = tmp_path / "out.jsonl"
+    resources = [farm.start("resource", environments="walk") for _ in range(2)]
+    for role in ("agent", "model", "model"):
+        farm.start(role, model="homely")
+    wait_for_workers(farm.settings, 5)
+    farm.produce(RunConfig("walks", "walk", "tool", "homely", concurrency=40), walks(tmp_path, 100))
+    farm.sink("walks", out)
+    wait_until(lambda: farm.status("walks").ended > 10, 60, "some rollouts")
+    farm.kill_holding(resources[0])
+    wait_until(lambda: farm.status("walks").state == "done", 120, "the run to be done")
+    all_is_well(records(out), "walks", 100)
+    wait_until(lambda: not [leak for client in servers.clients for leak in leaked_keys(client)], 5, "the keys to go")
 
 
 async def ended(link) -> int:
