@@ -270,7 +270,9 @@ async def test_who_wants_none_has_none(link, settings):
 
 
 async def test_status_shows_private_mailboxes_in_which_mail_lies(link, settings, boxes, run):
-    await enter(link, "a", "b")
+    for n, worker in enumerate("ab"):
+        info = {"role": "model", "host": "h", "pid": n, "mailboxes": [BOX]}
+        await link.run("enter", worker, msgspec.json.encode(info), 60_000, msgspec.json.encode([BOX]))
     await send(link, 0, ["a"], calls=3)
     while not await boxes.held(link, "a"):
         await boxes.take(link, "a", 1)
