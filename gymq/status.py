@@ -11,6 +11,7 @@ import msgspec
 from gymq.environment import EnvironmentSpec
 from gymq.errors import GymqError, UnknownName
 from gymq.launch import needs_executor
+from gymq.link import Link
 from gymq.replicas import ModelWeights, survey
 from gymq.run import RunStatus
 from gymq.shards import Shards, scan
