@@ -6,6 +6,7 @@
 --   private         HASH    worker -> what its private mailbox is open for; there as long as the stream is
 --   m:@<worker>     STREAM  its private mailbox
 -- ARGV[1]  worker  ARGV[2] what it is  ARGV[3] ms to live  ARGV[4] what its private mailbox is open for; "": it wants none
+-- Returns nothing.
 local P = KEYS[1]
 local call = redis.call
 local worker, own = ARGV[1], P .. 'm:@' .. ARGV[1]

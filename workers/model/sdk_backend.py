@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -34,7 +34,7 @@ CHUNK_TIMEOUT = 60.0
 _encoder = msgspec.json.Encoder()
 
 #: The library's HTTP client (httpx by another name since 3.0), whose failures come through while a body is read.
-_http: ModuleType = import_module(openai.DefaultAsyncHttpxClient.__bases__[0].__module__)
+_http: ModuleType = sys.modules[openai.DefaultAsyncHttpxClient.__bases__[0].__module__]
 
 
 class SdkEndpoint(Endpoint):
