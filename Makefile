@@ -84,4 +84,4 @@ bench: $(VENV)/dev
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) $(VLLM) out build *.egg-info
