@@ -52,6 +52,11 @@ class Branch(msgspec.Struct):
     prompt_len: int
     turns: list[Span]
 
+    def __repr__(self) -> str:
+        # A branch may have a hundred thousand tokens.
+        size = f"{len(self.token_ids)} tokens, {sum(self.loss_mask)} of them sampled"
+        return f"<Branch: {size}, {self.prompt_len} of the prompt, {len(self.turns)} answers>"
+
 
 def branches(record: dict[str, Any]) -> list[Branch]:
     """Put together the branches of a finished rollout.

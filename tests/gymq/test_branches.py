@@ -44,6 +44,7 @@ def test_calls_that_go_on_from_each_other_are_one_branch():
     spans = [Span("2.0", 2, 4, 2), Span("4.0", 5, 8, 4)]
     assert lists(branch) == ([1, 2, 3, 4, 5, 6, 7, 8], [0, 0, 1, 1, 0, 1, 1, 1], [-1, -1, 7, 7, -1, 7, 8, 8], 2, spans)
     assert list(branch.logprobs) == [0, 0, -0.5, -1.0, 0, -2.0, -3.0, -4.0]
+    assert repr(branch) == "<Branch: 8 tokens, 5 of them sampled, 2 of the prompt, 2 answers>"
 
 
 def test_a_rewritten_history_is_a_branch_of_its_own_and_each_token_is_trained_once():
