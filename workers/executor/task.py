@@ -7,11 +7,15 @@ import base64
 import os
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
 from billiard.common import terminate_handler_fired
+from kombu.exceptions import OperationalError
 
 from gymq.bootstep import EXECUTOR, ISOLATED_QUEUE
 from gymq.call import SCHEMA, Call, Reply, encode
@@ -97,13 +101,14 @@ def submit(call: Call, timeout: float) -> None:
         kombu.exceptions.OperationalError: Redis cannot be reached.
     """
     what = f"{call.environment}.{call.name or call.kind}"
-    isolated.apply_async(
-        (base64.b64encode(encode(call)).decode(), SCHEMA),
-        task_id=call.id,
-        time_limit=timeout,
-        argsrepr=f"{what} {call.id}",
-        kwargsrepr="",
-    )
+    with _closed_channels():
+        isolated.apply_async(
+            (base64.b64encode(encode(call)).decode(), SCHEMA),
+            task_id=call.id,
+            time_limit=timeout,
+            argsrepr=f"{what} {call.id}",
+            kwargsrepr="",
+        )
 
 
 def none_waits() -> bool:
@@ -112,8 +117,20 @@ def none_waits() -> bool:
     Raises:
         kombu.exceptions.OperationalError, redis.RedisError: Redis cannot be reached.
     """
-    with app.connection_or_acquire() as connection, connection.channel() as channel:
+    with _closed_channels(), app.connection_or_acquire() as connection, connection.channel() as channel:
         return bool(channel.queue_declare(ISOLATED_QUEUE).message_count == 0)
+
+
+@contextmanager
+def _closed_channels() -> Iterator[None]:
+    """After an error (the server is full, say) kombu may keep a channel without its connection, and stumbles over it."""
+    try:
+        yield
+    except AttributeError as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        if "kombu" not in Path(last.filename).parts:
+            raise
+        raise OperationalError(f"the channel was closed: {error}") from error
 
 
 def abort(ids: list[str]) -> None:

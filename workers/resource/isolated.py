@@ -68,6 +68,7 @@ class Isolated:
         self._out[call.id] = (call, timeout, time.monotonic(), answered)
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
+            self._watcher.add_done_callback(self._watched)
         try:
             await answered
         finally:
@@ -110,6 +111,13 @@ class Isolated:
                     self._missing.pop(call.id, None)
                     if call.id in self._out:  # else it was given up meanwhile
                         self._out[call.id] = (call, timeout, time.monotonic(), answered)
+
+    def _watched(self, watcher: asyncio.Task[None]) -> None:
+        """A watcher that failed leaves nobody waiting."""
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            for *_, answered in self._out.values():
+                if not answered.done():
+                    answered.set_exception(error)
 
     async def _submit(self, call: Call, timeout: float) -> None:
         """Send a task, however long Redis is away or full."""
