@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import json
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -158,7 +159,8 @@ class Toy(ScriptedBackend):
         self.going += 1
         try:
             for i in range(self.TOKENS):
-                await asyncio.sleep(self._pause)
+                # Uneven, so that conversations do not go in step.
+                await asyncio.sleep(self._pause * random.uniform(0.5, 1.5))
                 await self._thawed.wait()
                 if not versions or versions[-1][1] != self.version:
                     versions.append((i, self.version))
