@@ -63,7 +63,7 @@ class Routes:
             return [], 0
         margin = MARGIN
         if owner not in workers:
-            owner = max(workers, key=lambda worker: _rank(group, worker))
+            owner = max(workers, key=lambda worker: rank(group, worker))
             # One that has no prefix yet follows its group, and nothing holds it if it is alone.
             margin = MARGIN if samples > 1 else 0
         return [owner, *self._others(workers, owner)], margin
@@ -84,7 +84,7 @@ class Routes:
             return [owner], NEVER
         if calls < 2:
             return [], 0  # whoever has room takes it from the shared mailbox
-        first = max(workers, key=lambda worker: _rank(rollout, worker))
+        first = max(workers, key=lambda worker: rank(rollout, worker))
         return [first, *self._others(workers, first)], 0
 
     def _others(self, workers: list[str], but: str) -> list[str]:
@@ -97,6 +97,13 @@ class Routes:
         return sorted(found)
 
 
-def _rank(key: str, worker: str) -> bytes:
-    """Rendezvous: each key has an order of its own among workers, and one that leaves moves only its own keys."""
-    return hashlib.blake2b(f"{key} {worker}".encode(), digest_size=8).digest()
+def rank(key: str, name: str) -> bytes:
+    """What orders names for a key, the highest first: each key has an order of its own (rendezvous hashing).
+
+    All processes find the same one, and a name that leaves moves only its own keys.
+
+    Args:
+        key: whose order it is: a group, a rollout.
+        name: what is ordered: a worker, a server.
+    """
+    return hashlib.blake2b(f"{key} {name}".encode(), digest_size=8).digest()

@@ -7,10 +7,11 @@ random, loses the call to it. Who failed is left alone for a while; then one cal
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import OrderedDict
 from collections.abc import Collection
+
+from gymq.route import rank
 
 #: Calls that the first choice of a new conversation may have more in flight than another before that gets it.
 SLACK_NEW = 4
@@ -109,5 +110,5 @@ class Replicas:
 
     def _home(self, rollout: str, usable: list[int]) -> int:
         """Where the samples of a group begin; of several servers one that leaves takes none of the others' groups along."""
-        group = rollout.rpartition(".")[0].encode()
-        return max(usable, key=lambda i: hashlib.blake2b(group + b"@" + self._names[i].encode(), digest_size=8).digest())
+        group = rollout.rpartition(".")[0]
+        return max(usable, key=lambda i: rank(group, self._names[i]))

@@ -38,6 +38,8 @@ class Shared:
         self.needs_task = backend.needs_task
         self.affine = backend.affine
         self.health, self.load, self.alone = backend.health, backend.load, backend.alone
+        #: Whether its capacity or its health can change, so that somebody must look.
+        self.changes = (type(backend).capacity, type(backend).health) != (Backend.capacity, Backend.health)
         #: What keeps it at the weights that are wanted; None: it takes none.
         self.replica: Replica | None = None
         if backend.versioned:

@@ -62,7 +62,7 @@ class ModelWorker(CallServer):
         """Start the backend, and let it load the weights that are wanted."""
         await self._backend.start(self)
         await self._tell()
-        if self.quarantine is not None:
+        if self.quarantine is not None and self._backend.changes:
             self._watch = [asyncio.create_task(self._follow())]
 
     async def close(self) -> None:
