@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from gymq.backend import Request
+from gymq.errors import CallError
 from gymq.message import Conversation, Message, encode_message
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +37,16 @@ def servers(*flags: tuple[str, ...]) -> Iterator[list[str]]:
             found.append(f"{next(running)}/v1")
             stack.callback(lambda running=running: next(running, None))
         yield found
+
+
+async def fault(backend, request):
+    """The fault with which a request ends: one line, without the key."""
+    with pytest.raises(CallError) as caught:
+        await backend.generate(request)
+    found = caught.value.fault
+    assert "\n" not in found.message
+    assert "secret" not in found.message
+    return found
 
 
 def ask(*messages: Message | str, rollout: str = "run.0.0", environment: str = "weather", body: bytes = b"{}") -> Request:

@@ -10,20 +10,10 @@ import msgspec
 import pytest
 from gymq_workers.model import endpoint, openai_backend
 
-from gymq.errors import CallError
 from gymq.message import Message, decode_message
-from tests.workers.model.mock import ask, run_server
+from tests.workers.model.mock import ask, fault, run_server
 
 QUESTION = "What is the weather in Paris?"
-
-
-async def fault(backend, request):
-    with pytest.raises(CallError) as caught:
-        await backend.generate(request)
-    found = caught.value.fault
-    assert "\n" not in found.message
-    assert "secret" not in found.message
-    return found
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])

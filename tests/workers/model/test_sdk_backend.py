@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from gymq_workers.model.sdk_backend import AzureBackend, SdkBackend
 
-from gymq.errors import CallError, UsageError
+from gymq.errors import UsageError
 from gymq.message import Message, decode_message
-from tests.workers.model.mock import ask
+from tests.workers.model.mock import ask, fault
 
 QUESTION = "What is the weather in Paris?"
 
@@ -41,15 +41,6 @@ async def make(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[An
     yield start
     for one in made:
         await one.stop()
-
-
-async def fault(backend, request):
-    with pytest.raises(CallError) as caught:
-        await backend.generate(request)
-    found = caught.value.fault
-    assert "\n" not in found.message
-    assert "secret" not in found.message
-    return found
 
 
 @pytest.mark.parametrize(("kind", "api", "stream"), WAYS)
