@@ -55,7 +55,7 @@ class Exact:
             ends = GenerationConfig.from_pretrained(self._tokenizer).eos_token_id
         except OSError:
             ends = None
-        self.use(Renderer(tokenizer, None, ends if isinstance(ends, list) else [] if ends is None else [ends]))
+        self.use(Renderer(tokenizer, None, ends))
 
     def use(self, renderer: Renderer) -> None:
         """Take a renderer that is there.

@@ -15,6 +15,10 @@ from gymq.message import Message, ToolCall
 _ANSWER = "gymq-answer"
 
 
+#: The ids that end a turn, as generation configs have them.
+Ends = int | Collection[int] | None
+
+
 class Body(msgspec.Struct):
     """What of a request's body templates are told.
 
@@ -47,15 +51,17 @@ class Renderer:
     Args:
         tokenizer: a tokenizer of `transformers` with a chat template; nobody else may use it in another thread.
         chat_template_kwargs: further variables of the template, which a request's own go before.
-        ends: ids besides the tokenizer's EOS with which the model ends its turn: `eos_token_id` of its generation config.
+        ends: ids besides the tokenizer's EOS with which the model ends its turn: `eos_token_id` of its generation config,
+            which is one, several or None.
     """
 
-    def __init__(self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None, ends: Collection[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None, ends: Ends = None) -> None:
         self.tokenizer = tokenizer
         self._kwargs = chat_template_kwargs or {}
         eos = tokenizer.eos_token_id
         #: Ids with which the model ends its turn.
-        self.ends = frozenset(ends) | ({eos} if eos is not None else frozenset())
+        given = () if ends is None else (ends,) if isinstance(ends, int) else ends
+        self.ends = frozenset(id for id in (*given, eos) if id is not None)
         added = tokenizer.added_tokens_decoder.items()
         #: Special tokens and their ids.
         self.special = {str(token.content): id for id, token in added if token.special}

@@ -18,6 +18,7 @@ import msgspec
 
 from gymq.errors import CallError, GymqError, one_line
 
+from .render import Ends
 from .vllm_load import Load
 from .vllm_options import VllmOptions
 from .vllm_process import HOSTED
@@ -120,10 +121,10 @@ class Engine:
         """vLLM's description of the model."""
         return self._llm.vllm_config.model_config
 
-    def ends(self) -> list[int]:
+    def ends(self) -> Ends:
         """The ids with which the model ends its turn, as its generation config has them."""
-        found = self.model_config.try_get_generation_config().get("eos_token_id")
-        return found if isinstance(found, list) else [] if found is None else [found]
+        found: Ends = self.model_config.try_get_generation_config().get("eos_token_id")
+        return found
 
     async def generate(self, ids: list[int], params: Any) -> Sampled:
         """Sample an answer; a cancellation aborts it in the engine.
