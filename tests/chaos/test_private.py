@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gymq_workers.resource.sessions import LOOK
 
 from gymq.run import RunConfig
 from tests.support.farm import records
@@ -76,14 +77,15 @@ def test_kill_9_of_owners_moves_their_rollouts_and_loses_and_doubles_nothing(far
     all_is_well(found, "kills", 300)
     # and only what the dead held was delivered again
     assert 1 <= sum(call.get("attempt", 0) for one in found for call in one["calls"]) <= held
-    # and sessions moved for the deaths, and for nothing else
+    # and sessions moved for the deaths, and for nothing else (on a busy machine a worker may look dead for a moment)
     moved, calls = moves(served(found, "tool", *ASKING))
     assert 1 <= moved <= calls / 10
+    # and none was made but for a move or a call that was delivered again
+    assert made(tmp_path)["made"] <= 300 + moved + held
     # (conversations also for load: all that waits for a death comes back at once)
     moved, calls = moves(served(found, "generate"))
     assert 1 <= moved <= calls / 2
     # and of the dead nothing is left but what the judges have yet to see
-    assert made(tmp_path)["made"] < 300 + 3 * 60
     assert farm.ask("HLEN", keys.private) == 3
 
 
@@ -95,7 +97,8 @@ def test_owners_that_drain_give_their_rollouts_away_at_once(farm, tmp_path, no_l
     resources = [farm.start("resource", environments="walk") for _ in range(2)]
     farm.start("agent")
     farm.wait_for(5)
-    farm.produce(RunConfig("drains", "walk", "tool", "homely", concurrency=60), walks(tmp_path, 200))
+    rows = walks(tmp_path, 200, seconds=0.05, latency=0.1)  # so slow that many are under way when two workers drain
+    farm.produce(RunConfig("drains", "walk", "tool", "homely", concurrency=60), rows)
     farm.sink("drains", out)
     wait_until(lambda: farm.status("drains").ended > 20, 60, "some rollouts")
     # When an owner of each kind is asked to end
@@ -112,8 +115,9 @@ def test_owners_that_drain_give_their_rollouts_away_at_once(farm, tmp_path, no_l
     assert max(call["started"] - call["queued"] for one in found for call in one["calls"]) < 5
     assert moves(served(found, "generate"))[0] >= 1
     assert moves(served(found, "tool", *ASKING))[0] >= 1
-    # and all sessions are closed: those that moved by the worker that had them
-    wait_until(lambda: made(tmp_path)["made"] == made(tmp_path)["closed"], 20, "all sessions to be closed")
+    # and all sessions are closed: those that moved by the worker that had them, at the latest when it has looked whether
+    # their rollout is still there
+    wait_until(lambda: made(tmp_path)["made"] == made(tmp_path)["closed"], LOOK + 30, "all sessions to be closed")
 
 
 @pytest.mark.slow
