@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gymq import registry
 from gymq.embedded import EmbeddedServer
+from gymq.link import Link
 from gymq.settings import Settings
 from tests.support.farm import PLUGIN, Farm
 from tests.support.redis_server import leaked_keys, left_by_done_runs, wait_until
+from tests.support.rollouts import linked
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -65,6 +67,13 @@ def redis_url(redis_server: EmbeddedServer) -> Iterator[str]:
 def settings(redis_url: str) -> Settings:
     """Settings for the server of `redis_url`, with a liveness that a test can wait for."""
     return Settings(redis_url=redis_url, liveness=1.0)
+
+
+@pytest.fixture
+async def link(settings: Settings) -> AsyncIterator[Link]:
+    """A connection to it."""
+    async with linked(settings) as link:
+        yield link
 
 
 @pytest.fixture

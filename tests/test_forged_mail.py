@@ -28,7 +28,7 @@ from gymq.settings import Settings
 from gymq.shards import Shards
 from gymq.task import Task, encode_task
 from tests.support.redis_server import wait_until
-from tests.support.rollouts import letters, linked, produce, status, weather
+from tests.support.rollouts import letters, produce, status, weather
 from tests.support.shard import keys
 
 NOTHING = "it names no rollout and version, or has too many fields"
@@ -139,12 +139,6 @@ def test_all_forged_mail_differs():
     assert len({case[0] for case in AGENT}) == len(AGENT)
     assert len({case[0] for case in CALLS}) == len(CALLS)
     assert len(AGENT) + len(CALLS) > 50
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 async def started(worker, link):

@@ -9,7 +9,6 @@ from gymq.call import Call, Plan, encode
 from gymq.errors import CallError
 from gymq.server import CallServer
 from gymq.task import Task, encode_task
-from tests.support.rollouts import linked
 from tests.support.shard import keys
 
 
@@ -20,12 +19,6 @@ class Server(CallServer):
 
     def mailboxes(self):
         return ["resource:e"]
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 @pytest.fixture

@@ -28,16 +28,10 @@ from gymq.call import (
 from gymq.errors import Fault
 from gymq.run import RunConfig
 from gymq.task import Task
-from tests.support.rollouts import Pretender, linked
+from tests.support.rollouts import Pretender
 from tests.support.shard import keys
 
 RID = "r.0.0"
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 async def send(link, calls: int, step: int = 1) -> None:

@@ -8,17 +8,11 @@ import pytest
 
 from gymq.batch import pack
 from gymq.run import RunConfig
-from tests.support.rollouts import Pretender, linked
+from tests.support.rollouts import Pretender
 from tests.support.shard import keys
 
 RID = "r.0.0"
 APPLIED, STALE, CONFLICT = 1, 0, 2
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 @pytest.fixture

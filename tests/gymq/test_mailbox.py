@@ -6,17 +6,10 @@ import pytest
 
 from gymq import mailbox
 from gymq.mailbox import Mailboxes
-from tests.support.rollouts import linked
 from tests.support.shard import keys
 
 BOX = "resource:e"
 STREAM, RETRY, ALONE = keys.mailbox(BOX), keys.retry(BOX), keys.alone(BOX)
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 @pytest.fixture

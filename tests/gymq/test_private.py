@@ -24,12 +24,6 @@ RETRY = keys.retry(BOX)
 
 
 @pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
-
-
-@pytest.fixture
 async def boxes(link, monkeypatch):
     monkeypatch.setattr(mailbox, "BLOCK", 20)
     boxes = Mailboxes([BOX], keys, private=True)

@@ -14,19 +14,12 @@ from gymq.embedded import EmbeddedServer
 from gymq.errors import CallError
 from gymq.link import Link
 from gymq.rate import Fading, Limit, Limiter, digest
-from tests.support.rollouts import linked
 from tests.support.shard import keys
 
 NAME = "endpoint"
 KEY = keys.rate(NAME)
 #: Those fields of the script that are times.
 TIMES = ("since", "cut", "bound", "sentat", "until")
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 @pytest.fixture

@@ -10,23 +10,8 @@ from gymq.batch import pack
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.run import RunConfig
 from tests.support.redis_server import leaked_keys
-from tests.support.rollouts import Pretender, linked
+from tests.support.rollouts import make_run
 from tests.support.shard import keys
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
-
-
-async def make(link, name: str = "r", rows: int = 0, **fields) -> Pretender:
-    """A run with its consumer and some rows."""
-    pretender = Pretender(link, RunConfig(name, "weather", "tool", "scripted", **fields))
-    await pretender.create("sink")
-    if rows:
-        await pretender.enqueue(rows)
-    return pretender
 
 
 async def test_a_run_is_found_again_as_it_was_created_and_its_bounds_may_change(link):
@@ -49,7 +34,7 @@ def test_names_of_letters_digits_and_dashes_are_taken(name):
 
 
 async def test_closing_and_reopening(link):
-    await make(link)
+    await make_run(link)
     await run.close(link, "r")
     await run.close(link, "r")
     assert (await run.status(link, "r")).state == "closed"
@@ -63,7 +48,7 @@ async def test_closing_and_reopening(link):
 
 async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(link):
     # Given a run of four groups of two, three of whose rollouts have begun, and one has ended
-    pretender = await make(link, rows=4, samples=2, concurrency=3)
+    pretender = await make_run(link, rows=4, samples=2, concurrency=3)
     await pretender.admit()
     await pretender.end("r.0.0")
     # When the rest of the first group is cancelled, a group that has half begun, and a rollout that has not
@@ -91,7 +76,7 @@ async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(link
     ],
 )
 async def test_what_has_ended_or_does_not_exist_cannot_be_cancelled_and_then_nothing_is(link, which, error, says):
-    pretender = await make(link, rows=3, samples=2, concurrency=2)
+    pretender = await make_run(link, rows=3, samples=2, concurrency=2)
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1")
     await pretender.admit()
@@ -104,7 +89,7 @@ async def test_what_has_ended_or_does_not_exist_cannot_be_cancelled_and_then_not
 async def test_a_run_that_has_ended_cannot_be_cancelled(link):
     with pytest.raises(UnknownName):
         await run.cancel_some(link, "nosuch", ["1"])
-    await make(link, rows=1)
+    await make_run(link, rows=1)
     await run.cancel(link, "r")
     with pytest.raises(RunClosed, match="is cancelled"):
         await run.cancel_some(link, "r", ["0"])
@@ -117,7 +102,7 @@ async def test_a_run_that_has_ended_cannot_be_cancelled(link):
 
 
 async def test_a_run_that_is_paused_admits_nothing_until_it_is_resumed(link):
-    pretender, other = await make(link, rows=2), await make(link, "other", rows=2)
+    pretender, other = await make_run(link, rows=2), await make_run(link, "other", rows=2)
     await run.pause(link, "r", True)
     assert await pretender.admit() == 2
     assert pretender.live == ["other.0.0", "other.1.0"]
@@ -127,7 +112,7 @@ async def test_a_run_that_is_paused_admits_nothing_until_it_is_resumed(link):
 
 
 async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_no_more(link):
-    pretender = await make(link, rows=5, concurrency=2)
+    pretender = await make_run(link, rows=5, concurrency=2)
     await pretender.admit()
     assert await run.cancel(link, "r") == 2
     assert await link.send("EXISTS", keys.open) == 0
@@ -143,7 +128,7 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
     link, redis_url, cancelled
 ):
     # Given a run with two consumers, whose rollouts have ended but for one
-    pretender = await make(link, rows=3, samples=2, concurrency=4)
+    pretender = await make_run(link, rows=3, samples=2, concurrency=4)
     await link.run("declare", "r", "trainer")
     await pretender.admit()
     *ended, last = list(pretender.live)
@@ -176,7 +161,7 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
 @pytest.mark.parametrize("slow", ["a-slow", "z-slow"])
 async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(link, slow):
     # Given five results and two consumers
-    pretender = await make(link)
+    pretender = await make_run(link)
     await link.run("declare", "r", slow)
     await pretender.finish(5)
     ids = {}
@@ -197,13 +182,13 @@ async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(
 
 async def test_removing_a_run_leaves_nothing_of_it(link, redis_url):
     # Given a run with rollouts in flight, ended ones, half a group, rows to come, a skip list and a consumer
-    pretender = await make(link, rows=10, samples=2, concurrency=4)
+    pretender = await make_run(link, rows=10, samples=2, concurrency=4)
     await link.send("SADD", keys.skip("r"), "r.9.0")
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1", "r.1.0")
     step = ["r.1.1", 0, "", "", ["s", b"x"], [b"1"], [b"2"], [("model:m", b"call")], 5, [], 0]
     await link.run("commit", pack([step]))
-    other = await make(link, "other", 1)
+    other = await make_run(link, "other", 1)
     before = await run.names(link)
     assert set(before) == {"r", "other"}
     # When it is removed

@@ -15,7 +15,7 @@ from gymq.call import Call, Generated, Reply, Tokens, Usage, decode_reply, encod
 from gymq.errors import CallError, GymqError
 from gymq.server import STRIKES, CallServer
 from gymq.settings import Settings
-from tests.support.rollouts import letters, linked
+from tests.support.rollouts import letters
 from tests.support.shard import keys
 
 BOX = "resource:e"
@@ -24,12 +24,6 @@ BOX = "resource:e"
 @pytest.fixture
 def settings(redis_url) -> Settings:
     return Settings(redis_url=redis_url, liveness=0.3)
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 @pytest.fixture(autouse=True)

@@ -7,25 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymq import run
-from gymq.run import RunConfig
 from gymq.task import Task, decode_task, encode_task
-from tests.support.rollouts import Pretender, linked
+from tests.support.rollouts import make_run
 from tests.support.shard import keys
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
-
-
-async def make(link, name: str = "r", rows: int = 0, **fields) -> Pretender:
-    """A run with its consumer and some rows."""
-    pretender = Pretender(link, RunConfig(name, "weather", "tool", "scripted", **fields))
-    await pretender.create("sink")
-    if rows:
-        await pretender.enqueue(rows)
-    return pretender
 
 
 async def admit(link, most: int = 128, skip: int = 2000) -> list[str]:
@@ -56,12 +40,12 @@ def test_a_tasks_fields_are_read_like_those_of_a_row():
 
 
 async def test_rows_are_admitted_in_order_and_all_samples_of_a_row_follow_each_other(link):
-    await make(link, rows=2, samples=2)
+    await make_run(link, rows=2, samples=2)
     assert await admit(link) == ["r.0.0", "r.0.1", "r.1.0", "r.1.1"]
 
 
 async def test_nothing_is_admitted_twice_however_often_somebody_looks(link):
-    await make(link, rows=5)
+    await make_run(link, rows=5)
     found = [await admit(link, 2) for _ in range(5)]
     assert found == [["r.0.0", "r.1.0"], ["r.2.0", "r.3.0"], ["r.4.0"], [], []]
     assert await link.send("SCARD", keys.live("r")) == 5
@@ -69,7 +53,7 @@ async def test_nothing_is_admitted_twice_however_often_somebody_looks(link):
 
 async def test_a_rollout_begins_at_version_0_with_its_task_in_the_mail_if_that_is_small(link):
     # Given a small task and a large one
-    await make(link)
+    await make_run(link)
     await link.run("enqueue", "r", "chunk", 1000, b"small", b"x" * 5000)
     # When they are admitted
     await link.run("admit", 128, 4096, 2000, 1 << 40)
@@ -80,7 +64,7 @@ async def test_a_rollout_begins_at_version_0_with_its_task_in_the_mail_if_that_i
 
 
 async def test_no_more_are_in_flight_than_the_run_has_credits(link):
-    pretender = await make(link, rows=10, concurrency=3)
+    pretender = await make_run(link, rows=10, concurrency=3)
     assert await pretender.admit() == 3
     assert await pretender.admit() == 0
     await pretender.end("r.1.0")
@@ -90,7 +74,7 @@ async def test_no_more_are_in_flight_than_the_run_has_credits(link):
 
 async def test_admission_waits_while_the_consumer_is_behind_by_the_backlog(link):
     # Given a run of which three finished rollouts may be unread
-    pretender = await make(link, rows=10, backlog=3, concurrency=2)
+    pretender = await make_run(link, rows=10, backlog=3, concurrency=2)
     while await pretender.admit():
         await pretender.end(*pretender.live)
     assert await link.send("HGET", keys.run("r"), "ended") == b"4"
@@ -106,7 +90,7 @@ async def test_admission_waits_while_the_consumer_is_behind_by_the_backlog(link)
 
 async def test_members_of_incomplete_groups_are_no_backlog(link):
     # Given groups of four and a backlog of two, and three members of a group that ended
-    pretender = await make(link, rows=2, samples=4, backlog=2, concurrency=4)
+    pretender = await make_run(link, rows=2, samples=4, backlog=2, concurrency=4)
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1", "r.0.2")
     # When admission looks, then it goes on: a consumer of groups waits for the fourth
@@ -118,7 +102,7 @@ async def test_members_of_incomplete_groups_are_no_backlog(link):
 
 
 async def test_a_group_that_has_begun_is_finished_although_the_backlog_is_full(link):
-    pretender = await make(link, rows=3, samples=2, backlog=1, concurrency=3)
+    pretender = await make_run(link, rows=3, samples=2, backlog=1, concurrency=3)
     await pretender.admit()  # r.0.0, r.0.1, r.1.0
     await pretender.end("r.0.0", "r.0.1")
     assert await pretender.admit() == 1
@@ -127,8 +111,8 @@ async def test_a_group_that_has_begun_is_finished_although_the_backlog_is_full(l
 
 async def test_runs_are_admitted_fairly_whatever_their_size(link):
     # Given a large run and a small one that came later
-    await make(link, "large", 1000, concurrency=1000)
-    await make(link, "small", 10)
+    await make_run(link, "large", 1000, concurrency=1000)
+    await make_run(link, "small", 10)
     # When admission has room for twenty
     found = await admit(link, 20)
     # Then both have begun, ten each
@@ -137,8 +121,8 @@ async def test_runs_are_admitted_fairly_whatever_their_size(link):
 
 
 async def test_what_one_run_cannot_use_another_gets(link):
-    await make(link, "narrow", 100, concurrency=2)
-    await make(link, "wide", 100)
+    await make_run(link, "narrow", 100, concurrency=2)
+    await make_run(link, "wide", 100)
     found = await admit(link, 20) + await admit(link, 20)
     assert sum(rid.startswith("narrow.") for rid in found) == 2
     assert len(found) >= 28
@@ -146,14 +130,14 @@ async def test_what_one_run_cannot_use_another_gets(link):
 
 async def test_no_run_starves_when_there_is_room_for_one_at_a_time(link):
     for name in ("a", "b", "c"):
-        await make(link, name, 10)
+        await make_run(link, name, 10)
     found = [rid.split(".")[0] for _ in range(9) for rid in await admit(link, 1)]
     assert {name: found.count(name) for name in found} == {"a": 3, "b": 3, "c": 3}
 
 
 async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(link):
     # Given two groups of two, of which a sink has one whole and half of the other
-    pretender = await make(link, rows=2, samples=2)
+    pretender = await make_run(link, rows=2, samples=2)
     await link.send("SADD", keys.skip("r"), "r.0.0", "r.0.1", "r.1.1")
     # When they are admitted
     assert await admit(link) == ["r.1.0"]
@@ -170,7 +154,7 @@ async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(link)
 
 
 async def test_many_to_skip_are_passed_over_a_few_at_a_time(link):
-    await make(link, rows=10)
+    await make_run(link, rows=10)
     await link.send("SADD", keys.skip("r"), *[f"r.{n}.0" for n in range(9)])
     assert await link.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
     assert await link.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
@@ -178,7 +162,7 @@ async def test_many_to_skip_are_passed_over_a_few_at_a_time(link):
 
 
 async def test_nothing_is_admitted_while_admission_is_paused(link):
-    await make(link, rows=1)
+    await make_run(link, rows=1)
     await link.send("SET", keys.paused, 1)
     assert await admit(link) == []
     await link.send("DEL", keys.paused)
@@ -186,7 +170,7 @@ async def test_nothing_is_admitted_while_admission_is_paused(link):
 
 
 async def test_a_run_is_no_longer_looked_at_when_all_is_admitted_and_it_is_closed(link):
-    await make(link, rows=1)
+    await make_run(link, rows=1)
     await admit(link)
     assert await link.send("LRANGE", keys.open, 0, -1) == [b"r"]
     await run.close(link, "r")
@@ -198,7 +182,7 @@ async def test_a_run_is_no_longer_looked_at_when_all_is_admitted_and_it_is_close
 
 
 async def test_a_chunk_is_written_once_however_often_it_is_sent(link):
-    await make(link)
+    await make_run(link)
     assert await link.run("enqueue", "r", "c1", 100, b"a", b"b") == 2
     assert await link.run("enqueue", "r", "c1", 100, b"a", b"b") == 0
     assert await link.run("enqueue", "r", "c2", 100, b"c") == 1
@@ -210,7 +194,7 @@ async def test_a_chunk_is_written_once_however_often_it_is_sent(link):
 
 
 async def test_a_full_ledger_takes_nothing_more_until_rows_are_done(link):
-    pretender = await make(link)
+    pretender = await make_run(link)
     assert await link.run("enqueue", "r", "c1", 3, *[b"task"] * 5) == 5  # an empty one takes any chunk
     assert await link.run("enqueue", "r", "c2", 3, b"task") == -2
     await pretender.admit()
@@ -220,7 +204,7 @@ async def test_a_full_ledger_takes_nothing_more_until_rows_are_done(link):
 
 @pytest.mark.parametrize("state", ["closed", "cancelled", "removed"])
 async def test_a_run_that_takes_no_rows_refuses_them(link, state):
-    await make(link)
+    await make_run(link)
     await {"closed": run.close, "cancelled": run.cancel, "removed": run.remove}[state](link, "r")
     assert await link.run("enqueue", "r", "c", 100, b"task") == -1
     assert await link.send("EXISTS", keys.rows("r")) == 0

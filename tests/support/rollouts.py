@@ -314,3 +314,12 @@ def finished(rid: str, **fields: Any) -> dict[str, Any]:
         "calls": [],
     }
     return record | fields
+
+
+async def make_run(link: Link, name: str = "r", rows: int = 0, **fields: Any) -> Pretender:
+    """A run with its consumer and some rows."""
+    pretender = Pretender(link, RunConfig(name, "weather", "tool", "scripted", **fields))
+    await pretender.create("sink")
+    if rows:
+        await pretender.enqueue(rows)
+    return pretender

@@ -17,16 +17,10 @@ from gymq.mailbox import Mail
 from gymq.message import Message, encode_message
 from gymq.run import RunConfig
 from gymq.task import Task, encode_task
-from tests.support.rollouts import letters, linked
+from tests.support.rollouts import letters
 from tests.support.shard import keys
 
 AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from gymq.message import Message, encode_message
 from gymq.settings import Settings
 from gymq.shards import Shards
 from gymq.status import overview
-from tests.support.rollouts import linked
 from tests.support.shard import keys
 
 BOX = "model:small"
@@ -54,12 +53,6 @@ class Small(Backend):
 @pytest.fixture
 def settings(redis_url) -> Settings:
     return Settings(redis_url=redis_url, liveness=0.3)
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 @pytest.fixture

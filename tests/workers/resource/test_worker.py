@@ -13,7 +13,6 @@ from gymq import registry
 from gymq.call import Call, Scored, ToolResult
 from gymq.environment import Environment, tool
 from gymq.errors import CallError, UnknownName
-from tests.support.rollouts import linked
 from tests.support.shard import keys
 
 
@@ -62,12 +61,6 @@ async def worker(settings, bank):
     yield worker
     await worker.link.close()
     await worker.life.link.close()
-
-
-@pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
 
 
 def call(name: str, kind: str = "tool", **fields) -> Call:
