@@ -36,8 +36,8 @@ class Load:
         self.malformed = 0
         self.room = FIRST
         self._most = FIRST
-        # Of each step with tokens: when, tokens sampled, prompt tokens looked up in the prefix cache, and found there.
-        self._steps: deque[tuple[float, int, int, int]] = deque()
+        # When; tokens of an answer, or prompt tokens that a step has looked up in the prefix cache, and found there.
+        self._counts: deque[tuple[float, int, int, int]] = deque()
 
     def begin(self, most: int) -> None:
         """The engine has started.
@@ -48,28 +48,31 @@ class Load:
         self._most = most + SPARE
         self.room = min(FIRST, self._most)
 
-    def record(self, scheduler: Any, iteration: Any) -> None:
-        """Take vLLM's `SchedulerStats` and `IterationStats` of one step; either may be None."""
-        if scheduler is not None:
-            self.running = scheduler.num_running_reqs
-            self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
-            self.cache = scheduler.kv_cache_usage
-            if self.waiting > SPARE:
-                self.room = max(1, self.running + SPARE)
-            elif self.running + self.waiting >= self.room - SPARE and not self.waiting and self.cache < FULL:
-                self.room = min(2 * self.room, self._most)
-        now = time.monotonic()
-        sampled = 0 if iteration is None else iteration.num_generation_tokens
-        prefix = None if scheduler is None else scheduler.prefix_cache_stats
-        looked, found = (0, 0) if prefix is None else (prefix.queries, prefix.hits)
-        if sampled or looked:
-            self._steps.append((now, sampled, looked, found))
-        self._forget(now)
+    def record(self, scheduler: Any) -> None:
+        """Take vLLM's `SchedulerStats` of one step."""
+        self.running = scheduler.num_running_reqs
+        self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
+        self.cache = scheduler.kv_cache_usage
+        if self.waiting > SPARE:
+            self.room = max(1, self.running + SPARE)
+        elif self.running + self.waiting >= self.room - SPARE and not self.waiting and self.cache < FULL:
+            self.room = min(2 * self.room, self._most)
+        prefix = scheduler.prefix_cache_stats
+        if prefix is not None and prefix.queries:
+            self._count((time.monotonic(), 0, prefix.queries, prefix.hits))
+
+    def answered(self, tokens: int) -> None:
+        """An answer has come to its end, with so many tokens."""
+        self._count((time.monotonic(), tokens, 0, 0))
+
+    def _count(self, counts: tuple[float, int, int, int]) -> None:
+        self._counts.append(counts)
+        self._forget(counts[0])
 
     def numbers(self) -> dict[str, float]:
         """The load for people and for routing: calls, shares from 0 to 1, and tokens per second."""
         self._forget(time.monotonic())
-        sampled, looked, found = (sum(step[i] for step in self._steps) for i in (1, 2, 3))
+        sampled, looked, found = (sum(counts[i] for counts in self._counts) for i in (1, 2, 3))
         return {
             "running": float(self.running if self.sent else 0),
             "waiting": float(self.waiting if self.sent else 0),
@@ -81,23 +84,31 @@ class Load:
         }
 
     def _forget(self, now: float) -> None:
-        while self._steps and self._steps[0][0] < now - WINDOW:
-            self._steps.popleft()
+        while self._counts and self._counts[0][0] < now - WINDOW:
+            self._counts.popleft()
 
     def logger(self) -> Any:
-        """A factory of vLLM's stat loggers that feeds this load."""
-        from vllm.v1.metrics.loggers import StatLoggerBase
+        """What vLLM is to give its statistics to instead of its own Prometheus logger, whose numbers nobody would read."""
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         load = self
 
-        class Feeder(StatLoggerBase):  # type: ignore[misc, unused-ignore]
-            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-                del vllm_config, engine_index
+        # vLLM leaves its own out if there is another one of its kind. That must say each method anew.
+        class Feeder(PrometheusStatLogger):  # type: ignore[misc, unused-ignore]
+            def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
+                del vllm_config, engine_indexes
 
             def record(
                 self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
             ) -> None:
-                load.record(scheduler_stats, iteration_stats)
+                if scheduler_stats is not None:
+                    load.record(scheduler_stats)
+
+            def record_admission_rejection(self, reason: str) -> None:
+                pass
+
+            def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+                pass
 
             def log_engine_initialized(self) -> None:
                 pass
