@@ -25,8 +25,8 @@ from gymq.errors import CallError
 from gymq.message import Conversation, Message, encode_message
 from gymq.recorded import past
 from tests.vllm.asking import floats, ints, request, said, version_at
-from tests.vllm.tiny import TEMPLATE
-from tests.vllm.vision import IMAGE, PATCHES
+from tests.vllm.tiny import TEMPLATE, VOCABULARY
+from tests.vllm.vision import IMAGE, MARKS, PATCHES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,8 +36,13 @@ ENGINE = {"limit_mm_per_prompt": {"image": 3}}
 #: More than a block of the prefix cache.
 LONG = "Tell me of " + ", ".join(f"thing number {i}" for i in range(60))
 
-#: As good as greedy, but the logprobs are still the model's own.
-GREEDY = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+#: What a call samples: never a placeholder, which transformers would count as an image; the logprobs are the model's own.
+GREEDY = {
+    "temperature": 0,
+    "max_tokens": 12,
+    "ignore_eos": True,
+    "logit_bias": {str(VOCABULARY + MARKS.index(IMAGE)): -100},
+}
 
 
 def picture(color: str, width: int = 40, height: int = 40) -> str:
@@ -249,6 +254,11 @@ async def test_a_template_without_a_place_for_images_ends_the_call_in_one_line(b
         assert "no place for an image" in await refused(backend, seen(picture("red")))
     finally:
         backend._log = kept
+
+
+async def test_a_placeholder_in_a_text_beside_images_ends_the_call_in_one_line(backend: Any) -> None:
+    for content in (seen(picture("red"), f"What is in {IMAGE}?"), [{"type": "text", "text": IMAGE}, *seen(picture("red"))]):
+        assert f"the text has the placeholder '{IMAGE}' where there is no image" in await refused(backend, content)
 
 
 async def test_a_prompt_that_its_images_make_too_long_is_an_overflow(backend: Any) -> None:

@@ -144,7 +144,14 @@ class Images:
         places = made["mm_placeholders"]["image"]
         spans = [(place.offset, place.offset + place.length) for place in places]
         parts = zip(made["mm_kwargs"]["image"], made["mm_hashes"]["image"], places, strict=True)
-        return made["prompt_token_ids"], spans, [_Made(data, name, place.is_embed) for data, name, place in parts]
+        found = [_Made(data, name, place.is_embed) for data, name, place in parts]
+        expanded: list[int] = made["prompt_token_ids"]
+        (start, _), mask = spans[0], found[0].mask
+        image = expanded[start if mask is None else start + int(mask.int().argmax())]
+        if expanded.count(image) > sum(expanded[start:end].count(image) for start, end in spans):
+            text = self._renderer.get_tokenizer().decode([image])
+            raise CallError("model", one_line(f"the text has the placeholder {text!r} where there is no image; take it out"))
+        return expanded, spans, found
 
     async def alone(self, pictures: list[Picture]) -> list[_Made]:
         """What the processor makes of images, whatever stands around them."""
