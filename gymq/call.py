@@ -124,6 +124,20 @@ class Usage(msgspec.Struct, array_like=True):
         self.reasoning_tokens += other.reasoning_tokens
 
 
+class Place(msgspec.Struct, array_like=True, frozen=True):
+    """Where an image stands in a call's prompt.
+
+    Args:
+        start: the index of its first id in the prompt, whatever of that is stored.
+        end: the index after its last id.
+        image: which one it is: a digest of its URL.
+    """
+
+    start: int
+    end: int
+    image: str
+
+
 class Tokens(msgspec.Struct, array_like=True):
     """Token ids and logprobs of one model call, packed little-endian; stored once.
 
@@ -134,6 +148,7 @@ class Tokens(msgspec.Struct, array_like=True):
         logprobs: one float32 per sampled id, or empty.
         versions: which policy sampled them, as runs `(index of the first sampled id, policy version)`: ascending, the first
             begins at 0, and each goes on to where the next begins; empty: unknown.
+        images: where the images of `prompt` stand.
     """
 
     prompt_start: int = 0
@@ -141,6 +156,7 @@ class Tokens(msgspec.Struct, array_like=True):
     output: bytes = b""
     logprobs: bytes = b""
     versions: list[tuple[int, int]] = []
+    images: list[Place] = []
 
 
 class Generated(msgspec.Struct, array_like=True):

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gymq.call import Tokens
+from gymq.call import Place, Tokens
 
 
 class RecordedTokens(msgspec.Struct):
@@ -17,11 +17,13 @@ class RecordedTokens(msgspec.Struct):
     output: bytes = b""
     logprobs: bytes = b""
     versions: list[tuple[int, int]] = []
+    images: list[Place] | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, tokens: Tokens) -> RecordedTokens:
         """What the record of a call says of its tokens."""
-        return cls(tokens.prompt_start, tokens.prompt, tokens.output, tokens.logprobs, tokens.versions)
+        images = tokens.images or msgspec.UNSET
+        return cls(tokens.prompt_start, tokens.prompt, tokens.output, tokens.logprobs, tokens.versions, images)
 
 
 class RecordedCall(msgspec.Struct):
@@ -54,5 +56,6 @@ def past(records: list[bytes], step: int) -> list[tuple[int, Tokens]]:
         record = _decoder.decode(data)
         if record.tokens is not None and record.message is not None and int(record.call.partition(".")[0]) < step:
             t = record.tokens
-            found.append((record.message, Tokens(t.prompt_start, t.prompt, t.output, t.logprobs, t.versions)))
+            images = t.images or []
+            found.append((record.message, Tokens(t.prompt_start, t.prompt, t.output, t.logprobs, t.versions, images)))
     return found

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.vllm.tiny import make
+from tests.vllm.vision import make_vision
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -39,13 +40,26 @@ def tiny2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("models") / "tiny2", seed=1)
 
 
+@pytest.fixture(scope="session")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes images, float32."""
+    return make_vision(tmp_path_factory.mktemp("models") / "vision")
+
+
+@pytest.fixture(scope="session")
+def vision2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return make_vision(tmp_path_factory.mktemp("models") / "vision2", seed=1)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def backend(tiny: Path, request: pytest.FixtureRequest) -> AsyncIterator[object]:
-    """The backend with its engine started; a module may say ENGINE, the engine's arguments."""
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[object]:
+    """The backend with its engine started; a module may say MODEL, a fixture, and ENGINE, the engine's arguments."""
     from gymq_workers.model.vllm_backend import VllmBackend
 
     engine = {"dtype": "float32", "max_num_seqs": 128, **getattr(request.module, "ENGINE", {})}
-    made = VllmBackend(str(tiny), {"gpu": "none", "engine": engine, "tool_parser": "hermes"})
+    model = request.getfixturevalue(getattr(request.module, "MODEL", "tiny"))
+    made = VllmBackend(str(model), {"gpu": "none", "engine": engine, "tool_parser": "hermes"})
     await made.start()
     yield made
     await made.stop()

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 from gymq_workers.agent.record import call_record
 from gymq_workers.model.render import Renderer
-from gymq_workers.model.token_log import Prompt, TokenLog
+from gymq_workers.model.token_log import TokenLog
+from gymq_workers.model.token_prompt import Prompt
 
 from gymq.backend import Request
 from gymq.call import Generated, Reply, Tokens, Usage

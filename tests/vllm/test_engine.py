@@ -158,6 +158,14 @@ async def test_fields_that_vllm_does_not_take_are_refused_in_one_line(backend: A
     assert (await backend.generate(request("Still here?", max_tokens=2, user="me", logprobs=True))).usage.output_tokens <= 2
 
 
+async def test_an_image_before_a_model_for_text_is_refused_in_one_line(backend: Any) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}
+    for message in (Message("user", [{"type": "text", "text": "Look: "}, image]), Message("tool", [image], tool_call_id="c")):
+        with pytest.raises(CallError, match=r"^messages\[1\] has an image, and this model takes none$") as caught:
+            await backend.generate(request("Hello", message))
+        assert caught.value.fault.kind == "model"
+
+
 async def test_bad_engine_arguments_are_one_line(tiny: Path) -> None:
     from gymq_workers.model.vllm_backend import VllmBackend
 

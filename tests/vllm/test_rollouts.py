@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from gymq.branches import branches
 from tests.support.redis_server import wait_until
 from tests.vllm.asking import floats, ints
 
@@ -103,6 +104,34 @@ def test_weights_that_are_published_in_a_run_reach_its_conversations(
     assert all(versions == sorted(versions) for versions in seen)
     assert {0, 3} == {version for versions in seen for version in versions}
     assert any(len(set(versions)) == 2 for versions in seen)
+
+
+def test_rows_with_images_become_branches_that_hold_them(spawn: Any, vision: Path, tmp_path: Path) -> None:
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+    urls = [*[f"data:image/png;base64,{pixel}"] * 5, "https://example.com/cat.png"]
+    game = {"secret": 3, "low": 0, "high": 999, "max_guesses": 4}
+    parts = [[{"type": "text", "text": "Guess."}, {"type": "image_url", "image_url": {"url": url}}] for url in urls]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"messages": [{"role": "user", "content": each}]} | game) + "\n" for each in parts))
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    argv = [GYMQ, "run", "guess_number", "--data", data, "--model", f"vllm:{vision}", "--gpu", "none", "--samples", "4"]
+    argv += ["--engine", "dtype=float32", "--config", tmp_path / "run.yaml", "--out", tmp_path / "out.jsonl"]
+    with (tmp_path / "log").open("wb") as log:
+        run = spawn([*map(str, argv)], stdout=log, stderr=subprocess.STDOUT)
+    run.wait(LIMIT)
+    found = rows(tmp_path / "out.jsonl")
+    assert len(found) == 24, (tmp_path / "log").read_text()
+    failed = [row for row in found if row["status"] == "failed"]
+    assert [row["error"]["kind"] for row in failed] == ["model"] * 4
+    assert all("messages[0]: an image is at 'https://example.com/cat.png'" in row["error"]["message"] for row in failed)
+    for row in found:
+        if row not in failed:
+            (branch,) = branches(row)
+            assert len(branch.turns) == row["turns"]
+            first, *later = generated(row)
+            ((start, end, _),) = first["images"]
+            assert 0 < start < end < branch.prompt_len
+            assert not any("images" in one for one in later)
 
 
 def test_an_engine_ends_with_a_worker_that_was_killed(spawn: Any, redis_url: str, tiny: Path, tmp_path: Path) -> None:

@@ -334,6 +334,22 @@ def test_a_template_that_would_write_none_gets_empty_content(content):
     assert Renderer(other).render([Message("assistant", None, tool_calls=[call])], Body()) == "look"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}",
+        "{% for part in message.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}",
+        "{{ message.content[0].text }}",
+    ],
+)
+def test_a_template_that_only_knows_parts_gets_text_as_one(text):
+    other = copy.deepcopy(tokenizer("chatml"))
+    other.chat_template = "{% for message in messages %}" + text + "{% endfor %}"
+    renderer = Renderer(other)
+    messages = [Message("system", "One, "), Message("user", "two, "), Message("assistant", ""), Message("tool", "three")]
+    assert renderer.render(messages, Body()) == "One, two, three"
+
+
 async def test_content_parts_are_text_unless_they_are_something_else():
     talk = Talk("chatml")
     talk.say("user", [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,18 +45,15 @@ Call one as <tool_call>{"name": <name>, "arguments": <object>}</tool_call><|im_e
 {% endif %}"""
 
 
-def make(folder: Path, seed: int = 0, dtype: str = "float32", longest: int = 2048) -> Path:
-    """Make a model.
+def make_tokenizer(further: tuple[str, ...] = (), template: str = TEMPLATE) -> Any:
+    """Train the tokenizer.
 
     Args:
-        folder: where it is written.
-        seed: of its weights; the tokenizer is always the same.
-        dtype: of its weights.
-        longest: tokens of prompt and answer together.
+        further: special tokens besides the usual ones; their ids come after those of all others.
+        template: the chat template.
     """
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
     tokens = Tokenizer(models.BPE())
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,9 +64,25 @@ def make(folder: Path, seed: int = 0, dtype: str = "float32", longest: int = 204
         texts,
         trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
     )
+    tokens.add_special_tokens(list(further))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make(folder: Path, seed: int = 0, dtype: str = "float32", longest: int = 2048) -> Path:
+    """Make a model.
+
+    Args:
+        folder: where it is written.
+        seed: of its weights; the tokenizer is always the same.
+        dtype: of its weights.
+        longest: tokens of prompt and answer together.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    make_tokenizer().save_pretrained(folder)
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=VOCABULARY,

@@ -14,7 +14,8 @@ from gymq.message import Message, encode_message
 from . import generate_api
 from .chat_api import Answer
 from .render import Renderer
-from .token_log import Prompt, TokenLog
+from .token_log import TokenLog
+from .token_prompt import Prompt
 
 #: Bytes of token ids and texts that are remembered.
 REMEMBERED = 256 * 1024 * 1024

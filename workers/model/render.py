@@ -156,9 +156,26 @@ class Renderer:
                 return null, objects
         return False, True
 
+    @cached_property
+    def _parts_only(self) -> bool:
+        """Whether the template loses text that is no list of parts, as those of some models with images do."""
+        text, parts = (self._repeats(content) for content in (_ANSWER, [{"type": "text", "text": _ANSWER}]))
+        return parts and not text
+
+    def _repeats(self, content: Any) -> bool:
+        """Whether the template writes what a user and the model say in a certain form."""
+        try:
+            text = self._apply([{"role": role, "content": content} for role in ("user", "assistant")], Body(), False)
+        except CallError:
+            return False
+        return text.count(_ANSWER) == 2
+
     def _plain(self, message: Message) -> dict[str, Any]:
         """A message as templates know it."""
-        plain: dict[str, Any] = {"role": message.role, "content": _content(message)}
+        content = _content(message)
+        if isinstance(content, str) and self._parts_only:
+            content = [{"type": "text", "text": content}]
+        plain: dict[str, Any] = {"role": message.role, "content": content}
         if message.reasoning is not None:
             # Templates agree on no name.
             plain["reasoning_content"] = plain["reasoning"] = message.reasoning
@@ -180,7 +197,13 @@ def _content(message: Message) -> Any:
         return content or ""
     if all(part.get("type") == "text" for part in content):
         return message.text
-    return [{**part, "type": str(part.get("type")).removesuffix("_url")} for part in content]
+    return [_part(part) for part in content]
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    kind = str(part.get("type")).removesuffix("_url")
+    # A template writes where an image is; what is in it is none of the prompt's text.
+    return {"type": kind} if kind == "image" else {**part, "type": kind}
 
 
 def _tool_call(call: ToolCall, objects: bool) -> dict[str, Any]:

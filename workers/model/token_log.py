@@ -7,6 +7,9 @@ render the same messages, so it does not matter that a template would write an a
 
 Where the template takes back what an earlier prompt held (it drops reasoning, say), the prompt is a fork: it goes on from
 the last answer before the change, or begins anew.
+
+An image is a placeholder in text and many ids in a prompt. Only what is new is expanded; what was expanded once is kept like
+everything else, with the place where it is. Two images may have the same ids, so the log compares the images, too.
 """
 
 from __future__ import annotations
@@ -15,67 +18,18 @@ import struct
 import sys
 from array import array
 from functools import lru_cache
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gymq.backend import Request
 from gymq.cache import Cache
-from gymq.call import Tokens
+from gymq.call import Place, Tokens
 from gymq.message import Message
 
 from .render import Body, Renderer, TurnEnd
-
-
-class Turn(msgspec.Struct):
-    """An answer in a chain of ids.
-
-    Args:
-        index: the index of its message.
-        start: how many ids there are before it: its prompt.
-        end: how many there are up to its end.
-        asked: how many characters of the entry's text its prompt was; -1: not known.
-    """
-
-    index: int
-    start: int
-    end: int
-    asked: int = -1
-
-
-class Prompt(msgspec.Struct):
-    """The next call's prompt.
-
-    Args:
-        ids: its token ids, int32.
-        start: so many first ids are those of the rollout's previous call, its prompt and its output.
-        forked: whether those are not all of them: the template rewrote what came before.
-        text: what the template rendered.
-        turns: the answers that stand in it as they were sampled.
-    """
-
-    ids: array[int]
-    start: int
-    forked: bool
-    text: str
-    turns: list[Turn]
-
-    def tokens(self, output: list[int], logprobs: list[float], versions: list[tuple[int, int]]) -> Tokens:
-        """Pack the call's tokens for its record.
-
-        Args:
-            output: the sampled ids.
-            logprobs: one for each, or none.
-            versions: see `Tokens`.
-        """
-        new = self.ids[self.start :]
-        return Tokens(
-            self.start,
-            struct.pack(f"<{len(new)}i", *new),
-            struct.pack(f"<{len(output)}i", *output),
-            struct.pack(f"<{len(logprobs)}f", *logprobs),
-            versions,
-        )
+from .token_prompt import Pictures, Prompt, Turn
 
 
 class _Entry(msgspec.Struct):
@@ -88,6 +42,21 @@ class _Entry(msgspec.Struct):
     text: str | None
     turns: list[Turn]
     answer: int
+    places: list[Place]
+
+
+class _Plan(NamedTuple):
+    """How a prompt is made.
+
+    Args:
+        length: so many first ids of the last call are kept.
+        turns: the answers in them.
+        new: the ids behind them, with a placeholder for each image.
+    """
+
+    length: int
+    turns: list[Turn]
+    new: list[int]
 
 
 class TokenLog:
@@ -104,11 +73,15 @@ class TokenLog:
         #: Prompts made, those that forked, and those whose history was read from Redis.
         self.counts = {"prompts": 0, "forks": 0, "reloads": 0}
 
-    async def prompt(self, request: Request) -> Prompt:
+    async def prompt(self, request: Request, pictures: Pictures | None = None) -> Prompt:
         """The prompt of a rollout's next call.
 
+        Args:
+            request: the call.
+            pictures: the conversation's images, if it has any.
+
         Raises:
-            CallError: `model`: the chat template refuses the conversation.
+            CallError: `model`: the chat template refuses the conversation, or its images have no place.
         """
         body = _body(request.body)
         entry = self._entries.get(_key(request))
@@ -119,11 +92,19 @@ class TokenLog:
                 entry = self._rebuilt(request, body, await request.history())
         text = self._renderer.render(request.messages, body)
         self.counts["prompts"] += 1
-        if entry is None:
-            return Prompt(array("i", self._renderer.ids(text)), 0, False, text, [])
-        prompt = self._next(entry, list(request.messages), body, text)
-        self.counts["forks"] += prompt.forked
-        return prompt
+        entry = entry or _Entry(array("i"), None, [], 0, [])
+        plan = self._next(entry, list(request.messages), body, text, pictures)
+        new, places = plan.new, [place for place in entry.places if place.end <= plan.length]
+        if pictures is not None:
+            first = len(places)
+            new, spans = await pictures.expand(new, first)
+            named = zip(spans, pictures.names[first:], strict=True)
+            places += [Place(plan.length + start, plan.length + end, name) for (start, end), name in named]
+        ids = entry.ids[: plan.length] + array("i", new)
+        start = min(_same(ids, entry.ids), _same_images(places, entry.places, len(ids)))
+        forked = start < len(entry.ids)
+        self.counts["forks"] += forked
+        return Prompt(ids, start, forked, text, plan.turns, places)
 
     def answered(self, request: Request, prompt: Prompt, output: list[int], message: bytes) -> None:
         """Note the answer to a prompt.
@@ -136,11 +117,11 @@ class TokenLog:
         """
         ids = prompt.ids + array("i", output)
         turn = Turn(len(request.messages), len(prompt.ids), len(ids), len(prompt.text))
-        self._keep(request, ids, prompt.text, [*prompt.turns, turn], message)
+        self._keep(request, _Entry(ids, prompt.text, [*prompt.turns, turn], hash(message), prompt.places))
 
-    def _keep(self, request: Request, ids: array[int], text: str, turns: list[Turn], message: bytes) -> _Entry:
-        entry = _Entry(ids, text, turns, hash(message))
-        self._entries.put(_key(request), entry, 500 + 4 * len(ids) + sys.getsizeof(text) + 150 * len(turns))
+    def _keep(self, request: Request, entry: _Entry) -> _Entry:
+        lists = 150 * len(entry.turns) + 200 * len(entry.places)
+        self._entries.put(_key(request), entry, 500 + 4 * len(entry.ids) + sys.getsizeof(entry.text) + lists)
         return entry
 
     def _rebuilt(self, request: Request, body: Body, history: list[tuple[int, Tokens]]) -> _Entry | None:
@@ -148,9 +129,10 @@ class TokenLog:
         if not history:
             return None
         self.counts["reloads"] += 1
-        ids, turns = array("i"), list[Turn]()
+        ids, turns, places = array("i"), list[Turn](), list[Place]()
         for index, tokens in history:
             turns = [turn for turn in turns if turn.end <= tokens.prompt_start]
+            places = [place for place in places if place.end <= tokens.prompt_start] + tokens.images
             ids = ids[: tokens.prompt_start] + _unpacked(tokens.prompt)
             start = len(ids)
             ids += _unpacked(tokens.output)
@@ -159,12 +141,12 @@ class TokenLog:
         if last < len(messages) and messages[last].role == "assistant":
             text = self._renderer.render(messages[:last], body)
             turns[-1].asked = len(text)
-            return self._keep(request, ids, text, turns, request.messages.turns[last])
+            return self._keep(request, _Entry(ids, text, turns, hash(request.messages.turns[last]), places))
         # The answer was taken back: nothing goes on from it.
         there = [turn for turn in turns if turn.index < len(messages) and messages[turn.index].role == "assistant"]
-        return _Entry(ids, None, there, 0)
+        return _Entry(ids, None, there, 0, places)
 
-    def _next(self, entry: _Entry, messages: list[Message], body: Body, text: str) -> Prompt:
+    def _next(self, entry: _Entry, messages: list[Message], body: Body, text: str, pictures: Pictures | None) -> _Plan:
         """Go on from the last answer if the text does, else from one before it, else begin anew."""
         for count in range(len(entry.turns), 0, -1):
             turn, turns = entry.turns[count - 1], entry.turns[:count]
@@ -173,19 +155,15 @@ class TokenLog:
             else:
                 asked = self._renderer.render(messages[: turn.index], body)
             # The ids stand for the entry's text, and it may not be that of these messages any more.
-            if text.startswith(asked) and (entry.text is None or entry.text.startswith(asked)):
+            as_it_was = entry.text is None or entry.text.startswith(asked)
+            images = [] if pictures is None else pictures.names[: pictures.before(turn.index)]
+            if text.startswith(asked) and as_it_was and images == [p.image for p in entry.places if p.end <= turn.start]:
                 end = self._end(entry, turn, asked, messages, body, text)
                 if end is not None:
-                    return self._go_on(entry, turn.end, turns, text, end.at, end.token)
+                    return _Plan(turn.end, turns, self._renderer.ids(text[end.at :], end.token))
                 # All that the model saw stands as it stood, but not what it said.
-                return self._go_on(entry, turn.start, turns[:-1], text, len(asked), "")
-        return self._go_on(entry, 0, [], text, 0, "")
-
-    def _go_on(self, entry: _Entry, length: int, turns: list[Turn], text: str, at: int, after: str) -> Prompt:
-        """Keep so many ids, and tokenize what the text has behind what they stand for."""
-        ids = entry.ids[:length] + array("i", self._renderer.ids(text[at:], after))
-        start = _same(ids, entry.ids)
-        return Prompt(ids, start, start < len(entry.ids), text, turns)
+                return _Plan(turn.start, turns[:-1], self._renderer.ids(text[len(asked) :]))
+        return _Plan(0, [], self._renderer.ids(text))
 
     def _end(self, entry: _Entry, turn: Turn, asked: str, messages: list[Message], body: Body, text: str) -> TurnEnd | None:
         """Where an answer ends in a text that begins with its prompt's, behind the special token that ends it if the model
@@ -251,3 +229,11 @@ def _same(one: Any, other: Any) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _same_images(one: list[Place], other: list[Place], most: int) -> int:
+    """Up to which index two prompts have the same images."""
+    for here, there in zip_longest(one, other):
+        if here != there:
+            return min(place.start for place in (here, there) if place is not None)
+    return most

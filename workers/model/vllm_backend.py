@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from gymq.backend import Backend, Request
@@ -13,6 +14,7 @@ from .chat_api import ended
 from .render import Renderer
 from .token_log import TokenLog
 from .vllm_engine import Engine
+from .vllm_images import Images
 from .vllm_options import VllmOptions
 from .vllm_parsers import Parsers
 from .vllm_sampling import Bodies
@@ -53,7 +55,11 @@ class VllmBackend(Backend):
         await self._engine.label(self.version)
         self._parsers = Parsers(self._options, self._engine.tokenizer, self._engine.model_config, self._engine.load)
         self._bodies = Bodies(self._parsers.adjust, self._engine.on_cpu)
-        self._log = TokenLog(Renderer(self._engine.tokenizer, None, self._engine.ends()), REMEMBERED)
+        self._images = Images(self._engine.renderer, self._engine.model_config)
+        tokenizer = self._engine.tokenizer
+        template = None if getattr(tokenizer, "chat_template", None) else self._images.template
+        given = {} if template is None else {"chat_template": template}
+        self._log = TokenLog(Renderer(tokenizer, given, self._engine.ends()), REMEMBERED)
         tool, reasoning = self._parsers.names
         print(f"gymq: model vllm:{self.model}: tool parser {tool}, reasoning parser {reasoning}", file=sys.stderr)
 
@@ -85,9 +91,12 @@ class VllmBackend(Backend):
             CallError: `model`, `model_unavailable` or `context_overflow`.
         """
         body = self._bodies.read(request.body)
-        prompt = await self._log.prompt(request)
+        pictures = await self._images.read(request.messages)
+        prompt = await self._log.prompt(request, pictures)
         ids = prompt.ids.tolist()
-        sampled = await self._engine.generate(ids, body.params_for(len(ids), self._engine.longest))
+        params = body.params_for(len(ids), self._engine.longest)
+        given = None if pictures is None else partial(pictures.input, ids, prompt.places)
+        sampled = await self._engine.generate(ids, params, given)
         message = self._parsers.message(ids, sampled, body)
         encoded = encode_message(message)
         self._log.answered(request, prompt, sampled.ids, encoded)

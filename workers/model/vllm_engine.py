@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,11 @@ class Engine:
         return self._llm.get_tokenizer()
 
     @property
+    def renderer(self) -> Any:
+        """What makes the engine's input of prompts."""
+        return self._llm.renderer
+
+    @property
     def model_config(self) -> Any:
         """vLLM's description of the model."""
         return self._llm.vllm_config.model_config
@@ -139,22 +145,26 @@ class Engine:
         found: Ends = self.model_config.try_get_generation_config().get("eos_token_id")
         return found
 
-    async def generate(self, ids: list[int], params: Any) -> Sampled:
+    async def generate(self, ids: list[int], params: Any, given: Callable[[], Awaitable[Any]] | None = None) -> Sampled:
         """Sample an answer; a cancellation aborts it in the engine.
 
         Args:
             ids: the prompt's token ids.
             params: vLLM's `SamplingParams`, with `FINAL_ONLY` output and flat logprobs.
+            given: makes the engine's input where the prompt has more than its ids, anew for each try.
 
         Raises:
             CallError: `model`: the engine does not take the request; `model_unavailable`: it has died.
         """
+        lost = False
         while True:
-            output = await self._once(ids, params)
+            output = await self._once({"type": "token", "prompt_token_ids": ids} if given is None else await given(), params)
             answer = output.outputs[0]
             if answer.finish_reason in ("stop", "length"):
                 break
-            if answer.finish_reason != "abort":
+            if answer.finish_reason == "error" and given is not None and not lost:
+                lost = True  # the engine had no longer what vLLM thought it had, and knows it now
+            elif answer.finish_reason != "abort":
                 raise CallError("model_unavailable", f"vLLM ended the answer with {answer.finish_reason!r}")
             # New weights came, in mode `abort`: it waits in the engine until they are there.
         self.load.answered(len(answer.token_ids))
@@ -170,14 +180,13 @@ class Engine:
             output.num_cached_tokens or 0,
         )
 
-    async def _once(self, ids: list[int], params: Any) -> Any:
+    async def _once(self, prompt: Any, params: Any) -> Any:
         if self.broken:
             raise CallError("model_unavailable", self.broken)
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._count += 1
-        prompt = {"type": "token", "prompt_token_ids": ids}
         self.load.sent += 1
         try:
             last = None

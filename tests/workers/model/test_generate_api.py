@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import struct
-from types import SimpleNamespace
 
-import msgspec
 import pytest
 from gymq_workers.model import exact
 from gymq_workers.model.openai_backend import OpenAIBackend
@@ -15,31 +13,9 @@ from bench.mock_tokens import END, OK, decode
 from gymq.errors import CallError, UsageError
 from gymq.message import Message, decode_message
 from tests.workers.model.mock import ask, servers
+from tests.workers.model.tokenizer import Bytes
 
 TOOLS = b'{"tools":[{"type":"function","function":{"name":"get_weather","parameters":{"type":"object"}}}]}'
-
-
-class Bytes:
-    """A tokenizer whose ids are bytes, with the mock server's two others; it has what `Renderer` asks of one."""
-
-    eos_token_id = END
-    added_tokens_decoder = {END: SimpleNamespace(content="<|end|>", special=True)}
-
-    def apply_chat_template(self, messages, tools=None, tokenize=False, add_generation_prompt=True, **_):
-        text = "".join(f"{m['role']}:\n{m['content'] or ''}{self._calls(m)}<|end|>\n" for m in messages)
-        return text + ("assistant:\n" if add_generation_prompt else "")
-
-    def _calls(self, message):
-        calls = [{k: call["function"][k] for k in ("name", "arguments")} for call in message.get("tool_calls") or ()]
-        return "".join(f"<tool_call>{msgspec.json.encode(call).decode()}</tool_call>" for call in calls)
-
-    def encode(self, text, add_special_tokens=False):
-        parts = text.split("<|end|>")
-        ids = [id for part in parts for id in [*part.encode(), END]]
-        return ids[:-1]
-
-    def decode(self, ids, **_):
-        return decode(list(ids))
 
 
 def ids(packed: bytes) -> list[int]:
