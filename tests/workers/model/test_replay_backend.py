@@ -145,6 +145,21 @@ async def test_rollouts_of_nemo_gym_are_read(recorded):
     assert await text(one, ask(*start, call, Message("tool", "2", tool_call_id="c1", name="f"))) == "It is 2."
 
 
+async def test_a_pattern_names_several_files(tmp_path: Path):
+    for name in ("one", "two"):
+        rows = [[user(name), said(f"from {name}")], [user("Hi"), said("same"), user("On"), said(f"end {name}")]]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    backend = ReplayBackend(f"{tmp_path}/*.jsonl", {})
+    await backend.start()
+    assert [await text(backend, ask(name)) for name in ("one", "two")] == ["from one", "from two"]
+    # Also where a prompt was answered in both: a rollout stays with its file.
+    again = [await text(backend, ask("Hi", Message("assistant", "same"), "On", rollout=f"r.0.{n}")) for n in range(2)]
+    assert again == ["end one", "end two"]
+    await backend.stop()
+    with pytest.raises(UsageError, match="is no file"):
+        ReplayBackend(f"{tmp_path}/*.txt", {})
+
+
 async def test_a_miss_shows_the_first_difference(recorded):
     one = await recorded([user("Hi"), said("Hello"), user("On"), said("end")])
     assert "rollouts.jsonl has no answer to this prompt of 1 messages" in await miss(one, ask("Ho"))
