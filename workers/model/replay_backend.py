@@ -22,6 +22,11 @@ from gymq.items import Item, to_messages
 from gymq.message import Message, decode_message, encode_message
 from gymq.recorded import RecordedTokens
 
+from .prefixes import Prefixes
+
+#: Rollouts of which the last call's token ids are remembered by their digest.
+_REMEMBERED = 16384
+
 #: Characters of a message that the error of a miss shows.
 _SHOWN = 80
 
@@ -90,6 +95,7 @@ class ReplayBackend(Backend):
             raise UsageError(f"model replay: {model} is no file")
         self._files: list[int] = []
         self._answers: dict[bytes, list[_Answer]] = {}
+        self._prefixes = Prefixes(_REMEMBERED)
 
     async def start(self) -> None:
         """Read the files' prompts.
@@ -134,7 +140,23 @@ class ReplayBackend(Backend):
         call = calls[-1] if calls else _Call()
         finish = call.finish or ("tool_calls" if message.tool_calls else "stop")
         usage = Usage(call.input_tokens or 0, call.output_tokens or 0)
-        return Generated(encode_message(message), finish, usage, _tokens(calls), _model(row))
+        encoded = encode_message(message)
+        return Generated(encoded, finish, usage, await self._tokens(request, encoded, calls), _model(row))
+
+    async def _tokens(self, request: Request, answer: bytes, calls: list[_Call]) -> Tokens | None:
+        """The ids of the last of these calls; of its prompt only what is new to the rollout, which may mix recordings."""
+        if not calls or calls[-1].tokens is None:
+            return None
+        whole = prompt = b""
+        tokens = RecordedTokens()
+        for call in calls:
+            tokens = call.tokens or RecordedTokens()
+            prompt = whole[: 4 * tokens.prompt_start] + tokens.prompt
+            whole = prompt + tokens.output
+        start = await self._prefixes.known(request, prompt) if prompt else 0
+        if prompt and tokens.output:
+            self._prefixes.remember(request, answer, whole)
+        return Tokens(start // 4, prompt[start:], tokens.output, tokens.logprobs, tokens.versions)
 
     def _index(self, file: int) -> None:
         """Note where the answer to each prompt of a file stands."""
@@ -225,16 +247,3 @@ def _messages(row: _Row) -> list[Message]:
 
 def _model(row: _Row) -> str:
     return row.model_name or (row.response.model if row.response is not None else None) or "replay"
-
-
-def _tokens(calls: list[_Call]) -> Tokens | None:
-    """The ids of the last of these calls, with its whole prompt: a rollout may mix recordings, so no call builds on another."""
-    if not calls or calls[-1].tokens is None:
-        return None
-    whole = prompt = b""
-    tokens = RecordedTokens()
-    for call in calls:
-        tokens = call.tokens or RecordedTokens()
-        prompt = whole[: 4 * tokens.prompt_start] + tokens.prompt
-        whole = prompt + tokens.output
-    return Tokens(0, prompt, tokens.output, tokens.logprobs, tokens.versions)

@@ -113,7 +113,7 @@ async def test_usage_finish_and_model_are_repeated(recorded):
     assert (answer.finish, answer.usage.input_tokens, answer.usage.output_tokens, answer.model) == ("length", 5, 2, "big")
 
 
-async def test_token_ids_are_replayed_with_the_whole_prompt(recorded):
+async def test_token_ids_are_replayed_and_of_a_prompt_what_is_new_to_the_rollout(recorded):
     def packed(*ids: int) -> str:
         return base64.b64encode(struct.pack(f"<{len(ids)}i", *ids)).decode()
 
@@ -123,7 +123,11 @@ async def test_token_ids_are_replayed_with_the_whole_prompt(recorded):
     one = await recorded({"messages": [user("Hi"), said("a"), user("On"), said("b")], "calls": calls})
     got = (await one.generate(ask("Hi"))).tokens
     assert got == Tokens(0, struct.pack("<2i", 1, 2), struct.pack("<i", 3), struct.pack("<i", 7), [(0, 4)])
-    got = (await one.generate(ask("Hi", Message("assistant", "a"), "On"))).tokens
+    on = ("Hi", Message("assistant", "a"), "On")
+    got = (await one.generate(ask(*on))).tokens
+    assert got == Tokens(3, struct.pack("<2i", 4, 5), struct.pack("<2i", 6, 7))
+    # To another rollout, all of it is new.
+    got = (await one.generate(ask(*on, rollout="run.1.0"))).tokens
     assert got == Tokens(0, struct.pack("<5i", 1, 2, 3, 4, 5), struct.pack("<2i", 6, 7))
 
 
