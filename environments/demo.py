@@ -1,24 +1,96 @@
-"""Writes `demo.jsonl`: a few tasks of each environment in one file, for `make demo`. Run: python environments/demo.py"""
+"""Writes `demo.jsonl`: 200 tasks of five environments in one file, for `make demo`. Run: python environments/demo.py"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-#: Tasks of each environment; with four samples each they are 240 rollouts.
-TASKS = 12
+#: Tasks of each environment.
+TASKS = {"reasoning_gym": 96, "weather": 44, "counter": 36, "guess_number": 12, "multiple_choice": 12}
 
 FOLDER = Path(__file__).parent
 
 
+def call(name: str, **arguments: Any) -> dict[str, str]:
+    """A tool call as a message's text: the template of the recorded model, SmolLM2, has no place for another form."""
+    told = json.dumps({"name": name, "arguments": arguments})
+    return {"role": "assistant", "content": f"<tool_call>\n{told}\n</tool_call>"}
+
+
+def result(text: str) -> dict[str, str]:
+    """What a tool answered."""
+    return {"role": "tool", "content": text, "tool_call_id": "example"}
+
+
+def user(text: str) -> dict[str, str]:
+    """What the user said."""
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, str]:
+    """What the model said."""
+    return {"role": "assistant", "content": text}
+
+
+#: Conversations that stand before the question: so small a model calls tools only where it has seen it done.
+EXAMPLES: dict[str, list[dict[str, str]]] = {
+    "weather": [
+        user("What is the weather in Rome?"),
+        call("get_weather", city="Rome"),
+        result("The weather in Rome is sunny."),
+        said("It is sunny in Rome."),
+        user("Do I need a coat in Reykjavík?"),
+        call("get_weather", city="Reykjavík"),
+        result("The weather in Reykjavík is snowy."),
+        said("Yes, take a coat: it is snowy in Reykjavík."),
+        user("How is the weather at the moment in Tokyo?"),
+        call("get_weather", city="Tokyo"),
+        result("The weather in Tokyo is rainy."),
+        said("It is rainy in Tokyo."),
+    ],
+    "counter": [
+        user("add 5 then get the count"),
+        call("increment_counter", count=5),
+        result('{"success": true}'),
+        call("get_counter_value"),
+        result('{"count": 12}'),
+        said("The count is 12."),
+        user("add 3 then add -8 then get the count"),
+        call("increment_counter", count=3),
+        result('{"success": true}'),
+        call("increment_counter", count=-8),
+        result('{"success": true}'),
+        call("get_counter_value"),
+        result('{"count": 7}'),
+        said("The count is 7."),
+    ],
+}
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """Choose an environment's tasks: evenly spread, because neighbours in its file are of one kind, and no prompt twice.
+
+    Args:
+        name: the environment's.
+    """
+    prompts = {}
+    for line in (FOLDER / name / "data" / "train.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        prompts.setdefault(json.dumps(row["messages"]), row)
+    distinct = list(prompts.values())
+    chosen = [distinct[i * len(distinct) // TASKS[name]] for i in range(TASKS[name])]
+    for row in chosen:
+        row["messages"] = [*row["messages"][:-1], *EXAMPLES.get(name, []), row["messages"][-1]]
+    return [{"environment": name, **row} for row in chosen]
+
+
 def main() -> None:
     """Write the file."""
-    with (FOLDER / "demo.jsonl").open("w") as out:
-        for name in ("weather", "counter", "guess_number", "multiple_choice", "reasoning_gym"):
-            rows = (FOLDER / name / "data" / "train.jsonl").read_text().splitlines()
-            # Evenly spread: neighbours in these files are of one kind.
-            for row in rows[:: len(rows) // TASKS][:TASKS]:
-                out.write(json.dumps({"environment": name, **json.loads(row)}) + "\n")
+    with (FOLDER / "demo.jsonl").open("w", encoding="utf-8") as out:
+        for name in TASKS:
+            for row in rows(name):
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The real engine, on a CPU, with a random model that is made on the spot; nothing here is collected where there is no vLLM."""
+"""The real engine, on a CPU, with a random model that is made on the spot, or with a small real one; nothing here is collected
+where there is no vLLM."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.vllm import smollm2 as real
 from tests.vllm.tiny import make
 from tests.vllm.vision import make_vision
 
@@ -50,6 +52,15 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vision2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with other weights."""
     return make_vision(tmp_path_factory.mktemp("models") / "vision2", seed=1)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real model, bfloat16; where it cannot be had the test is skipped."""
+    try:
+        return real.make()
+    except real.NotAtHand as error:
+        pytest.skip(str(error))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

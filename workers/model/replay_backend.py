@@ -1,12 +1,13 @@
 """The backend `replay`: answers that were recorded before, matched by the exact prompt.
 
-The file is read once, to note where the answer to each prompt stands; an answer is read from the file when it is asked for.
+The files are read once, to note where the answer to each prompt stands; an answer is read from its file when it is asked for.
 A prompt is known by the digest of its messages, each brought to one form (decoded, without reasoning, encoded again).
 """
 
 from __future__ import annotations
 
 import asyncio
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from gymq.errors import CallError, DataError, UsageError
 from gymq.items import Item, to_messages
 from gymq.message import Message, decode_message, encode_message
 from gymq.recorded import RecordedTokens
+
+from .prefixes import Prefixes
+
+#: Rollouts of which the last call's token ids are remembered by their digest.
+_REMEMBERED = 16384
 
 #: Characters of a message that the error of a miss shows.
 _SHOWN = 80
@@ -53,8 +59,9 @@ class _Row(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct, array_like=True):
-    """Where an answer stands: the line's first byte and its length, and the message's index in it."""
+    """Where an answer stands: the file by its number, the line's first byte and length, and the message's index in it."""
 
+    file: int
     offset: int
     length: int
     index: int
@@ -64,13 +71,13 @@ _decoder = msgspec.json.Decoder(_Row)
 
 
 class ReplayBackend(Backend):
-    """Answers from a JSONL file of gymq's rollouts, or of NeMo Gym's.
+    """Answers from JSONL files of gymq's rollouts, or of NeMo Gym's.
 
     Where a prompt was answered several times, a rollout gets the answer of the recording that it has followed so far; one
     that follows none gets them in the recorded order, by the number of its sample.
 
     Args:
-        model: the file.
+        model: the file, or a pattern of several (`recorded/*.jsonl`).
         options: none are used.
 
     Raises:
@@ -83,36 +90,39 @@ class ReplayBackend(Backend):
         super().__init__(model, options)
         if not model:
             raise UsageError("model replay: say which file, as in replay:rollouts.jsonl")
-        if not os.path.isfile(model):
+        self._paths = [model] if os.path.isfile(model) else sorted(filter(os.path.isfile, glob.glob(model)))
+        if not self._paths:
             raise UsageError(f"model replay: {model} is no file")
-        self._file = -1
+        self._files: list[int] = []
         self._answers: dict[bytes, list[_Answer]] = {}
+        self._prefixes = Prefixes(_REMEMBERED)
 
     async def start(self) -> None:
-        """Read the file's prompts.
+        """Read the files' prompts.
 
         Raises:
-            UsageError: the file cannot be read, or a line is no rollout.
+            UsageError: a file cannot be read, or a line is no rollout.
         """
-        try:
-            self._file = os.open(self.model, os.O_RDONLY)
-        except OSError as error:
-            raise UsageError(f"model replay: cannot read {self.model}: {error.strerror}") from None
-        await asyncio.to_thread(self._index)
+        for path in self._paths:
+            try:
+                self._files.append(os.open(path, os.O_RDONLY))
+            except OSError as error:
+                raise UsageError(f"model replay: cannot read {path}: {error.strerror}") from None
+        for file in range(len(self._paths)):
+            await asyncio.to_thread(self._index, file)
         if not self._answers:
             raise UsageError(f"model replay: {self.model} holds no answers")
 
     async def stop(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        """Close the files."""
+        while self._files:
+            os.close(self._files.pop())
 
     async def generate(self, request: Request) -> Generated:
         """Look the answer up.
 
         Raises:
-            CallError: `replay_miss`: this exact prompt stands nowhere in the file.
+            CallError: `replay_miss`: this exact prompt stands in no file.
         """
         turns = request.messages.turns
         digests = list(_digests(map(decode_message, turns)))
@@ -130,23 +140,40 @@ class ReplayBackend(Backend):
         call = calls[-1] if calls else _Call()
         finish = call.finish or ("tool_calls" if message.tool_calls else "stop")
         usage = Usage(call.input_tokens or 0, call.output_tokens or 0)
-        return Generated(encode_message(message), finish, usage, _tokens(calls), _model(row))
+        encoded = encode_message(message)
+        return Generated(encoded, finish, usage, await self._tokens(request, encoded, calls), _model(row))
 
-    def _index(self) -> None:
-        """Note where the answer to each prompt stands."""
+    async def _tokens(self, request: Request, answer: bytes, calls: list[_Call]) -> Tokens | None:
+        """The ids of the last of these calls; of its prompt only what is new to the rollout, which may mix recordings."""
+        if not calls or calls[-1].tokens is None:
+            return None
+        whole = prompt = b""
+        tokens = RecordedTokens()
+        for call in calls:
+            tokens = call.tokens or RecordedTokens()
+            prompt = whole[: 4 * tokens.prompt_start] + tokens.prompt
+            whole = prompt + tokens.output
+        start = await self._prefixes.known(request, prompt) if prompt else 0
+        if prompt and tokens.output:
+            self._prefixes.remember(request, answer, whole)
+        return Tokens(start // 4, prompt[start:], tokens.output, tokens.logprobs, tokens.versions)
+
+    def _index(self, file: int) -> None:
+        """Note where the answer to each prompt of a file stands."""
         offset = 0
-        with open(self.model, "rb") as lines:
+        path = self._paths[file]
+        with open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     try:
                         messages = _messages(_decoder.decode(line))
                     except (msgspec.DecodeError, UnicodeDecodeError, DataError) as error:
                         reason = " ".join(str(error).split())
-                        raise UsageError(f"model replay: {self.model}:{number} is no rollout: {reason}") from None
+                        raise UsageError(f"model replay: {path}:{number} is no rollout: {reason}") from None
                     # The i-th digest is that of the first i messages: the prompt to the message with index i.
                     for index, (message, digest) in enumerate(zip(messages, _digests(messages), strict=False)):
                         if message.role == "assistant" and index:
-                            self._answers.setdefault(digest, []).append(_Answer(offset, len(line), index))
+                            self._answers.setdefault(digest, []).append(_Answer(file, offset, len(line), index))
                 offset += len(line)
 
     def _choose(self, request: Request, digests: list[bytes], found: list[_Answer]) -> _Answer:
@@ -158,13 +185,14 @@ class ReplayBackend(Backend):
         for digest in digests:
             first = self._answers.get(digest)
             if first is not None:  # its first answer came from this recording; so does this one, if it can
-                line = first[number % len(first)].offset
-                return next((answer for answer in found if answer.offset == line), found[number % len(found)])
+                line = first[number % len(first)]
+                same = (answer for answer in found if (answer.file, answer.offset) == (line.file, line.offset))
+                return next(same, found[number % len(found)])
         return found[number % len(found)]
 
     def _row(self, answer: _Answer) -> _Row:
         """Read a line again. Recordings are local files that were just read: this does not block the loop for long."""
-        return _decoder.decode(os.pread(self._file, answer.length, answer.offset))
+        return _decoder.decode(os.pread(self._files[answer.file], answer.length, answer.offset))
 
     def _miss(self, request: Request, digests: list[bytes]) -> str:
         """Say what is asked that was not recorded: the first message that differs from the nearest recording."""
@@ -219,16 +247,3 @@ def _messages(row: _Row) -> list[Message]:
 
 def _model(row: _Row) -> str:
     return row.model_name or (row.response.model if row.response is not None else None) or "replay"
-
-
-def _tokens(calls: list[_Call]) -> Tokens | None:
-    """The ids of the last of these calls, with its whole prompt: a rollout may mix recordings, so no call builds on another."""
-    if not calls or calls[-1].tokens is None:
-        return None
-    whole = prompt = b""
-    tokens = RecordedTokens()
-    for call in calls:
-        tokens = call.tokens or RecordedTokens()
-        prompt = whole[: 4 * tokens.prompt_start] + tokens.prompt
-        whole = prompt + tokens.output
-    return Tokens(0, prompt, tokens.output, tokens.logprobs, tokens.versions)

@@ -93,14 +93,14 @@ class Engine:
             **self._options.engine,
             "model": self._options.model,
         }
-        # A traceback for each call that a model wrote badly; they are counted instead.
-        logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
         began = time.monotonic()
         try:
             from vllm import AsyncEngineArgs
             from vllm.platforms import current_platform
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            # A traceback for each call that a model wrote badly; they are counted instead. Importing vLLM resets levels.
+            logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
             self.on_cpu = current_platform.is_cpu()
             if self.on_cpu:
                 arguments.setdefault("worker_extension_cls", EXTENSION)

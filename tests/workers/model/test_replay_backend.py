@@ -113,7 +113,7 @@ async def test_usage_finish_and_model_are_repeated(recorded):
     assert (answer.finish, answer.usage.input_tokens, answer.usage.output_tokens, answer.model) == ("length", 5, 2, "big")
 
 
-async def test_token_ids_are_replayed_with_the_whole_prompt(recorded):
+async def test_token_ids_are_replayed_and_of_a_prompt_what_is_new_to_the_rollout(recorded):
     def packed(*ids: int) -> str:
         return base64.b64encode(struct.pack(f"<{len(ids)}i", *ids)).decode()
 
@@ -123,7 +123,11 @@ async def test_token_ids_are_replayed_with_the_whole_prompt(recorded):
     one = await recorded({"messages": [user("Hi"), said("a"), user("On"), said("b")], "calls": calls})
     got = (await one.generate(ask("Hi"))).tokens
     assert got == Tokens(0, struct.pack("<2i", 1, 2), struct.pack("<i", 3), struct.pack("<i", 7), [(0, 4)])
-    got = (await one.generate(ask("Hi", Message("assistant", "a"), "On"))).tokens
+    on = ("Hi", Message("assistant", "a"), "On")
+    got = (await one.generate(ask(*on))).tokens
+    assert got == Tokens(3, struct.pack("<2i", 4, 5), struct.pack("<2i", 6, 7))
+    # To another rollout, all of it is new.
+    got = (await one.generate(ask(*on, rollout="run.1.0"))).tokens
     assert got == Tokens(0, struct.pack("<5i", 1, 2, 3, 4, 5), struct.pack("<2i", 6, 7))
 
 
@@ -143,6 +147,21 @@ async def test_rollouts_of_nemo_gym_are_read(recorded):
     start = [Message("system", "Be brief."), "Hi"]
     call = decode_message((await one.generate(ask(*start))).message)
     assert await text(one, ask(*start, call, Message("tool", "2", tool_call_id="c1", name="f"))) == "It is 2."
+
+
+async def test_a_pattern_names_several_files(tmp_path: Path):
+    for name in ("one", "two"):
+        rows = [[user(name), said(f"from {name}")], [user("Hi"), said("same"), user("On"), said(f"end {name}")]]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    backend = ReplayBackend(f"{tmp_path}/*.jsonl", {})
+    await backend.start()
+    assert [await text(backend, ask(name)) for name in ("one", "two")] == ["from one", "from two"]
+    # Also where a prompt was answered in both: a rollout stays with its file.
+    again = [await text(backend, ask("Hi", Message("assistant", "same"), "On", rollout=f"r.0.{n}")) for n in range(2)]
+    assert again == ["end one", "end two"]
+    await backend.stop()
+    with pytest.raises(UsageError, match="is no file"):
+        ReplayBackend(f"{tmp_path}/*.txt", {})
 
 
 async def test_a_miss_shows_the_first_difference(recorded):
