@@ -34,6 +34,9 @@ class Load:
         self.sent = 0
         #: Answers with what looks like a tool call and is none that the parser can read.
         self.malformed = 0
+        #: Prompt tokens that were looked up in the prefix cache since the engine started, and found there.
+        self.looked = 0
+        self.found = 0
         self.room = FIRST
         self._most = FIRST
         # Of each step with tokens: when, tokens sampled, prompt tokens looked up in the prefix cache, and found there.
@@ -62,12 +65,14 @@ class Load:
         sampled = 0 if iteration is None else iteration.num_generation_tokens
         prefix = None if scheduler is None else scheduler.prefix_cache_stats
         looked, found = (0, 0) if prefix is None else (prefix.queries, prefix.hits)
+        self.looked += looked
+        self.found += found
         if sampled or looked:
             self._steps.append((now, sampled, looked, found))
         self._forget(now)
 
     def numbers(self) -> dict[str, float]:
-        """The load for people and for routing: calls, shares from 0 to 1, and tokens per second."""
+        """The load for people and for routing: calls, shares from 0 to 1, tokens per second, and tokens since the start."""
         self._forget(time.monotonic())
         sampled, looked, found = (sum(step[i] for step in self._steps) for i in (1, 2, 3))
         return {
@@ -77,6 +82,8 @@ class Load:
             "kv_cache": round(self.cache, 4),
             "prefix_hits": round(found / looked, 4) if looked else 0.0,
             "tokens_per_second": round(sampled / WINDOW, 1),
+            "prompt_tokens": float(self.looked),
+            "cached_tokens": float(self.found),
             "malformed_calls": float(self.malformed),
         }
 
