@@ -28,8 +28,8 @@ BATCH = 100
 #: Seconds after which agents have seen who has a private mailbox, and engines have said what they have counted.
 SEEN = 1.5
 
-#: Blocks of the tiny model's cache, of 32 tokens: 1.6 times what a third of 48 conversations hold when they are longest.
-BLOCKS = "1024"
+#: Blocks of the tiny model's cache, of 32 tokens: room for the share of a replica, and not for all conversations.
+BLOCKS = "768"
 
 
 @contextmanager
@@ -95,6 +95,7 @@ def measure(replicas: Engines, first: int, args: Any) -> dict[str, float]:
         "computed": prompt - cached,
         "hits": cached / prompt,
         "engines": hits / looked,
+        "longest": statistics.median(chain[-1]["input_tokens"] + chain[-1]["output_tokens"] for chain in chains),
         "most": most(chains, args.samples) / prompt,
         "stayed": statistics.mean(stayed),
         "together": statistics.mean(len(first) == 1 for first in groups.values()),
@@ -120,6 +121,7 @@ def most(chains: list[list[dict[str, Any]]], samples: int) -> float:
 #: What is told: of which number, how it is written, and whether its range is, too.
 ROWS = (
     ("prompt tokens", "prompt", "{:,.0f}", False),
+    ("tokens of a conversation at its end", "longest", "{:,.0f}", False),
     ("prefill tokens, computed", "computed", "{:,.0f}", True),
     ("prefix-cache hits, by the calls' usage", "hits", "{:.1%}", True),
     ("prefix-cache hits, by the engines' counters", "engines", "{:.1%}", True),
