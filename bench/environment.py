@@ -1,4 +1,4 @@
-"""Three environments of the benchmark's own. Workers find them through entry points that `bench.system` writes for them."""
+"""Environments of the benchmark's own. Workers find them through entry points that `bench.points` writes for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import asyncio
 import msgspec
 from gymq_environments.weather.environment import Weather
 
-from gymq.environment import tool
+from bench.words import text
+from gymq.environment import Environment, Response, tool
 from gymq.message import Conversation, Function, Message, ToolCall
 from gymq.task import Task
 
@@ -68,3 +69,20 @@ class Spin(Weather):
         """
         while True:
             pass
+
+
+class Talk(Environment):
+    """Answers whatever the model says, as a tool would with a long result, until the row's `turns` are over."""
+
+    name = "bench_talk"
+
+    async def respond(self, messages: Conversation, task: Task) -> Response:
+        """Answer with the row's `words`.
+
+        Args:
+            messages: the conversation.
+            task: the row.
+        """
+        said = (len(messages) - len(task.turns) + 1) // 2
+        result = Message(role="user", content=text(task["index"] * 100 + said, task["words"]))
+        return Response(messages=[result], done=said >= task["turns"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import line, when
 from bench.scenarios import queue_times
 
 #: A table: its title, its columns, its rows.
@@ -165,9 +167,9 @@ def _hang(one: dict[str, Any]) -> Sheet:
     return "Neighbours of tools that spin until they are killed", columns, rows
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print the tables."""
-    for title, columns, rows in sheets(found):
+def show(some: Iterable[Sheet], console: Console) -> None:
+    """Print tables."""
+    for title, columns, rows in some:
         table = Table(title=title, title_justify="left")
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i else "left", no_wrap=not i)
@@ -176,10 +178,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(table)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(some: Iterable[Sheet]) -> str:
     """The same for a README."""
     lines: list[str] = []
-    for title, columns, rows in sheets(found):
+    for title, columns, rows in some:
         lines += [f"**{title}**", ""]
         lines += ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
@@ -189,16 +191,21 @@ def markdown(found: dict[str, Any]) -> str:
 
 def write(found: dict[str, Any], readme: Path) -> None:
     """Put machine, command and tables under the README's heading `Results`."""
-    machine = found["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    busy = f"The load before was {found['load_before']:.1f}."
+    told = when(found["command"], found["began"], found["seconds"], found["load_before"])
     others = [run.used.others for name in ("w1", "w2") if name in found for run in found[name]["runs"]]
     if others:
-        busy += f" While W1 and W2 ran, other work kept {min(others):.1f} to {max(others):.1f} of the cores busy."
-    text = (
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['system']}, "
-        f"Python {machine['python']}, {machine['server']}; {packages}.\n\n"
-        f"`{' '.join(found['command'])}` on {found['began'][:10]}, {found['seconds']:.0f} s. {busy}\n\n{markdown(found)}"
-    )
-    head = readme.read_text().partition("## Results\n")[0]
-    readme.write_text(f"{head}## Results\n\n{text}")
+        told += f" While W1 and W2 ran, other work kept {min(others):.1f} to {max(others):.1f} of the cores busy."
+    replace(readme, "## Results", f"{line(found['machine'])}\n\n{told}\n\n{markdown(sheets(found))}")
+
+
+def replace(readme: Path, heading: str, text: str) -> None:
+    """Put a text under a heading, in place of what stands there up to the next one.
+
+    Args:
+        readme: the file.
+        heading: the whole line.
+        text: what is to stand there.
+    """
+    head, _, rest = readme.read_text().partition(f"{heading}\n")
+    after = re.search(r"^#.*", rest, re.M | re.S)
+    readme.write_text(f"{head}{heading}\n\n{text.strip()}\n" + (f"\n{after[0]}" if after else ""))

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import redis
 
+from bench import points
 from bench.helper import Load
 from bench.meter import Meter, Used
 from bench.rows import Checked, check
@@ -24,8 +25,6 @@ from gymq.embedded import EmbeddedServer
 from gymq.keys import Keys
 from gymq.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-
 #: Seconds that processes may take to come up, on a machine that has other things to do.
 START_LIMIT = 60.0
 
@@ -34,13 +33,6 @@ LOOK = 0.2
 
 #: Rollouts that pass before the measured ones: workers import an environment, open connections, load scripts.
 WARM_UP = 500
-
-#: What makes the environments of `bench.environment` known, in a distribution that nobody installs.
-_ENTRY_POINTS = (
-    "[gymq.environments]\nbench_turns = bench.environment:Turns\nbench_slow = bench.environment:Slow\n"
-    "bench_spin = bench.environment:Spin\n"
-)
-_METADATA = "Metadata-Version: 2.1\nName: gymq-bench\nVersion: 0\n"
 
 
 class Measured(msgspec.Struct):
@@ -114,15 +106,10 @@ class System:
         self.close()
 
     def _start(self) -> None:
-        points = self.folder / "points" / "gymq_bench-0.dist-info"
-        points.mkdir(parents=True)
-        (points / "METADATA").write_text(_METADATA)
-        (points / "entry_points.txt").write_text(_ENTRY_POINTS)
         self._server.start()
         self.settings = Settings(redis_url=self._server.url)
         self.client = redis.Redis.from_url(self._server.url, decode_responses=True)
-        paths = [str(ROOT), str(points.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.env = {"PYTHONPATH": os.pathsep.join(paths), "GYMQ_REDIS_URL": self._server.url}
+        self.env = {"PYTHONPATH": points.path(self.folder), "GYMQ_REDIS_URL": self._server.url}
         self.meter = Meter(self.client)
         self.meter.add("server", self._server.pid or 0)
         model = self._options.setdefault("model", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ async def test_logprobs_are_the_models_own_whatever_the_sampling(backend: Any, t
         worst = max(worst, *(abs(a - b) for a, b in zip(scored, floats(tokens.logprobs), strict=True)))
     print(f"largest difference {worst:.2e}")
     assert worst <= 1e-3
+
+
+async def test_with_a_grammar_logprobs_are_the_models_own_among_what_it_allows(backend: Any, tiny: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = backend._engine.tokenizer
+    pieces = {id: tokenizer.decode([id]) for id in range(len(tokenizer))}
+    numbers = [piece for piece in pieces.values() if re.fullmatch("[0-9]{2}", piece)]
+    answer = await backend.generate(request("A number?", structured_outputs={"choice": numbers}, max_tokens=5))
+    tokens = answer.tokens
+    # A number may also be said in two tokens.
+    allowed = [id for id, piece in pieces.items() if piece in numbers or piece in {number[0] for number in numbers}]
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32").eval()
+        logits = model(torch.tensor([ints(tokens.prompt)])).logits[0, -1].float()
+    expected = torch.log_softmax(logits[allowed], 0)[allowed.index(ints(tokens.output)[0])]
+    assert abs(floats(tokens.logprobs)[0] - float(expected)) <= 1e-3
 
 
 async def test_the_engine_scores_its_own_answers_alike(backend: Any) -> None:

@@ -39,7 +39,8 @@ class Sampled(msgspec.Struct):
 
     Args:
         ids: the sampled token ids, the one that ended it included.
-        logprobs: one per id, of the model's own distribution (before temperature, top_p and the like).
+        logprobs: one per id, of the model's own distribution (before temperature, top_p and the like), with a grammar among
+            the tokens that it allows.
         versions: runs `(index of the first id, policy version)`, ascending.
         finish: `stop` or `length`.
         ended_by: of `stop`: the stop string that ended it, else None: a token did.

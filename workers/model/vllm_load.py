@@ -34,6 +34,9 @@ class Load:
         self.sent = 0
         #: Answers with what looks like a tool call and is none that the parser can read.
         self.malformed = 0
+        #: Prompt tokens that were looked up in the prefix cache since the engine started, and found there.
+        self.looked = 0
+        self.found = 0
         self.room = FIRST
         self._most = FIRST
         # When; tokens of an answer, or prompt tokens that a step has looked up in the prefix cache, and found there.
@@ -59,6 +62,8 @@ class Load:
             self.room = min(2 * self.room, self._most)
         prefix = scheduler.prefix_cache_stats
         if prefix is not None and prefix.queries:
+            self.looked += prefix.queries
+            self.found += prefix.hits
             self._count((time.monotonic(), 0, prefix.queries, prefix.hits))
 
     def answered(self, tokens: int) -> None:
@@ -70,7 +75,7 @@ class Load:
         self._forget(counts[0])
 
     def numbers(self) -> dict[str, float]:
-        """The load for people and for routing: calls, shares from 0 to 1, and tokens per second."""
+        """The load for people and for routing: calls, shares from 0 to 1, tokens per second, and tokens since the start."""
         self._forget(time.monotonic())
         sampled, looked, found = (sum(counts[i] for counts in self._counts) for i in (1, 2, 3))
         return {
@@ -80,6 +85,8 @@ class Load:
             "kv_cache": round(self.cache, 4),
             "prefix_hits": round(found / looked, 4) if looked else 0.0,
             "tokens_per_second": round(sampled / WINDOW, 1),
+            "prompt_tokens": float(self.looked),
+            "cached_tokens": float(self.found),
             "malformed_calls": float(self.malformed),
         }
 

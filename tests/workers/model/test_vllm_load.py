@@ -1,0 +1,33 @@
+"""What an engine says that it is at, from vLLM's statistics; nothing here needs vLLM."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from gymq_workers.model import vllm_load
+from gymq_workers.model.vllm_load import Load
+
+
+def step(load: Load, looked: int, found: int, sampled: int = 0) -> None:
+    scheduler = SimpleNamespace(
+        num_running_reqs=1,
+        num_waiting_reqs=0,
+        num_skipped_waiting_reqs=0,
+        kv_cache_usage=0.0,
+        prefix_cache_stats=SimpleNamespace(queries=looked, hits=found),
+    )
+    load.record(scheduler, SimpleNamespace(num_generation_tokens=sampled))
+
+
+def test_shares_are_of_the_last_seconds_and_tokens_of_all_time(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(vllm_load.time, "monotonic", lambda: now)
+    load = Load()
+    step(load, 300, 0)
+    now += vllm_load.WINDOW + 1
+    step(load, 100, 80, sampled=20)
+    load.record(None, None)
+    numbers = load.numbers()
+    assert numbers["prefix_hits"] == 0.8
+    assert numbers["tokens_per_second"] == 2.0
+    assert (numbers["prompt_tokens"], numbers["cached_tokens"]) == (400.0, 80.0)
