@@ -29,12 +29,14 @@ class Timed(VllmBackend):
         self._note(Path(self.options["steps"]).open("a", buffering=1))  # noqa: ASYNC230, SIM115
 
     def _note(self, file: TextIO) -> None:
-        record, llm = self._engine.load.record, self._engine._llm
+        llm = self._engine._llm
+        process = llm.output_processor.process_outputs
 
-        def noted(scheduler: Any, iteration: Any) -> None:
-            record(scheduler, iteration)
-            if iteration is not None and iteration.num_generation_tokens:
-                file.write(json.dumps([time.time(), iteration.num_generation_tokens]) + "\n")
+        def noted(outputs: Any, *args: Any, **named: Any) -> Any:
+            tokens = sum(len(output.new_token_ids) for output in outputs)
+            if tokens:
+                file.write(json.dumps([time.time(), tokens]) + "\n")
+            return process(outputs, *args, **named)
 
         def timed(call: Any) -> Any:
             async def one(*args: Any, **named: Any) -> Any:
@@ -45,6 +47,6 @@ class Timed(VllmBackend):
 
             return one
 
-        self._engine.load.record = noted  # type: ignore[method-assign]
+        llm.output_processor.process_outputs = noted
         for name in TIMED:
             setattr(llm, name, timed(getattr(llm, name)))

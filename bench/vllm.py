@@ -23,9 +23,13 @@ from bench.engines import Engines, generated
 from bench.words import text
 
 
-def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """What each answer is asked for."""
-    return {"max_tokens": args.tokens, "ignore_eos": True, "temperature": 1.0}
+def sampling(index: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What an answer is asked for.
+
+    Lengths are spread around `--tokens`. Were all the same, a bare client's calls would all end and begin in the same steps of
+    the engine, for ever, which no real work does.
+    """
+    return {"max_tokens": args.tokens // 2 + index * 31 % (args.tokens + 1), "ignore_eos": True, "temperature": 1.0}
 
 
 class Bare:
@@ -81,7 +85,7 @@ async def serve(args: argparse.Namespace) -> None:
         began = time.perf_counter()
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         params = SamplingParams(
-            **sampling(args), logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            **sampling(index, args), logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
         async for _ in llm.generate({"type": "token", "prompt_token_ids": ids}, params, str(asked)):  # type: ignore[arg-type]
             pass
@@ -112,14 +116,14 @@ def through(engines: Engines, args: argparse.Namespace, first: int, count: int, 
             "options": [{"A": "yes"}, {"B": "no"}],
             "expected_answer": "A",
             "grading_mode": "strict_single_letter_boxed",
+            "sampling": sampling(index, args),
         }
         for index in range(first, first + count)
     ]
-    found = engines.roll(
-        rows, ("truncated",), environment="multiple_choice", agent="tool", concurrency=concurrency, sampling=sampling(args)
-    )
+    found = engines.roll(rows, ("truncated",), environment="multiple_choice", agent="tool", concurrency=concurrency)
     calls = [call for one in found for call in generated(one)]
-    if [call["output_tokens"] for call in calls] != [args.tokens] * count:
+    told = sorted(call["output_tokens"] for call in calls)
+    if told != sorted(row["sampling"]["max_tokens"] for row in rows):
         sys.exit("bench: an answer is not as long as it was to be")
     span = max(one["finished_at"] for one in found) - min(one["started_at"] for one in found)
     return {"rate": count / span, "p50": statistics.median(call["finished"] - call["queued"] for call in calls)}
@@ -149,7 +153,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=600, help="calls of each measurement")
     parser.add_argument("--concurrency", type=int, default=64, help="calls in flight")
     parser.add_argument("--words", type=int, default=60, help="of each prompt")
-    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer, on average")
     parser.add_argument("--repeats", type=int, default=5, help="alternations")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -8,7 +8,7 @@ from gymq_workers.model import vllm_load
 from gymq_workers.model.vllm_load import Load
 
 
-def step(load: Load, looked: int, found: int, sampled: int = 0) -> None:
+def step(load: Load, looked: int, found: int) -> None:
     scheduler = SimpleNamespace(
         num_running_reqs=1,
         num_waiting_reqs=0,
@@ -16,7 +16,7 @@ def step(load: Load, looked: int, found: int, sampled: int = 0) -> None:
         kv_cache_usage=0.0,
         prefix_cache_stats=SimpleNamespace(queries=looked, hits=found),
     )
-    load.record(scheduler, SimpleNamespace(num_generation_tokens=sampled))
+    load.record(scheduler)
 
 
 def test_shares_are_of_the_last_seconds_and_tokens_of_all_time(monkeypatch):
@@ -24,9 +24,10 @@ def test_shares_are_of_the_last_seconds_and_tokens_of_all_time(monkeypatch):
     monkeypatch.setattr(vllm_load.time, "monotonic", lambda: now)
     load = Load()
     step(load, 300, 0)
+    load.answered(7)
     now += vllm_load.WINDOW + 1
-    step(load, 100, 80, sampled=20)
-    load.record(None, None)
+    step(load, 100, 80)
+    load.answered(20)
     numbers = load.numbers()
     assert numbers["prefix_hits"] == 0.8
     assert numbers["tokens_per_second"] == 2.0
