@@ -15,12 +15,13 @@ import pytest
 from gymq.branches import branches
 from tests.vllm.asking import Scorer
 
-pytestmark = pytest.mark.slow
+# The first test fetches the model, where that was not done before.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 
-#: Tasks of each environment with many turns.
-MANY = 6
+#: Tasks of each environment with tools.
+MANY = 4
 
 #: Seconds that the run may take on a busy machine, its engine's start included.
 LIMIT = 280
@@ -32,16 +33,16 @@ CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.S)
 
 @pytest.fixture(scope="module")
 def rollouts(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """A question, some tasks with tools, and some games."""
+    """A question, and some tasks with tools."""
     folder = tmp_path_factory.mktemp("smollm2")
     told = (ROOT / "environments" / "demo.jsonl").read_text("utf-8").splitlines()
     rows = [QUESTION]
-    for name in ("counter", "guess_number"):
+    for name in ("counter", "weather"):
         rows += [row for row in map(json.loads, told) if row["environment"] == name][:MANY]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["run", "weather", "--data", folder / "rows.jsonl", "--model", f"vllm:{smollm2}", "--gpu", "none"]
     argv += ["--engine", "dtype=float32", "--engine", "max_model_len=2048", "--tool-parser", "hermes"]
-    argv += ["--temperature", "0.6", "--max-tokens", "100", "--out", folder / "out.jsonl"]
+    argv += ["--temperature", "0.6", "--max-tokens", "60", "--max-turns", "6", "--out", folder / "out.jsonl"]
     done = subprocess.run(
         [sys.executable, "-m", "gymq.cli", *map(str, argv)],
         env=dict(os.environ), capture_output=True, text=True, timeout=LIMIT, check=False,
@@ -58,9 +59,8 @@ def test_a_real_model_answers_a_question(rollouts: list[dict[str, Any]]) -> None
     assert "Paris" in asked["messages"][-1]["content"]
 
 
-def test_a_real_model_calls_tools_and_plays_games(rollouts: list[dict[str, Any]]) -> None:
-    assert sum(row["tool_calls"] for row in rollouts if row["environment"] == "counter") > 0
-    assert all(row["turns"] > 1 for row in rollouts if row["environment"] == "guess_number" and not row["reward"])
+def test_a_real_model_calls_tools_and_goes_on_from_their_results(rollouts: list[dict[str, Any]]) -> None:
+    assert any(row["tool_calls"] > 0 and row["turns"] > 1 for row in rollouts)
 
 
 def test_a_conversation_is_one_branch_whose_sampled_tokens_are_its_answers(
@@ -99,8 +99,8 @@ def test_logprobs_are_those_that_another_implementation_gives(rollouts: list[dic
     for row in rollouts:
         (branch,) = branches(row)
         ids = branch.token_ids.tolist()
-        for turn in branch.turns:
-            scored = scorer.score(ids[: turn.start], ids[turn.start : turn.end])
-            worst = max(worst, *(abs(a - b) for a, b in zip(scored, branch.logprobs[turn.start : turn.end], strict=True)))
+        scored = [0.0, *scorer.score(ids[:1], ids[1:])]
+        compared = zip(scored, branch.logprobs, branch.loss_mask, strict=True)
+        worst = max(worst, *(abs(a - b) for a, b, sampled in compared if sampled))
     print(f"largest difference {worst:.2e}")
     assert worst <= 1e-3
