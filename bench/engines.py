@@ -8,9 +8,9 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,15 +155,14 @@ class Engines:
         """
         self._runs += 1
         made = RunConfig(f"bench{self._runs}", model=self.model, **config)
-        beside = [threading.Thread(target=during)] if during else []
         asyncio.run(Producer(self.settings, made, "bench").run([], consumers=["bench"], last=False))
         placed = [(f"bench:{i}", row) for i, row in enumerate(rows)]
-        beside.append(threading.Thread(target=lambda: asyncio.run(Producer(self.settings, made, "bench").run(placed))))
-        for thread in beside:
-            thread.start()
-        found = [rollout.data for rollout in consume(made.name, "bench", settings=self.settings)]
-        for thread in beside:
-            thread.join()
+        with ThreadPoolExecutor() as threads:
+            beside = [threads.submit(during)] if during else []
+            beside.append(threads.submit(lambda: asyncio.run(Producer(self.settings, made, "bench").run(placed))))
+            found = [rollout.data for rollout in consume(made.name, "bench", settings=self.settings)]
+            for future in beside:
+                future.result()
         wrong = [(one["rollout_id"], one["status"], one["error"]) for one in found if one["status"] not in ends]
         if wrong or len({one["rollout_id"] for one in found}) != len(found) or len(found) != len(rows) * made.samples:
             sys.exit(f"bench: {len(found)} rollouts of {len(rows)} rows, of these wrong: {wrong[:3]}")
