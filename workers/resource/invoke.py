@@ -8,37 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from numbers import Real
 from types import FrameType
 from typing import Any
 
 import msgspec
 
 from gymq import registry
-from gymq.call import Asked, Call, Opened, Responded, Scored, ToolResult, encode
+from gymq.call import Call, Opened, Responded, Scored, ToolResult, encode
 from gymq.environment import Ask, Environment, Opening, Response, Score
 from gymq.errors import CallError, FaultKind, GymqError, TaskError, ToolError
-from gymq.message import Conversation, Message, decode_message, encode_message
+from gymq.message import Conversation, Message, decode_message
 from gymq.task import Task
 
+from . import values
 from .outage import is_outage
 from .sessions import Session
 
 #: Characters of an exception's text that a fault keeps: it is shown on one line.
 MAX_TEXT = 500
-
-#: Bytes that the value of a call may have: a dozen photographs, far more text than a model reads; and Redis, the agent and
-#: every later request of the rollout must carry it.
-MAX_VALUE = 16 * 1024**2
-
-#: The types of content parts; a tool's list of such objects goes to the model as it is.
-PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
 
 
 async def invoke(
@@ -62,8 +54,8 @@ async def invoke(
         CallError: `environment`, `verifier`, `unavailable`, `task`, `memory` or `result_too_large`.
     """
     value = await _invoke(_Run(_environment(call), call, task, messages, threads, session))
-    if len(value) > MAX_VALUE:
-        raise _too_large(call, len(value))
+    if len(value) > values.MOST:
+        raise values.too_large(call, len(value))
     return value
 
 
@@ -153,10 +145,10 @@ class _Run:
             result = await self.function(getattr(self.environment, tool.name), tool.wants, arguments)
         except ToolError as error:
             # What it did to the state before it failed stays undone.
-            return ToolResult(content=self.json("its error", str(error)), error=True)
+            return ToolResult(content=values.json(self.call, "its error", str(error)), error=True)
         state = None if tool.flags.get("read_only") else self.state()
         self.keep(state)
-        return ToolResult(content=self.content(result), state=state)
+        return ToolResult(content=values.content(self.call, result), state=state)
 
     async def open(self) -> Opened:
         opening = await self.hook("open")
@@ -169,12 +161,12 @@ class _Run:
             what = "the environment has no State" if state_type is None else f"State is {state_type.__name__}"
             raise CallError("environment", f"open gave a state of type {type(opening.state).__name__}, but {what}")
         state = opening.state if opening.state is not None or state_type is None else self.load_state()
-        data = None if state is None else self.encoded(state)
+        data = None if state is None else values.state(state)
         self.keep(data)
         return Opened(
             state=data,
-            turns=self.turns(opening.messages),
-            tools=None if opening.tools is None else self.json("its tools", opening.tools),
+            turns=values.turns(self.call, opening.messages),
+            tools=None if opening.tools is None else values.json(self.call, "its tools", opening.tools),
         )
 
     async def respond(self) -> Responded:
@@ -182,12 +174,12 @@ class _Run:
         state = self.state()
         self.keep(state)
         if isinstance(said, Ask):
-            return Responded(state=state, ask=self.asked(said))
+            return Responded(state=state, ask=values.asked(self.call, said))
         if isinstance(said, str):
             said = Response(messages=[Message(role="user", content=said)])
         if not isinstance(said, Response):
             raise CallError("environment", f"respond returned {type(said).__name__}; it must return text, a Response or an Ask")
-        return Responded(turns=self.turns(said.messages), done=bool(said.done), state=state)
+        return Responded(turns=values.turns(self.call, said.messages), done=bool(said.done), state=state)
 
     async def verify(self) -> Scored:
         verdict = await self.hook("verify")
@@ -195,13 +187,13 @@ class _Run:
         if verdict is None:
             return Scored(reason="the verifier gave no reward")
         if isinstance(verdict, Ask):
-            return Scored(ask=self.asked(verdict))
+            return Scored(ask=values.asked(self.call, verdict))
         if not isinstance(verdict, Score):
-            return Scored(reward=_number("the reward", verdict))
+            return Scored(reward=values.number("the reward", verdict))
         return Scored(
-            reward=None if verdict.reward is None else _number("the reward", verdict.reward),
-            rewards={name: _number(f"reward {name!r}", value) for name, value in verdict.rewards.items()},
-            metrics={name: _number(f"metric {name!r}", value) for name, value in verdict.metrics.items()},
+            reward=None if verdict.reward is None else values.number("the reward", verdict.reward),
+            rewards={name: values.number(f"reward {name!r}", value) for name, value in verdict.rewards.items()},
+            metrics={name: values.number(f"metric {name!r}", value) for name, value in verdict.metrics.items()},
             reason=verdict.reason,
         )
 
@@ -281,54 +273,8 @@ class _Run:
         state = self.injectable.get("state")
         if state is None:
             return None
-        data = self.encoded(state)
+        data = values.state(state)
         return None if data == self.call.state else data
-
-    def encoded(self, state: Any) -> bytes:
-        try:
-            return msgspec.msgpack.encode(state)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise CallError("environment", f"the state cannot be stored: {error}") from error
-
-    def asked(self, ask: Ask) -> Asked:
-        """A question to a model, encoded."""
-        if not ask.messages:
-            raise self.wrong("asks a model, but gives it no messages")
-        if not isinstance(ask.sampling, dict):
-            raise self.wrong(f"asks a model with sampling of type {type(ask.sampling).__name__}; make it a dict")
-        turns = self.turns(ask.messages)
-        try:
-            note = msgspec.msgpack.encode(ask.note)
-            return Asked(turns, note, msgspec.json.encode(ask.sampling), ask.model or "")
-        except (TypeError, ValueError, OverflowError) as error:
-            raise self.wrong(f"asks a model with a note or sampling that cannot be sent: {error}") from error
-
-    def wrong(self, what: str) -> CallError:
-        """A hook gave what it must not give."""
-        return CallError("verifier" if self.call.kind == "verify" else "environment", f"{self.call.kind} {what}")
-
-    def content(self, result: Any) -> bytes:
-        """A tool's result as the content of a message: text, or content parts."""
-        if isinstance(result, str):
-            return self.json("its result", result)
-        data = self.json("its result", result)
-        if isinstance(result, list) and result and all(_is_part(part) for part in result):
-            return data
-        return msgspec.json.encode(data.decode())
-
-    def turns(self, messages: list[Message]) -> list[bytes]:
-        wrong = next((message for message in messages if not isinstance(message, Message)), None)
-        if wrong is not None:
-            raise self.wrong(f"gave a message of type {type(wrong).__name__}; make it a gymq Message")
-        return [encode_message(message) for message in messages]
-
-    def json(self, what: str, value: Any) -> bytes:
-        if isinstance(value, str) and len(value) > MAX_VALUE:  # not worth encoding
-            raise _too_large(self.call, len(value))
-        try:
-            return msgspec.json.encode(value, enc_hook=_plain)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise CallError("environment", f"{self.call.name or self.call.kind}: {what} has no JSON form: {error}") from error
 
     def said(self, error: BaseException) -> str:
         """One line for a person: type, text, and the innermost place in the environment's own file."""
@@ -340,38 +286,6 @@ class _Run:
         return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 
-def name_of(call: Call) -> str:
-    """What a call runs, for a person: `environment.tool`."""
-    return f"{call.environment}.{call.name or call.kind}"
-
-
 def called(frame: FrameType) -> Call | None:
     """The call whose function this frame calls."""
     return frame.f_locals["self"].call if frame.f_code is _Run.function.__code__ else None
-
-
-def _too_large(call: Call, size: int) -> CallError:
-    return CallError(
-        "result_too_large", f"{name_of(call)} gave {size >> 20} MiB; a result and its state may have {MAX_VALUE >> 20} MiB"
-    )
-
-
-def _number(what: str, value: Any) -> float:
-    if not isinstance(value, Real):
-        raise CallError("verifier", f"{what} is {type(value).__name__} {str(value)[:80]!r}, not a number")
-    number = float(value)
-    if not math.isfinite(number):
-        raise CallError("verifier", f"{what} is {number}: a reward must be finite; return None if there is none")
-    return number
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") in PART_TYPES
-
-
-def _plain(value: Any) -> Any:
-    for method in ("model_dump", "tolist"):  # pydantic models; numpy arrays and scalars
-        convert = getattr(value, method, None)
-        if convert is not None:
-            return convert()
-    raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -14,7 +14,8 @@ from typing import Any
 
 from gymq.call import Call
 
-from .invoke import called, name_of
+from .invoke import called
+from .values import name_of
 
 #: Threads for hooks and tools that are not `async`.
 THREADS = 16

@@ -19,10 +19,11 @@ from gymq.server import CallServer
 from gymq.settings import Settings
 from gymq.task import Task, encode_task
 
-from .invoke import build, invoke, name_of
+from .invoke import build, invoke
 from .isolated import Isolated
 from .sessions import Session, Sessions
 from .threads import THREADS, Threads, serving, watch_loop
+from .values import name_of
 
 #: Calls that one resource worker has in flight unless told otherwise.
 CONCURRENCY = 1024
