@@ -14,7 +14,6 @@ from tests.gymq.test_server import (  # noqa: F401 - some are fixtures
     Server,
     call,
     hurry,
-    link,
     living,
     replies,
     settings,
