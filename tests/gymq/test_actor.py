@@ -163,7 +163,7 @@ async def test_a_suspect_of_a_newer_schema_is_a_suspect_again_when_it_is_taken_u
     assert await link.send("EXISTS", keys.retry(BOX)) == 0 or await link.send("XLEN", keys.retry(BOX)) == 0
 
 
-async def test_mail_is_put_aside_once_by_whoever_holds_it(link):  # noqa: F811
+async def test_mail_is_put_aside_once_by_whoever_holds_it(link):
     # Given newer mail that a worker holds
     stream = keys.mailbox(BOX)
     await link.send("XGROUP CREATE", stream, keys.GROUP, 0, "MKSTREAM")
