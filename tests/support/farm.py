@@ -129,8 +129,8 @@ class Farm:
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """The rollouts in a JSONL file."""
-    return [json.loads(line) for line in out.read_bytes().splitlines()]
+    """The rollouts in a JSONL file, which may be at its next line."""
+    return [json.loads(line) for line in out.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def slow_rows(journal: Path, count: int, script: list[Any], **fields: Any) -> list[dict[str, Any]]:
