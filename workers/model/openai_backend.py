@@ -189,10 +189,7 @@ class OpenAIBackend(Backend):
             probabilities = struct.pack(f"<{len(logprobs)}f", *logprobs)
         except (struct.error, OverflowError) as error:
             raise CallError("model", f"nonsense from {host}: token ids or logprobs out of range: {error}") from None
-        start = await self._prefixes.known(request, prompt) if prompt else 0
-        if prompt and packed:
-            self._prefixes.remember(request, answer.message, prompt + packed)
-        return Tokens(start // 4, prompt[start:], packed, probabilities)
+        return await self._prefixes.tokens(request, answer.message, prompt, packed, probabilities)
 
 
 def _ask(endpoint: Endpoint, body: bytes) -> Awaitable[Answer]:

@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 
 from gymq.backend import Request
+from gymq.call import Tokens
 
 
 class Prefixes:
@@ -23,7 +24,29 @@ class Prefixes:
         self._size = size
         self._seen: OrderedDict[str, tuple[int, int, int, bytes]] = OrderedDict()
 
-    async def known(self, request: Request, prompt: bytes) -> int:
+    async def tokens(
+        self,
+        request: Request,
+        answer: bytes,
+        prompt: bytes,
+        output: bytes,
+        logprobs: bytes,
+        versions: list[tuple[int, int]] | None = None,
+    ) -> Tokens:
+        """A call's tokens, of its prompt only what is new to the rollout.
+
+        Args:
+            request: what was asked.
+            answer: the encoded message that was answered.
+            prompt: all of its ids, packed as in `Tokens`.
+            output, logprobs, versions: see `Tokens`.
+        """
+        start = await self._known(request, prompt) if prompt else 0
+        if prompt and output:
+            self._remember(request, answer, prompt + output)
+        return Tokens(start // 4, prompt[start:], output, logprobs, versions or [])
+
+    async def _known(self, request: Request, prompt: bytes) -> int:
         """How many bytes of a prompt are the ids of the rollout's previous call, whoever answered that."""
         turns = request.messages.turns
         index, answer, length, digest = self._seen.get(request.rollout, (len(turns), 0, 0, b""))
@@ -36,7 +59,7 @@ class Prefixes:
             before = before[: 4 * tokens.prompt_start] + tokens.prompt + tokens.output
         return len(before) if prompt.startswith(before) else 0
 
-    def remember(self, request: Request, answer: bytes, ids: bytes) -> None:
+    def _remember(self, request: Request, answer: bytes, ids: bytes) -> None:
         """Note a call's ids, prompt and output, and the answer that they belong to."""
         self._seen[request.rollout] = (len(request.messages.turns), hash(answer), len(ids), _digest(ids))
         self._seen.move_to_end(request.rollout)

@@ -153,10 +153,7 @@ class ReplayBackend(Backend):
             tokens = call.tokens or RecordedTokens()
             prompt = whole[: 4 * tokens.prompt_start] + tokens.prompt
             whole = prompt + tokens.output
-        start = await self._prefixes.known(request, prompt) if prompt else 0
-        if prompt and tokens.output:
-            self._prefixes.remember(request, answer, whole)
-        return Tokens(start // 4, prompt[start:], tokens.output, tokens.logprobs, tokens.versions)
+        return await self._prefixes.tokens(request, answer, prompt, tokens.output, tokens.logprobs, tokens.versions)
 
     def _index(self, file: int) -> None:
         """Note where the answer to each prompt of a file stands."""
