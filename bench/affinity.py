@@ -19,8 +19,8 @@ from bench import engines
 from bench.engines import Engines, Told, generated
 from bench.report import Sheet
 from bench.words import text
-from gymq.keys import Keys
-from gymq.link import Link
+from gymq.store.connection import Link
+from gymq.store.keys import Keys
 
 #: Messages that one script moves out of a private mailbox; nothing lies there between runs.
 BATCH = 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gymq.agent import Action, Agent, Generate, Respond, View
+from gymq.api.agent import Action, Agent, Generate, Respond, View
 
 
 class Talker(Agent):

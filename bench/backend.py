@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from gymq_workers.model.vllm_backend import VllmBackend
+from gymq_workers.model.vllm.backend import VllmBackend
 
 #: What is timed of vLLM's client: how weights change.
 TIMED = ("pause_generation", "collective_rpc", "resume_generation")

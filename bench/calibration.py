@@ -23,8 +23,8 @@ import msgspec
 import redis
 
 from bench.meter import Meter, Used
-from gymq.child import Child
-from gymq.embedded import EmbeddedServer
+from gymq.process.child_process import Child
+from gymq.process.embedded_redis import EmbeddedServer
 
 MODES = ("client", "raw", "batched")
 

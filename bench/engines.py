@@ -21,11 +21,12 @@ from rich.console import Console
 
 from bench import points, report
 from bench.machine import line, machine, now, when
-from gymq import RunConfig, Settings, consume, worker
-from gymq.child import Child
-from gymq.embedded import EmbeddedServer
-from gymq.keys import Keys
-from gymq.producer import Producer
+from gymq import RunConfig, Settings, consume
+from gymq.celery import worker_command
+from gymq.client.producer import Producer
+from gymq.process.child_process import Child
+from gymq.process.embedded_redis import EmbeddedServer
+from gymq.store.keys import Keys
 
 #: Seconds in which a model must be loaded.
 START_LIMIT = 900.0
@@ -116,7 +117,7 @@ class Engines:
 
     def _start(self, role: str, env: dict[str, str], options: dict[str, Any]) -> None:
         name = f"{role}{len(self._children)}"
-        argv, told = worker.command(self.settings, role, options, name)
+        argv, told = worker_command.command(self.settings, role, options, name)
         self._children.append(Child(argv, env | told, name, self._folder / f"{name}.log"))
 
     def _wait(self) -> None:

@@ -8,9 +8,9 @@ import msgspec
 from gymq_environments.weather.environment import Weather
 
 from bench.words import text
-from gymq.environment import Environment, Response, tool
-from gymq.message import Conversation, Function, Message, ToolCall
-from gymq.task import Task
+from gymq.api.environment import Environment, Response, tool
+from gymq.wire.message import Conversation, Function, Message, ToolCall
+from gymq.wire.task import Task
 
 #: Seconds that the slow tool takes.
 WAIT = 0.5

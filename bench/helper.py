@@ -15,13 +15,13 @@ import msgspec
 from gymq_sinks.jsonl import JsonlSink
 
 from bench.rows import rows
-from gymq import registry
+from gymq import plugins
 from gymq.celery import app
-from gymq.link import Link
-from gymq.producer import Producer
-from gymq.run import RunConfig, create
+from gymq.client.producer import Producer
+from gymq.client.sink_loop import feed
 from gymq.settings import Settings
-from gymq.sink import feed
+from gymq.store.connection import Link
+from gymq.store.runs import RunConfig, create
 
 CONSUMER = "bench"
 
@@ -69,7 +69,7 @@ def _wait() -> None:
 def produce(load: Load, settings: Settings) -> None:
     """Create the run; when told to, enqueue its rows."""
     asyncio.run(_declare(load, settings))
-    registry.points(registry.ENVIRONMENTS)
+    plugins.points(plugins.ENVIRONMENTS)
     app.finalize()
     _wait()
     produced = asyncio.run(Producer(settings, load.config(), "bench").run(rows(load.count, load.turns, load.environment)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from gymq.embedded import server_binary
+from gymq.process.embedded_redis import server_binary
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 
 from celery.__main__ import main
 
-from gymq.bootstep import Host
+from gymq.celery.actor_step import Host
 
 
 def run() -> None:

@@ -17,7 +17,7 @@ from bench.calibration import MODES, calibrate
 from bench.environment import SPIN, WAIT
 from bench.rows import quantile
 from bench.system import Measured, System
-from gymq.keys import Keys
+from gymq.store.keys import Keys
 
 #: Rollouts in flight in W1, W2 and flatness; a model worker's default is as many calls.
 IN_FLIGHT = 512

@@ -19,11 +19,11 @@ from bench import points
 from bench.helper import Load
 from bench.meter import Meter, Used
 from bench.rows import Checked, check
-from gymq import worker
-from gymq.child import Child
-from gymq.embedded import EmbeddedServer
-from gymq.keys import Keys
+from gymq.celery import worker_command
+from gymq.process.child_process import Child
+from gymq.process.embedded_redis import EmbeddedServer
 from gymq.settings import Settings
+from gymq.store.keys import Keys
 
 #: Seconds that processes may take to come up, on a machine that has other things to do.
 START_LIMIT = 60.0
@@ -135,7 +135,7 @@ class System:
         """Start one more worker."""
         workers = self.children.setdefault(role, [])
         name = f"{role}{len(workers)}"
-        argv, env = worker.command(self.settings, role, self._options.get(role, {}), name)
+        argv, env = worker_command.command(self.settings, role, self._options.get(role, {}), name)
         if self._profile:
             at = argv.index("celery")
             argv[at : at + 1] = ["bench.profiled", str(self.folder / f"{name}.prof")]

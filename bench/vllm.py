@@ -57,8 +57,8 @@ class Bare:
 
 async def serve(args: argparse.Namespace) -> None:
     """Be that process: read what to do, print how it went."""
-    from gymq_workers.model.vllm_options import VllmOptions
-    from gymq_workers.model.vllm_process import HOSTED
+    from gymq_workers.model.vllm.options import VllmOptions
+    from gymq_workers.model.vllm.process import HOSTED
 
     os.environ[HOSTED] = "1"  # its engine ends with it
     options = VllmOptions.read(args.model, {"gpu": args.gpu, "engine": args.engine})

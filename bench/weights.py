@@ -18,8 +18,8 @@ from bench.engines import Engines, Told, generated
 from bench.report import Sheet
 from bench.words import text
 from gymq import publish_weights
-from gymq.branches import branches
-from gymq.weights import MODES
+from gymq.store.model_weights import MODES
+from gymq.wire.token_branches import branches
 
 #: Seconds in which all replicas must have taken new weights.
 LIMIT = 600.0

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from gymq.environment import Environment, Opening, Response, Score
-from gymq.items import Item, to_messages
-from gymq.message import Conversation, Message, encode_message
-from gymq.rows import parse_row
-from gymq.task import Task
-from gymq.tools import wanted
+from gymq.api.environment import Environment, Opening, Response, Score
+from gymq.api.tools import wanted
+from gymq.ingest.chat_items import Item, to_messages
+from gymq.ingest.row_parser import parse_row
+from gymq.wire.message import Conversation, Message, encode_message
+from gymq.wire.task import Task
 
 ENVIRONMENTS = Path(__file__).parent
 RECORDED = ENVIRONMENTS.parents[1] / "shared" / "conformance" / "nemo_gym"

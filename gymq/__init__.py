@@ -10,38 +10,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gymq.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
-    from gymq.backend import Backend, Request
-    from gymq.branches import Branch
-    from gymq.environment import Ask, Environment, Opening, Response, Score, hook, tool
+    from gymq.api.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
+    from gymq.api.backend import Backend, Request
+    from gymq.api.environment import Ask, Environment, Opening, Response, Score, hook, tool
+    from gymq.client.consumer import Results, consume
+    from gymq.client.producer import Producer, produce
+    from gymq.client.publish_weights import publish_weights
+    from gymq.client.sink_loop import Sink
     from gymq.errors import GymqError, TaskError, ToolError, Unavailable
-    from gymq.message import Conversation, Function, Message, ToolCall
-    from gymq.producer import Producer, produce
-    from gymq.publication import publish_weights
-    from gymq.results import Results, consume
-    from gymq.rollout import Group, Rollout
-    from gymq.run import RunConfig
-    from gymq.sandbox import Ran, run_program
+    from gymq.process.sandbox import Ran, run_program
     from gymq.settings import Settings
-    from gymq.sink import Sink
-    from gymq.task import Task
+    from gymq.store.runs import RunConfig
+    from gymq.wire.message import Conversation, Function, Message, ToolCall
+    from gymq.wire.rollout import Group, Rollout
+    from gymq.wire.task import Task
+    from gymq.wire.token_branches import Branch
 
 _HOMES = {
-    "agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
-    "backend": ("Backend", "Request"),
-    "branches": ("Branch",),
-    "results": ("Results", "consume"),
-    "environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
+    "api.agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
+    "api.backend": ("Backend", "Request"),
+    "wire.token_branches": ("Branch",),
+    "client.consumer": ("Results", "consume"),
+    "api.environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
     "errors": ("GymqError", "TaskError", "ToolError", "Unavailable"),
-    "message": ("Conversation", "Function", "Message", "ToolCall"),
-    "publication": ("publish_weights",),
-    "producer": ("Producer", "produce"),
-    "rollout": ("Group", "Rollout"),
-    "run": ("RunConfig",),
-    "sandbox": ("Ran", "run_program"),
+    "wire.message": ("Conversation", "Function", "Message", "ToolCall"),
+    "client.publish_weights": ("publish_weights",),
+    "client.producer": ("Producer", "produce"),
+    "wire.rollout": ("Group", "Rollout"),
+    "store.runs": ("RunConfig",),
+    "process.sandbox": ("Ran", "run_program"),
     "settings": ("Settings",),
-    "sink": ("Sink",),
-    "task": ("Task",),
+    "client.sink_loop": ("Sink",),
+    "wire.task": ("Task",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

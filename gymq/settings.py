@@ -21,7 +21,7 @@ class Settings(msgspec.Struct, frozen=True):
     """Settings of one process; each field is read from the variable `GYMQ_<FIELD>`.
 
     Args:
-        redis_url: the servers, a shard each; `gymq/address.py` lists the forms.
+        redis_url: the servers, a shard each; `gymq/store/topology.py` lists the forms.
         broker_url: Celery's broker, one server; "": that of the first shard.
         liveness: seconds after which a silent worker counts as dead; the same for all workers.
         ttl: seconds for which what is left of a run is kept after it is done.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from gymq.errors import DataError
-from gymq.source import regular
+from gymq.ingest.source import regular
 
 #: Bytes of one line. A row may hold images; a line beyond this is a file of another kind, and must not fill the memory.
 MAX_LINE = 256 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gymq.errors import DataError, UsageError
-from gymq.source import regular
+from gymq.ingest.source import regular
 
 from . import arrow
 

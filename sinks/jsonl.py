@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from gymq.client.sink_loop import Sink
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
-from gymq.rollout import Rollout
-from gymq.sink import Sink
+from gymq.wire.rollout import Rollout
 
 #: How each line begins: the record's first field.
 _HEAD = b'{"rollout_id":"'

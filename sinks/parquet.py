@@ -21,9 +21,9 @@ from typing import Any
 
 import msgspec
 
+from gymq.client.sink_loop import Sink
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
-from gymq.rollout import Rollout
-from gymq.sink import Sink
+from gymq.wire.rollout import Rollout
 
 #: Rollouts of one part. A reader opens files of a few dozen megabytes well, and thousands of small ones badly.
 PART_ROWS = 10_000

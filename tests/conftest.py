@@ -21,10 +21,10 @@ from redis.exceptions import ConnectionError
 # So that `from tests.support.redis_server import wait_until` works under --import-mode=importlib.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gymq import registry
-from gymq.embedded import EmbeddedServer
-from gymq.link import Link
+from gymq import plugins
+from gymq.process.embedded_redis import EmbeddedServer
 from gymq.settings import Settings
+from gymq.store.connection import Link
 from tests.support.farm import PLUGIN, Farm
 from tests.support.redis_server import leaked_keys, left_by_done_runs, wait_until
 from tests.support.rollouts import linked
@@ -128,7 +128,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def farm(spawn, settings, tmp_path, monkeypatch):
     """A small installation, to which the environments of `tests/support/plugin` are installed."""
-    caches = (registry.points, registry.load, registry.environment)
+    caches = (plugins.points, plugins.load, plugins.environment)
     monkeypatch.syspath_prepend(str(PLUGIN))
     for cached in caches:
         cached.cache_clear()

@@ -17,7 +17,7 @@ import yaml
 from redis import Redis
 from redis.exceptions import RedisError
 
-from gymq.embedded import server_binary
+from gymq.process.embedded_redis import server_binary
 from gymq.settings import Settings
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import registered, status, wait_for_state, weather

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from gymq import Environment
-from gymq.cli.request import read_request
-from gymq.price import Prices
-from gymq.prompt import PromptConfig
-from gymq.rows import parse_row
-from gymq.run import RunConfig
+from gymq.ingest.prompt_template import PromptConfig
+from gymq.ingest.row_parser import parse_row
+from gymq.local.run_options import read_request
+from gymq.store.runs import RunConfig
+from gymq.wire.pricing import Prices
 from tests.support import rollouts
 from tests.support.rollouts import Workers
 

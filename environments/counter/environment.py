@@ -6,10 +6,10 @@ import re
 
 import msgspec
 
-from gymq.environment import Environment, Opening, Score, tool
+from gymq.api.environment import Environment, Opening, Score, tool
 from gymq.errors import ToolError
-from gymq.message import Conversation, Function, Message, ToolCall
-from gymq.task import Task
+from gymq.wire.message import Conversation, Function, Message, ToolCall
+from gymq.wire.task import Task
 
 #: The state travels as msgpack, whose integers have 64 bits.
 _MAX_COUNT = 2**63 - 1

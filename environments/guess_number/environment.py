@@ -6,9 +6,9 @@ import re
 
 import msgspec
 
-from gymq.environment import Environment, Opening, Response, Score
-from gymq.message import Conversation, Message
-from gymq.task import Task
+from gymq.api.environment import Environment, Opening, Response, Score
+from gymq.wire.message import Conversation, Message
+from gymq.wire.task import Task
 
 #: A whole number, no part of another. One of more digits is no guess: Python refuses to read thousands of them.
 _NUMBER = re.compile(r"(?<![0-9])(?<![0-9]\.)-?[0-9]{1,18}(?!\.?[0-9])")

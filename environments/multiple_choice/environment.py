@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zlib
 
-from gymq.environment import Environment, Score
-from gymq.message import Conversation, Message
-from gymq.task import Task
+from gymq.api.environment import Environment, Score
+from gymq.wire.message import Conversation, Message
+from gymq.wire.task import Task
 
 from .letter import MODES, Options, by_regex
 

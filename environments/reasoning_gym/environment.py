@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from gymq.environment import Environment, Score, hook
+from gymq.api.environment import Environment, Score, hook
 from gymq.errors import UsageError
-from gymq.message import Conversation, Message
-from gymq.task import Task
+from gymq.wire.message import Conversation, Message
+from gymq.wire.task import Task
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.S)
 

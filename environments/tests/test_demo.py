@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gymq_environments import demo
 
-from gymq.branches import branches
+from gymq.wire.token_branches import branches
 
 FOLDER = Path(demo.__file__).parent
 

@@ -7,8 +7,8 @@ import zlib
 
 import msgspec
 
-from gymq.environment import Environment, Score, tool
-from gymq.message import Conversation, Function, Message, ToolCall
+from gymq.api.environment import Environment, Score, tool
+from gymq.wire.message import Conversation, Function, Message, ToolCall
 
 _SKIES = ("cold", "warm", "rainy", "sunny", "windy", "foggy", "cloudy", "snowy")
 

@@ -112,6 +112,6 @@ def _say(line: str, code: int) -> int:
 def _is_outage(error: Exception) -> bool:
     from kombu.exceptions import OperationalError
 
-    from gymq.link import Outage
+    from gymq.store.connection import Outage
 
     return isinstance(error, Outage | OperationalError)

@@ -44,9 +44,9 @@ def chaos(
       gymq chaos --of rollouts.jsonl --every 5 --for 60
       gymq chaos --role model --faults stop --seed 7 --yes
     """
-    from gymq.chaos import Chaos, Fault, victims
     from gymq.cli.status import with_shards
     from gymq.errors import GymqError, UsageError
+    from gymq.ops.fault_injection import Chaos, Fault, victims
 
     kinds: list[Any] = [kind for kind in faults.split(",") if kind]
     if not kinds or set(kinds) - set(_FAULTS):

@@ -36,7 +36,7 @@ def show_all(redis: str | None, of: str | None, run: str | None) -> None:
       gymq dead list --run try1
     """
     from gymq.cli.table import make_table, show
-    from gymq.dead import letters
+    from gymq.runtime.dead_letters import letters
 
     found = with_shards(find_server(redis, of), lambda shards: letters(shards, run))
     table = make_table("id", "mailbox", "kind", "name", ">deaths", ">alone", "when")
@@ -58,7 +58,7 @@ def show_one(id: str, redis: str | None, of: str | None) -> None:
     """
     import msgspec
 
-    from gymq.dead import find, messages
+    from gymq.runtime.dead_letters import find, messages
 
     async def read(shards: Any) -> Any:
         found = await find(shards, id)
@@ -109,7 +109,7 @@ def replay(id: str, redis: str | None, of: str | None, run: str | None) -> None:
       gymq dead replay try1.17.0:3:0
       gymq dead replay try1.17.0:3:0 --run mended
     """
-    from gymq.dead import replay as replay_letter
+    from gymq.runtime.dead_letters import replay as replay_letter
 
     name, new = with_shards(find_server(redis, of), lambda shards: replay_letter(shards, id, run))
     what = "enqueued" if new else "was enqueued before; nothing was done"
@@ -130,8 +130,8 @@ def drop(id: str | None, redis: str | None, of: str | None, run: str | None, eve
       gymq dead drop --run try1
       gymq dead drop --all
     """
-    from gymq.dead import drop as drop_letters
-    from gymq.dead import find, letters
+    from gymq.runtime.dead_letters import drop as drop_letters
+    from gymq.runtime.dead_letters import find, letters
 
     if (id is not None) + (run is not None) + every != 1:
         raise UsageError("say which: an ID, --run RUN or --all")

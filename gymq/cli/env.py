@@ -25,17 +25,17 @@ def show() -> None:
     Examples:
       gymq env list
     """
-    from gymq import registry
+    from gymq import plugins
+    from gymq.api.environment import EnvironmentSpec
     from gymq.cli.table import make_table
     from gymq.cli.table import show as print_table
-    from gymq.environment import EnvironmentSpec
     from gymq.errors import UsageError
 
     table = make_table("environment", "tools", "hooks", "from")
-    for name, point in sorted(registry.points(registry.ENVIRONMENTS).items()):
+    for name, point in sorted(plugins.points(plugins.ENVIRONMENTS).items()):
         where = f"{point.dist.name if point.dist else 'unknown package'}: {point.value}"
         try:
-            spec: EnvironmentSpec = type(registry.environment(name)).spec()
+            spec: EnvironmentSpec = type(plugins.environment(name)).spec()
         except UsageError as error:
             table.add_row(name, "", f"broken: {error}", where)
             continue

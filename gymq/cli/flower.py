@@ -29,8 +29,8 @@ def flower(redis: str | None, of: str | None, port: int) -> None:
       gymq flower
       gymq flower --port 5556 --of rollouts.jsonl
     """
+    from gymq.celery.flower import USER, command
     from gymq.cli.status import with_shards
-    from gymq.flower import USER, command
 
     settings = find_server(redis, of)
     with_shards(settings, lambda shards: shards.first.send("PING"))

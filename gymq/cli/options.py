@@ -35,8 +35,8 @@ def find_server(redis: str | None, of: str | None) -> Settings:
         ServerUnreachable: no such `gymq run` is running.
     """
     if of is not None:
-        from gymq.cli.place import Place
-        from gymq.embedded import running_url
+        from gymq.local.run_dir import Place
+        from gymq.process.embedded_redis import running_url
 
         redis = running_url(Place(Path(of)).server)
         if redis is None:

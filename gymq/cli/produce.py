@@ -31,19 +31,19 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
       gymq produce counter --data a.jsonl --run both --model scripted --keep-open
       gymq produce counter --data b.jsonl --run both --model scripted
     """
-    from gymq import registry
-    from gymq.cli.request import Request, read_request
-    from gymq.cli.segments import produce as enqueue
-    from gymq.cli.segments import segments
-    from gymq.producer import Produced
-    from gymq.results import check_consumer
-    from gymq.run import check_name
-    from gymq.shards import Shards
-    from gymq.source import fingerprint
+    from gymq import plugins
+    from gymq.client.consumer import check_consumer
+    from gymq.client.producer import Produced
+    from gymq.ingest.source import fingerprint
+    from gymq.local.run_options import Request, read_request
+    from gymq.local.source_ranges import produce as enqueue
+    from gymq.local.source_ranges import segments
+    from gymq.store.runs import check_name
+    from gymq.store.sharded import Shards
 
     request: Request = read_request(given, needed=("data", "run", "model"))
-    registry.environment(env)
-    registry.agent(request.agent)
+    plugins.environment(env)
+    plugins.agent(request.agent)
     assert request.run is not None
     check_name(request.run)
     for consumer in consumers:

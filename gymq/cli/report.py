@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from gymq.call import Usage
 from gymq.cli import table
-from gymq.price import Prices
-from gymq.summary import SUCCESS, Report, Summary, ks
+from gymq.ops.summary import SUCCESS, Report, Summary, ks
+from gymq.wire.calls import Usage
+from gymq.wire.pricing import Prices
 
 
 def show(report: Report, run: str, samples: int, prices: Prices | None) -> None:

@@ -14,11 +14,11 @@ from gymq.cli.options import engine_options, parse_pairs, rate_options, task_opt
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
-    from gymq.cli.place import Place
-    from gymq.cli.session import Session
-    from gymq.cli.survey import Survey
-    from gymq.price import Prices
-    from gymq.seen import Seen
+    from gymq.client.rollout_set import Seen
+    from gymq.local.preflight import Survey
+    from gymq.local.run_dir import Place
+    from gymq.local.run_session import Session
+    from gymq.wire.pricing import Prices
 
 
 @click.command(epilog=EXIT_CODES)
@@ -56,10 +56,10 @@ def run(env: str, **given: Any) -> int:
           --base-url http://127.0.0.1:8000/v1 --concurrency 512 --out out/sums.jsonl
       gymq run weather --config run.yaml --limit 20 --out try.jsonl
     """
-    from gymq.cli.place import Place
-    from gymq.cli.request import check_names, make_backend, read_request, run_name
-    from gymq.cli.session import Session, terminate
-    from gymq.cli.survey import survey
+    from gymq.local.preflight import survey
+    from gymq.local.run_dir import Place
+    from gymq.local.run_options import check_names, make_backend, read_request, run_name
+    from gymq.local.run_session import Session, terminate
 
     signal.signal(signal.SIGTERM, terminate)
     given["engine"] = parse_pairs(given["engine"], "--engine") or None
@@ -90,8 +90,8 @@ def run(env: str, **given: Any) -> int:
 
 def _kept(place: Place, name: str, rows: Survey, within: bool = False) -> Seen:
     """The rollouts that OUT has; `within`: only those of the rows that are wanted now."""
-    from gymq.cli.survey import check_kept
-    from gymq.seen import Seen
+    from gymq.client.rollout_set import Seen
+    from gymq.local.preflight import check_kept
 
     kept = Seen(name)
     for row, sample, environment in place.kept(name):
@@ -121,8 +121,8 @@ def _go(session: Session, place: Place, name: str, bad: int) -> int:
 
 def _finish(out: Path, name: str, samples: int, bad: int, prices: Prices | None, *, since: float = 0.0, total: int = 0) -> int:
     """Print the summary and the path; returns the exit code."""
-    from gymq import summary
     from gymq.cli import report
+    from gymq.ops import summary
 
     found = summary.read(out, since)
     report.show(found, name, samples, prices)

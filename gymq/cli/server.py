@@ -23,8 +23,8 @@ def server(folder: str) -> None:
       gymq server --folder out/server
       export GYMQ_REDIS_URL=$(cat out/server/server.url)
     """
-    from gymq.embedded import EmbeddedServer
     from gymq.errors import GymqError
+    from gymq.process.embedded_redis import EmbeddedServer
 
     path = Path(folder)
     told = threading.Event()

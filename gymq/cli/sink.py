@@ -35,13 +35,13 @@ def sink(kind: str, run: str, out: str, consumer: str | None, redis: str | None,
       gymq sink parquet --run try1 --out parts/
       gymq sink jsonl --run try1 --consumer backup --out /mnt/backup/try1.jsonl
     """
-    from gymq import registry
-    from gymq.results import check_consumer
-    from gymq.run import check_name
+    from gymq import plugins
+    from gymq.client.consumer import check_consumer
+    from gymq.store.runs import check_name
 
     if not out or out == "/":
         raise UsageError(f"--out {out!r}: name a file (jsonl) or a folder of its own (parquet)")
-    made = registry.load(registry.SINKS, kind)(Path(out), run)
+    made = plugins.load(plugins.SINKS, kind)(Path(out), run)
     check_name(run)
     check_consumer(consumer or kind)
     settings = find_server(redis, of)
@@ -49,7 +49,7 @@ def sink(kind: str, run: str, out: str, consumer: str | None, redis: str | None,
 
 
 async def _feed(made: Any, consumer: str, settings: Any) -> int:
-    from gymq.sink import feed
+    from gymq.client.sink_loop import feed
 
     stop = asyncio.Event()
     code = 0
@@ -83,7 +83,7 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
     Raises:
         UsageError: the consumer writes elsewhere.
     """
-    from gymq.link import Link
+    from gymq.store.connection import Link
 
     link = Link(settings, "gymq-sink")
     await link.connect()

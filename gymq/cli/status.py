@@ -12,8 +12,8 @@ import click
 from gymq.cli.options import find_server, server_options
 
 if TYPE_CHECKING:
-    from gymq.price import Prices
-    from gymq.run import RunStatus
+    from gymq.store.runs import RunStatus
+    from gymq.wire.pricing import Prices
 
 
 def with_shards(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -23,7 +23,7 @@ def with_shards(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
         settings: where Redis is.
         work: what to do with it.
     """
-    from gymq.shards import Shards
+    from gymq.store.sharded import Shards
 
     async def connected() -> Any:
         shards = Shards(settings, "gymq-cli")
@@ -55,8 +55,8 @@ def status(run: str | None, redis: str | None, of: str | None, prices: str | Non
     """
     import msgspec
 
-    from gymq.price import Prices
-    from gymq.status import overview
+    from gymq.ops.status import overview
+    from gymq.wire.pricing import Prices
 
     table = None if prices is None else Prices.read(prices)
     found = with_shards(find_server(redis, of), lambda shards: overview(shards, run))

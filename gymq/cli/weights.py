@@ -51,8 +51,8 @@ def publish(
       gymq weights publish --model vllm:policy --version 12 --path /models/step12
       gymq weights publish --model vllm:policy --version 13 --path /models/step13 --mode abort --at-once --wait 120
     """
-    from gymq.publication import publish_and_see
-    from gymq.replicas import check
+    from gymq.client.publish_weights import publish_and_see
+    from gymq.client.replica_status import check
 
     settings = find_server(redis, of)
     wanted, found = publish_and_see(settings, model, version, path, mode=mode, rolling=rolling, wait=wait or 0.0)
@@ -81,7 +81,7 @@ def status(model: str | None, redis: str | None, of: str | None, as_json: bool) 
     """
     import msgspec
 
-    from gymq.replicas import survey
+    from gymq.client.replica_status import survey
 
     found = with_shards(find_server(redis, of), lambda shards: survey(shards, model))
     if as_json:
@@ -123,8 +123,8 @@ def forget(model: str, redis: str | None, of: str | None) -> None:
     Examples:
       gymq weights forget --model vllm:policy
     """
+    from gymq.client.publish_weights import forget as drop
     from gymq.errors import UnknownName
-    from gymq.publication import forget as drop
 
     if not with_shards(find_server(redis, of), lambda shards: drop(shards, model)):
         raise UnknownName(f"weights: none were published of model {model!r}; `gymq weights status` lists them")

@@ -11,9 +11,9 @@ from typing import Any
 import click
 import msgspec
 
+from gymq.celery.worker_command import ROLES
 from gymq.cli.options import engine_options, find_server, parse_pairs, rate_options, server_options, token_option
 from gymq.errors import UnknownName, UsageError
-from gymq.worker import ROLES
 
 #: Seconds between two looks at the workers of `--gpus`.
 TICK = 0.2
@@ -73,7 +73,7 @@ def worker(
       gymq worker resource --environments weather,counter
       gymq worker executor --processes 4 --redis redis://:secret@10.0.0.5:6379/0
     """
-    from gymq.worker import command
+    from gymq.celery.worker_command import command
 
     options = {key: value for key, value in given.items() if value is not None and value != ()}
     for option in (*options, *(["processes"] if processes else [])):
@@ -94,10 +94,10 @@ def worker(
 
 def _each(settings: Any, options: dict[str, Any], name: str, log_level: str) -> int:
     """One model worker for each device, started again when it dies; returns the exit code."""
-    from gymq.gpus import shares
-    from gymq.launch import WORKER_FATAL, WORKER_GRACE
-    from gymq.supervisor import ChildSpec, Supervisor
-    from gymq.worker import command
+    from gymq.celery.worker_command import command
+    from gymq.local.gpus import shares
+    from gymq.local.launch import WORKER_FATAL, WORKER_GRACE
+    from gymq.process.supervisor import ChildSpec, Supervisor
 
     specs: list[ChildSpec] = []
     for gpu in shares(options.pop("gpus"), options):
@@ -123,27 +123,27 @@ def _each(settings: Any, options: dict[str, Any], name: str, log_level: str) -> 
 
 def _check(role: str, options: dict[str, Any]) -> None:
     """Find mistakes now: in the worker they would be a page of Celery's."""
-    from gymq import registry
+    from gymq import plugins
 
     if role == "model":
-        from gymq.cli.request import make_backend
+        from gymq.local.run_options import make_backend
 
         if not options.get("model"):
             raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
         if "gpus" in options:
-            from gymq.gpus import shares
+            from gymq.local.gpus import shares
 
             shares(options["gpus"], options)
         make_backend(options["model"], options)
     if role == "resource":
-        installed = registry.points(registry.ENVIRONMENTS)
+        installed = plugins.points(plugins.ENVIRONMENTS)
         for name in filter(None, options.get("environments", "").split(",")):
             if name not in installed:
                 raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(sorted(installed)) or 'none'}")
 
 
 async def _reach(settings: Any) -> None:
-    from gymq.shards import Shards
+    from gymq.store.sharded import Shards
 
     shards = Shards(settings, "gymq-check")
     try:

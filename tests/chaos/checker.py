@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from gymq.chaos import Fault
+from gymq.ops.fault_injection import Fault
 from tests.support import rollouts
 from tests.support.farm import PLUGIN
 

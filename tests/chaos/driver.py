@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gymq import worker
-from gymq.chaos import Chaos, Fault
+from gymq.celery import worker_command
+from gymq.ops.fault_injection import Chaos, Fault
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.farm import PLUGIN
@@ -96,10 +96,10 @@ class Driver:
 
     def add_workers(self, each: int = 2) -> None:
         """Start workers of each role, and wait until they take mail."""
-        for role in worker.ROLES:
+        for role in worker_command.ROLES:
             for number in range(each):
                 name = f"{role}{number}"
-                argv, env = worker.command(self.settings, role, OPTIONS.get(role, {}), name)
+                argv, env = worker_command.command(self.settings, role, OPTIONS.get(role, {}), name)
                 self._add(name, argv, env)
         rollouts.wait_for_workers(self.settings, 3 * each)
 

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from gymq.run import RunConfig
 from gymq.settings import Settings
+from gymq.store.runs import RunConfig
 from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gymq_workers.resource.sessions import LOOK
+from gymq_workers.invocation.sessions import LOOK
 
-from gymq.run import RunConfig
+from gymq.store.runs import RunConfig
 from tests.support.farm import records
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from redis import Redis
 
-from gymq.embedded import EmbeddedServer
+from gymq.process.embedded_redis import EmbeddedServer
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.proxy import Proxy

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 import pytest
 from redis import Redis
 
-from gymq.address import parse
-from gymq.embedded import EmbeddedServer
-from gymq.run import RunConfig
+from gymq.process.embedded_redis import EmbeddedServer
 from gymq.settings import Settings
+from gymq.store.runs import RunConfig
+from gymq.store.topology import parse
 from tests.support import rollouts
 from tests.support.farm import records, slow_rows
 from tests.support.redis_server import leaked_keys, wait_until

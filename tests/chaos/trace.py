@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gymq.chaos import name
-from gymq.link import script
+from gymq.ops.fault_injection import name
+from gymq.store.connection import script
 
 _HANDBACK = sha1(script("handback"), usedforsecurity=False).hexdigest().encode()
 

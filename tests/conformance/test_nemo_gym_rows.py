@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gymq.rows import parse_row
-from gymq.task import Task
+from gymq.ingest.row_parser import parse_row
+from gymq.wire.task import Task
 
 DATA = Path(__file__).parents[3] / "shared" / "conformance" / "nemo_gym"
 

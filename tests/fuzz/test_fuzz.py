@@ -22,14 +22,14 @@ from gymq_workers.agent.state import NewerSchema, State, decode_state, encode_st
 from gymq_workers.agent.worker import AgentWorker
 from gymq_workers.resource.worker import ResourceWorker
 
-from gymq import registry
-from gymq.call import Call, Plan, Reply, decode_call, decode_plan, decode_reply, encode
+from gymq import plugins
 from gymq.errors import UNREADABLE, DataError, GymqError
-from gymq.mailbox import Mail
-from gymq.message import Message, decode_message, encode_message
-from gymq.rows import parse_row
-from gymq.source import rows
-from gymq.task import Task, decode_task, encode_task
+from gymq.ingest.row_parser import parse_row
+from gymq.ingest.source import rows
+from gymq.runtime.mailbox import Mail
+from gymq.wire.calls import Call, Plan, Reply, decode_call, decode_plan, decode_reply, encode
+from gymq.wire.message import Message, decode_message, encode_message
+from gymq.wire.task import Task, decode_task, encode_task
 from tests.support.bad_rows import ROWS
 from tests.support.rollouts import linked
 from tests.support.shard import keys
@@ -98,7 +98,7 @@ def good_rows() -> list[bytes]:
 
 
 def test_rows():
-    fuzz, seeds, known = Fuzz("rows"), good_rows(), sorted(registry.points(registry.ENVIRONMENTS))
+    fuzz, seeds, known = Fuzz("rows"), good_rows(), sorted(plugins.points(plugins.ENVIRONMENTS))
     for _ in fuzz:
         row = fuzz.mutate(fuzz.random.choice(seeds))
         try:

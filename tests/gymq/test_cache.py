@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gymq.cache import Cache
-from gymq.call import Call, Plan, encode
 from gymq.errors import CallError
-from gymq.server import CallServer
-from gymq.task import Task, encode_task
+from gymq.runtime.call_worker import CallServer
+from gymq.wire.calls import Call, Plan, encode
+from gymq.wire.task import Task, encode_task
 from tests.support.shard import keys
 
 

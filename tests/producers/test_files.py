@@ -13,7 +13,7 @@ import pytest
 from gymq_producers import hf_datasets, jsonl, parquet
 
 from gymq.errors import DataError, UsageError
-from gymq.rows import parse_row
+from gymq.ingest.row_parser import parse_row
 
 Read = Callable[..., Iterator[tuple[str, bytes]]]
 ROWS = [{"prompt": f"Say {number}", "answer": number, "parts": [{"a": None}]} for number in range(1000)]

@@ -9,7 +9,7 @@ import pytest
 from gymq_producers import reasoning_gym
 
 from gymq.errors import UsageError
-from gymq.rows import parse_row
+from gymq.ingest.row_parser import parse_row
 
 pytest.importorskip("reasoning_gym")
 

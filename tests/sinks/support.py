@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from gymq.rollout import Rollout
-from gymq.sink import Sink
+from gymq.client.sink_loop import Sink
+from gymq.wire.rollout import Rollout
 from tests.support.rollouts import finished
 
 

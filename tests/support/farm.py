@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 
-from gymq import run
-from gymq.address import parse
-from gymq.link import Link
-from gymq.run import RunConfig, RunStatus
 from gymq.settings import Settings
+from gymq.store import runs
+from gymq.store.connection import Link
+from gymq.store.runs import RunConfig, RunStatus
+from gymq.store.topology import parse
 from tests.support import rollouts
 from tests.support.redis_server import wait_until
 
@@ -81,7 +81,7 @@ class Farm:
 
     def cancel(self, name: str) -> int:
         """Cancel a run."""
-        return rollouts.with_link(self.settings, lambda link: run.cancel(link, name))
+        return rollouts.with_link(self.settings, lambda link: runs.cancel(link, name))
 
     def finish(self, name: str, out: Path, limit: float = 60) -> list[dict[str, Any]]:
         """Run a sink until the run is done; returns the records, in the order in which they ended."""

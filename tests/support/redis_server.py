@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 from redis import Redis
 
-from gymq.keys import Keys
+from gymq.store.keys import Keys
 
 #: The keys of any shard, as patterns.
 keys: Any = Keys("*")  # type: ignore[arg-type]

@@ -16,14 +16,16 @@ from typing import Any
 
 import msgspec
 
-from gymq import dead, run, worker
-from gymq.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
-from gymq.batch import pack
-from gymq.link import Link
-from gymq.producer import Produced, Producer
-from gymq.run import RunConfig, RunStatus
+from gymq.celery import worker_command
+from gymq.celery.enqueue_task import ADMIT, BACKLOG_BYTES, INLINE, SKIP
+from gymq.client.producer import Produced, Producer
+from gymq.runtime import dead_letters
 from gymq.settings import Settings
-from gymq.shards import Shards
+from gymq.store import runs
+from gymq.store.batching import pack
+from gymq.store.connection import Link
+from gymq.store.runs import RunConfig, RunStatus
+from gymq.store.sharded import Shards
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 
@@ -37,12 +39,12 @@ RUN_LIMIT = 30.0
 DEFAULTS: dict[str, dict[str, Any]] = {"model": {"model": "scripted"}}
 
 
-async def letters(settings: Settings) -> list[dead.Found]:
+async def letters(settings: Settings) -> list[dead_letters.Found]:
     """All dead letters."""
     shards = Shards(settings, "test")
     try:
         await shards.connect()
-        return await dead.letters(shards)
+        return await dead_letters.letters(shards)
     finally:
         await shards.close()
 
@@ -72,7 +74,9 @@ def start_worker(
         processes: of an executor: how many calls run at once.
         options: the role's options; a model worker serves `scripted` unless told otherwise.
     """
-    argv, environment = worker.command(settings, role, DEFAULTS.get(role, {}) | options, name or role, processes=processes)
+    argv, environment = worker_command.command(
+        settings, role, DEFAULTS.get(role, {}) | options, name or role, processes=processes
+    )
     output = subprocess.DEVNULL if log is None else log.open("ab")
     return spawn(argv, environment | (env or {}), stdout=output, stderr=subprocess.STDOUT)
 
@@ -242,7 +246,7 @@ class Pretender:
 
     async def create(self, *consumers: str) -> None:
         """Create the run and declare its consumers."""
-        await run.create(self.link, self.config)
+        await runs.create(self.link, self.config)
         for consumer in consumers:
             await self.link.run("declare", self.config.name, consumer)
 
@@ -279,7 +283,7 @@ class Pretender:
         while await self.admit():
             await self.end(*self.live)
         if close:
-            await run.close(self.link, self.config.name)
+            await runs.close(self.link, self.config.name)
 
 
 def finished(rid: str, **fields: Any) -> dict[str, Any]:

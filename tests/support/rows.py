@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gymq.errors import DataError
-from gymq.rows import parse_row
-from gymq.task import Task
+from gymq.ingest.row_parser import parse_row
+from gymq.wire.task import Task
 
 
 def parse(row: Any, **more: Any) -> Task:

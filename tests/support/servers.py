@@ -19,8 +19,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from gymq.child import Child
-from gymq.embedded import PORTS, server_binary
+from gymq.process.child_process import Child
+from gymq.process.embedded_redis import PORTS, server_binary
 from tests.support.redis_server import wait_until
 
 #: Slots of a Cluster.

@@ -1,5 +1,5 @@
 """The names of the keys of the one shard that most tests use."""
 
-from gymq.keys import Keys
+from gymq.store.keys import Keys
 
 keys = Keys()

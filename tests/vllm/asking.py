@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from gymq.backend import Request
-from gymq.call import Generated, Tokens
-from gymq.message import Conversation, Message, decode_message, encode_message
+from gymq.api.backend import Request
+from gymq.wire.calls import Generated, Tokens
+from gymq.wire.message import Conversation, Message, decode_message, encode_message
 
 _count = 0
 

@@ -66,7 +66,7 @@ def smollm2() -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[object]:
     """The backend with its engine started; a module may say MODEL, a fixture, and ENGINE, the engine's arguments."""
-    from gymq_workers.model.vllm_backend import VllmBackend
+    from gymq_workers.model.vllm.backend import VllmBackend
 
     engine = {"dtype": "float32", "max_num_seqs": 128, **getattr(request.module, "ENGINE", {})}
     model = request.getfixturevalue(getattr(request.module, "MODEL", "tiny"))

@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 from gymq_workers.agent.record import call_record
-from gymq_workers.model.render import Renderer
-from gymq_workers.model.token_log import TokenLog
-from gymq_workers.model.token_prompt import Prompt
+from gymq_workers.model.tokens.chat_template import Renderer
+from gymq_workers.model.tokens.token_log import TokenLog
+from gymq_workers.model.tokens.token_prompt import Prompt
 
-from gymq.backend import Request
-from gymq.call import Generated, Reply, Tokens, Usage
-from gymq.message import Conversation, Function, Message, ToolCall, decode_message, encode_message
-from gymq.recorded import past
+from gymq.api.backend import Request
+from gymq.wire.calls import Generated, Reply, Tokens, Usage
+from gymq.wire.message import Conversation, Function, Message, ToolCall, decode_message, encode_message
+from gymq.wire.recorded_tokens import past
 from tests.vllm.templates import tokenizer
 
 _THOUGHT = re.compile(r"(?:<think>)?(.*?)</think>(.*)", re.S)

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gymq.branches import branches
+from gymq.wire.token_branches import branches
 from tests.vllm.conversation import Talk
 
 TOOLS = {"tools": [{"type": "function", "function": {"name": "look", "description": "Grüße <b>"}}]}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gymq.errors import CallError
-from gymq.message import Message
+from gymq.wire.message import Message
 from tests.vllm.asking import Scorer, floats, ints, request, said
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -186,7 +186,7 @@ async def test_an_image_before_a_model_for_text_is_refused_in_one_line(backend: 
 
 
 async def test_bad_engine_arguments_are_one_line(tiny: Path) -> None:
-    from gymq_workers.model.vllm_backend import VllmBackend
+    from gymq_workers.model.vllm.backend import VllmBackend
 
     from gymq.errors import GymqError
 

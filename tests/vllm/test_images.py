@@ -14,16 +14,16 @@ import pytest
 pytest.importorskip("PIL")
 
 from gymq_workers.agent.record import call_record
-from gymq_workers.model.render import Renderer
-from gymq_workers.model.token_log import TokenLog
+from gymq_workers.model.tokens.chat_template import Renderer
+from gymq_workers.model.tokens.token_log import TokenLog
 from PIL import Image
 
-from gymq.backend import Request
-from gymq.branches import Branch, branches
-from gymq.call import Generated, Reply
+from gymq.api.backend import Request
 from gymq.errors import CallError
-from gymq.message import Conversation, Message, encode_message
-from gymq.recorded import past
+from gymq.wire.calls import Generated, Reply
+from gymq.wire.message import Conversation, Message, encode_message
+from gymq.wire.recorded_tokens import past
+from gymq.wire.token_branches import Branch, branches
 from tests.vllm.asking import floats, ints, request, said, version_at
 from tests.vllm.tiny import TEMPLATE, VOCABULARY
 from tests.vllm.vision import IMAGE, MARKS, PATCHES

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from gymq_workers.model.vllm_engine import Sampled
-from gymq_workers.model.vllm_load import Load
-from gymq_workers.model.vllm_options import VllmOptions
-from gymq_workers.model.vllm_parsers import Parsers
-from gymq_workers.model.vllm_sampling import Bodies
+from gymq_workers.model.vllm.engine import Sampled
+from gymq_workers.model.vllm.load import Load
+from gymq_workers.model.vllm.options import VllmOptions
+from gymq_workers.model.vllm.parsers import Parsers
+from gymq_workers.model.vllm.sampling import Bodies
 
-from gymq.message import Message
+from gymq.wire.message import Message
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 

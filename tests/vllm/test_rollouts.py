@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gymq.branches import branches
+from gymq.wire.token_branches import branches
 from tests.support.redis_server import wait_until
 from tests.vllm.asking import floats, ints
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from gymq.branches import branches
-from gymq.run import RunConfig
 from gymq.settings import Settings
+from gymq.store.runs import RunConfig
+from gymq.wire.token_branches import branches
 from tests.support.farm import Farm
 from tests.support.redis_server import wait_until
 from tests.vllm.asking import Scorer, ints

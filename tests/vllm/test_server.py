@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from gymq_workers.model.openai_backend import OpenAIBackend
+from gymq_workers.model.openai.backend import OpenAIBackend
 
-from gymq.call import Tokens
 from gymq.errors import CallError
-from gymq.message import Message, decode_message
+from gymq.wire.calls import Tokens
+from gymq.wire.message import Message, decode_message
 from tests.support.servers import free_port
 from tests.workers.model.mock import ask
 

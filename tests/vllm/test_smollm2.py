@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gymq.branches import branches
+from gymq.wire.token_branches import branches
 from tests.vllm.asking import Scorer
 
 # The first test fetches the model, where that was not done before.

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(len(CORES) < 2, reason="needs
 async def test_a_model_that_is_split_over_two_processes_samples_and_takes_new_weights(
     tiny: Path, tiny2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gymq_workers.model.vllm_backend import VllmBackend
+    from gymq_workers.model.vllm.backend import VllmBackend
 
     # Given an engine of two workers, a core each
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{CORES[0]}|{CORES[1]}")

@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from gymq_workers.model.render import Body, Renderer
-from gymq_workers.model.token_log import TokenLog
+from gymq_workers.model.tokens.chat_template import Body, Renderer
+from gymq_workers.model.tokens.token_log import TokenLog
 
-from gymq.branches import branches
 from gymq.errors import CallError
-from gymq.message import Function, Message, ToolCall
+from gymq.wire.message import Function, Message, ToolCall
+from gymq.wire.token_branches import branches
 from tests.vllm.conversation import Talk
 from tests.vllm.templates import TEMPLATES, tokenizer
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gymq_workers.model.vllm_backend import VllmBackend
+from gymq_workers.model.vllm.backend import VllmBackend
 
-from gymq.call import Generated
 from gymq.errors import GymqError
+from gymq.wire.calls import Generated
 from tests.vllm.asking import Scorer, floats, ints, request, version_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

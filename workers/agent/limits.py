@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gymq.run import RunConfig
+from gymq.store.runs import RunConfig
 
 from .state import State
 

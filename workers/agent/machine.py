@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import msgspec
 
-from gymq.agent import Finish, Generate, View
-from gymq.call import Asked, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, Usage, encode
+from gymq.api.agent import Finish, Generate, View
 from gymq.errors import TRUNCATING, Fault
-from gymq.message import Conversation
-from gymq.route import Way
+from gymq.runtime.affinity import Way
+from gymq.wire.calls import Asked, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, Usage, encode
+from gymq.wire.message import Conversation
 
-from . import budget, limits
-from .ending import Ending
-from .guard import AgentFailed, Decision
+from . import limits, retry_budget
+from .agent_guard import AgentFailed, Decision
 from .record import call_record
 from .step import Step
-from .turn import TOGETHER
+from .step_context import Ending
+from .tool_turn import TOGETHER
 
 #: Questions that a hook may ask a model before it must come to an end.
 ASKS = 16
@@ -252,10 +252,10 @@ class Machine(Ending):
         if faults:
             # One that will not pass decides, if there is one.
             spec, fault = min(faults, key=lambda each: (not each[0].once, each[1].passes("tool")))
-            if not spec.once and budget.take(self.state, self.config, "tool", fault, self.now):
+            if not spec.once and retry_budget.take(self.state, self.config, "tool", fault, self.now):
                 return
             self._append(self.turn.results())
-            return self._fail(budget.told(self.state, fault))
+            return self._fail(retry_budget.told(self.state, fault))
         self.state.tries = 0
         self._append(self.turn.results())
         self._next_tools()
@@ -302,8 +302,8 @@ class Machine(Ending):
             return self._end()  # the rollout is scored; that cleaning up failed stands in the call's record
         if kind == "generate" and fault.kind in TRUNCATING:
             return self._truncate(fault.kind)
-        if fault.kind in TRUNCATING or not budget.take(self.state, self.config, kind, fault, self.now):
-            self._give_up(budget.told(self.state, fault))
+        if fault.kind in TRUNCATING or not retry_budget.take(self.state, self.config, kind, fault, self.now):
+            self._give_up(retry_budget.told(self.state, fault))
 
     def _resend(self) -> None:
         state = self.state

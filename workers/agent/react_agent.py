@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from gymq.agent import Action, Agent, CallTool, Extend, Finish, Generate, View
-from gymq.message import Message
+from gymq.api.agent import Action, Agent, CallTool, Extend, Finish, Generate, View
+from gymq.wire.message import Message
 
 #: `Action: name {"argument": 1}`, the last line of its kind counts.
 _ACTION = re.compile(r"^Action:\s*([\w-]+)\s*(\{.*\})?\s*$", re.M)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-from gymq.call import Generated, Reply
 from gymq.errors import Fault
-from gymq.recorded import RecordedTokens
-from gymq.run import TOKENS, RunConfig
+from gymq.store.runs import TOKENS, RunConfig
+from gymq.wire.calls import Generated, Reply
+from gymq.wire.recorded_tokens import RecordedTokens
 
 from .state import Live, State
 

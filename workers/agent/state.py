@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from gymq.agent import CallTool
-from gymq.call import SCHEMA, Asked, Scored, Usage, decode_plan
+from gymq.api.agent import CallTool
 from gymq.errors import Fault
-from gymq.task import Task
+from gymq.wire.calls import SCHEMA, Asked, Scored, Usage, decode_plan
+from gymq.wire.task import Task
 
 
 class Running(msgspec.Struct, array_like=True):
@@ -29,7 +29,7 @@ class State(msgspec.Struct, array_like=True):
     """The stored state of a rollout: all that is not in its messages.
 
     Args:
-        schema: see `gymq.call.SCHEMA`; stands first in every schema. Workers put mail of a newer one aside.
+        schema: see `gymq.wire.calls.SCHEMA`; stands first in every schema. Workers put mail of a newer one aside.
         phase: `new`, `opening`, `generating`, `tools`, `responding`, `verifying` or `closing`: what the pending calls are.
         started_at: when its first step ran, seconds since the epoch.
         length: messages in the conversation.

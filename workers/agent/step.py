@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from gymq.admission import INLINE
-from gymq.call import Call, CallKind, Plan, encode, mark
-from gymq.mailbox import Mail
-from gymq.route import Way
+from gymq.celery.enqueue_task import INLINE
+from gymq.runtime.affinity import Way
+from gymq.runtime.mailbox import Mail
+from gymq.wire.calls import Call, CallKind, Plan, encode, mark
 
 from .state import Live, encode_state
 

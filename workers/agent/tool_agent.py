@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gymq.agent import Action, Agent, CallTool, Finish, Generate, Respond, View
+from gymq.api.agent import Action, Agent, CallTool, Finish, Generate, Respond, View
 
 
 class ToolAgent(Agent):

@@ -9,29 +9,29 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
-from gymq import registry
-from gymq.actor import Actor
-from gymq.admission import admit
-from gymq.agent import Agent
-from gymq.batch import pack
+from gymq import plugins
+from gymq.api.agent import Agent
+from gymq.api.environment import EnvironmentSpec
 from gymq.cache import Cache
-from gymq.call import CALL, decode_reply
-from gymq.dead import bury_step
-from gymq.environment import EnvironmentSpec
+from gymq.celery.enqueue_task import admit
 from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
-from gymq.link import Link, Outage, ServerFull
-from gymq.mailbox import MAX_DIGITS, STRIKES, Mail
-from gymq.route import Routes
-from gymq.run import RunConfig, load_config, load_environment
+from gymq.runtime.actor import Actor
+from gymq.runtime.affinity import Routes
+from gymq.runtime.dead_letters import bury_step
+from gymq.runtime.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.settings import Settings
-from gymq.task import decode_task
-from gymq.weights import read_version
+from gymq.store.batching import pack
+from gymq.store.connection import Link, Outage, ServerFull
+from gymq.store.model_weights import read_version
+from gymq.store.runs import RunConfig, load_config, load_environment
+from gymq.wire.calls import CALL, decode_reply
+from gymq.wire.task import decode_task
 
 from .events import Shown
 from .machine import Machine
 from .state import WEIGHT, Live, NewerSchema, decode_state
 from .step import Step, acknowledge
-from .turn import TOGETHER
+from .tool_turn import TOGETHER
 
 #: Messages of one commit: a few milliseconds of the server's time.
 BATCH = 64
@@ -270,7 +270,7 @@ class AgentWorker(Actor):
 
     def _agent(self, name: str) -> Agent:
         try:
-            return registry.agent(name)
+            return plugins.agent(name)
         except UsageError as error:
             return _Missing(str(error))
 

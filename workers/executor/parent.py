@@ -20,14 +20,14 @@ import redis
 from celery import bootsteps, signals
 from celery.worker import state
 
-from gymq.bootstep import EXECUTOR
-from gymq.call import Call, Reply
-from gymq.client import Client, clients
-from gymq.keys import Keys
-from gymq.reply import send_sync
+from gymq.celery.actor_step import EXECUTOR
+from gymq.runtime.reply import send_sync
 from gymq.settings import Settings
+from gymq.store.keys import Keys
+from gymq.store.sync_connection import Client, clients
+from gymq.wire.calls import Call, Reply
 
-from . import keeper, processes
+from . import child_janitor, processes
 
 #: Renewals of the liveness key per lapse: two may be lost.
 RENEWALS = 3
@@ -137,7 +137,7 @@ class Parent:
         """Start the keeper, or start it again if it died."""
         if self._pipe == (-1, -1) or (self._keeper is not None and self._keeper.poll() is None):
             return
-        argv = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), self.name, self._folder]
+        argv = [sys.executable, "-I", "-S", child_janitor.__file__, str(os.getpid()), self.name, self._folder]
         self._keeper = subprocess.Popen(argv, stdin=self._pipe[0], start_new_session=True)
 
     def become_child(self) -> None:
@@ -153,7 +153,7 @@ class Parent:
         processes.die_with(self.pid)
         processes.adopt_orphans()
         processes.give_way()
-        os.environ[keeper.MARK] = self.name
+        os.environ[child_janitor.MARK] = self.name
         os.environ["TMPDIR"] = tempfile.tempdir = self._temporary(os.getpid())
         self.tidy()
 

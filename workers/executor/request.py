@@ -13,9 +13,9 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from gymq.bootstep import ISOLATED_QUEUE
-from gymq.call import Call, Reply, decode_call, decode_reply
+from gymq.celery.actor_step import ISOLATED_QUEUE
 from gymq.errors import Fault
+from gymq.wire.calls import Call, Reply, decode_call, decode_reply
 
 from . import processes
 from .parent import Undelivered, current

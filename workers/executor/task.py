@@ -17,18 +17,18 @@ import redis
 from billiard.common import terminate_handler_fired
 from kombu.exceptions import OperationalError
 
-from gymq.bootstep import EXECUTOR, ISOLATED_QUEUE
-from gymq.call import SCHEMA, Call, Reply, encode
+from gymq.api.environment import DEFAULT_TIMEOUT
 from gymq.celery import ISOLATED, app
-from gymq.client import Client, clients
-from gymq.environment import DEFAULT_TIMEOUT
+from gymq.celery.actor_step import EXECUTOR, ISOLATED_QUEUE
 from gymq.errors import CallError, FaultKind
-from gymq.link import script
-from gymq.message import Conversation
-from gymq.reply import send_sync
-from gymq.task import decode_task
+from gymq.runtime.reply import send_sync
+from gymq.store.connection import script
+from gymq.store.sync_connection import Client, clients
+from gymq.wire.calls import SCHEMA, Call, Reply, encode
+from gymq.wire.message import Conversation
+from gymq.wire.task import decode_task
 
-from ..resource.invoke import invoke
+from ..invocation.invoke import invoke
 from . import processes
 from .parent import ExecutorStep, Undelivered, current, of
 from .request import read

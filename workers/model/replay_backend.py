@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from gymq.backend import Backend, Request
-from gymq.call import Generated, Tokens, Usage
+from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, DataError, UsageError
-from gymq.items import Item, to_messages
-from gymq.message import Message, decode_message, encode_message
-from gymq.recorded import RecordedTokens
+from gymq.ingest.chat_items import Item, to_messages
+from gymq.wire.calls import Generated, Tokens, Usage
+from gymq.wire.message import Message, decode_message, encode_message
+from gymq.wire.recorded_tokens import RecordedTokens
 
-from .prefixes import Prefixes
+from .tokens.prefixes import Prefixes
 
 #: Rollouts of which the last call's token ids are remembered by their digest.
 _REMEMBERED = 16384

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from gymq.backend import Backend, Request
-from gymq.call import Generated, Usage
+from gymq.api.backend import Backend, Request
+from gymq.api.tools import wanted
 from gymq.errors import CallError, Unavailable, UsageError
-from gymq.message import Message, encode_message
-from gymq.registry import environment
-from gymq.tools import wanted
+from gymq.plugins import environment
+from gymq.wire.calls import Generated, Usage
+from gymq.wire.message import Message, encode_message
 
 
 class _Policy(msgspec.Struct):

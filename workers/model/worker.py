@@ -6,18 +6,18 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from gymq import registry
-from gymq.actor import Actor, end
-from gymq.backend import Backend, Request
-from gymq.call import Call, Generated, decode_plan, encode
+from gymq import plugins
+from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, GymqError, UsageError, one_line
-from gymq.mailbox import Mail
-from gymq.message import Conversation
-from gymq.server import CallServer
+from gymq.runtime.actor import Actor, end
+from gymq.runtime.call_worker import CallServer
+from gymq.runtime.mailbox import Mail
 from gymq.settings import Settings
+from gymq.wire.calls import Call, Generated, decode_plan, encode
+from gymq.wire.message import Conversation
 
-from .replica import Begun
-from .shared import Shared
+from .shared_backend import Shared
+from .weight_updater import Begun
 
 #: Calls that one model worker has in flight unless told otherwise.
 CONCURRENCY = 512
@@ -178,5 +178,5 @@ def _make(spec: str, options: dict[str, Any]) -> Backend:
     if not spec:
         raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
     name, _, model = spec.partition(":")
-    made: Backend = registry.load(registry.BACKENDS, name)(model, options)
+    made: Backend = plugins.load(plugins.BACKENDS, name)(model, options)
     return made

@@ -13,9 +13,9 @@ import time
 from kombu.exceptions import ChannelError, KombuError
 from redis import RedisError
 
-from gymq.batch import pack
-from gymq.call import Call
-from gymq.link import Link
+from gymq.store.batching import pack
+from gymq.store.connection import Link
+from gymq.wire.calls import Call
 
 from ..executor.task import abort, none_waits, submit
 

@@ -12,10 +12,10 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-from gymq.call import Call
+from gymq.wire.calls import Call
 
-from .invoke import called
-from .values import name_of
+from ..invocation.invoke import called
+from ..invocation.result_encoding import name_of
 
 #: Threads for hooks and tools that are not `async`.
 THREADS = 16

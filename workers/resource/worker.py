@@ -9,21 +9,21 @@ from typing import Any
 
 import msgspec
 
-from gymq import registry
-from gymq.actor import Actor
-from gymq.call import Call, ToolResult, encode
-from gymq.environment import EnvironmentSpec
+from gymq import plugins
+from gymq.api.environment import EnvironmentSpec
 from gymq.errors import CallError, GymqError, UnknownName
-from gymq.message import Conversation
-from gymq.server import CallServer
+from gymq.runtime.actor import Actor
+from gymq.runtime.call_worker import CallServer
 from gymq.settings import Settings
-from gymq.task import Task, encode_task
+from gymq.wire.calls import Call, ToolResult, encode
+from gymq.wire.message import Conversation
+from gymq.wire.task import Task, encode_task
 
-from .invoke import build, invoke
+from ..invocation.invoke import build, invoke
+from ..invocation.result_encoding import name_of
+from ..invocation.sessions import Session, Sessions
 from .isolated import Isolated
-from .sessions import Session, Sessions
 from .threads import THREADS, Threads, serving, watch_loop
-from .values import name_of
 
 #: Calls that one resource worker has in flight unless told otherwise.
 CONCURRENCY = 1024
@@ -39,7 +39,7 @@ class ResourceWorker(CallServer):
     private = True  # for the calls of rollouts whose live session it has
 
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
-        installed = sorted(registry.points(registry.ENVIRONMENTS))
+        installed = sorted(plugins.points(plugins.ENVIRONMENTS))
         chosen = [name for name in (options.get("environments") or "").split(",") if name] or installed
         for name in chosen:
             if name not in installed:
@@ -100,7 +100,7 @@ class ResourceWorker(CallServer):
             if call.environment not in self._environments:
                 raise CallError("environment", f"this worker does not serve environment {call.environment[:60]!r}")
             # Importing an environment may take seconds; the loop has a liveness to renew.
-            environment = await asyncio.to_thread(registry.environment, call.environment)
+            environment = await asyncio.to_thread(plugins.environment, call.environment)
             spec = self._specs[call.environment] = type(environment).spec()
         timeout, isolated, once = _limits(spec, call)
         wants = _wants(call)
@@ -117,7 +117,7 @@ class ResourceWorker(CallServer):
         try:
             if "session" not in wants:
                 return await self._invoke(call, task, conversation, timeout)
-            most = type(registry.environment(call.environment)).sessions
+            most = type(plugins.environment(call.environment)).sessions
             async with self._sessions.use(call, most, lambda: self._build(call, task, conversation, spec)) as session:
                 return await self._invoke(call, task, conversation, timeout, session)
         finally:
@@ -189,6 +189,6 @@ def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:
 
 
 def _wants(call: Call) -> frozenset[str]:
-    environment = type(registry.environment(call.environment))
+    environment = type(plugins.environment(call.environment))
     wants = environment.tools[call.name].wants if call.kind == "tool" else environment.wants(call.kind)
     return wants | environment.wants("session") if "session" in wants else wants

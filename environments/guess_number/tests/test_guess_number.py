@@ -2,7 +2,7 @@ import pytest
 from gymq_environments.guess_number.data.make import rows
 from gymq_environments.guess_number.environment import GuessNumber, GuessState
 
-from gymq.message import Conversation, Message, encode_message
+from gymq.wire.message import Conversation, Message, encode_message
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from gymq_environments.multiple_choice.data.make import rows
 from gymq_environments.multiple_choice.environment import MultipleChoice
 
-from gymq.message import Conversation, Message, encode_message
+from gymq.wire.message import Conversation, Message, encode_message
 
 STRICT, BOXED = "strict_single_letter_boxed", "lenient_boxed"
 COLON, MARKDOWN = "lenient_answer_colon", "lenient_answer_colon_md"

@@ -4,7 +4,7 @@ import pytest
 from gymq_environments.reasoning_gym.environment import ReasoningGym, answers, scorer
 
 from gymq.errors import UsageError
-from gymq.message import Conversation, Message, encode_message
+from gymq.wire.message import Conversation, Message, encode_message
 
 
 @pytest.fixture

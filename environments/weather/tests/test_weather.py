@@ -3,7 +3,7 @@ import pytest
 from gymq_environments.weather.data.make import rows
 from gymq_environments.weather.environment import Weather
 
-from gymq.message import Conversation, Message, encode_message
+from gymq.wire.message import Conversation, Message, encode_message
 
 
 @pytest.fixture

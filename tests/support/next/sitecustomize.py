@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder, SourceFileLoader
 
 #: What is replaced in the sources of which modules.
 CHANGES = {
-    "gymq.call": [
+    "gymq.wire.calls": [
         ("SCHEMA = 1\n", "SCHEMA = 2\n"),
         # Each behind the last field of its struct.
         (

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import msgspec
 
 from gymq import Ask
-from gymq.environment import Environment, Opening, Response, Score, hook, tool
-from gymq.message import Function, Message, ToolCall
+from gymq.api.environment import Environment, Opening, Response, Score, hook, tool
+from gymq.wire.message import Function, Message, ToolCall
 
 #: What the model does in each turn: parallel reads, a write, an isolated call, then it hears from the user, and writes again.
 SCRIPT = (("look", "look"), ("step",), ("think",), (), ("step", "look"), ())

@@ -11,8 +11,8 @@ from hashlib import sha256
 import msgspec
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
-from gymq.environment import Environment, Opening, tool
-from gymq.message import Function, Message, ToolCall
+from gymq.api.environment import Environment, Opening, tool
+from gymq.wire.message import Function, Message, ToolCall
 
 
 def note(task, what: str) -> None:

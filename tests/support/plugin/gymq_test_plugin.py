@@ -19,11 +19,11 @@ import msgspec
 from gymq_workers.agent.tool_agent import ToolAgent
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
-from gymq.agent import Agent, Generate
-from gymq.call import Tokens
-from gymq.environment import Ask, Environment, Opening, Response, Score, hook, tool
+from gymq.api.agent import Agent, Generate
+from gymq.api.environment import Ask, Environment, Opening, Response, Score, hook, tool
 from gymq.errors import Unavailable
-from gymq.message import Function, Message, ToolCall
+from gymq.wire.calls import Tokens
+from gymq.wire.message import Function, Message, ToolCall
 
 
 def note(path: str, line: str) -> None:

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from gymq.liveness import Liveness
+from gymq.runtime.membership import Liveness
 from tests.support.protocol.worker import Worker
 from tests.support.protocol.world import LIVENESS, World
 from tests.support.shard import keys

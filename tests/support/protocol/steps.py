@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from gymq.batch import pack
-from gymq.mailbox import STRIKES, Mail
+from gymq.runtime.mailbox import STRIKES, Mail
+from gymq.store.batching import pack
 from tests.support.protocol.worker import AGENT, RESOURCE, Head, Worker
 from tests.support.protocol.world import TTL, World
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gymq.mailbox import Mail
+from gymq.runtime.mailbox import Mail
 
 AGENT, RESOURCE = "agent", "resource:e"
 BOXES = (AGENT, RESOURCE)

@@ -13,13 +13,14 @@ import msgspec
 import pytest
 from redis import Redis
 
-from gymq import mailbox, run
-from gymq.batch import pack
 from gymq.errors import GymqError
-from gymq.link import Link
-from gymq.mailbox import Mail, Mailboxes
-from gymq.run import RunConfig
+from gymq.runtime import mailbox
+from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.settings import Settings
+from gymq.store import runs
+from gymq.store.batching import pack
+from gymq.store.connection import Link
+from gymq.store.runs import RunConfig
 from tests.support.protocol.history import Consumed, History, Run
 from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
 from tests.support.redis_server import roll_back, snapshot
@@ -63,7 +64,7 @@ class World:
         self.history = History()
         for name, count in samples.items():
             config = RunConfig(name, "e", "a", "m", samples=count, concurrency=CREDITS, backlog=1000)
-            self.runner.run(run.create(self.link, config))
+            self.runner.run(runs.create(self.link, config))
             self.history.runs[name] = Run(name, count)
         self.ids = itertools.count(1)  # of turns and answers
         self.births = 0

@@ -10,14 +10,14 @@ from gymq_workers.agent.machine import Machine
 from gymq_workers.agent.state import Live, State, decode_state, encode_state
 from gymq_workers.agent.step import Step
 
-from gymq.agent import Agent
-from gymq.call import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, decode_call, encode
-from gymq.environment import EnvironmentSpec, HookSpec, ToolSpec
+from gymq.api.agent import Agent
+from gymq.api.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
-from gymq.message import Function, Message, ToolCall, encode_message
-from gymq.route import Routes
-from gymq.run import RunConfig
-from gymq.task import Task, encode_task
+from gymq.runtime.affinity import Routes
+from gymq.store.runs import RunConfig
+from gymq.wire.calls import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, decode_call, encode
+from gymq.wire.message import Function, Message, ToolCall, encode_message
+from gymq.wire.task import Task, encode_task
 
 
 class Script(Agent):

@@ -6,9 +6,9 @@ import pytest
 from gymq_workers.agent.react_agent import ReActAgent
 from gymq_workers.agent.tool_agent import ToolAgent
 
-from gymq.agent import CallTool, Extend, Finish, Generate, Respond, View
-from gymq.call import decode_plan
-from gymq.message import Conversation, Function, Message, ToolCall, encode_message
+from gymq.api.agent import CallTool, Extend, Finish, Generate, Respond, View
+from gymq.wire.calls import decode_plan
+from gymq.wire.message import Conversation, Function, Message, ToolCall, encode_message
 from tests.workers.agent.play import Play, messages, only, record, result, said, scored, spec
 
 CALL = ToolCall("c", Function("look", '{"n": 1}'))

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from gymq_workers.agent.machine import ASKS
 
-from gymq.agent import Finish, Generate, Respond
-from gymq.call import Asked, Generated, Responded, Scored, Tokens, Usage, decode_plan
-from gymq.message import Message, encode_message
-from gymq.run import TOKENS
+from gymq.api.agent import Finish, Generate, Respond
+from gymq.store.runs import TOKENS
+from gymq.wire.calls import Asked, Generated, Responded, Scored, Tokens, Usage, decode_plan
+from gymq.wire.message import Message, encode_message
 from tests.workers.agent.play import (
     Play,
     Script,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from gymq_workers.agent.tool_agent import ToolAgent
 
-from gymq.agent import CallTool, Extend, Finish, Generate, Respond
-from gymq.call import Reply
-from gymq.message import Message
+from gymq.api.agent import CallTool, Extend, Finish, Generate, Respond
+from gymq.wire.calls import Reply
+from gymq.wire.message import Message
 from tests.workers.agent.play import (
     Play,
     Script,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from gymq_workers.agent.guard import EXTENSIONS
+from gymq_workers.agent.agent_guard import EXTENSIONS
 from gymq_workers.agent.tool_agent import ToolAgent
 
-from gymq.agent import CallTool, Extend, Finish, Generate, Respond
+from gymq.api.agent import CallTool, Extend, Finish, Generate, Respond
 from gymq.errors import Fault
-from gymq.message import Message, encode_message
+from gymq.wire.message import Message, encode_message
 from tests.workers.agent.play import (
     Play,
     Script,

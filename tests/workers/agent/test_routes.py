@@ -6,7 +6,7 @@ import msgspec
 from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.errors import Fault
-from gymq.route import MARGIN, NEVER, Routes
+from gymq.runtime.affinity import MARGIN, NEVER, Routes
 from tests.workers.agent.play import Play, calls, failed, only, opened, record, result, said, scored, spec, ways
 
 NOBODY: tuple = ()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from gymq_workers.agent.tool_agent import ToolAgent
 
-from gymq.agent import Finish, Generate
-from gymq.call import Tokens
+from gymq.api.agent import Finish, Generate
+from gymq.wire.calls import Tokens
 from tests.workers.agent.play import Play, Script, calls, failed, only, record, reply, responded, result, said, scored
 
 ALL = ("open", "respond", "verify", "close")

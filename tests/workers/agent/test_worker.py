@@ -9,14 +9,14 @@ from gymq_workers.agent import limits
 from gymq_workers.agent.machine import Machine
 from gymq_workers.agent.worker import STRIKES, AgentWorker
 
-from gymq import run
-from gymq.batch import pack
-from gymq.call import Generated, Reply, Usage, decode_call, encode
-from gymq.environment import EnvironmentSpec
-from gymq.mailbox import Mail
-from gymq.message import Message, encode_message
-from gymq.run import RunConfig
-from gymq.task import Task, encode_task
+from gymq.api.environment import EnvironmentSpec
+from gymq.runtime.mailbox import Mail
+from gymq.store import runs
+from gymq.store.batching import pack
+from gymq.store.runs import RunConfig
+from gymq.wire.calls import Generated, Reply, Usage, decode_call, encode
+from gymq.wire.message import Message, encode_message
+from gymq.wire.task import Task, encode_task
 from tests.support.rollouts import letters
 from tests.support.shard import keys
 
@@ -28,8 +28,8 @@ async def make(link):
     """Makes a run of so many tasks."""
 
     async def make(rows: int = 1, name: str = "r", agent: str = "tool") -> None:
-        await run.create(link, RunConfig(name, "world", agent, "m"))
-        await run.add_environment(link, name, EnvironmentSpec("world"))
+        await runs.create(link, RunConfig(name, "world", agent, "m"))
+        await runs.add_environment(link, name, EnvironmentSpec("world"))
         task = Task("t", "world", [encode_message(Message("user", name))])
         await link.run("enqueue", name, "chunk", 1000, *[encode_task(task)] * rows)
 
@@ -74,7 +74,7 @@ async def ended(link, name: str = "r") -> list[dict]:
 
 async def test_rollouts_are_admitted_advanced_and_ended_and_their_mail_is_gone(worker, link, make, no_leaks):
     await make(3)
-    await run.close(link, "r")
+    await runs.close(link, "r")
     await worker.duties()
     assert await work(worker) == 3
     await answer(link)
@@ -82,14 +82,14 @@ async def test_rollouts_are_admitted_advanced_and_ended_and_their_mail_is_gone(w
     assert [record["status"] for record in await ended(link)] == ["completed"] * 3
     assert worker.stats()["held"] == 0
     assert (worker.counts["applied"], worker.counts["ended"], worker.counts["stale"]) == (6, 3, 0)
-    await run.remove(link, "r")
+    await runs.remove(link, "r")
 
 
 async def test_two_messages_of_one_rollout_are_handled_one_after_the_other(worker, link, make):
     # Given a rollout that begins and is cancelled in one batch
     await make()
     await worker.duties()
-    await run.cancel(link, "r")
+    await runs.cancel(link, "r")
     # When both are taken at once
     assert await work(worker) == 2
     # Then it has ended, and its first step stands in its record
@@ -103,7 +103,7 @@ async def test_a_cancellation_wins_against_a_step_that_another_worker_made(worke
     await make()
     await worker.duties()
     await work(worker)
-    await run.cancel(link, "r")
+    await runs.cancel(link, "r")
     insist = worker.link.insist
     moved = []
 
@@ -234,7 +234,7 @@ async def test_a_run_that_took_a_removed_ones_name_is_rolled_out_as_what_it_is(w
     await make()
     await worker.duties()
     await work(worker)
-    await run.remove(link, "r")
+    await runs.remove(link, "r")
     # When another of its name comes
     await make(agent="nobody")
     await worker.duties()

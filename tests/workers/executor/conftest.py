@@ -12,9 +12,9 @@ import pytest
 from kombu import pools
 from redis import Redis
 
-from gymq.call import Call, Reply, decode_reply
-from gymq.environment import DEFAULT_TIMEOUT
-from gymq.message import Message, encode_message
+from gymq.api.environment import DEFAULT_TIMEOUT
+from gymq.wire.calls import Call, Reply, decode_reply
+from gymq.wire.message import Message, encode_message
 from tests.support.shard import keys
 
 #: Seconds after which a call that nobody works on is sent again, as a resource worker does: a child may die so fast that

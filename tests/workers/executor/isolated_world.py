@@ -15,9 +15,9 @@ import time
 import msgspec
 from gymq_workers.executor import parent, task
 
-from gymq.call import encode
-from gymq.environment import Environment, Score, hook, tool
-from gymq.sandbox import run_program
+from gymq.api.environment import Environment, Score, hook, tool
+from gymq.process.sandbox import run_program
+from gymq.wire.calls import encode
 
 #: Eight processes in sessions of their own, each of which replaces itself; argv: a marker. Not for ever: if the test is
 #: killed, nobody else would end them.

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from gymq_workers.executor.parent import Parent
 
-from gymq.batch import pack
+from gymq.store.batching import pack
 from tests.support.rollouts import linked
 from tests.support.shard import keys
 

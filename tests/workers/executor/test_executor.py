@@ -11,7 +11,7 @@ import psutil
 import pytest
 from gymq_workers.executor import processes
 
-from gymq.call import Scored, ToolResult
+from gymq.wire.calls import Scored, ToolResult
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 from tests.workers.executor.conftest import start

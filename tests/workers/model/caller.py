@@ -12,14 +12,14 @@ import sys
 import time
 from collections import Counter
 
-from gymq_workers.model.openai_backend import OpenAIBackend
+from gymq_workers.model.openai.backend import OpenAIBackend
 
-from gymq.backend import Request
+from gymq.api.backend import Request
 from gymq.errors import CallError
-from gymq.link import Link
-from gymq.message import Conversation, Message, encode_message
-from gymq.rate import Limiter
+from gymq.runtime.rate_limit import Limiter
 from gymq.settings import Settings
+from gymq.store.connection import Link
+from gymq.wire.message import Conversation, Message, encode_message
 
 
 async def main(redis_url: str, base_url: str, seconds: float, calls: int, options: dict[str, str]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from gymq_workers.model.openai_backend import OpenAIBackend
+from gymq_workers.model.openai.backend import OpenAIBackend
 
-from gymq.backend import Backend
+from gymq.api.backend import Backend
 from tests.workers.model.mock import run_server
 
 
@@ -23,7 +23,7 @@ async def backend(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     """Makes started backends: `backend("mock-429", retries=0)`."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-key")
     # Waits are what they are, only a hundred times shorter.
-    monkeypatch.setattr("gymq_workers.model.retry.FIRST_WAIT", 0.005)
+    monkeypatch.setattr("gymq_workers.model.openai.retry.FIRST_WAIT", 0.005)
     made: list[Backend] = []
 
     async def make(model: str = "mock", **options: Any) -> OpenAIBackend:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gymq.backend import Request
+from gymq.api.backend import Request
 from gymq.errors import CallError
-from gymq.message import Conversation, Message, encode_message
+from gymq.wire.message import Conversation, Message, encode_message
 
 ROOT = Path(__file__).parents[3]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from gymq_workers.model.replay_backend import ReplayBackend
 
-from gymq.call import Tokens
 from gymq.errors import CallError, UsageError
-from gymq.message import Function, Message, ToolCall, decode_message
+from gymq.wire.calls import Tokens
+from gymq.wire.message import Function, Message, ToolCall, decode_message
 from tests.workers.model.mock import ask
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}

@@ -7,11 +7,11 @@ import time
 import pytest
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
-from gymq import registry
-from gymq.environment import Environment
+from gymq import plugins
+from gymq.api.environment import Environment
 from gymq.errors import CallError, UsageError
-from gymq.message import Function, Message, ToolCall, decode_message
-from gymq.task import Task
+from gymq.wire.message import Function, Message, ToolCall, decode_message
+from gymq.wire.task import Task
 from tests.workers.model.mock import ask
 
 
@@ -44,7 +44,7 @@ class Broken(Environment):
 @pytest.fixture
 def backend(monkeypatch):
     known = {cls.name: cls() for cls in (Quiet, Polite, Patient, Broken)}
-    real = registry.environment
+    real = plugins.environment
     monkeypatch.setattr("gymq_workers.model.scripted_backend.environment", lambda name: known.get(name) or real(name))
     return ScriptedBackend("", {})
 

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from gymq_workers.model.worker import ModelWorker
 
-from gymq import registry
-from gymq.backend import Backend
-from gymq.call import Call, Generated, Plan, Usage, encode
+from gymq import plugins
+from gymq.api.backend import Backend
 from gymq.errors import CallError
-from gymq.message import Message, encode_message
+from gymq.wire.calls import Call, Generated, Plan, Usage, encode
+from gymq.wire.message import Message, encode_message
 
 
 class Echo(Backend):
@@ -33,7 +33,7 @@ class Echo(Backend):
 
 @pytest.fixture
 def worker(settings, monkeypatch):
-    monkeypatch.setattr(registry, "load", lambda group, name: Echo)
+    monkeypatch.setattr(plugins, "load", lambda group, name: Echo)
     return ModelWorker(settings, {"model": "echo:x"})
 
 

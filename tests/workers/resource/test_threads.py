@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gymq.run import RunConfig
+from gymq.store.runs import RunConfig
 from tests.support.redis_server import wait_until
 
 pytestmark = pytest.mark.slow

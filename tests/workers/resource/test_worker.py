@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from gymq_workers.resource.worker import UNKNOWN, ResourceWorker
 
-from gymq import registry
-from gymq.call import Call, Scored, ToolResult
-from gymq.environment import Environment, tool
+from gymq import plugins
+from gymq.api.environment import Environment, tool
 from gymq.errors import CallError, UnknownName
+from gymq.wire.calls import Call, Scored, ToolResult
 from tests.support.shard import keys
 
 
@@ -46,8 +46,8 @@ class Bank(Environment):
 @pytest.fixture
 def bank(monkeypatch):
     bank = Bank()
-    monkeypatch.setattr(registry, "points", lambda group: {"bank": None})
-    monkeypatch.setattr(registry, "environment", lambda name: bank)
+    monkeypatch.setattr(plugins, "points", lambda group: {"bank": None})
+    monkeypatch.setattr(plugins, "environment", lambda name: bank)
     return bank
 
 

@@ -1,0 +1,126 @@
+"""Tools: methods whose JSON schema, validation and call come from their signature and docstring."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+import pydantic
+
+from gymq.errors import ToolError, UsageError
+from gymq.wire.message import FUNCTION_NAME
+
+#: Parameters that the worker fills in; the model never sees them.
+INJECTED = frozenset({"self", "task", "messages", "state", "session"})
+
+#: Further ones of hooks that may ask a model; a tool's `answer` is the model's argument.
+ASKED = frozenset({"answer", "note"})
+
+_ARGS_HEADER = re.compile(r"^\s*(Args|Arguments|Parameters):\s*$", re.M)
+_ARG_LINE = re.compile(r"^\s+(\w+)\s*(?:\([^)]*\))?:\s*(.+)$")
+
+
+class Tool:
+    """One tool of an environment.
+
+    Args:
+        name: what the model calls it.
+        schema: its declaration as a chat-completions tool.
+        flags: `read_only`, `isolated`, `once`, `timeout`.
+        wants: the injected parameters that it asks for.
+        model: the pydantic model of its arguments.
+    """
+
+    __slots__ = ("flags", "model", "name", "schema", "wants")
+
+    def __init__(
+        self, name: str, schema: dict[str, Any], flags: dict[str, Any], wants: frozenset[str], model: type[pydantic.BaseModel]
+    ) -> None:
+        self.name = name
+        self.schema = schema
+        self.flags = flags
+        self.wants = wants
+        self.model = model
+
+    def arguments(self, text: str) -> dict[str, Any]:
+        """Parse and check the model's arguments.
+
+        Args:
+            text: a JSON object, as the model wrote it; empty text counts as `{}`.
+
+        Raises:
+            ToolError: they are no JSON object or do not fit the signature; the text is for the model.
+        """
+        try:
+            checked = self.model.model_validate_json(text or "{}")
+        except pydantic.ValidationError as error:
+            raise ToolError(f"Invalid arguments for {self.name}: {_say(error)}") from None
+        return {field.alias or name: getattr(checked, name) for name, field in self.model.model_fields.items()}
+
+
+def wanted(function: Callable[..., Any], injected: frozenset[str] = INJECTED) -> frozenset[str]:
+    """Which injected parameters a hook or tool asks for."""
+    return frozenset(inspect.signature(function).parameters) & injected - {"self"}
+
+
+def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -> Tool:
+    """Make a tool from a method.
+
+    Raises:
+        UsageError: the name cannot be a tool's, or a parameter has no type.
+    """
+    if not FUNCTION_NAME.fullmatch(name):
+        raise UsageError(f"tool {name!r}: a tool's name has 1 to 64 letters, digits, '_' or '-'")
+    summary, described = _docstring(function)
+    # Injected parameters keep their annotations: they may name what exists only when the class does, or for type checkers.
+    own = {name: hint for name, hint in function.__annotations__.items() if name not in INJECTED | {"return"}}
+    hints = get_type_hints(SimpleNamespace(__annotations__=own), vars(sys.modules[function.__module__]), include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in INJECTED:
+            continue
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise UsageError(f"tool {name}: *{parameter.name} has no JSON schema; name the parameters")
+        if parameter.name not in hints:
+            raise UsageError(f"tool {name}: parameter {parameter.name!r} has no type; write one, the model's schema needs it")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        # An alias, since a field of a pydantic model cannot be called everything that a parameter can: `copy`, `_x`.
+        field = pydantic.Field(default, alias=parameter.name, description=described.get(parameter.name))
+        fields[f"p{len(fields)}"] = (hints[parameter.name], field)
+    config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+    model = pydantic.create_model(name, __config__=config, **fields)
+    parameters = model.model_json_schema()
+    parameters.pop("title", None)
+    for prop in parameters.get("properties", {}).values():
+        prop.pop("title", None)
+    parameters.setdefault("properties", {})
+    schema = {"type": "function", "function": {"name": name, "description": summary, "parameters": parameters}}
+    return Tool(name, schema, flags, wanted(function), model)
+
+
+def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its text before `Args:` and the arguments' descriptions."""
+    text = inspect.getdoc(function) or ""
+    parts = _ARGS_HEADER.split(text, maxsplit=1)
+    described: dict[str, str] = {}
+    if len(parts) == 3:
+        for line in parts[2].splitlines():
+            match = _ARG_LINE.match(line)
+            if match:
+                described[match[1]] = match[2].strip()
+            elif line and not line.startswith(" "):
+                break
+    return parts[0].strip(), described
+
+
+def _say(error: pydantic.ValidationError) -> str:
+    """One line for the model: each problem with its place."""
+    problems = []
+    for item in error.errors(include_url=False, include_context=False)[:5]:
+        place = ".".join(str(part) for part in item["loc"])
+        problems.append(f"{place}: {item['msg']}" if place else item["msg"])
+    return " ".join("; ".join(problems).split())

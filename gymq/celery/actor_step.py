@@ -1,0 +1,299 @@
+"""An actor inside a Celery worker: a thread with an asyncio loop, started, watched, drained and stopped with the worker.
+
+Celery, told to stop, closes its consumer first, and with it events, heartbeats and remote control. So the first SIGTERM
+does not reach it: the actor drains while the worker stays visible; when the actor's `main` has returned, Celery's own
+warm shutdown begins. A second SIGTERM, or SIGINT, stops the actor. If it dies unasked, the process ends with it.
+"""
+
+from __future__ import annotations
+
+# Celery and kombu have no stubs.
+# pyright: reportMissingTypeStubs=false
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+import click
+from celery import bootsteps
+from celery.platforms import EX_FAILURE, EX_OK
+from celery.worker import state
+
+from gymq import plugins
+from gymq.errors import GymqError
+from gymq.runtime import multi_shard
+from gymq.settings import Settings
+
+ROLLOUTS_QUEUE = "gymq.rollouts"
+ISOLATED_QUEUE = "gymq.isolated"
+
+#: The role that hosts no actor but a pool of processes.
+EXECUTOR = "executor"
+
+#: The queues of Celery's that each role reads.
+QUEUES: dict[str, list[str]] = {"agent": [ROLLOUTS_QUEUE], "model": [], "resource": [], EXECUTOR: [ISOLATED_QUEUE]}
+
+#: Seconds between two looks at the actor's events: Flower is for people.
+EVENT_PERIOD = 0.5
+
+#: Events sent at one look: some 40 publishes, a few milliseconds of the main thread.
+EVENT_BATCH = 1000
+
+#: Seconds that a drain may take unless the option `drain_limit` says otherwise; actors keep a shorter limit themselves.
+DRAIN_LIMIT = 60.0
+
+#: Seconds that an actor may take to stop; what it holds is handed back by others if it does not make it.
+STOP_LIMIT = 10.0
+
+#: Seconds that Celery and the interpreter may take to end after that; a tool's thread that hangs would hold them for ever.
+EXIT_LIMIT = 10.0
+
+#: Seconds for which the watcher leaves it to Celery's loop to begin the shutdown; it does not turn while Redis is away.
+LOOP_LIMIT = 2.0
+
+# What the watcher is told; signal handlers put these on a queue and do nothing else.
+_TERM, _INT, _DRAIN, _STOP, _FINISHED = "TERM", "INT", "drain", "stop", "finished"
+
+
+def die(reason: str, code: int = EX_FAILURE) -> NoReturn:
+    """End the process now, whatever its other threads do.
+
+    Args:
+        reason: one line.
+        code: the exit code.
+    """
+    print(f"gymq: {reason}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+#: Celery's base of steps, seen as untyped.
+_Step: Any = bootsteps.StartStopStep
+
+
+class Host:
+    """One actor, the thread it lives in, and the thread that sees to its end.
+
+    Args:
+        role: the actor.
+        drain_limit: seconds that it may take to drain.
+        begin_shutdown: called once its `main` has returned.
+    """
+
+    def __init__(self, role: Any, drain_limit: float, begin_shutdown: Any) -> None:
+        self.role = role
+        self.finished = threading.Event()
+        self.draining = threading.Event()
+        self._limit = drain_limit
+        self._begin_shutdown = begin_shutdown
+        # SimpleQueue.put may be called from a signal handler.
+        self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Start the actor and its watcher."""
+        for target, name in ((self._live, "gymq-actor"), (self._watch, "gymq-watcher")):
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def drain(self) -> None:
+        """Let the actor finish, then shut the worker down; may be called again."""
+        self._told.put(_DRAIN)
+
+    def stop(self) -> None:
+        """Let the actor end soon, then shut the worker down; may be called again."""
+        self._told.put(_STOP)
+
+    def on_signal(self, number: int, _frame: Any) -> None:
+        """Handle SIGTERM and SIGINT."""
+        self._told.put(_TERM if number == signal.SIGTERM else _INT)
+
+    def _live(self) -> None:
+        try:
+            asyncio.run(self._life())
+        except GymqError as error:
+            die(f"{type(self.role).__name__} ended: {error}", error.exit_code)
+        except BaseException as error:
+            traceback.print_exc()
+            die(f"{type(self.role).__name__} died: {type(error).__name__}: {error}")
+
+    async def _life(self) -> None:
+        await self.role.main()
+        if not self.draining.is_set():
+            die(f"{type(self.role).__name__} returned from main though nobody asked it to")
+        # Said before the loop is closed: closing waits for the threads that its tools still run in.
+        self.finished.set()
+        self._told.put(_FINISHED)
+
+    def _watch(self) -> None:
+        deadline: float | None = None
+        stopping = False
+        while True:
+            try:
+                word = self._told.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                if stopping:
+                    die(f"{type(self.role).__name__} did not stop within {STOP_LIMIT:g} s")
+                word = _STOP
+            if word == _FINISHED:
+                break
+            first = not self.draining.is_set()
+            self.draining.set()
+            if not stopping and (word in (_INT, _STOP) or (word == _TERM and not first)):
+                stopping, deadline = True, time.monotonic() + STOP_LIMIT
+                self._ask(self.role.stop)
+            elif first:
+                deadline = time.monotonic() + self._limit
+                self._ask(self.role.drain)
+        self._begin_shutdown()
+        time.sleep(EXIT_LIMIT)
+        die(f"the worker did not end within {EXIT_LIMIT:g} s of its actor")
+
+    def _ask(self, what: Any) -> None:
+        try:
+            what()
+        except Exception as error:
+            traceback.print_exc()
+            die(f"{type(self.role).__name__}.{what.__name__}: {type(error).__name__}: {error}")
+
+
+class ActorStep(_Step):
+    """The step of the worker that hosts the actor of `--role`.
+
+    Args:
+        worker: Celery's worker.
+        role: the role's name.
+        option: the role's options, each `KEY=VALUE`.
+
+    Raises:
+        click.UsageError: the command line makes no sense.
+    """
+
+    requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
+
+    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: Any) -> None:
+        if role not in QUEUES:
+            what = "no --role given" if role is None else f"unknown role {role!r}"
+            raise click.UsageError(f"{what}; say --role {', '.join(QUEUES)}")
+        pool, wanted = _pool_name(worker), "prefork" if role == EXECUTOR else "threads"
+        if pool != wanted:
+            why = "calls need processes that can be killed" if role == EXECUTOR else "a process with an actor must not fork"
+            raise click.UsageError(f"--role {role} needs -P {wanted}, not {pool}: {why}")
+        # The role alone decides: a worker of another role would take tasks that it cannot do.
+        queues = worker.app.amqp.queues
+        queues.select(list(queues))
+        queues.deselect([name for name in queues if name not in QUEUES[role]])
+        worker.gymq = None
+        self.enabled = role != EXECUTOR
+        self._worker = worker
+        self._role = role
+        self._options = parse_options(option)
+        self._host: Host | None = None
+
+    def create(self, parent: Any) -> None:
+        """Make the actor.
+
+        Raises:
+            click.UsageError: its role is not installed, or its options make no sense.
+        """
+        try:
+            role = multi_shard.make(plugins.load(plugins.ROLES, self._role), Settings.from_environment(), self._options)
+            limit = float(self._options.get("drain_limit", DRAIN_LIMIT))
+        except (GymqError, ValueError) as error:
+            raise click.UsageError(str(error)) from error
+        self._host = parent.gymq = Host(role, limit, self._begin_shutdown)
+
+    def start(self, parent: Any) -> None:
+        """Start the actor, and take the signals over from Celery, which installed its handlers just before."""
+        assert self._host is not None
+        self._host.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._host.on_signal)
+
+    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+        """Send the actor's events from Celery's main thread; Celery calls this on every connection."""
+        hub.call_repeatedly(EVENT_PERIOD, self._tick)
+
+    def stop(self, parent: Any) -> None:
+        """See the actor off if Celery stops for a reason of its own."""
+        if self._host is not None and not self._host.finished.is_set():
+            self._host.drain()
+            self._host.finished.wait()
+
+    def terminate(self, parent: Any) -> None:
+        """The same in a hurry."""
+        if self._host is not None and not self._host.finished.is_set():
+            self._host.stop()
+            self._host.finished.wait()
+
+    def _tick(self) -> None:
+        host, consumer = self._host, self._worker.consumer
+        assert host is not None
+        if host.draining.is_set() and ROLLOUTS_QUEUE in self._worker.app.amqp.queues.consume_from:
+            consumer.cancel_task_queue(ROLLOUTS_QUEUE)
+        dispatcher = consumer.event_dispatcher
+        if dispatcher is None:
+            return
+        events = host.role.events
+        for _ in range(min(len(events), EVENT_BATCH)):
+            kind, fields = events.popleft()
+            dispatcher.send(kind, **fields)
+
+    def _begin_shutdown(self) -> None:
+        # On the main thread if it turns, so that the last events still go out.
+        self._worker.hub.call_soon(self._shutdown)
+        time.sleep(LOOP_LIMIT)
+        state.should_stop = EX_OK
+
+    def _shutdown(self) -> None:
+        try:
+            self._tick()
+            self._worker.consumer.event_dispatcher.flush()
+        finally:
+            state.should_stop = EX_OK
+
+
+class OutageStep(_Step):
+    """The step that keeps kombu from giving back messages when the connection breaks.
+
+    Their tasks are still here and run on, so they would run twice; and what kombu cannot give back it would dump, as
+    pickle, into a file in /tmp. At an orderly end it gives back what did not begin.
+    """
+
+    requires = ("celery.worker.components:Hub",)
+
+    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+        """Forbid it on the new connection; Celery calls this on every one."""
+        parent.consumer.task_consumer.channel.do_restore = False
+
+    def close(self, parent: Any) -> None:
+        """Allow it: Celery is about to stop."""
+        if parent.consumer.task_consumer is not None:
+            parent.consumer.task_consumer.channel.do_restore = True
+
+
+def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Read `KEY=VALUE` pairs; the last of a key counts.
+
+    Raises:
+        click.UsageError: a pair has no `=`.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--option {pair!r}: write KEY=VALUE")
+        options[key] = value
+    return options
+
+
+def _pool_name(worker: Any) -> str:
+    pool = worker.pool_cls
+    module = pool if isinstance(pool, str) else pool.__module__
+    return {"thread": "threads"}.get(name := module.rpartition(".")[2], name)

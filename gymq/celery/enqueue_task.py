@@ -1,0 +1,94 @@
+"""What the Celery task `gymq.enqueue` does: write rows that are not in the ledger, and admit what credits allow."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from gymq import plugins
+from gymq.errors import ServerUnreachable, UsageError
+from gymq.ingest.row_parser import Ids, parse_row
+from gymq.settings import Settings
+from gymq.store.connection import Link, Outage
+from gymq.store.runs import check_name, load_config
+from gymq.store.sharded import Shards
+from gymq.store.task_ledger import Ledger
+
+#: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
+ADMIT = 128
+
+#: Rollouts that one script passes over because a sink has them: as many as take no longer than that.
+SKIP = 2000
+
+#: Bytes up to which messages, a task or a state travel inside mail. Beyond that the callee loads them: a copy in a
+#: mailbox costs memory and log twice.
+INLINE = 4096
+
+
+#: Bytes of finished rollouts, as Redis keeps them, beyond which a run waits for its consumers: rollouts with long
+#: conversations are a megabyte each, and then their number bounds nothing.
+BACKLOG_BYTES = 256 * 2**20
+
+
+async def admit(link: Link) -> int:
+    """Start rollouts while their runs have credits; returns how many.
+
+    Raises:
+        Outage: the connection broke; some may have been started.
+    """
+    total = 0
+    while True:
+        admitted, skipped = await link.run("admit", ADMIT, INLINE, SKIP, BACKLOG_BYTES)
+        total += admitted
+        if admitted < ADMIT and skipped < SKIP:
+            return total
+
+
+def enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
+    """Write rows to a run's ledger, unless they stand there, and admit what the run's credits allow.
+
+    Args:
+        settings: where Redis is.
+        run: the run's name.
+        chunk: the chunk's id.
+        rows: rows as in a file of tasks; None: they stand in the ledger.
+
+    Returns:
+        How many rollouts were started.
+
+    Raises:
+        GymqError: the run is unknown or closed, or a row is bad: then the whole chunk is refused.
+    """
+    return asyncio.run(_enqueue(settings, run, chunk, rows))
+
+
+async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
+    check_name(run)
+    if not isinstance(chunk, str) or not (rows is None or isinstance(rows, list)):
+        raise UsageError("a chunk's id is text, and its rows are a list or null")
+    shards = Shards(settings, "gymq-enqueue")
+    try:
+        if not rows:
+            return sum(await shards.each(_try))
+        await shards.reconnect()  # however long a shard is away: these rows stand nowhere else
+        config = await load_config(shards.first, run)
+        known = plugins.points(plugins.ENVIRONMENTS)
+        ids, tasks = Ids(), []
+        for i, row in enumerate(rows, 1):
+            tasks.append(parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known))
+            ids.add(tasks[-1], f"{chunk}:{i}")
+        await Ledger(shards.links, run).write(chunk, tasks, wait=False)
+        return sum(await shards.each(admit))
+    finally:
+        await shards.close()
+
+
+async def _try(link: Link) -> int:
+    """Admit on a shard; one that is away is seen to by the agents when it is back."""
+    try:
+        await link.connect()
+        return await admit(link)
+    except (ServerUnreachable, Outage):
+        if link.shards == 1:
+            raise
+        return 0

@@ -1,0 +1,101 @@
+"""How an executor ends: it takes no more calls and stays visible until those in work have ended, or for as long as it may.
+
+Celery's own warm shutdown closes the consumer first, and with it events, heartbeats and remote control, and waits for ever.
+"""
+
+from __future__ import annotations
+
+# Celery and kombu have no stubs.
+# pyright: reportMissingTypeStubs=false
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+from celery import bootsteps
+from celery.platforms import EX_OK
+from celery.worker import state
+
+from gymq.celery.actor_step import DRAIN_LIMIT, EXECUTOR, ISOLATED_QUEUE, parse_options
+
+#: Seconds between two looks at whether the calls have ended.
+PERIOD = 0.1
+
+#: Celery's base of steps, seen as untyped.
+_Step: Any = bootsteps.StartStopStep
+
+
+class DrainStep(_Step):
+    """The step of the worker that ends an executor in order; remote control finds it as it finds the host of an actor.
+
+    Args:
+        worker: Celery's worker.
+        role: the worker's role; this is for executors.
+        option: the role's options, each `KEY=VALUE`; `drain_limit` in seconds.
+    """
+
+    requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
+
+    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: Any) -> None:
+        self.enabled = role == EXECUTOR
+        self.role = self
+        self._worker = worker
+        self._limit = float(parse_options(option).get("drain_limit", DRAIN_LIMIT))
+        self._deadline: float | None = None
+        self._cancelled = False
+
+    def create(self, parent: Any) -> None:
+        """Be found by remote control."""
+        parent.gymq = self
+
+    def start(self, parent: Any) -> None:
+        """Take the signals over from Celery, which installed its handlers just before."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def stop(self, parent: Any) -> None:
+        """Nothing: what was to be done is done by now."""
+
+    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+        """Set the timer; Celery calls this on every connection."""
+        self._cancelled = False
+        hub.call_repeatedly(PERIOD, self._look)
+
+    def drain(self) -> None:
+        """Take no more calls, and end when those in work have ended; may be called again."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._limit
+            if not state.reserved_requests:
+                state.should_stop = EX_OK
+
+    def wake(self) -> None:
+        """Nothing: an executor admits nothing."""
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for `celery inspect stats`."""
+        return {"role": EXECUTOR, "held": len(state.reserved_requests), "draining": self._deadline is not None}
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if number == signal.SIGTERM and self._deadline is None:
+            self.drain()
+        else:
+            self._kill()
+
+    def _look(self) -> None:
+        if self._deadline is None:
+            return
+        if not self._cancelled:
+            self._cancelled = True
+            self._worker.consumer.cancel_task_queue(ISOLATED_QUEUE)
+        if not state.reserved_requests:
+            state.should_stop = EX_OK
+        elif time.monotonic() > self._deadline:
+            self._kill()
+
+    def _kill(self) -> None:
+        # Nobody answers for calls whose children are killed now: once this executor has lapsed they are sent to others.
+        state.should_terminate = True
+        for child in getattr(getattr(self._worker.pool, "_pool", None), "_pool", None) or ():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)  # each leads a group of its own

@@ -1,0 +1,294 @@
+"""Consuming: a stream of finished rollouts, or of whole groups, while the run goes on.
+
+Every declared consumer sees everything, at its own pace. What it has not acknowledged comes back when it starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, Literal
+
+from gymq.client.rollout_set import Seen
+from gymq.client.staleness import Staleness
+from gymq.client.stream import Stream
+from gymq.errors import UsageError
+from gymq.runtime.actor import end
+from gymq.settings import Settings
+from gymq.store.topology import parse
+from gymq.wire.rollout import Group, Rollout
+
+#: Milliseconds that a read waits for more.
+BLOCK = 500
+
+#: Seconds that an acknowledgement waits for each of several shards; one that is away is told later.
+PATIENCE = 2.0
+
+#: Characters of a consumer's name.
+_MAX_NAME = 100
+_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{_MAX_NAME}}}")
+
+
+def check_consumer(name: str) -> None:
+    """Raises UsageError if a consumer cannot be called so."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"consumer {name[:_MAX_NAME]!r}: use 1 to {_MAX_NAME} letters, digits, '-' or '_'")
+
+
+class Results:
+    """One consumer's stream of results, asynchronous.
+
+    Args:
+        run: the run's name.
+        consumer: the consumer's name; one process at a time uses it.
+        unit: what is delivered: `rollout` or `group`.
+        settings: where Redis is; from the environment if not given.
+        max_staleness: how many policy versions the oldest token of what is delivered may be behind the run's model at that
+            moment; what is older is acknowledged and passed over, a group as a whole. None: no limit.
+
+    Attributes:
+        stale: rollouts that were passed over because they, or members of their group, were too old.
+        missed: finished rollouts that were trimmed before this consumer was declared.
+        seen: the rollouts that were delivered; none is delivered twice.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        consumer: str,
+        unit: Literal["rollout", "group"] = "rollout",
+        settings: Settings | None = None,
+        max_staleness: int | None = None,
+    ) -> None:
+        if max_staleness is not None and (type(max_staleness) is not int or max_staleness < 0):
+            raise UsageError(f"max_staleness {max_staleness!r}: use a whole number of versions, 0 or more, or None")
+        if unit not in ("rollout", "group"):
+            raise UsageError(f"unit {unit!r}: use 'rollout' or 'group'")
+        check_consumer(consumer)
+        self.run = run
+        self.consumer = consumer
+        self.missed = 0
+        self._unit = unit
+        settings = settings or Settings.from_environment()
+        self.seen = Seen(run)
+        self._streams = [
+            Stream(settings.at(shard), run, consumer, self.seen) for shard in range(len(parse(settings.redis_url)))
+        ]
+        self._reads: dict[Stream, asyncio.Task[list[Rollout] | None]] = {}
+        self._acknowledging: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Rollout] = deque()
+        self._open: dict[str, list[Rollout]] = {}
+        self._samples = 1
+        self.stale = 0
+        self._limit = None if max_staleness is None else Staleness(settings, run, max_staleness)
+        self._passed: list[Rollout] = []
+
+    async def connect(self) -> int:
+        """Connect, and see that the run exists.
+
+        Returns:
+            The run's backlog: how many rollouts its consumers may be behind.
+
+        Raises:
+            UnknownName: there is no such run.
+            ServerUnreachable: Redis cannot be reached.
+        """
+        told = await asyncio.gather(*(stream.connect() for stream in self._streams))
+        self._samples = told[0][0]
+        return sum(backlog for _, backlog in told)
+
+    async def start(self) -> None:
+        """Connect and declare the consumer.
+
+        Raises:
+            UnknownName: there is no such run.
+            ServerUnreachable: Redis cannot be reached.
+        """
+        await self.connect()
+        self.missed = sum(await asyncio.gather(*(stream.declare() for stream in self._streams)))
+
+    async def read(self, block: int = BLOCK) -> list[Rollout] | None:
+        """The next finished rollouts; an empty list after a while without any; None when no more will come.
+
+        Args:
+            block: milliseconds to wait for more.
+        """
+        if len(self._streams) == 1:
+            return await self._streams[0].read(block)
+        # A read of each shard is always under way: none waits for another, and one whose server is away holds up nobody.
+        for stream in self._streams:
+            if stream not in self._reads and not stream.over:
+                self._reads[stream] = asyncio.create_task(stream.read(block))
+        if self._reads:
+            await asyncio.wait(self._reads.values(), timeout=block / 1000, return_when=asyncio.FIRST_COMPLETED)
+        batch: list[Rollout] = []
+        for stream in [stream for stream, task in self._reads.items() if task.done()]:
+            batch += self._reads.pop(stream).result() or []
+        return batch if batch or not all(stream.over for stream in self._streams) else None
+
+    async def unacknowledged(self) -> list[Rollout]:
+        """What was delivered to this consumer before and not acknowledged, unless this process has it already."""
+        found = await asyncio.gather(*(stream.unacknowledged() for stream in self._streams))
+        return [rollout for part in found for rollout in part]
+
+    @property
+    def repeated(self) -> int:
+        """Rollouts that came again."""
+        return sum(stream.repeated for stream in self._streams)
+
+    @property
+    def rolled_back(self) -> int:
+        """Finished rollouts that Redis had lost: it came back with less than it had confirmed.
+
+        They end again, and are not delivered again.
+        """
+        return sum(stream.rolled_back for stream in self._streams)
+
+    def resume(self, seen: Seen, newest: int) -> None:
+        """Go on where another process has stopped.
+
+        Args:
+            seen: what was delivered to it.
+            newest: the highest commit number among that; shards number their commits each for itself, so with several of
+                them it tells nothing, and only what is lost from now on is noticed.
+        """
+        self.seen = seen
+        for stream in self._streams:
+            stream.resume(seen, newest if len(self._streams) == 1 else 0)
+
+    async def acknowledge(self, rollouts: Iterable[Rollout]) -> bool:
+        """Say that some rollouts have been used; returns whether the run is done.
+
+        A shard whose server is away is told later, as long as this process lives.
+        """
+        parts: list[list[Rollout]] = [[] for _ in self._streams]
+        for rollout in rollouts:
+            parts[rollout.row % len(parts)].append(rollout)
+        if len(parts) == 1:
+            await self._streams[0].acknowledge(parts[0])
+        else:
+            # Who has read all of a shard tells it so, even if nothing is left to acknowledge: that makes the run done there.
+            tasks = {
+                asyncio.create_task(stream.acknowledge(part))
+                for stream, part in zip(self._streams, parts, strict=True)
+                if part or stream.over
+            }
+            self._acknowledging |= tasks
+            if tasks:
+                await asyncio.wait(tasks, timeout=PATIENCE)
+            for task in [task for task in self._acknowledging if task.done()]:
+                self._acknowledging.remove(task)
+                task.result()
+        return all(stream.done for stream in self._streams)
+
+    async def ack(self, *items: Rollout | Group) -> None:
+        """Say that rollouts or groups have been used: they will not come again."""
+        rollouts: list[Rollout] = []
+        for item in items:
+            rollouts += item.rollouts if isinstance(item, Group) else [item]
+        await self.acknowledge(rollouts)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        await self.start()
+        batch: list[Rollout] | None = await self.unacknowledged()
+        while batch is not None:
+            # What was read and not used yet outlives the iteration: a second one goes on where the first was left.
+            self._waiting += batch
+            while self._waiting:
+                rollout = self._waiting.popleft()
+                item = rollout if self._unit == "rollout" else self._gather(rollout)
+                if item is not None and not await self._too_old(item):
+                    yield item
+            passed, self._passed = self._passed, []
+            if passed:
+                await self.acknowledge(passed)
+            batch = await self.read()
+        while self._open:
+            group = self._group(next(iter(self._open)))
+            if not await self._too_old(group):
+                yield group
+        await self.acknowledge(self._passed)
+        await self.close()
+
+    async def _too_old(self, item: Rollout | Group) -> bool:
+        """Whether an item is not to be delivered; then it is acknowledged before more is read."""
+        members = item.rollouts if isinstance(item, Group) else [item]
+        if self._limit is None or not await self._limit.exceeded(members):
+            return False
+        self.stale += len(members)
+        self._passed += members
+        return True
+
+    def _gather(self, rollout: Rollout) -> Group | None:
+        self._open.setdefault(rollout.group, []).append(rollout)
+        # The member that ended last is read last: the stream keeps the order of the commits.
+        return self._group(rollout.group) if rollout.last else None
+
+    def _group(self, name: str) -> Group:
+        members = sorted(self._open.pop(name), key=lambda rollout: rollout.sample)
+        return Group(name, members, complete=len(members) == self._samples)
+
+    async def close(self) -> None:
+        """Close the connections; what was not acknowledged comes back next time."""
+        await end([*self._reads.values(), *self._acknowledging])
+        self._reads.clear()
+        for stream in self._streams:
+            await stream.close()
+        if self._limit is not None:
+            await self._limit.close()
+
+
+class SyncResults:
+    """The same for code without a loop; iterate over it, and `ack` what was used."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._runner = asyncio.Runner()
+
+    @property
+    def missed(self) -> int:
+        """Finished rollouts that were trimmed before this consumer was declared."""
+        return self._results.missed
+
+    @property
+    def stale(self) -> int:
+        """Rollouts that were passed over because they, or members of their group, were too old."""
+        return self._results.stale
+
+    def __iter__(self) -> Iterator[Any]:
+        items = aiter(self._results)
+        while True:
+            try:
+                yield self._runner.run(anext(items))  # type: ignore[arg-type]
+            except StopAsyncIteration:
+                return
+
+    def ack(self, *items: Rollout | Group) -> None:
+        """Say that rollouts or groups have been used: they will not come again."""
+        self._runner.run(self._results.ack(*items))
+
+    def close(self) -> None:
+        """Close the connection; what was not acknowledged comes back next time."""
+        self._runner.run(self._results.close())
+        self._runner.close()
+
+
+def consume(
+    run: str,
+    consumer: str = "trainer",
+    unit: Literal["rollout", "group"] = "rollout",
+    settings: Settings | None = None,
+    max_staleness: int | None = None,
+) -> SyncResults:
+    """Stream a run's finished rollouts, or its groups as they become whole.
+
+    Args:
+        run: the run's name.
+        consumer: who reads; each consumer sees everything.
+        unit: `rollout` or `group`.
+        settings: where Redis is; from the environment if not given.
+        max_staleness: as of `Results`.
+    """
+    return SyncResults(Results(run, consumer, unit, settings, max_staleness))

@@ -1,0 +1,148 @@
+"""Publishing: saying which weights a model is to sample with, and seeing who takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from gymq.client.replica_status import ModelWeights, check, taken
+from gymq.errors import UsageError
+from gymq.settings import Settings
+from gymq.store.connection import Link, Outage
+from gymq.store.model_weights import MODES, MOST, Mode, Weights, copy
+from gymq.store.sharded import Shards
+
+
+async def publish(shards: Shards, model: str, version: int, path: str, *, mode: Mode = "keep", rolling: bool = True) -> Weights:
+    """Say that a model is to sample with other weights; see `publish_weights`.
+
+    Args:
+        shards: connections.
+        model, version, path, mode, rolling: as there.
+
+    Raises:
+        UsageError: an argument makes no sense, or the version is not above the one that is wanted.
+    """
+    wanted = _make(model, version, path, mode, rolling)
+    done, *there = await shards.first.insist("publish", model, version, wanted.id, msgspec.json.encode(wanted))
+    if not done:
+        raise UsageError(
+            f"weights: model {model} is at version {there[0]}, and versions only grow: {version} is refused; "
+            f"publish a higher one, or begin again with `gymq weights forget --model {model}`"
+        )
+    await _elsewhere(shards, lambda link: copy(link, wanted))
+    return wanted
+
+
+def _make(model: str, version: int, path: str, mode: Mode, rolling: bool) -> Weights:
+    if not isinstance(model, str) or not model:
+        raise UsageError("weights: name the model, as `gymq worker model --model SPEC` does")
+    if type(version) is not int or not 0 < version <= MOST:
+        raise UsageError(f"weights: version is {version!r}; it is a whole number above 0")
+    if not isinstance(path, str) or not path:
+        raise UsageError(f"weights: path is {path!r}; name a folder that the model's workers can read")
+    if mode not in MODES:
+        raise UsageError(f"weights: mode is {mode!r}; it is keep, wait or abort")
+    return Weights(model, version, os.path.abspath(path), mode, rolling, secrets.token_hex(8), time.time())
+
+
+async def _elsewhere(shards: Shards, work: Callable[[Link], Awaitable[Any]]) -> None:
+    async def one(link: Link) -> None:
+        with suppress(Outage):  # the workers see to it when that shard is back
+            await work(link)
+
+    await asyncio.gather(*map(one, shards.links[1:]))
+
+
+async def forget(shards: Shards, model: str) -> bool:
+    """Forget what was published of a model: replicas keep what they have, those that start have none.
+
+    Returns:
+        Whether anything had been published.
+    """
+    there = await shards.first.send("DEL", shards.first.keys.weights(model))
+    await shards.first.send("DEL", shards.first.keys.failed(model))
+    await _elsewhere(shards, lambda link: link.send("DEL", link.keys.weights(model)))
+    return bool(there)
+
+
+def wake(settings: Settings) -> None:
+    """Let the workers look now; they do anyway, once a second."""
+    from kombu.exceptions import OperationalError
+
+    from gymq.celery import app, broker
+
+    told = broker.find(settings)
+    ours: Any = app.connection_for_write(told.url, ssl=told.ssl or False, transport_options=told.options)
+    with suppress(OperationalError), ours as connection:
+        app.control.broadcast("look", connection=connection)
+
+
+def publish_weights(
+    model: str,
+    version: int,
+    path: str,
+    *,
+    mode: Mode = "keep",
+    rolling: bool = True,
+    wait: float = 0.0,
+    settings: Settings | None = None,
+) -> ModelWeights:
+    """Let all replicas of a model sample with other weights; no conversation is lost by it.
+
+    Args:
+        model: its SPEC, as `gymq worker model --model SPEC` has it.
+        version: the policy version, an integer above that of all before.
+        path: a folder with the weights, the same for each worker; it stays as it is until the next version is taken.
+        mode: what becomes of calls in flight: `keep`: they stand still and go on; `wait`: they are finished first;
+            `abort`: they are begun again.
+        rolling: True: one replica after the other; False: all at once.
+        wait: seconds to wait at most until all replicas have taken them; 0: do not wait.
+        settings: where Redis is; from the environment if not given.
+
+    Returns:
+        What is wanted, who has taken it, who could not.
+
+    Raises:
+        UsageError: an argument makes no sense, or the version is not above the one that is wanted.
+        GymqError: `wait`, and some replica could not load them, or has not within the time.
+    """
+    wanted, found = publish_and_see(
+        settings or Settings.from_environment(), model, version, path, mode=mode, rolling=rolling, wait=wait
+    )
+    if wait:
+        check(found, wanted)
+    return found
+
+
+def publish_and_see(settings: Settings, model: str, version: int, path: str, **how: Any) -> tuple[Weights, ModelWeights]:
+    """What `publish_weights` does, but for the judgement.
+
+    Args:
+        settings: where Redis is.
+        model, version, path: as there.
+        how: `mode`, `rolling` and `wait`.
+
+    Returns:
+        What was published, and what came of it.
+    """
+
+    async def connected(work: Callable[[Shards], Awaitable[Any]]) -> Any:
+        shards = Shards(settings, "gymq-weights")
+        try:
+            await shards.connect()
+            return await work(shards)
+        finally:
+            await shards.close()
+
+    wait = how.pop("wait")
+    wanted = asyncio.run(connected(lambda shards: publish(shards, model, version, path, **how)))
+    wake(settings)
+    return wanted, asyncio.run(connected(lambda shards: taken(shards, wanted, wait)))

@@ -1,0 +1,185 @@
+"""The replicas of models: who has which weights, who loads some, and who could not and left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from gymq.errors import UNREADABLE, GymqError
+from gymq.store.model_weights import Weights, read_weights
+from gymq.store.sharded import Shards, scan
+
+#: Failures of a model's replicas that are kept, the newest.
+FAILURES = 100
+
+#: Seconds between two looks of a publisher that waits.
+PAUSE = 0.1
+
+
+class Replica(msgspec.Struct):
+    """A worker alive that serves a model.
+
+    Args:
+        host, pid: its process.
+        version: of the weights that it samples with, 0 before it got any; None: its backend takes none.
+        loading: the version that it loads at the moment, or None.
+    """
+
+    host: str
+    pid: int
+    version: int | None = None
+    loading: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.host} pid {self.pid}"
+
+
+class Failure(msgspec.Struct):
+    """A replica that could not load weights, and left.
+
+    Args:
+        host, pid: its process.
+        version: of the weights.
+        error: one line.
+        at: seconds since the epoch.
+    """
+
+    host: str
+    pid: int
+    version: int
+    error: str
+    at: float
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.host} pid {self.pid}"
+
+
+class ModelWeights(msgspec.Struct):
+    """A model's weights and who has them.
+
+    Args:
+        model: its SPEC.
+        wanted: what was published last, or None.
+        replicas: its workers alive.
+        failed: those that could not load what is wanted, the newest first.
+    """
+
+    model: str
+    wanted: Weights | None
+    replicas: list[Replica]
+    failed: list[Failure]
+
+    @property
+    def behind(self) -> list[Replica]:
+        """The replicas that are to take what is wanted, and have not."""
+        wanted = self.wanted.version if self.wanted is not None else 0
+        return [one for one in self.replicas if one.version is not None and (one.version < wanted or one.loading is not None)]
+
+
+class _Worker(msgspec.Struct):
+    """A worker's entry in the registry, as far as it matters here."""
+
+    host: str
+    pid: int
+    mailboxes: list[str]
+    role: str = ""
+    alone: bool = False
+    version: int | None = None
+    loading: int | None = None
+
+
+async def taken(shards: Shards, wanted: Weights, limit: float) -> ModelWeights:
+    """Wait until a model's replicas have taken weights, or could not.
+
+    Args:
+        shards: connections.
+        wanted: what was published.
+        limit: seconds to wait at most, for the first replica, too.
+
+    Returns:
+        Who has taken them, who could not; who is `behind` when the time was over.
+    """
+    until = time.monotonic() + limit
+    while True:
+        (found,) = await survey(shards, wanted.model)
+        newer = found.wanted is not None and found.wanted.version > wanted.version
+        takers = [one for one in found.replicas if one.version is not None]
+        if newer or ((takers or found.failed or found.replicas) and not found.behind) or time.monotonic() >= until:
+            return found
+        await asyncio.sleep(PAUSE)
+
+
+async def survey(shards: Shards, model: str | None = None) -> list[ModelWeights]:
+    """What models are to sample with, and who does.
+
+    Args:
+        shards: connections.
+        model: only this one; None: all of which weights were published, or whose workers take some.
+    """
+    replicas = await _replicas(shards)
+    first = shards.first
+    if model is not None:
+        models = [model]
+    else:
+        prefix = first.keys.weights("")
+        published = {key.removeprefix(prefix) for key in await scan(first, f"{prefix}*")}
+        models = sorted(published | {spec for spec, some in replicas.items() if any(one.version is not None for one in some)})
+    found: list[ModelWeights] = []
+    for spec in models:
+        failed = [msgspec.json.decode(one, type=Failure) for one in await first.send("LRANGE", first.keys.failed(spec), 0, -1)]
+        found.append(ModelWeights(spec, await read_weights(first, spec), replicas.get(spec, []), failed))
+    return found
+
+
+async def _replicas(shards: Shards) -> dict[str, list[Replica]]:
+    """The model workers alive, by what they serve."""
+    found: dict[tuple[str, int], tuple[str, Replica]] = {}
+    for link in shards.links:
+        flat = await link.send("HGETALL", link.keys.workers)
+        entries = dict(zip(flat[::2], flat[1::2], strict=True))
+        signs = await link.send("MGET", *[link.keys.alive(name.decode()) for name in entries]) if entries else []
+        for data, sign in zip(entries.values(), signs, strict=True):
+            try:
+                told = msgspec.json.decode(data, type=_Worker)
+            except UNREADABLE:
+                continue  # it was declared dead, or is no worker
+            boxes = [box.removeprefix("model:") for box in told.mailboxes if box.startswith("model:")]
+            if sign is None or told.role != "model" or told.alone or not boxes:
+                continue
+            # A process has an entry on each shard; one may be a moment behind.
+            _, known = found.get((told.host, told.pid), ("", None))
+            new = Replica(told.host, told.pid, told.version, told.loading)
+            if known is None or (known.version or 0) > (new.version or 0):
+                found[told.host, told.pid] = (boxes[0], new)
+    by_model: dict[str, list[Replica]] = {}
+    for _, (spec, replica) in sorted(found.items()):
+        by_model.setdefault(spec, []).append(replica)
+    return by_model
+
+
+def check(found: ModelWeights, wanted: Weights) -> None:
+    """See that weights were taken.
+
+    Args:
+        found: what `taken` found.
+        wanted: what was published.
+
+    Raises:
+        GymqError: some replica could not load them, has not yet, or there is none.
+    """
+    where = f"weights: version {wanted.version} of {wanted.model}"
+    if found.failed:
+        first = found.failed[0]
+        raise GymqError(f"{where}: {len(found.failed)} replicas could not load it, {first.name}: {first.error}")
+    if found.behind:
+        raise GymqError(f"{where}: {len(found.behind)} replicas have not taken it in time: {found.behind[0].name} and others")
+    if not found.replicas:
+        raise GymqError(f"{where}: no replica is alive; those that start load it before their first call")
+    if all(one.version is None for one in found.replicas):
+        raise GymqError(f"{where}: the backend of its replicas takes no weights")

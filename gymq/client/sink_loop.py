@@ -1,0 +1,121 @@
+"""What a person writes to make a sink, and the loop that feeds it: read, write, make durable, acknowledge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from gymq.client.consumer import Results
+from gymq.client.rollout_set import Seen
+from gymq.settings import Settings
+from gymq.wire.rollout import Rollout
+
+#: Seconds between two times that written rollouts are made durable and acknowledged: an fsync costs milliseconds. Also
+#: how long a sink waits for more before it counts as idle.
+COMMIT_EVERY = 0.25
+
+
+class Sink:
+    """Base of all sinks. What is written is the record: on start a sink looks at it, and never writes a rollout twice.
+
+    Args:
+        path: where it writes.
+        run: the run whose rollouts it takes.
+
+    Attributes:
+        seen: the rollouts that are there.
+        newest: the highest commit number among them, 0 if there are none.
+        written: rollouts written by this process.
+        repeated: rollouts that came again and were there already.
+        rolled_back: rollouts among them that Redis had confirmed and lost.
+        missed: rollouts that were trimmed before this sink was declared: it will never see them.
+        backlog: how many rollouts the run lets its consumers be behind; 0 before `open`.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self.path = path
+        self.run = run
+        self.seen = Seen(run)
+        self.newest = 0
+        self.written = 0
+        self.repeated = 0
+        self.rolled_back = 0
+        self.missed = 0
+        self.backlog = 0
+
+    def open(self) -> None:
+        """Look at what is there, mend what a death left, make it durable, set `seen` and `newest`, and get ready to write.
+
+        Raises:
+            SinkBusy: another process writes there.
+            DataError: what is there is not this run's.
+        """
+        raise NotImplementedError(f"sink {type(self).__name__} defines no open()")
+
+    def write(self, rollouts: list[Rollout]) -> None:
+        """Write rollouts; none of them is there yet."""
+        raise NotImplementedError(f"sink {type(self).__name__} defines no write(rollouts)")
+
+    def due(self, age: float, idle: bool) -> bool:
+        """Whether what was written is to be committed now. The run waits for who keeps too much unacknowledged.
+
+        Args:
+            age: seconds since the oldest of it was written.
+            idle: nothing more has come for a moment.
+        """
+        return idle or age >= COMMIT_EVERY
+
+    def commit(self) -> None:
+        """Make what was written durable; only then is it acknowledged."""
+
+    def close(self) -> None:
+        """Finish; after `commit`."""
+
+
+async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Event) -> bool:
+    """Feed a sink until its run is over.
+
+    Args:
+        sink: the sink.
+        consumer: under which name it reads.
+        settings: where Redis is.
+        stop: set it to stop early; what was written is committed first.
+
+    Returns:
+        Whether the run is over: nothing more will come.
+
+    Raises:
+        GymqError: the sink cannot write, or the run is unknown.
+    """
+    results = Results(sink.run, consumer, settings=settings)
+    try:
+        # Declared last: a consumer that then cannot write would hold up the run for ever.
+        sink.backlog = await results.connect()
+        sink.open()
+        results.resume(sink.seen, sink.newest)
+        await results.start()
+        sink.missed = results.missed
+        batch: list[Rollout] | None = await results.unacknowledged()
+        pending: list[Rollout] = []
+        since = 0.0
+        while batch is not None and not stop.is_set():
+            if batch:
+                since = since if pending else time.monotonic()
+                sink.write(batch)
+                pending += batch
+            if pending and sink.due(time.monotonic() - since, not batch):
+                sink.commit()
+                await results.acknowledge(pending)
+                pending = []
+            batch = await results.read(round(COMMIT_EVERY * 1000))
+            sink.repeated, sink.rolled_back = results.repeated, results.rolled_back
+        sink.commit()
+        await results.acknowledge(pending)
+        return batch is None
+    finally:
+        sink.close()
+        await results.close()

@@ -1,0 +1,246 @@
+"""One shard's finished rollouts, as one consumer reads and acknowledges them."""
+
+from __future__ import annotations
+
+import sys
+
+from gymq.client.rollout_set import Seen
+from gymq.errors import GymqError, UnknownName
+from gymq.settings import Settings
+from gymq.store.connection import Link, Outage
+from gymq.store.sharded import check
+from gymq.wire.rollout import Rollout, shard_of
+
+#: Finished rollouts read at once.
+BATCH = 500
+
+#: The names in each entry: rollout, whether it is its group's last, commit number, record.
+FIELDS = [b"r", b"l", b"n", b"b"]
+
+#: Digits of a row, a sample or a commit number: what is seen is kept as bits, and a forged number must not fill the memory.
+MAX_DIGITS = 9
+
+#: The name of the one reader within a consumer.
+READER = "reader"
+
+
+class Stream:
+    """What one consumer gets from one shard.
+
+    Args:
+        settings: where Redis is, and which shard is meant.
+        run: the run's name.
+        consumer: the consumer's name.
+        seen: the rollouts that were delivered, of all shards.
+
+    Attributes:
+        over: nothing more will come.
+        done: the run is done on this shard.
+        repeated: rollouts that came again.
+        rolled_back: finished rollouts that the shard had lost; they end again, and are not delivered again.
+    """
+
+    def __init__(self, settings: Settings, run: str, consumer: str, seen: Seen) -> None:
+        self.over = False
+        self.done = False
+        self._run = run
+        self._consumer = consumer
+        self._ttl = settings.ttl
+        self._link = Link(settings, f"gymq-consumer-{consumer}")
+        # Where reads of several shards are always under way, an acknowledgement must not wait for them.
+        self._ack_link = self._link if self._link.shards == 1 else Link(settings, f"gymq-consumer-{consumer}")
+        self.repeated = 0
+        self.rolled_back = 0
+        self._seen = seen
+        self._newest = 0
+        # What was delivered and not acknowledged: its entries, more than one after a roll-back.
+        self._held: dict[str, list[bytes]] = {}
+
+    async def connect(self) -> tuple[int, int]:
+        """Connect, and see that the run exists.
+
+        Returns:
+            Its samples, and this shard's part of its backlog.
+
+        Raises:
+            UnknownName: there is no such run.
+            ServerUnreachable: the shard cannot be reached.
+            UsageError: the server is another shard than here.
+        """
+        for link in {self._link, self._ack_link}:
+            await link.connect()
+        while True:
+            try:
+                await check(self._link)
+                samples, backlog = await self._link.send("HMGET", self._link.keys.run(self._run), "samples", "backlog")
+                break
+            except Outage:
+                await self._link.reconnect()
+        if samples is None:
+            raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
+        return int(samples), int(backlog)
+
+    async def declare(self) -> int:
+        """Declare the consumer; returns how many finished rollouts it will not see.
+
+        Raises:
+            UnknownName: there is no such run.
+        """
+        missed: int = await self._link.insist("declare", self._run, self._consumer)
+        if missed < 0:
+            raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
+        return missed
+
+    async def read(self, block: int) -> list[Rollout] | None:
+        """The next finished rollouts; an empty list after a while without any; None when no more will come.
+
+        Args:
+            block: milliseconds to wait for more.
+        """
+        while True:
+            try:
+                over = await self._over()
+                batch = await self._take(">", None if over else block)
+                self.over = over and not batch
+                if self.over:
+                    return None
+                self._compare(batch)
+                return await self._fresh(batch)
+            except Outage:
+                await self._link.reconnect()
+                again = await self.unacknowledged()
+                if again:
+                    return again
+
+    async def unacknowledged(self) -> list[Rollout]:
+        """What was delivered to this consumer before and not acknowledged, unless this process has it already."""
+        while True:
+            try:
+                found: list[Rollout] = []
+                after = "0"
+                while batch := await self._take(after, None):
+                    found += batch
+                    after = batch[-1].entry.decode()
+                self._newest = max([self._newest, *(rollout.seq for rollout in found)])
+                known = {entry for entries in self._held.values() for entry in entries}
+                return await self._fresh([rollout for rollout in found if rollout.entry not in known])
+            except Outage:
+                await self._link.reconnect()
+
+    def resume(self, seen: Seen, newest: int) -> None:
+        """Go on where another process has stopped.
+
+        Args:
+            seen: what was delivered to it.
+            newest: the highest commit number among that.
+        """
+        self._seen, self._newest = seen, newest
+
+    def _compare(self, batch: list[Rollout]) -> None:
+        """See whether Redis went back: new entries come with rising commit numbers, else some were given twice."""
+        for rollout in batch:
+            if rollout.seq <= self._newest:
+                lost = self._newest - rollout.seq + 1
+                self.rolled_back += lost
+                print(
+                    f"gymq: consumer {self._consumer!r} of run {self._run!r}: Redis lost the last {lost} rollouts that it had "
+                    "confirmed; they end again, and what was delivered is not delivered twice",
+                    file=sys.stderr,
+                )
+            self._newest = rollout.seq
+
+    async def _fresh(self, batch: list[Rollout]) -> list[Rollout]:
+        """What was not delivered before; the rest is acknowledged when its predecessor is."""
+        fresh: list[Rollout] = []
+        done: list[bytes] = []
+        for rollout in batch:
+            if self._seen.add(rollout.id):
+                fresh.append(rollout)
+                self._held[rollout.id] = [rollout.entry]
+                continue
+            self.repeated += 1
+            if rollout.id in self._held:
+                self._held[rollout.id].append(rollout.entry)
+            else:
+                done.append(rollout.entry)
+        if done:
+            await self._acknowledge(done)
+        return fresh
+
+    async def _take(self, after: str, block: int | None) -> list[Rollout]:
+        wait = () if block is None else ("BLOCK", block)
+        stream = self._link.keys.results(self._run)
+        while True:
+            try:
+                reply = await self._link.send(
+                    "XREADGROUP", "GROUP", self._consumer, READER, "COUNT", BATCH, *wait, "STREAMS", stream, after
+                )
+            except GymqError as error:
+                if "NOGROUP" in str(error):
+                    raise UnknownName(
+                        f"run {self._run!r} has no consumer {self._consumer!r} any more: it was removed"
+                    ) from None
+                raise
+            entries = reply[0][1] if reply else ()
+            ours: list[Rollout] = []
+            forged: list[bytes] = []
+            for entry, fields in entries:
+                if fields is None:
+                    continue
+                if genuine(fields, self._run) and shard_of(fields[1].decode(), self._link.shards) == self._link.shard:
+                    ours.append(Rollout(fields[1].decode(), fields[7], fields[3] == b"1", entry, int(fields[5])))
+                else:
+                    forged.append(entry)
+            if forged:
+                await self._drop(stream, forged)
+            if ours or not forged:
+                return ours
+
+    async def _drop(self, stream: str, entries: list[bytes]) -> None:
+        for entry in entries:
+            told = f"gymq: entry {entry.decode()} in the results of run {self._run!r} is no rollout of it; it is left out"
+            print(told, file=sys.stderr)
+        # Not as rollouts that were used: those are counted.
+        await self._link.send("XACK", stream, self._consumer, *entries)
+
+    async def _over(self) -> bool:
+        state, rows, samples, ended, live = await self._link.run("progress", self._run)
+        if state is None:
+            raise UnknownName(f"run {self._run!r} was removed")
+        if state == b"cancelled":
+            return live == 0
+        return state == b"done" or (state == b"closed" and ended == rows * samples)
+
+    async def acknowledge(self, rollouts: list[Rollout]) -> None:
+        """Say that some rollouts have been used."""
+        entries: list[bytes] = []
+        for rollout in rollouts:
+            entries += self._held.pop(rollout.id, (rollout.entry,))
+        await self._acknowledge(entries)
+
+    async def _acknowledge(self, entries: list[bytes]) -> None:
+        self.done = await self._ack_link.insist("ack", self._run, self._consumer, self._ttl, *entries) == 1
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for link in {self._link, self._ack_link}:
+            await link.close()
+
+
+def genuine(fields: list[bytes], run: str) -> bool:
+    """Whether an entry is a finished rollout of a run: whoever may write to Redis may write to its results, too.
+
+    Args:
+        fields: names and values in turn.
+        run: the run's name.
+    """
+    if len(fields) != 8 or fields[::2] != FIELDS or not _number(fields[5]):
+        return False
+    rid, record, prefix = fields[1], fields[7], run.encode() + b"."
+    place = rid.removeprefix(prefix).split(b".")
+    shaped = rid.startswith(prefix) and len(place) == 2 and all(map(_number, place))
+    return shaped and record.startswith(b'{"rollout_id":"%b",' % rid) and record.endswith(b"}") and b"\n" not in record
+
+
+def _number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= MAX_DIGITS

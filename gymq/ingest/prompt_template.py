@@ -1,0 +1,90 @@
+"""Prompt configurations: how to word a prompt from the fields of a row, kept apart from the data."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import msgspec
+import yaml
+
+from gymq.errors import DataError, UsageError
+from gymq.wire.message import Message
+
+
+class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Templates for a row's opening messages, as `str.format` knows them: `{field}` stands for the row's field.
+
+    Args:
+        user: the user message's template.
+        system: the system message's template; None: no such message.
+
+    Raises:
+        UsageError: a template is malformed, or reaches into a field (`{field.attribute}`, `{field[0]}`).
+    """
+
+    user: str
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        for template in (self.user, self.system or ""):
+            _names(template)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PromptConfig:
+        """Load a YAML file that holds `user` and perhaps `system`.
+
+        Raises:
+            UsageError: the file cannot be read, is no YAML, or holds something else.
+        """
+        try:
+            text = Path(path).read_text("utf-8-sig")
+            return msgspec.convert(yaml.safe_load(text), cls)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror or error}; name a prompt file that can be read") from None
+        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+            said = " ".join(str(error).split())
+            raise UsageError(f"{path}: is not YAML ({said}); write user: and perhaps system:") from None
+        except msgspec.ValidationError as error:
+            said = str(error).replace("`", "")
+            raise UsageError(f"{path}: {said}; a prompt file has user: (text) and perhaps system: (text)") from None
+
+    def messages(self, row: dict[str, Any]) -> list[Message]:
+        """Word the opening messages of a row.
+
+        Args:
+            row: the row's fields.
+
+        Raises:
+            DataError: a field is missing or null, or does not fit its format.
+        """
+        system = [] if self.system is None else [Message("system", _fill(self.system, row))]
+        return [*system, Message("user", _fill(self.user, row))]
+
+
+@cache
+def _names(template: str) -> tuple[str, ...]:
+    """The fields that a template names."""
+    try:
+        parsed = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UsageError(f"the template is malformed ({error}); write {{{{ and }}}} for braces") from None
+    for name, spec, how in parsed:
+        # Attributes would let a template reach into Python objects; a format from a field would let data decide the format.
+        if not name or name.isdigit() or "." in name or "[" in name or "{" in (spec or "") or how not in (None, "r", "s", "a"):
+            raise UsageError(f"the template has {{{name}}}; only plain names of fields can stand in braces")
+    return tuple(name for name, _, _ in parsed)
+
+
+def _fill(template: str, row: dict[str, Any]) -> str:
+    for name in _names(template):
+        if row.get(name) is None:
+            raise DataError(f"has no field {name!r}, which the prompt needs; add it, or change the prompt file")
+    try:
+        return template.format_map(row)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"a field does not fit the prompt's format ({error}); change the row or the prompt file") from None

@@ -1,0 +1,101 @@
+"""What a whole run needs of other processes: its workers and its sink, as children for a `Supervisor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from gymq.api.environment import EnvironmentSpec
+from gymq.celery import worker_command
+from gymq.local.gpus import shares
+from gymq.process.supervisor import ChildSpec
+from gymq.settings import Settings
+from gymq.store.runs import RunConfig
+
+#: The child whose good end is the run's end.
+SINK = "sink"
+
+#: Seconds that a worker may take to stop: calls in flight get 25 s to end, then it says goodbye.
+WORKER_GRACE = 40.0
+
+#: Exit codes of a sink after which starting it again is of no use: usage, bad data in the file, file in use.
+SINK_FATAL = frozenset({2, 3, 5})
+
+#: Exit codes of a worker after which starting it again is of no use: its options make no sense.
+WORKER_FATAL = frozenset({2})
+
+
+def children(
+    settings: Settings,
+    config: RunConfig,
+    models: dict[str, dict[str, Any]],
+    environments: list[EnvironmentSpec],
+    out: Path,
+    logs: Path,
+) -> list[ChildSpec]:
+    """The sink and one worker of each role, a model for each of `gpus`, a judge, an executor if something is isolated.
+
+    Args:
+        settings: where Redis is.
+        config: the run.
+        models: the SPECs of the run's model and of its judge, if that is another, with their backends' options.
+        environments: the environments of the run's rows.
+        out: the file of finished rollouts.
+        logs: the folder of the children's logs.
+    """
+    options: dict[str, dict[str, Any]] = {
+        "agent": {},
+        "resource": {"environments": ",".join(spec.name for spec in environments)},
+    }
+    if any(needs_executor(spec) for spec in environments):
+        options["executor"] = {}
+    specs = [sink(settings, config.name, out, logs)]
+    for spec, given in models.items():
+        name = "model" if spec == config.model else "judge"
+        told = {"model": spec, "concurrency": config.concurrency, **given}
+        gpus = told.pop("gpus", None)
+        if gpus is None:
+            options[name] = told
+        else:
+            options |= {f"{name}-{gpu.replace(',', '-')}": told | {"gpu": gpu} for gpu in shares(gpus, told)}
+    for name, given in options.items():
+        role = "model" if name.partition("-")[0] in ("model", "judge") else name
+        argv, env = worker_command.command(settings, role, given, f"{name}-{config.name}")
+        specs.append(
+            ChildSpec(
+                name=name,
+                argv=tuple(argv),
+                env=env,
+                log=logs / f"{name}.log",
+                tier=1,
+                grace=WORKER_GRACE,
+                fatal=WORKER_FATAL,
+            )
+        )
+    return specs
+
+
+def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
+    """The JSONL sink, which ends when the run is over.
+
+    Args:
+        settings: where Redis is; stands in the environment, not in the arguments, for it may hold a password.
+        run: the run's name.
+        out: the file of finished rollouts.
+        logs: the folder of its log.
+    """
+    return ChildSpec(
+        name=SINK,
+        argv=(sys.executable, "-m", "gymq.cli", "sink", "jsonl", "--run", run, "--out", str(out)),
+        env=settings.environment(),
+        log=logs / f"{SINK}.log",
+        finishes=True,
+        fatal=SINK_FATAL,
+    )
+
+
+def needs_executor(spec: EnvironmentSpec) -> bool:
+    """Whether an environment has calls that must run in a process that can be killed."""
+    hooks = (spec.open, spec.respond, spec.verify, spec.close)
+    return any(tool.isolated for tool in spec.tools) or any(hook.isolated for hook in hooks)

@@ -1,0 +1,78 @@
+"""How a run goes on, shown while it does: a bar on a terminal, a line now and then elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gymq.store.runs import RunStatus
+
+#: Seconds between two lines where there is no terminal.
+PERIOD = 10.0
+
+#: Seconds over which the rate is taken: short enough to show a change, long enough not to dance.
+WINDOW = 5.0
+
+
+class RunProgress:
+    """The progress of one run.
+
+    Args:
+        name: what it is called.
+        total: rollouts that it will have.
+        done: rollouts that had ended when it began.
+    """
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._name = name
+        self._total = total
+        self._spoken = time.monotonic()
+        self._seen = [(time.monotonic(), done)]
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            # Without the run's name: only the bar may become narrow, and 80 characters are soon full.
+            columns = (BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), TextColumn("{task.fields[more]}"), console=self.console, auto_refresh=False
+            )
+            self._task = self._bar.add_task(name, total=total, completed=done, more="")
+
+    def __enter__(self) -> RunProgress:
+        if self._bar is not None:
+            self.say(f"run {self._name}")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def show(self, status: RunStatus, last: bool = False) -> None:
+        """Show how far the run is.
+
+        Args:
+            status: how far it is.
+            last: it is over: show it whatever was shown before.
+        """
+        now = time.monotonic()
+        self._total = max(self._total, status.total)
+        self._seen = [(at, ended) for at, ended in self._seen if at > now - WINDOW] or self._seen[-1:]
+        self._seen.append((now, status.ended))
+        (then, before), passed = self._seen[0], now - self._seen[0][0]
+        rate = max(status.ended - before, 0) / passed if passed > 0 and then < now else 0.0
+        failed = status.by_status.get("failed", 0)
+        more = f"{rate:.1f}/s, rows {status.rows}, in flight {status.live}" + (f", failed {failed}" if failed else "")
+        if self._bar is not None:
+            self._bar.update(self._task, total=self._total, completed=status.ended, more=more)
+            self._bar.refresh()
+        elif now - self._spoken >= PERIOD or last:
+            self._spoken = now
+            self.say(f"{self._name}: {status.ended}/{self._total} rollouts, {more}")

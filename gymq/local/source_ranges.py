@@ -1,0 +1,88 @@
+"""Which part of a source a run has: a larger `--limit` adds rows behind those that it has, never in their midst."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gymq.client.producer import Produced, Producer
+from gymq.ingest.prompt_template import PromptConfig
+from gymq.ingest.row_parser import Ids
+from gymq.local.preflight import read
+from gymq.settings import Settings
+from gymq.store.connection import Link
+from gymq.store.runs import RunConfig
+
+#: Stands for "to the source's end" in the run's record.
+_END = "end"
+
+
+async def segments(link: Link, run: str, source: str, limit: int | None) -> list[tuple[int, int | None]]:
+    """The parts in which a run takes a source, noted in the run's record.
+
+    A producer's chunks are the same only if the same rows end a part each time. So the limits of earlier commands stay
+    the ends of parts, and a smaller limit than an earlier one changes nothing.
+
+    Args:
+        link: a connection.
+        run: the run's name; the run exists.
+        source: what the source is called.
+        limit: rows that the run is to take from it now.
+    """
+    field = f"parts:{source}"
+    known = await link.send("HGET", link.keys.run(run), field)
+    ends = [None if end == _END else int(end) for end in known.decode().split(",")] if known else []
+    if not ends or (ends[-1] is not None and (limit is None or limit > ends[-1])):
+        ends.append(limit)
+        await link.send("HSET", link.keys.run(run), field, ",".join(_END if end is None else str(end) for end in ends))
+    return list(zip([0, *[end for end in ends if end is not None]], ends, strict=False))
+
+
+async def produce(
+    settings: Settings,
+    config: RunConfig,
+    data: str,
+    source: str,
+    parts: list[tuple[int, int | None]],
+    *,
+    prompt: PromptConfig | None,
+    last: bool = True,
+    on_bad: Callable[[str], None] | None = None,
+    on_progress: Callable[[Produced], None] | None = None,
+) -> Produced:
+    """Enqueue the parts of a source, one after the other.
+
+    Args:
+        settings: where Redis is.
+        config: the run.
+        data: the source.
+        source: what it is called.
+        parts: as `segments` gives them.
+        prompt: words the opening messages of rows that have none.
+        last: the run gets no more rows afterwards.
+        on_bad: told of each bad row, in one line.
+        on_progress: told now and then what has been done.
+
+    Raises:
+        GymqError: the source cannot be read, the run takes no rows, or the server went away.
+    """
+    total = Produced()
+    ids = Ids()
+
+    def add(made: Produced) -> Produced:
+        return Produced(total.rows + made.rows, total.known + made.known, total.bad + made.bad)
+
+    for start, end in parts:
+        producer = Producer(
+            settings,
+            config,
+            f"{source}+{start}" if start else source,
+            prompt=prompt,
+            ids=ids,
+            on_bad=on_bad,
+            on_progress=None if on_progress is None else lambda made: on_progress(add(made)),
+            first=total.rows,
+        )
+        total = add(await producer.run(read(data, start, end), last=last and end == parts[-1][1]))
+        await asyncio.sleep(0)
+    return total

@@ -1,0 +1,188 @@
+"""What a file of finished rollouts amounts to, read once from its beginning to its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import comb
+from pathlib import Path
+
+import msgspec
+
+from gymq.errors import DataError
+from gymq.wire.calls import Usage
+
+#: The reward from which on a rollout counts as a success.
+SUCCESS = 1.0
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class _Call(msgspec.Struct):
+    kind: str
+    name: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class _Error(msgspec.Struct):
+    kind: str
+    message: str
+
+
+class _Row(msgspec.Struct):
+    environment: str
+    model: str
+    group_id: str
+    status: str
+    reward: float | None
+    turns: int
+    usage: _Usage
+    error: _Error | None
+    started_at: float
+    finished_at: float
+    calls: list[_Call] = []
+
+
+class Summary(msgspec.Struct):
+    """Numbers over some rollouts.
+
+    Args:
+        rollouts: how many ended.
+        scored: how many have a reward; the others count in no mean and no pass@k.
+        reward: the sum of the rewards.
+        turns, input_tokens, output_tokens: sums.
+        by_status: rollouts by status.
+        failures: failed rollouts by the error's kind.
+        first_error: what the first failed rollout says.
+        groups: task -> scored rollouts, successes among them.
+        fresh, first, last: of the rollouts that ended since the time given to `read`: how many, when the first began
+            and the last ended.
+    """
+
+    rollouts: int = 0
+    scored: int = 0
+    reward: float = 0.0
+    turns: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    by_status: Counter[str] = msgspec.field(default_factory=Counter[str])
+    failures: Counter[str] = msgspec.field(default_factory=Counter[str])
+    first_error: str = ""
+    groups: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict[str, tuple[int, int]])
+    fresh: int = 0
+    first: float = float("inf")
+    last: float = 0.0
+
+    def add(self, row: _Row, since: float) -> None:
+        """Count one rollout."""
+        self.rollouts += 1
+        self.by_status[row.status] += 1
+        self.turns += row.turns
+        self.input_tokens += row.usage.input_tokens
+        self.output_tokens += row.usage.output_tokens
+        if row.error is not None and row.status == "failed":
+            self.failures[row.error.kind] += 1
+            self.first_error = self.first_error or row.error.message
+        if row.reward is not None:
+            self.scored += 1
+            self.reward += row.reward
+            scored, successes = self.groups.get(row.group_id, (0, 0))
+            self.groups[row.group_id] = (scored + 1, successes + (row.reward >= SUCCESS))
+        if row.finished_at >= since:
+            self.fresh += 1
+            self.first = min(self.first, max(row.started_at, since))
+            self.last = max(self.last, row.finished_at)
+
+    @property
+    def mean_reward(self) -> float | None:
+        """The mean over the scored rollouts, None if there are none."""
+        return self.reward / self.scored if self.scored else None
+
+    @property
+    def mean_turns(self) -> float:
+        """Answers of the model per rollout."""
+        return self.turns / self.rollouts if self.rollouts else 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Rollouts per second from the first one's start to the last one's end, None if none ended since then."""
+        return self.fresh / (self.last - self.first) if self.fresh and self.last > self.first else None
+
+    def pass_at(self, k: int) -> float | None:
+        """The chance that one of k samples of a task is a success: the unbiased estimate, over tasks with k scored samples.
+
+        Args:
+            k: how many samples.
+        """
+        chances = [1 - comb(n - c, k) / comb(n, k) for n, c in self.groups.values() if n >= k]
+        return sum(chances) / len(chances) if chances else None
+
+
+class Report(msgspec.Struct):
+    """The summary of a file.
+
+    Args:
+        total: over all rollouts.
+        environments: by environment, in the order of their names.
+        models: the models' SPECs.
+        tokens: by SPEC, those of judges too.
+    """
+
+    total: Summary
+    environments: dict[str, Summary]
+    models: set[str]
+    tokens: dict[str, Usage]
+
+    @property
+    def scripted(self) -> bool:
+        """Whether code played the model."""
+        return any(model.partition(":")[0] == "scripted" for model in self.models)
+
+
+def read(path: Path, since: float = 0.0) -> Report:
+    """Read a file of finished rollouts.
+
+    Args:
+        path: the file.
+        since: seconds since the epoch; the rate is of the rollouts that ended later.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no finished rollout.
+    """
+    decoder = msgspec.json.Decoder(_Row)
+    total, environments, models = Summary(), dict[str, Summary](), set[str]()
+    tokens: dict[str, Usage] = {}
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break  # being written, or torn
+                try:
+                    row = decoder.decode(line)
+                except msgspec.DecodeError as error:
+                    raise DataError(f"{path}:{number}: is no finished rollout ({error})") from None
+                models.add(row.model)
+                _count(tokens, row.model, row.usage)
+                for call in row.calls:
+                    if call.kind == "ask":
+                        _count(tokens, call.name, call)
+                total.add(row, since)
+                environments.setdefault(row.environment, Summary()).add(row, since)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; name a file of finished rollouts") from None
+    return Report(total, dict(sorted(environments.items())), models, tokens)
+
+
+def _count(tokens: dict[str, Usage], spec: str, used: _Usage | _Call) -> None:
+    tokens.setdefault(spec, Usage()).add(Usage(used.input_tokens, used.output_tokens, used.cached_tokens))
+
+
+def ks(samples: int) -> list[int]:
+    """The k of pass@k that say something with so many samples: 1, 2, 4, ... and the number itself."""
+    powers = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples]
+    return sorted({*powers, samples})

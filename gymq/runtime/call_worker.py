@@ -1,0 +1,268 @@
+"""What model and resource workers share: they serve calls, and keep of each conversation what they have read."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from typing import Any
+
+import msgspec
+
+from gymq.cache import Cache
+from gymq.errors import UNREADABLE, CallError, Fault, one_line
+from gymq.runtime.actor import Actor
+from gymq.runtime.dead_letters import bury_call
+from gymq.runtime.mailbox import STRIKES, Mail
+from gymq.settings import Settings
+from gymq.store.batching import Batcher, pack
+from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, call_schema, decode_call, encode
+from gymq.wire.recorded_tokens import past
+from gymq.wire.task import Task, decode_task
+
+#: Seconds after which somebody looks whether a call is still wanted, in its mailbox or in work: most calls are over by then,
+#: and cost nothing.
+PATIENCE = 1.0
+
+#: Names and values of a call's mail: its own field, and what the hand-back wrote; a newer version may have a few more.
+MOST_FIELDS = 40
+
+#: Calls that one script looks at: a millisecond of the server's time.
+PENDING_BATCH = 500
+
+
+class _Serving:
+    """A call in work."""
+
+    __slots__ = ("call", "since", "task", "unwanted")
+
+    def __init__(self, call: Call, task: Any, since: float) -> None:
+        self.call = call
+        self.task = task
+        self.since = since
+        self.unwanted = False
+
+
+class Kept:
+    """What a server keeps of a rollout.
+
+    Args:
+        turns: encoded messages.
+        plan: the rollout's encoded plan, or None.
+        extra: whatever the role derives from them and wants to keep.
+        weight: about how many bytes it takes to keep.
+    """
+
+    __slots__ = ("extra", "plan", "turns", "weight")
+
+    def __init__(self, turns: list[bytes], plan: bytes | None) -> None:
+        self.turns = turns
+        self.plan = plan
+        self.extra: Any = None
+        self.weight = 500
+
+    def replace(self, first: int, turns: list[bytes]) -> None:
+        """Put messages in the place of those from an index on."""
+        self.weight += sum(map(len, turns)) - sum(map(len, self.turns[first:]))
+        self.turns[first:] = turns
+
+
+class CallServer(Actor):
+    """Base of the roles that serve calls; see `Actor`."""
+
+    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+        super().__init__(settings, options)
+        self._serving: dict[tuple[bytes, bytes], _Serving] = {}
+        self._replies = Batcher(self._send_replies, self.ended)
+        self._loads = Batcher(self._load, self.ended)
+        self._kept: Cache[Kept] = Cache()
+        self._tasks_kept: Cache[Task] = Cache()
+        #: Seconds that calls in hand have waited for rate limits, by the call's id.
+        self.waited: dict[str, float] = {}
+        self.counts |= {"served": 0, "faults": 0, "loaded": 0, "unwanted": 0}
+
+    async def serve(self, call: Call) -> bytes:
+        """Do what a call asks for and return the encoded value.
+
+        Raises:
+            CallError: it ended with a fault.
+        """
+        raise NotImplementedError
+
+    async def handle(self, mail: list[Mail]) -> None:
+        """Start each call, but those that lay so long that nobody may want them any more are asked about first."""
+        calls: list[tuple[Mail, Call]] = []
+        newer: list[tuple[Mail, int]] = []
+        late: list[int] = []
+        oldest = (time.time() - PATIENCE) * 1000
+        for one in mail:
+            schema = call_schema(one.fields[0])
+            try:
+                if len(one.fields) > MOST_FIELDS:
+                    raise msgspec.ValidationError(f"it has {len(one.fields) // 2} fields")
+                if schema > SCHEMA:
+                    newer.append((one, schema))
+                    continue
+                call = decode_call(one.fields[1])
+                # Not so is every comparison with NaN, which as a time-out would stop the clock of the loop.
+                if min(call.step, call.n, call.row, call.length, call.seen) < 0 or not call.timeout >= 0:
+                    raise msgspec.ValidationError("it has a negative number, or one that is none")
+            except UNREADABLE as error:
+                # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
+                print(f"gymq: mail {one.id!r} in {one.stream!r} is no call: {error}", file=sys.stderr)
+                self._acknowledge(one)
+                continue
+            # A stream's ids are the times at which its entries were made.
+            if call.kind != "close" and int(one.id.partition(b"-")[0]) < oldest:
+                late.append(len(calls))
+            calls.append((one, call))
+        if newer:
+            await self.park([one for one, _ in newer], [schema for _, schema in newer])
+        wanted = dict(zip(late, await self._wanted([calls[i][1] for i in late]), strict=True)) if late else {}
+        for i, (one, call) in enumerate(calls):
+            if wanted.get(i, True):
+                self.spawn(self._serve(one, call))
+            else:
+                self.counts["unwanted"] += 1
+                self._acknowledge(one)
+
+    async def _serve(self, mail: Mail, call: Call) -> None:
+        key = (mail.stream, mail.id)
+        serving = self._serving[key] = _Serving(call, asyncio.current_task(), time.monotonic())
+        started = time.time()
+        fault, value = None, b""
+        letter = None
+        try:
+            if mail.strikes >= STRIKES:
+                poison, letter = await bury_call(self.link, mail, call, self.role)
+                raise poison
+            value = await self.serve(call)
+        except CallError as error:
+            fault = error.fault
+        except UNREADABLE as error:
+            print(f"gymq: call {call.id!r} brought or found what cannot be read: {error}", file=sys.stderr)
+            fault = Fault("internal", f"what the call brought or found cannot be read: {error}")
+        except asyncio.CancelledError:
+            if serving.unwanted:
+                self.counts["unwanted"] += 1
+                self._acknowledge(mail)
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            fault = Fault("internal", one_line(f"{type(error).__name__}: {error}; the worker's log has more"))
+        finally:
+            self._serving.pop(key, None)
+        if fault is not None:
+            self.counts["faults"] += 1
+        self.reply(mail, call, started, fault, value, letter)
+
+    def interruptible(self, call: Call) -> bool:
+        """Whether a call that nobody wants any more may be cut off; what cleans up runs to its end."""
+        return call.kind != "close"
+
+    async def duties(self) -> None:
+        """Cut off the calls that nobody wants any more: their rollout has ended or gone on, or another has answered them."""
+        since = time.monotonic() - PATIENCE
+        long = [one for one in self._serving.values() if one.since < since and self.interruptible(one.call)]
+        for one, wanted in zip(long, await self._wanted([one.call for one in long]), strict=True):
+            if not wanted and not one.task.done():
+                one.unwanted = True
+                one.task.cancel()
+
+    async def _wanted(self, calls: list[Call]) -> list[bool]:
+        found: list[bool] = []
+        for first in range(0, len(calls), PENDING_BATCH):
+            asked = [[call.rollout, call.step, call.n] for call in calls[first : first + PENDING_BATCH]]
+            found += map(bool, await self.link.insist("pending", pack(asked)))
+        return found
+
+    def _acknowledge(self, mail: Mail) -> None:
+        """Acknowledge mail without a reply."""
+        self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id, ""]))
+
+    def reply(
+        self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
+    ) -> None:
+        """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
+        last = [] if letter is None else [letter, self.settings.ttl]
+        waited = self.waited.pop(call.id, 0.0)
+        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
+        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.mark, *last]))
+
+    async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
+        outcomes = await self.link.insist("reply", pack([reply for _, reply in batch]))
+        for (mail, _), outcome in zip(batch, outcomes, strict=True):
+            self.release(mail)
+            self.counts["served" if outcome else "stale"] += 1
+        return outcomes
+
+    async def _load(self, wanted: list[list[Any]]) -> list[Any]:
+        self.counts["loaded"] += len(wanted)
+        return await self.link.insist("load", pack(wanted))
+
+    async def conversation(self, call: Call, plan: bool = False) -> Kept:
+        """The rollout's messages up to the call's length, and its plan if asked for; reads only what is not kept.
+
+        Raises:
+            CallError: the rollout has ended meanwhile.
+        """
+        key = f"{call.rollout}@{call.born}"
+        cache = self._kept  # another one after an outage: what was begun before must not get into it
+        kept = cache.get(key)
+        if kept is None:
+            kept = Kept([], None)
+        have = len(kept.turns)
+        if call.plan is not None:
+            kept.plan = call.plan
+        if have > call.length:
+            kept.replace(call.length, [])
+            kept.extra = None
+        elif call.seen <= have < call.length and len(call.turns) == call.length - call.seen:
+            kept.replace(have, call.turns[have - call.seen :])
+        if len(kept.turns) < call.length or (plan and kept.plan is None):
+            missing = len(kept.turns) if len(kept.turns) < call.length else -1
+            _, _, _, stored, turns, *_ = await self._loads.ask([call.rollout, missing, call.run, -1])
+            if missing >= 0:
+                kept.replace(missing, turns[: call.length - missing])
+            kept.plan = stored if kept.plan is None else kept.plan
+            if len(kept.turns) < call.length or (plan and kept.plan is None):
+                raise CallError("cancelled", "the rollout has ended meanwhile")
+        cache.put(key, kept, kept.weight)
+        return kept
+
+    async def task(self, call: Call) -> Task:
+        """The call's task.
+
+        Raises:
+            CallError: it is gone: the rollout has ended.
+        """
+        key = f"{call.run}.{call.row}@{call.born}"
+        task = self._tasks_kept.get(key)
+        if task is None:
+            data = call.task
+            if data is None:
+                data = (await self._loads.ask([call.rollout, -1, call.run, call.row]))[5]
+            if data is None:
+                raise CallError("cancelled", "the rollout has ended meanwhile")
+            task = decode_task(data)
+            self._tasks_kept.put(key, task, 500 + len(data))
+        return task
+
+    async def memory(self, call: Call) -> bytes | None:
+        """The environment's state, encoded, or None if it has none."""
+        if call.state is not None or not call.has_state:
+            return call.state
+        return (await self._loads.ask([call.rollout, -1, call.run, -1]))[2]
+
+    async def history(self, call: Call) -> list[tuple[int, Tokens]]:
+        """The token ids of the answers that the rollout has got before this call, as `Request.history`."""
+        return past((await self._loads.ask([call.rollout, -1, call.run, -1, 1]))[6], call.step)
+
+    def done_with(self, call: Call) -> None:
+        """Forget a rollout that needs this server no more."""
+        self._kept.drop(f"{call.rollout}@{call.born}")
+
+    async def forget(self) -> None:
+        """Drop what was read."""
+        self._kept, self._tasks_kept = Cache(), Cache()

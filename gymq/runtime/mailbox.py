@@ -1,0 +1,182 @@
+"""Reading mail: a mailbox is a stream, its retry stream and that of its suspects, each with one consumer group.
+
+A worker may have a private mailbox besides: one stream, for mail of all the mailboxes that it reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gymq.errors import GymqError
+from gymq.store.connection import Link
+from gymq.store.keys import Keys
+
+#: Milliseconds that a read waits for mail; also how late a draining worker or a new outage is noticed.
+BLOCK = 1000
+
+#: Deaths of a process that held nothing but this mail after which it is a dead letter: two may be bad luck.
+STRIKES = 3
+
+#: Digits of a number in mail: a count or a version that is longer was not written by us.
+MAX_DIGITS = 16
+
+#: Milliseconds that a read waits which looks at some of the streams only; the others wait meanwhile.
+BLOCK_IN_TURN = 50
+
+
+class Mail(msgspec.Struct):
+    """One message as it lies in a stream.
+
+    Args:
+        stream: the stream's key.
+        id: its id in the stream.
+        fields: names and values in turn, as they were written.
+        attempt: how many workers died with it in hand.
+        strikes: how many of them held nothing else.
+        victim: the last of them, once it is a suspect.
+    """
+
+    stream: bytes
+    id: bytes
+    fields: list[bytes]
+    attempt: int = 0
+    strikes: int = 0
+    victim: str = ""
+
+
+class Gone(GymqError):
+    """The worker's private mailbox is not there any more: it was declared dead."""
+
+
+class Mailboxes:
+    """The mailboxes that one worker reads.
+
+    Args:
+        names: their names.
+        keys: the names of the shard's keys.
+        alone: it reads the suspects and nothing else.
+        private: it reads its private mailbox, too.
+    """
+
+    def __init__(self, names: list[str], keys: Keys, alone: bool = False, private: bool = False) -> None:
+        self.names = names
+        self._keys = keys
+        self._private = private
+        self._all = [key(name) for key in (keys.mailbox, keys.retry, keys.alone) for name in names]
+        self._retry = [] if alone else [keys.retry(name) for name in names]
+        self._first = [(keys.alone if alone else keys.mailbox)(name) for name in names]
+        self._turn = 0
+
+    async def create(self, link: Link) -> None:
+        """Make the streams and their groups where they do not exist; what already lies there will be delivered.
+
+        Raises:
+            Outage: the connection broke.
+        """
+        for stream in self._all:
+            try:
+                await link.send("XGROUP CREATE", stream, Keys.GROUP, "0", "MKSTREAM")
+            except GymqError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def take(self, link: Link, worker: str, free: int) -> list[Mail]:
+        """Take mail, what was handed back first; wait a while if there is none.
+
+        Args:
+            link: a connection of the reader's own, since the read blocks.
+            worker: who takes it.
+            free: how many calls the worker can start now; it gets no more than that.
+
+        Raises:
+            Outage: the connection broke; mail may have been taken all the same, see `held`.
+            Gone: the worker was declared dead.
+        """
+        try:
+            return await self._take(link, worker, free)
+        except GymqError as error:
+            raise self._gone(error) from None
+
+    async def _take(self, link: Link, worker: str, free: int) -> list[Mail]:
+        first = self._first_of(worker)
+        streams, block = self._retry + first, BLOCK
+        if free < len(streams):
+            # Each stream may yield COUNT messages, which would be too many: a script counts over all of them, and only
+            # the wait for the next mail is on a few streams, all in turn.
+            self._turn = (self._turn + 1) % len(streams)
+            in_turn = first[self._turn % len(first) :] + first[: self._turn % len(first)]
+            reply = await link.run("take", worker, free, *self._retry, *in_turn)
+            if reply:
+                return _parse(reply)
+            streams = (streams[self._turn :] + streams[: self._turn])[:free]
+            block = BLOCK_IN_TURN
+        count = max(1, free // len(streams))
+        reply = await link.send(
+            "XREADGROUP",
+            "GROUP",
+            Keys.GROUP,
+            worker,
+            "COUNT",
+            count,
+            "BLOCK",
+            block,
+            "STREAMS",
+            *streams,
+            *[">"] * len(streams),
+        )
+        return _parse(reply)
+
+    async def held(self, link: Link, worker: str) -> list[Mail]:
+        """All mail that was delivered to a worker and is not acknowledged.
+
+        Raises:
+            Outage: the connection broke.
+            Gone: the worker was declared dead.
+        """
+        streams = self._retry + self._first_of(worker)
+        try:
+            reply = await link.send("XREADGROUP", "GROUP", Keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
+        except GymqError as error:
+            raise self._gone(error) from None
+        return _parse(reply)
+
+    def _first_of(self, worker: str) -> list[str]:
+        # In turn with the others, not before them: else mail that was sent while no private mailbox was open, and what new
+        # rollouts send there after it, would wait for as long as this worker is busy.
+        return [self._keys.own(worker), *self._first] if self._private else self._first
+
+    def _gone(self, error: GymqError) -> GymqError:
+        text = str(error)
+        gone = self._private and (("NOGROUP" in text and self._keys.own("") in text) or "UNBLOCKED" in text)
+        return Gone(text) if gone else error
+
+    def of(self, mail: Mail) -> str:
+        """The mailbox that mail was meant for."""
+        name = mail.stream.decode().removeprefix(self._keys.mailbox(""))
+        if name.startswith("@"):
+            fields = dict(zip(mail.fields[::2], mail.fields[1::2], strict=False))
+            return fields.get(b"m", b"").decode(errors="replace") or self.names[0]  # without a name it is none of ours
+        return name.removesuffix(":retry").removesuffix(":alone")
+
+
+def _parse(reply: Any) -> list[Mail]:
+    mail: list[Mail] = []
+    for stream, entries in reply or ():
+        for id_, fields in entries:
+            if fields is None:
+                continue  # acknowledged and deleted by somebody else
+            one = Mail(stream, id_, fields)
+            # What the hand-back wrote stands last: k, w, a; or a alone, before it was a suspect.
+            if len(fields) >= 2 and fields[-2] == b"a":
+                one.attempt = _count(fields[-1])
+                if len(fields) >= 6 and fields[-6] == b"k":
+                    one.strikes, one.victim = _count(fields[-5]), fields[-3].decode(errors="replace")
+            mail.append(one)
+    return mail
+
+
+def _count(text: bytes) -> int:
+    # Anybody who may write to Redis may write here: what is no number is none.
+    return int(text) if len(text) < MAX_DIGITS and text.isdigit() else 0

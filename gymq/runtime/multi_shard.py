@@ -1,0 +1,108 @@
+"""The actors of one process: one for each shard. If one's shard is away, the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from gymq.runtime.actor import EVENTS, Actor, end
+from gymq.settings import Settings
+from gymq.store.sharded import Shards
+from gymq.store.topology import parse
+
+#: Seconds in which the other actors hand back what they hold when one has failed.
+LAST = 5.0
+
+
+class Crew:
+    """Several actors, seen by Celery's side as one.
+
+    Args:
+        role: their class.
+        settings: where the shards are.
+        options: the options of the role's command line.
+    """
+
+    def __init__(self, role: type[Actor], settings: Settings, options: dict[str, Any]) -> None:
+        shards = range(len(parse(settings.redis_url)))
+        self._settings = settings
+        self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=EVENTS)
+        self._actors = role.on_shards([settings.at(shard) for shard in shards], options)
+        for actor in self._actors:
+            actor.patient = True
+            actor.capacity = -(-actor.capacity // len(self._actors))
+
+    @property
+    def events(self) -> deque[tuple[str, dict[str, Any]]]:
+        """The events of all of them that wait to be sent."""
+        for actor in self._actors:
+            while actor.events:
+                self._events.append(actor.events.popleft())
+        return self._events
+
+    async def main(self) -> None:
+        """Live until all are drained or stopped; an exception of one means that the process must end.
+
+        Raises:
+            ServerUnreachable: no shard can be reached.
+        """
+        await self._reach()
+        lives = [asyncio.create_task(actor.main()) for actor in self._actors]
+        try:
+            await asyncio.gather(*lives)
+        except Exception:
+            # What the others hold is not to blame.
+            self.stop()
+            await asyncio.wait(lives, timeout=LAST)
+            raise
+        finally:
+            await end(lives)
+
+    async def _reach(self) -> None:
+        links = Shards(self._settings, "gymq-check").links
+        found = await asyncio.gather(*(link.connect() for link in links), return_exceptions=True)
+        for link in links:
+            await link.close()
+        failures = [failure for failure in found if failure is not None]
+        if len(failures) == len(links):
+            raise failures[0]
+
+    def drain(self) -> None:
+        """Take no more mail; `main` returns when what is held is finished or handed back."""
+        for actor in self._actors:
+            actor.drain()
+
+    def stop(self) -> None:
+        """Hand back what is held, now."""
+        for actor in self._actors:
+            actor.stop()
+
+    def wake(self) -> None:
+        """Look at what is wanted now."""
+        for actor in self._actors:
+            actor.wake()
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for `celery inspect stats`: sums; and the names of all."""
+        merged: dict[str, Any] = {}
+        for actor in self._actors:
+            for key, value in actor.stats().items():
+                if isinstance(value, int) and not isinstance(value, bool):
+                    merged[key] = merged.get(key, 0) + value
+                elif key == "worker" and key in merged:
+                    merged[key] += f" {value}"
+                else:
+                    merged[key] = value
+        return merged
+
+
+def make(role: Any, settings: Settings, options: dict[str, Any]) -> Any:
+    """Make what a process with an actor runs: the actor, or one for each of several shards.
+
+    Args:
+        role: the class.
+        settings: where the shards are.
+        options: the options of the role's command line.
+    """
+    return role(settings, options) if len(parse(settings.redis_url)) == 1 else Crew(role, settings, options)

@@ -1,0 +1,81 @@
+"""The child process in which a worker has suspects run: mail that was held in more than one death, one message at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from gymq.process.child_process import Child, describe
+from gymq.runtime.quarantine_main import OPTIONS, SHARD, UNFIT
+from gymq.settings import Settings
+
+#: Seconds between a quarantine's death and the next start: as long as it lived, but within these bounds, so that one
+#: that cannot live takes no more than half a core.
+PAUSE = (1.0, 60.0)
+
+#: Seconds that a quarantine may take to hand back what it holds; then it is killed, which may be a strike.
+GRACE = 5.0
+
+
+class Quarantine:
+    """One worker's quarantine, started when suspects wait; it ends by itself when none come.
+
+    Args:
+        role: the worker's role.
+        settings: the worker's settings.
+        options: the role's options.
+    """
+
+    def __init__(self, role: str, settings: Settings, options: dict[str, Any]) -> None:
+        self._role = role
+        self._settings = settings
+        self._options = options
+        self._child: Child | None = None
+        self._started = 0.0
+        self._due = 0.0
+
+    async def look(self, waiting: bool) -> None:
+        """Start it if suspects wait and it does not run.
+
+        Args:
+            waiting: whether there are suspects that nobody has taken.
+        """
+        now = time.monotonic()
+        if self._child is not None:
+            if self._child.alive:
+                return
+            code, lived = self._child.code, now - self._started
+            self._child = None
+            if code != 0:
+                pause = PAUSE[1] if code == UNFIT else min(max(lived, PAUSE[0]), PAUSE[1])
+                self._due = now + pause
+                print(
+                    f"gymq: the quarantine of this {self._role} worker ended: {describe(code)} after {lived:.1f} s",
+                    file=sys.stderr,
+                )
+        if waiting and now >= self._due:
+            self._started = now
+            try:
+                self._child = await asyncio.to_thread(self._start)
+            except OSError as error:  # no memory, no processes: that may pass
+                self._due = now + PAUSE[1]
+                print(f"gymq: the quarantine of this {self._role} worker cannot be started: {error}", file=sys.stderr)
+
+    def _start(self) -> Child:
+        # Options may hold secrets, and everybody may read arguments. The worker's death is no reason for a strike: the
+        # child is asked to hand back, not killed.
+        options = msgspec.json.encode(self._options).decode()
+        environment = self._settings.environment() | {OPTIONS: options, SHARD: str(self._settings.shard)}
+        argv = [sys.executable, "-m", "gymq.runtime.quarantine_main", self._role]
+        return Child(argv, environment, f"{self._role} quarantine", None, death_signal=signal.SIGTERM)
+
+    async def end(self) -> None:
+        """See to its end: what it holds it hands back."""
+        if self._child is not None:
+            await asyncio.to_thread(self._child.terminate, GRACE)
+            self._child = None

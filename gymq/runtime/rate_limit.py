@@ -1,0 +1,236 @@
+"""Rate limits that all processes share: permits from token buckets in Redis, and a rate that is learned from refusals.
+
+Who is told no limit and meets no refusal pays nothing: no command is sent. From the first refusal (HTTP 429) on, a process
+asks for permits until the learned rate has ended. `rate.lua` decides; here waiting requests are gathered, so that one script
+serves all that wait in a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import os
+import random
+import socket
+import time
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from gymq.errors import CallError, GymqError
+from gymq.runtime.actor import end
+from gymq.store.batching import pack
+from gymq.store.connection import Link
+
+#: Seconds that a request waits for permits, over all its tries; less than the hour after which its call is overdue.
+PATIENCE = 3000.0
+
+#: Seconds of a server's Retry-After that we honour; longer ones (quotas by the hour) would only hold a place.
+LONGEST_RETRY_AFTER = 60.0
+
+#: Asks in one script, so that it never holds the server for long.
+MOST = 128
+
+#: Seconds over which the answers of a process are counted.
+SPAN = 5.0
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """A token bucket that a person asked for.
+
+    Args:
+        name: what it counts, as `requests`.
+        rate: how many a second.
+        burst: how many at once, after a pause; what costs more is granted by a full bucket, and leaves a debt.
+    """
+
+    name: str
+    rate: float
+    burst: float
+
+
+class Permit(msgspec.Struct):
+    """Leave for one request.
+
+    Args:
+        costs: what it costs of each limit.
+        at: the server's ms at which it was granted, 0: none was needed.
+        waited: seconds that it took.
+    """
+
+    costs: list[float]
+    at: int = 0
+    waited: float = 0.0
+
+
+class Limiter:
+    """One endpoint's limits, as one process sees them; requests of one event loop share it.
+
+    Args:
+        link: a connection of its own to shard 0; opened when it is needed first.
+        name: of what the limits are, the same in all processes that share them: see `digest`.
+        limits: what a person asked for; without any, only a learned rate limits.
+    """
+
+    def __init__(self, link: Link, name: str, limits: list[Limit]) -> None:
+        self._link = link
+        self._name = name
+        self._limits = limits
+        self._me = f"{socket.gethostname()}-{os.getpid()}-{id(self):x}"
+        self._learned = False
+        self._waiting: deque[tuple[Permit, asyncio.Future[None]]] = deque()
+        self._back = [0.0] * (len(limits) + 1)
+        self._refusal: list[float] = []
+        self._answers = Fading(SPAN)
+        self._task: asyncio.Task[None] | None = None
+
+    async def enter(self, patience: float = PATIENCE, **costs: float) -> Permit:
+        """Wait until a request may be sent.
+
+        Args:
+            patience: seconds that it may take.
+            costs: what it costs of each limit by name; 1 where not said.
+
+        Raises:
+            CallError: `timeout`.
+        """
+        permit = Permit([costs.get(limit.name, 1.0) for limit in self._limits])
+        if not self._limits and not self._learned:
+            return permit
+        began = time.monotonic()
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.append((permit, granted))
+        self._start()
+        try:
+            async with asyncio.timeout(patience):
+                await granted
+        except BaseException as error:
+            if granted.done() and not granted.cancelled():
+                self._give_back(permit)  # it came at the same moment
+            granted.cancel()
+            if isinstance(error, TimeoutError):
+                raise CallError("timeout", f"its rate limit let no request through within {patience:g} s") from None
+            raise
+        permit.waited = time.monotonic() - began
+        return permit
+
+    def answered(self, permit: Permit, **used: float) -> None:
+        """The request was answered.
+
+        Args:
+            permit: its permit.
+            used: what it came to, by the limit's name, where that differs from what it was thought to cost.
+        """
+        if not self._learned:
+            self._answers.add(time.monotonic())
+        self.correct(permit, **used)
+
+    def correct(self, permit: Permit, **used: float) -> None:
+        """What a request really cost; the next script tells it.
+
+        Args:
+            permit: its permit.
+            used: by the limit's name.
+        """
+        for i, limit in enumerate(self._limits):
+            if limit.name in used:
+                self._back[i] += permit.costs[i] - used[limit.name]
+                permit.costs[i] = used[limit.name]
+
+    def refused(self, permit: Permit, retry_after: float | None) -> None:
+        """The endpoint refused the request because there are too many; all processes hear of it.
+
+        Args:
+            permit: its permit.
+            retry_after: seconds in which it does not want to be asked by anybody, or None.
+        """
+        pause = 1000 * min(LONGEST_RETRY_AFTER, max(0.0, retry_after or 0.0))
+        # Requests that were on their way, without a permit, when this process began to ask say nothing new.
+        first = 0.0 if self._learned or permit.at else 1.0
+        at, longest, fresh, answers = self._refusal or [0.0, 0.0, first, 0.0]
+        self._refusal = [max(at, permit.at), max(longest, pause), fresh, max(answers, self._answers.rate(time.monotonic()))]
+        self._learned = True
+        self._start()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._task is not None:
+            await end([self._task])
+        await self._link.close()
+
+    def _give_back(self, permit: Permit) -> None:
+        for i, cost in enumerate(permit.costs):
+            self._back[i] += cost
+        self._back[-1] += 1
+
+    def _start(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting or self._refusal:
+                wait = await self._ask()
+                if wait:
+                    # Spread, so that not the same process comes first each time; never sooner.
+                    await asyncio.sleep(wait * random.uniform(1.0, 1.1))
+        except GymqError as error:
+            for _, future in self._waiting:
+                if not future.done():
+                    future.set_exception(CallError("internal", str(error)))
+            self._waiting.clear()
+
+    async def _ask(self) -> float:
+        """Ask once for all that wait; returns the seconds after which to ask again."""
+        while self._waiting and self._waiting[0][1].done():
+            self._waiting.popleft()
+        batch = [item for item, _ in zip(self._waiting, range(MOST), strict=False)]
+        asks = [permit.costs for permit, _ in batch]
+        back, self._back = self._back, [0.0] * len(self._back)
+        refusal, self._refusal = self._refusal, []
+        limits = [[limit.name, limit.rate, limit.burst] for limit in self._limits]
+        # Sent again after an outage it may take permits twice; the buckets fill again.
+        reply = await self._link.insist("rate", pack([self._name, self._me, limits, asks, back, refusal]))
+        granted, wait, now, learned = reply
+        self._learned = bool(learned or self._refusal)
+        for permit, future in batch[:granted]:
+            self._waiting.popleft()
+            permit.at = now
+            if future.done():
+                self._give_back(permit)
+            else:
+                future.set_result(None)
+        return wait / 1000 if granted < len(batch) else 0.0
+
+
+class Fading:
+    """Counts events, and forgets them little by little.
+
+    Args:
+        span: seconds over which they fade.
+    """
+
+    def __init__(self, span: float) -> None:
+        self._span = span
+        self._count = 0.0
+        self._at = 0.0
+
+    def add(self, now: float) -> None:
+        """Count one."""
+        self._count = 1.0 + self._count * math.exp((self._at - now) / self._span)
+        self._at = now
+
+    def rate(self, now: float) -> float:
+        """How many there are a second."""
+        return self._count * math.exp((self._at - now) / self._span) / self._span
+
+
+def digest(*parts: Any) -> str:
+    """A name for limits, from what they are of (address, model, key); nothing can be read from it.
+
+    Args:
+        parts: what makes two endpoints the same one.
+    """
+    return hashlib.blake2b(msgspec.json.encode(parts), digest_size=16).hexdigest()

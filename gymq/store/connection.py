@@ -1,0 +1,184 @@
+"""One connection to Redis: commands and scripts in batches, raw replies, nothing sent twice behind our back."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
+
+from gymq.errors import GymqError, ServerUnreachable, UsageError
+from gymq.settings import Settings
+from gymq.store.keys import Keys
+from gymq.store.topology import locate, parse
+
+#: Seconds without an answer after which a connection counts as broken; more than any blocking read of ours.
+READ_TIMEOUT = 15.0
+
+#: Seconds that opening a connection may take.
+CONNECT_TIMEOUT = 5.0
+
+#: Seconds between two tries to connect again.
+RECONNECT_PAUSE = 0.25
+
+#: What a server answers that cannot serve the shard now: it is starting, or is a replica, or the slot lies elsewhere.
+_ELSEWHERE = ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
+
+#: Seconds between two tries while the server's memory is full: sinks make room, and they must get through.
+FULL_PAUSE = 0.5
+
+
+class Outage(Exception):
+    """The connection broke, or the shard is elsewhere now; whether the last command was carried out is not known."""
+
+
+class ServerFull(GymqError):
+    """The server's memory is full; the command had no effect."""
+
+
+class UnknownScript(GymqError):
+    """The server does not know a script: it was started again since we loaded it."""
+
+
+@cache
+def script(name: str) -> bytes:
+    """The source of one of our Lua scripts."""
+    return files("gymq.store.lua").joinpath(f"{name}.lua").read_bytes()
+
+
+class Link:
+    """A connection to one shard, for one coroutine at a time.
+
+    Args:
+        settings: where Redis is, and which shard is meant.
+        name: what the server's client list calls it.
+
+    Raises:
+        UsageError: the URL cannot be understood.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        addresses = parse(settings.redis_url)
+        if settings.shard >= len(addresses):
+            raise UsageError(f"--redis: there is no shard {settings.shard}; it names {len(addresses)}")
+        self.shard = settings.shard
+        #: How many shards there are.
+        self.shards = len(addresses)
+        self.address = addresses[settings.shard]
+        self._name = name
+        self._connection: Any = self._make(self.address.url)
+        self._refused = False
+        self.keys = Keys(self.address.tag)
+        self._shas: dict[str, bytes] = {}
+        self._lock = asyncio.Lock()
+
+    async def connect(self) -> None:
+        """Open the connection.
+
+        Raises:
+            ServerUnreachable: no server answers, or it refuses the password.
+        """
+        if self.address.kind != "server" and not self._connection.is_connected:
+            self._connection = self._make(await asyncio.to_thread(locate, self.address))
+        try:
+            await self._connection.connect()
+        except (redis.RedisError, OSError) as error:
+            raise ServerUnreachable(f"Redis cannot be reached: {error}") from None
+
+    async def reconnect(self) -> None:
+        """Open the connection again, however long that takes; meanwhile others who share it wait."""
+        async with self._lock:
+            while True:
+                await self._connection.disconnect(nowait=True)
+                if self._refused:
+                    await asyncio.sleep(RECONNECT_PAUSE)
+                    self._refused = False
+                try:
+                    return await self.connect()
+                except ServerUnreachable:
+                    await asyncio.sleep(RECONNECT_PAUSE)
+
+    def _make(self, url: str) -> Any:
+        pool = redis.asyncio.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            decode_responses=False,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=READ_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            client_name=self._name,
+            # A socket on this machine cannot be half open, and its class does not know the word.
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+        )
+        try:
+            return pool.make_connection()
+        except (TypeError, ValueError, redis.RedisError) as error:
+            # Whatever stands behind the question mark becomes an argument of the connection.
+            said = str(error).partition("() got an ")[2] or str(error)
+            raise UsageError(f"--redis: {said}; correct what stands behind '?' in the URL") from None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.disconnect(nowait=True)
+
+    async def send(self, *command: Any) -> Any:
+        """Send one command and return its raw reply.
+
+        Raises:
+            Outage: the connection broke.
+            GymqError: the server refused the command.
+        """
+        async with self._lock:
+            try:
+                await self._connection.send_command(*command, check_health=False)
+                return await self._connection.read_response()
+            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+                raise Outage(str(error)) from None
+            except NoScriptError as error:
+                raise UnknownScript(f"Redis refused {command[0]}: {error}") from None
+            except OutOfMemoryError as error:
+                raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
+            except redis.ResponseError as error:
+                if " -OOM " in str(error):  # before Redis 7 in a script; then it has written nothing
+                    raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
+                if _is_elsewhere(error):
+                    self._refused = True
+                    raise Outage(str(error)) from None
+                raise GymqError(f"Redis refused {command[0]}: {error}") from None
+
+    async def run(self, name: str, *args: Any) -> Any:
+        """Run one of our scripts; KEYS[1] is the shard's prefix.
+
+        Raises:
+            Outage, GymqError: as `send`.
+        """
+        sha = self._shas.get(name)
+        if sha is None:
+            sha = self._shas[name] = await self.send("SCRIPT LOAD", script(name))
+        try:
+            return await self.send("EVALSHA", sha, 1, self.keys.prefix, *args)
+        except UnknownScript:
+            await self.send("SCRIPT LOAD", script(name))
+            return await self.send("EVALSHA", sha, 1, self.keys.prefix, *args)
+
+    async def insist(self, name: str, *args: Any) -> Any:
+        """Run a script that may be run twice, again and again until the server has answered and had room."""
+        while True:
+            try:
+                return await self.run(name, *args)
+            except Outage:
+                await self.reconnect()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
+
+
+def _is_elsewhere(error: ResponseError) -> bool:
+    # Servers before 7 put an error that a script met behind words of their own: "ERR Error running script ...: -READONLY ...".
+    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    return code in _ELSEWHERE or any(f" -{word} " in str(error) for word in _ELSEWHERE)

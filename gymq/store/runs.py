@@ -1,0 +1,347 @@
+"""A run: one set of tasks, rolled out with one agent and one model. Its record in Redis, and its life.
+
+open -> closed (its producer said that there are no more rows) -> done (all ended, all consumers acknowledged all);
+cancelled takes the place of closed. What is left of a run lapses `ttl` seconds after it is done.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import msgspec
+
+from gymq.api.environment import EnvironmentSpec
+from gymq.errors import RunClosed, UnknownName, UsageError
+from gymq.store.connection import Link
+from gymq.wire.calls import Usage
+from gymq.wire.pricing import Prices
+
+#: What a run may be called: it becomes part of keys and of rollout ids, whose parts are joined with dots.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+#: A group or a rollout within its run.
+_PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
+#: Fields in which the same run may differ from what it was: they change no rollout.
+_FREE = frozenset({"name", "concurrency", "backlog", "batch", "created", "prices"})
+
+#: Fields of a model's usage that a run counts, each in `u:<field>:<spec>` of its record.
+TOKENS = ("input_tokens", "output_tokens", "cached_tokens")
+
+
+class RunConfig(msgspec.Struct, frozen=True):
+    """What a run is; fixed when it is created.
+
+    Args:
+        name: letters, digits, `_` and `-`.
+        environment: of rows that name none.
+        agent: the registered name of the agent.
+        model: the model's SPEC, which is also the name of its mailbox.
+        samples: rollouts of each task; together they are the task's group.
+        max_turns: answers of the model after which a rollout is truncated.
+        max_rollout_tokens: input and output tokens of all its answers together after which it is; 0: no limit, here and below.
+        max_seconds: seconds since its first step after which it is, whatever it waits for.
+        max_working_seconds: seconds that its calls have taken after which it is; what they waited does not count.
+        max_tool_calls: tool calls that it may make; it is truncated at the next one.
+        call_timeout: seconds that one answer of a model may take; 0: the backend's own limit.
+        infra_retries: how often a rollout sends calls again that ended by what may pass: a service that does not answer.
+        data_retries: how often it does so after any other fault.
+        verify_retries: how often `verify` is sent again after what may pass.
+        judge: SPEC of the model that answers an `Ask` which names none; empty: the run's model.
+        concurrency: rollouts in flight at once.
+        backlog: finished rollouts that the slowest consumer may be behind before admission waits.
+        max_staleness: how many policy versions the oldest token of a rollout may be behind its model; None: no limit.
+        batch: rollouts that a trainer uses for one policy version; with `max_staleness` it bounds how many are begun before
+            it needs them. 0: unknown; nothing is bounded by it.
+        sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
+        created: seconds since the epoch; `create` sets it.
+        prices: what tokens cost; None: nobody has said.
+    """
+
+    name: str
+    environment: str
+    agent: str
+    model: str
+    samples: int = 1
+    max_turns: int = 30
+    max_rollout_tokens: int = 0
+    max_seconds: float = 0.0
+    max_working_seconds: float = 0.0
+    max_tool_calls: int = 0
+    call_timeout: float = 0.0
+    infra_retries: int = 8
+    data_retries: int = 0
+    verify_retries: int = 10
+    judge: str = ""
+    concurrency: int = 256
+    backlog: int = 10_000
+    max_staleness: int | None = None
+    batch: int = 0
+    sampling: dict[str, Any] = {}
+    created: float = 0.0
+    prices: Prices | None = None
+
+    @property
+    def ahead(self) -> int:
+        """How many rollouts may be in flight or unused together, so that none is too old when it is used; 0: no limit."""
+        return 0 if self.max_staleness is None else (self.max_staleness + 1) * self.batch
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError if a run cannot be called so."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UsageError(f"run name {name!r}: use 1 to 100 letters, digits, '_' or '-', beginning with a letter or digit")
+
+
+class RunStatus(msgspec.Struct):
+    """How far a run is.
+
+    Args:
+        state: `open`, `closed`, `cancelled` or `done`.
+        rows: tasks enqueued.
+        admitted: rollouts started.
+        ended: rollouts that ended, however.
+        live: rollouts in flight.
+        by_status: rollouts that ended, by status.
+        unread: finished rollouts that each consumer has not acknowledged.
+        paused: nothing more of it is admitted for the time being.
+        tokens: those of rollouts that have ended, by the model's SPEC; a judge's stand under its own.
+    """
+
+    config: RunConfig
+    state: str
+    rows: int
+    admitted: int
+    ended: int
+    live: int
+    by_status: dict[str, int]
+    unread: dict[str, int]
+    paused: bool = False
+    tokens: dict[str, Usage] = {}
+
+    @property
+    def total(self) -> int:
+        """Rollouts that the rows enqueued so far stand for."""
+        return self.rows * self.config.samples
+
+
+async def create(link: Link, config: RunConfig) -> bool:
+    """Create a run, or find it as it was created.
+
+    Args:
+        link: a connection; its shard gets its part of the concurrency and of the backlog.
+        config: what the run is to be.
+
+    Returns:
+        True if it is new.
+
+    Raises:
+        UsageError: a run of that name exists and is another one.
+    """
+    check_name(config.name)
+    config = config if config.created else msgspec.structs.replace(config, created=time.time())
+    made = await link.send("HSETNX", link.keys.run(config.name), "config", msgspec.json.encode(config))
+    if not made:
+        there = await load_config(link, config.name)
+        for field in config.__struct_fields__:
+            if field not in _FREE and getattr(there, field) != getattr(config, field):
+                raise UsageError(
+                    f"run {config.name!r} exists with {field}={getattr(there, field)!r}, not {getattr(config, field)!r}; "
+                    "choose another name, or `gymq rm` it"
+                )
+    await link.send(
+        "HSET",
+        link.keys.run(config.name),
+        "samples",
+        config.samples,
+        "concurrency",
+        -(-config.concurrency // link.shards),
+        "backlog",
+        -(-config.backlog // link.shards),
+        "ahead",
+        -(-config.ahead // link.shards),
+        *(("shards", link.shards, "shard", link.shard) if link.shards > 1 else ()),
+    )
+    await link.send("HSETNX", link.keys.run(config.name), "state", "open")
+    await link.send("ZADD", link.keys.runs, "NX", config.created, config.name)
+    return bool(made)
+
+
+async def load_config(link: Link, name: str) -> RunConfig:
+    """Read what a run is.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    data = await link.send("HGET", link.keys.run(name), "config")
+    if data is None:
+        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
+    return msgspec.json.decode(data, type=RunConfig)
+
+
+async def add_environment(link: Link, name: str, spec: EnvironmentSpec) -> None:
+    """Write an environment's description into the run's record, where agents find it."""
+    await link.send("HSET", link.keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
+
+
+async def load_environment(link: Link, name: str, environment: str) -> EnvironmentSpec | None:
+    """Read an environment's description from the run's record."""
+    data = await link.send("HGET", link.keys.run(name), f"spec:{environment}")
+    return None if data is None else msgspec.json.decode(data, type=EnvironmentSpec)
+
+
+async def close(link: Link, name: str) -> None:
+    """Say that the run gets no more rows.
+
+    Raises:
+        RunClosed: it was cancelled.
+    """
+    if await link.run("close", name) < 0:
+        raise RunClosed(f"run {name!r} was cancelled or removed")
+
+
+async def reopen(link: Link, name: str) -> None:
+    """Let a closed run take rows again.
+
+    Raises:
+        RunClosed: it was cancelled, or is done.
+    """
+    if not await link.run("reopen", name):
+        raise RunClosed(f"run {name!r} was cancelled, removed, or is done")
+
+
+async def drop_consumer(link: Link, name: str, consumer: str, ttl: int) -> None:
+    """Forget a consumer: nothing waits for it any more.
+
+    Args:
+        link: a connection.
+        name: the run's name.
+        consumer: the consumer's name.
+        ttl: seconds for which the run is kept if it is done by this.
+
+    Raises:
+        UnknownName: there is no such run or consumer.
+    """
+    others = (await status(link, name)).unread.keys() - {consumer}
+    if not await link.run("drop", name, consumer):
+        raise UnknownName(f"run {name!r} has no consumer {consumer!r}; it has {', '.join(sorted(others)) or 'none'}")
+    for other in sorted(others)[:1]:
+        await link.run("ack", name, other, ttl)  # trims, and sees whether the run is done now
+
+
+async def cancel(link: Link, name: str) -> int:
+    """Stop admitting and end what is in flight.
+
+    Returns:
+        How many rollouts were in flight.
+
+    Raises:
+        UnknownName: there is no such run.
+        RunClosed: it is done.
+    """
+    await load_config(link, name)
+    flying = await link.run("cancel", name)
+    if flying < 0:
+        raise RunClosed(f"run {name!r} is done: nothing is left to cancel")
+    return flying
+
+
+async def cancel_some(link: Link, name: str, which: list[str]) -> tuple[int, int]:
+    """End some groups and rollouts of a run that goes on with the others.
+
+    Args:
+        link: a connection.
+        name: the run's name.
+        which: of a group the row's number, of a rollout `ROW.SAMPLE`.
+
+    Returns:
+        How many rollouts were in flight, and how many had not begun: those end as soon as it is their turn.
+
+    Raises:
+        UsageError: one is written otherwise.
+        UnknownName: there is no such run, group or rollout; then nothing is cancelled.
+        RunClosed: the run, or one of them, has ended; then nothing is cancelled.
+    """
+    for one in which:
+        if not _PLACE.fullmatch(one):
+            raise UsageError(f"{one!r} is no group (ROW) and no rollout (ROW.SAMPLE)")
+    state, *found = await link.run("cancel_some", name, *which)
+    if state is None:
+        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
+    if not found:
+        raise RunClosed(f"run {name!r} is {state.decode()}: its rollouts have ended, or end now")
+    for one, (flying, waiting, there) in zip(which, found, strict=True):
+        what = f"rollout {name}.{one}" if "." in one else f"group {name}.{one}"
+        if not there:
+            raise UnknownName(f"no {what}; run {name!r} has fewer rows or samples")
+        if not flying + waiting:
+            raise RunClosed(f"{what} has ended: nothing is left to cancel")
+    return sum(one[0] for one in found), sum(one[1] for one in found)
+
+
+async def pause(link: Link, name: str, paused: bool) -> None:
+    """Admit no more rollouts of a run, or admit them again; those in flight go on.
+
+    Raises:
+        UnknownName: there is no such run.
+        RunClosed: it was cancelled, or is done.
+    """
+    there = await status(link, name)
+    if there.state in ("cancelled", "done"):
+        raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
+    if paused:
+        await link.send("HSET", link.keys.run(name), "paused", 1)
+    else:
+        await link.send("HDEL", link.keys.run(name), "paused")
+
+
+async def remove(link: Link, name: str) -> None:
+    """Forget a run and all that it holds, results too.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    await load_config(link, name)
+    await link.run("remove", name)
+
+
+async def status(link: Link, name: str) -> RunStatus:
+    """Read how far a run is.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    flat = await link.send("HGETALL", link.keys.run(name))
+    fields = {k.decode(): v for k, v in zip(flat[::2], flat[1::2], strict=True)}
+    if "config" not in fields:
+        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
+    lag = await link.run("lag", name)
+    return RunStatus(
+        config=msgspec.json.decode(fields["config"], type=RunConfig),
+        state=fields.get("state", b"open").decode(),  # a run that is being created has none yet
+        rows=int(fields.get("rows", 0)),
+        admitted=int(fields.get("cursor", 0)),
+        ended=int(fields.get("ended", 0)),
+        live=await link.send("SCARD", link.keys.live(name)),
+        by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
+        unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
+        paused="paused" in fields,
+        tokens=_tokens(fields),
+    )
+
+
+def _tokens(fields: dict[str, bytes]) -> dict[str, Usage]:
+    found: dict[str, Usage] = {}
+    for field, value in sorted(fields.items()):
+        kind, _, rest = field.partition(":")
+        name, _, spec = rest.partition(":")
+        if kind == "u" and name in TOKENS:
+            setattr(found.setdefault(spec, Usage()), name, int(value))
+    return found
+
+
+async def names(link: Link) -> list[str]:
+    """All runs that Redis knows, oldest first."""
+    return [name.decode() for name in await link.send("ZRANGE", link.keys.runs, 0, -1)]

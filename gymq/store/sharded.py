@@ -1,0 +1,229 @@
+"""All shards, as clients see them: what a run is, is on every shard; what it counts, is the sum over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from gymq.errors import RunClosed, UnknownName, UsageError
+from gymq.settings import Settings
+from gymq.store import runs
+from gymq.store.connection import Link
+from gymq.store.keys import Keys
+from gymq.store.runs import RunConfig, RunStatus
+from gymq.wire.calls import Usage
+
+T = TypeVar("T")
+
+#: Keys that one SCAN looks at: a millisecond of the server's time.
+_SCAN = 5000
+
+#: What a run is when its shards are not all in the same state: the first of these that some shard is in.
+_STATES = ("cancelled", "open", "closed", "done")
+
+
+class Shards:
+    """A connection to each shard, for one coroutine at a time.
+
+    Args:
+        settings: where they are.
+        name: what the servers' client lists call the connections.
+
+    Raises:
+        UsageError: the address cannot be understood.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        first = Link(settings.at(0), name)
+        self.links = [first, *(Link(settings.at(shard), name) for shard in range(1, first.shards))]
+
+    @property
+    def first(self) -> Link:
+        """Shard 0; what a run has only once stands there."""
+        return self.links[0]
+
+    async def each(self, work: Callable[[Link], Awaitable[T]]) -> list[T]:
+        """Do something on every shard at the same time; the results in their order."""
+        return list(await asyncio.gather(*map(work, self.links)))
+
+    async def connect(self) -> None:
+        """Open all connections.
+
+        Raises:
+            ServerUnreachable: a shard cannot be reached.
+            UsageError: a server is another shard than here.
+        """
+        await self.each(Link.connect)
+        await self.each(check)
+
+    async def reconnect(self) -> None:
+        """Open all connections again, however long that takes."""
+        await self.each(Link.reconnect)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.each(Link.close)
+
+    # A run on all shards; see `gymq.run`, whose functions do the same on one.
+
+    async def create(self, config: RunConfig) -> bool:
+        """Create a run, or find it as it was created; see `run.create`."""
+        new = await runs.create(self.first, config)
+        # Its creation is part of what callees keep things by: the same everywhere.
+        born = (await runs.load_config(self.first, config.name)).created
+        for link in self.links[1:]:
+            await runs.create(link, msgspec.structs.replace(config, created=born))
+        return new
+
+    async def declare(self, name: str, consumer: str) -> int:
+        """Declare a consumer; returns how many finished rollouts it will not see, -1 if there is no such run."""
+        missed = await self.each(lambda link: link.insist("declare", name, consumer))
+        return -1 if min(missed) < 0 else sum(missed)
+
+    async def close_run(self, name: str) -> None:
+        """Say that the run gets no more rows; see `run.close`."""
+        await self.each(lambda link: runs.close(link, name))
+
+    async def reopen(self, name: str) -> None:
+        """Let a closed run take rows again; see `run.reopen`."""
+        await self.each(lambda link: runs.reopen(link, name))
+
+    async def drop_consumer(self, name: str, consumer: str, ttl: int) -> None:
+        """Forget a consumer; see `run.drop_consumer`."""
+        await self.each(lambda link: runs.drop_consumer(link, name, consumer, ttl))
+
+    async def cancel(self, name: str) -> int:
+        """Cancel a run; returns how many rollouts were in flight."""
+        return sum(await self._where_open(lambda link: runs.cancel(link, name)))
+
+    async def cancel_some(self, name: str, which: list[str]) -> tuple[int, int]:
+        """Cancel groups and rollouts, each on its shard; see `run.cancel_some`."""
+        flying = waiting = 0
+        for link in self.links:
+            part = [one for one in which if int(one.partition(".")[0]) % link.shards == link.shard]
+            if part:
+                found = await runs.cancel_some(link, name, part)
+                flying, waiting = flying + found[0], waiting + found[1]
+        return flying, waiting
+
+    async def pause(self, name: str, paused: bool) -> None:
+        """Pause a run, or let it go on; see `run.pause`."""
+        await self._where_open(lambda link: runs.pause(link, name, paused))
+
+    async def _where_open(self, work: Callable[[Link], Awaitable[T]]) -> list[T]:
+        """Do something on the shards on which a run goes on: one may be done before the others.
+
+        Raises:
+            RunClosed: it goes on nowhere.
+        """
+
+        async def one(link: Link) -> T | RunClosed:
+            try:
+                return await work(link)
+            except RunClosed as error:
+                return error
+
+        answers = await self.each(one)
+        good = [answer for answer in answers if not isinstance(answer, RunClosed)]
+        for answer in answers:
+            if isinstance(answer, RunClosed) and not good:
+                raise answer
+        return good
+
+    async def remove(self, name: str) -> None:
+        """Forget a run; see `run.remove`."""
+        await self.each(lambda link: runs.remove(link, name))
+
+    async def status(self, name: str) -> RunStatus:
+        """How far a run is, over all shards.
+
+        Raises:
+            UnknownName: there is no such run.
+        """
+
+        async def read(link: Link) -> RunStatus | UnknownName:
+            try:
+                return await runs.status(link, name)
+            except UnknownName as error:
+                return error  # what is left of a run lapses on one shard a moment before the others
+
+        answers = await self.each(read)
+        found = [answer for answer in answers if isinstance(answer, RunStatus)]
+        for answer in answers:
+            if isinstance(answer, UnknownName) and not found:
+                raise answer
+        return merge(found)
+
+    async def names(self) -> list[str]:
+        """All runs that are not done, oldest first."""
+        return list(dict.fromkeys(name for names in await self.each(runs.names) for name in names))
+
+
+def merge(parts: list[RunStatus]) -> RunStatus:
+    """The status of a run, from those of its shards."""
+    if len(parts) == 1:
+        return parts[0]
+    by_status, unread = Counter[str](), Counter[str]()
+    for part in parts:
+        by_status.update(part.by_status)
+        unread.update(part.unread)
+    tokens: dict[str, Usage] = {}
+    for part in parts:
+        for spec, usage in part.tokens.items():
+            tokens.setdefault(spec, Usage()).add(usage)
+    return RunStatus(
+        config=parts[0].config,
+        state=next(state for state in _STATES if any(part.state == state for part in parts)),
+        rows=sum(part.rows for part in parts),
+        admitted=sum(part.admitted for part in parts),
+        ended=sum(part.ended for part in parts),
+        live=sum(part.live for part in parts),
+        by_status=dict(sorted(by_status.items())),
+        unread=dict(unread),
+        paused=any(part.paused for part in parts),
+        tokens=tokens,
+    )
+
+
+async def check(link: Link) -> None:
+    """See that a server is the shard that we take it for; the first who comes decides what it is.
+
+    Raises:
+        UsageError: it is another one, or one of another number of shards.
+    """
+    if link.address.kind == "cluster" and link.shard:
+        return  # shard 0 tells for all
+    key, ours = Keys().shards, f"{link.shard} of {link.shards}"
+    theirs = await link.send("GET", key)
+    if theirs is None and not await link.send("SETNX", key, ours):
+        theirs = await link.send("GET", key)
+    if theirs is not None and theirs.decode() != ours:
+        raise UsageError(
+            f"--redis: this server is shard {theirs.decode()}, and here it is named as shard {ours}: all processes must name "
+            f"the same shards in the same order (if no run is left and the shards have changed, delete the key {key})"
+        )
+
+
+async def scan(link: Link, pattern: str) -> list[str]:
+    """The keys of a server that match a pattern whose only special character is `*`, sorted.
+
+    Args:
+        link: a connection.
+        pattern: with `*` for anything.
+    """
+    found: set[str] = set()
+    cursor: Any = 0
+    while True:
+        cursor, some = await link.send("SCAN", cursor, "MATCH", _literal(pattern), "COUNT", _SCAN)
+        found.update(key.decode() for key in some)
+        if int(cursor) == 0:
+            return sorted(found)
+
+
+def _literal(pattern: str) -> str:
+    """A pattern whose only special character is `*`."""
+    return "".join(f"\\{char}" if char in "[]?^\\" else char for char in pattern)

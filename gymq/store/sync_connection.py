@@ -1,0 +1,92 @@
+"""Blocking connections, a shard each, for code without a loop: an executor, remote control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from gymq.errors import ServerUnreachable
+from gymq.settings import Settings
+from gymq.store.keys import Keys
+from gymq.store.topology import locate, parse
+
+T = TypeVar("T")
+
+#: Seconds that a command may wait for Redis: whoever asks stands still meanwhile.
+TIMEOUT = 2.0
+
+
+class Client:
+    """A connection to one shard, opened when it is first used; nothing is sent twice behind our back.
+
+    Args:
+        settings: where Redis is, and which shard is meant.
+        name: what the server's client list calls it.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._address = parse(settings.redis_url)[settings.shard]
+        self.keys = Keys(self._address.tag)
+        self._name = name
+        self._redis: redis.Redis | None = None
+
+    def do(self, work: Callable[[redis.Redis], T]) -> T:
+        """Do something with the connection.
+
+        Raises:
+            redis.RedisError: the shard cannot be reached, or refused the command; the next time it is looked for again.
+        """
+        try:
+            if self._redis is None:
+                self._redis = self._open()
+            return work(self._redis)
+        except (redis.RedisError, OSError):
+            self.close()
+            raise
+
+    def _open(self) -> redis.Redis:
+        # Its keyword arguments have no types.
+        server: Any = redis.Redis
+        try:
+            url = locate(self._address)
+        except ServerUnreachable as error:
+            raise redis.ConnectionError(str(error)) from None
+        made: redis.Redis = server.from_url(
+            url,
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            retry=Retry(NoBackoff(), 0),
+            client_name=self._name,
+            single_connection_client=True,  # so that `forget` can reach it
+            # As in `gymq.link`.
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+        )
+        return made
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._redis is not None:
+            self._redis.close()
+            self._redis = None
+
+    def forget(self) -> None:
+        """After a fork: close what was inherited without a word to the server, which still talks to the parent."""
+        if self._redis is not None:
+            connection: Any = self._redis.connection  # has no type
+            if connection is not None:
+                connection.disconnect()  # in another process than the one that opened it, this closes the descriptor only
+            self._redis = None
+
+
+def clients(settings: Settings, name: str) -> list[Client]:
+    """A client for each shard.
+
+    Args:
+        settings: where they are.
+        name: what the servers' client lists call them.
+    """
+    return [Client(settings.at(shard), name) for shard in range(len(parse(settings.redis_url)))]

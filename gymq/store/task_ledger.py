@@ -1,0 +1,130 @@
+"""A run's ledger: the rows that were enqueued, chunk by chunk, each chunk once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+from zlib import crc32
+
+from gymq import plugins
+from gymq.api.environment import Environment, EnvironmentSpec
+from gymq.errors import RunClosed
+from gymq.store.connection import Link, Outage, ServerFull
+from gymq.store.runs import add_environment
+from gymq.wire.task import Task, encode_task
+
+#: Rows of one chunk: one script, one Celery message; a few milliseconds of the server's time.
+CHUNK = 200
+
+#: Bytes of unfinished rows that a ledger holds; beyond that the producer waits. So many small rows keep a large fleet busy
+#: for minutes; Redis needs about a hundred bytes more for each.
+MOST = 32 * 2**20
+
+#: Seconds between two tries while the ledger is full.
+PAUSE = 0.2
+
+_CLOSED, _FULL = -1, -2
+
+Row = TypeVar("Row")
+
+
+class Ledger:
+    """One run's ledger, dealt out to the shards: a row after the other to the next one.
+
+    Args:
+        links: a connection to each shard, in their order.
+        run: the run's name.
+    """
+
+    def __init__(self, links: Sequence[Link], run: str) -> None:
+        self._links = links
+        self._run = run
+        self._described: set[str] = set()
+
+    async def chunks(self) -> list[dict[str, int]]:
+        """Of each shard: the ids of the chunks that its ledger has, each with the number of its rows there."""
+        found: list[dict[str, int]] = []
+        for link in self._links:
+            flat = await link.send("HGETALL", link.keys.chunks(self._run))
+            found.append({chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)})
+        return found
+
+    async def write(
+        self, chunk: str, tasks: list[Task], first: int | None = None, wait: bool = True, after: Sequence[str] = ()
+    ) -> int:
+        """Write a chunk, once; wait while the ledger is full.
+
+        Args:
+            chunk: its id; the same rows must always come under the same id.
+            tasks: its rows.
+            first: how many rows stand before these; it says which shard comes first. None: any.
+            wait: False: write it even if the ledger is full.
+            after: of each shard the chunk that its ledger has before it, if any: rows get their numbers in the order in which
+                they are written.
+
+        Returns:
+            How many rows were written; 0 if the ledger has the chunk.
+
+        Raises:
+            RunClosed: the run takes no rows.
+            UnknownName, UsageError: an environment cannot be described here.
+            Outage: Redis came back without the chunk before this one; all of them are to be written again, in order.
+        """
+        for environment in {task.environment for task in tasks} - self._described:
+            found: Environment = await asyncio.to_thread(plugins.environment, environment)
+            for link in self._links:
+                await self._describe(link, found.spec())
+            self._described.add(environment)
+        rows = [encode_task(task) for task in tasks]
+        # Single rows, each a chunk, must not all go to one shard. Whoever writes a chunk again must deal it the same way.
+        dealt = deal(rows, crc32(chunk.encode()) if first is None else first, len(self._links))
+        most = MOST if wait else 1 << 60
+        written = 0
+        for link, part, before in zip(self._links, dealt, after or [""] * len(dealt), strict=True):
+            written += await self._write(link, chunk, part, most, before) if part else 0
+        return written
+
+    async def _write(self, link: Link, chunk: str, rows: list[bytes], most: int, after: str) -> int:
+        while True:
+            try:
+                written = await link.run("enqueue", self._run, chunk, most, *rows)
+            except Outage:
+                await self._recover(link, after)
+                continue
+            except ServerFull:
+                written = _FULL
+            if written == _CLOSED:
+                raise RunClosed(f"run {self._run!r} takes no more rows: it was closed, cancelled or removed")
+            if written != _FULL:
+                return written
+            await asyncio.sleep(PAUSE)
+
+    async def _recover(self, link: Link, after: str) -> None:
+        await link.reconnect()
+        if after and not await link.send("HEXISTS", link.keys.chunks(self._run), after):
+            raise Outage("it has lost rows that it had confirmed")
+
+    async def _describe(self, link: Link, spec: EnvironmentSpec) -> None:
+        while True:
+            try:
+                return await add_environment(link, self._run, spec)
+            except Outage:
+                await link.reconnect()
+
+
+def deal(rows: list[Row], first: int, shards: int) -> list[list[Row]]:
+    """Deal rows out to shards in turn.
+
+    As every shard numbers its rows as they come, and row n of shard s is known as n * shards + s, one producer's rows have
+    the numbers of their places.
+
+    Args:
+        rows: the rows.
+        first: how many were dealt before.
+        shards: how many shards there are.
+
+    Returns:
+        The rows of each shard.
+    """
+    return [rows[(shard - first) % shards :: shards] for shard in range(shards)]

@@ -1,0 +1,100 @@
+"""What tokens cost: a table of prices that a person gives, by model; gymq knows none by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+
+from gymq.errors import UsageError
+from gymq.wire.calls import Usage
+
+#: Tokens that a price is of.
+PER = 1_000_000
+
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a million tokens of one model cost.
+
+    Args:
+        input: of prompts.
+        output: of answers.
+        cached_input: of the part of prompts that the server had cached; None: as `input`.
+    """
+
+    input: _Amount
+    output: _Amount
+    cached_input: _Amount | None = None
+
+    def of(self, usage: Usage) -> float:
+        """What tokens cost.
+
+        Args:
+            usage: how many; `input_tokens` holds the cached ones too.
+        """
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        cheap = self.input if self.cached_input is None else self.cached_input
+        return ((usage.input_tokens - cached) * self.input + cached * cheap + usage.output_tokens * self.output) / PER
+
+
+class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of prices.
+
+    Args:
+        models: by a model's SPEC, by what follows the colon in it, or by a pattern (`gpt-*`) of either. A name counts before
+            patterns, and of these the first.
+        currency: what the prices are in; it is only repeated.
+    """
+
+    models: dict[str, Price]
+    currency: Annotated[str, msgspec.Meta(min_length=1, max_length=10)] = "USD"
+
+    @classmethod
+    def read(cls, given: str | Mapping[str, Any]) -> Prices:
+        """Read a table.
+
+        Args:
+            given: the table, or the name of a YAML or JSON file that holds it.
+
+        Raises:
+            UsageError: it cannot be read, or is no such table.
+        """
+        where = given if isinstance(given, str) else "prices"
+        try:
+            table = yaml.safe_load(Path(given).read_text("utf-8-sig")) if isinstance(given, str) else dict(given)
+            return msgspec.convert(table, cls)
+        except OSError as error:
+            raise UsageError(f"{where}: {error.strerror or error}; name a file of prices that can be read") from None
+        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+            raise UsageError(f"{where}: is not YAML ({' '.join(str(error).split())}); write models: and their prices") from None
+        except (msgspec.ValidationError, ValueError) as error:
+            said = str(error).replace("`", "")
+            raise UsageError(f"{where}: {said}; each of models: has input: and output:, of a million tokens") from None
+
+    def price(self, spec: str) -> Price | None:
+        """The price of a model, None if the table has none.
+
+        Args:
+            spec: the model's SPEC.
+        """
+        names = (spec, spec.partition(":")[2])
+        exact = next((self.models[name] for name in names if name in self.models), None)
+        if exact is not None:
+            return exact
+        return next((price for pattern, price in self.models.items() if any(fnmatchcase(n, pattern) for n in names)), None)
+
+    def cost(self, spec: str, usage: Usage) -> float | None:
+        """What a model's tokens cost, None if the table does not know it.
+
+        Args:
+            spec: the model's SPEC.
+            usage: its tokens.
+        """
+        price = self.price(spec)
+        return None if price is None else price.of(usage)

@@ -1,0 +1,129 @@
+"""The Celery app: its task, its serializer, its queues, and Flower."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import msgspec
+import pytest
+from redis import Redis
+
+from gymq.celery import flower, serializer
+from gymq.settings import Settings
+from tests.gymq.celery.test_actor_step import worker  # noqa: F401 - a fixture
+from tests.support.redis_server import wait_until
+
+#: Stands in for `gymq.celery.enqueue_task`.
+ADMISSION = """
+import sys, types, json, redis
+stand_in = types.ModuleType("gymq.celery.enqueue_task")
+def enqueue(settings, run, chunk, rows):
+    redis.Redis.from_url(settings.redis_url).rpush("test:enqueued", json.dumps([run, chunk, rows]))
+stand_in.enqueue = enqueue
+sys.modules["gymq.celery.enqueue_task"] = stand_in
+import gymq.celery
+gymq.celery.enqueue_task = stand_in
+"""
+
+
+class Row(msgspec.Struct):
+    id: str
+
+
+def test_bodies_are_json_of_structs_and_plain_values():
+    assert json.loads(serializer.dumps([Row("a"), {"b": 1.5, "c": None}])) == [{"id": "a"}, {"b": 1.5, "c": None}]
+    assert serializer.loads(serializer.dumps(["é"])) == ["é"]
+    with pytest.raises(TypeError):
+        serializer.dumps(object())
+
+
+def test_nothing_takes_pickle():
+    from gymq.celery import app
+
+    assert "pickle" not in app.conf.accept_content
+    assert app.conf.result_backend is None
+
+
+@pytest.mark.parametrize("client", ["gymq", "plain"])
+def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client):  # noqa: F811
+    # Given an agent worker
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "fake_admission.py").write_text(ADMISSION)
+    agent = worker("agent", "-I", "fake_admission")
+
+    # When a client sends rows: one with gymq's app and serializer, one that knows only names
+    rows = [{"id": "1", "question": "π?"}]
+    from celery import Celery
+
+    if client == "gymq":
+        from gymq.celery import create
+
+        app = create(Settings(redis_url=redis_url))
+        app.send_task("gymq.enqueue", ("demo", "c1", rows))
+    else:
+        app = Celery("client", broker=redis_url, set_as_current=False)
+        app.send_task("gymq.enqueue", ("demo", "c1", rows), queue="gymq.rollouts")
+
+    # Then the worker's admission gets them, and the broker holds nothing any more
+    with Redis.from_url(redis_url) as redis:
+        wait_until(lambda: redis.llen("test:enqueued"), what=agent.text)
+        assert json.loads(redis.lrange("test:enqueued", 0, -1)[0]) == ["demo", "c1", rows]
+        assert not [key for key in redis.keys("*unacked*")]
+
+
+KNOWN = {"Authorization": "Basic " + base64.b64encode(b"gymq:secret").decode()}
+WRONG = {"Authorization": "Basic " + base64.b64encode(b"gymq:wrong").decode()}
+
+
+@pytest.mark.slow
+def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spawn, tmp_path):  # noqa: F811
+    # Given Flower, and a worker whose actor says that a rollout went well
+    port = 20000 + os.getpid() % 10000
+    argv, env = flower.command(Settings(redis_url=redis_url), port, "secret")
+    log = tmp_path / "flower.log"
+    spawn(argv, env, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
+    wait_until(lambda: "Connected to redis" in log.read_text(), limit=20, what="flower")
+    agent = worker("agent")
+
+    def ask(path: str, **arguments):
+        return urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}{path}", **arguments),
+            timeout=10,
+        )
+
+    def get(path: str):
+        with ask(path, headers=KNOWN) as answer:
+            return json.load(answer)
+
+    # Then both are seen
+    wait_until(lambda: get("/api/tasks").get("r1", {}).get("state") == "SUCCESS", limit=15)
+    task = get("/api/tasks")["r1"]
+    assert (task["name"], task["result"], task["worker"]) == ("rollout:weather", "reward=1.0", agent.name)
+    assert get("/api/workers?status=1") == {agent.name: True}
+    # And nothing is told without the password, and nothing can be changed with it
+    for path in ("/", "/workers", f"/worker/{agent.name}", "/task/r1", "/api/tasks", "/api/workers"):
+        assert refused(lambda path=path: ask(path)) == 401
+        assert refused(lambda path=path: ask(path, headers=WRONG)) == 401
+    for path in (f"/api/worker/shutdown/{agent.name}", "/api/task/send-task/gymq.enqueue", "/api/task/revoke/r1"):
+        assert refused(lambda path=path: ask(path, headers=KNOWN, method="POST", data=b"{}")) == 403
+
+
+def refused(ask) -> int:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        ask()
+    return refusal.value.code
+
+
+def test_flowers_command_line_holds_no_password():
+    argv, env = flower.command(Settings(redis_url="redis://:secret@localhost/0"), 5555, "hidden")
+    assert "secret" not in " ".join(argv)
+    assert "hidden" not in " ".join(argv)
+    assert env["GYMQ_REDIS_URL"] == "redis://:secret@localhost/0"
+    assert env["FLOWER_BASIC_AUTH"] == "gymq:hidden"
+    assert Path(argv[0]) == Path(sys.executable)

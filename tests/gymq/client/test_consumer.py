@@ -1,0 +1,329 @@
+"""Consumers: each sees everything, once it is acknowledged it is gone, and what was not acknowledged comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from redis import Redis
+
+from gymq.client.consumer import Results, consume
+from gymq.errors import UnknownName, UsageError
+from gymq.store.runs import RunConfig, cancel, close
+from tests.support.redis_server import roll_back, snapshot, wait_until
+from tests.support.rollouts import Pretender, Workers, linked, produce, run_tasks, status, weather, with_link
+from tests.support.shard import keys
+
+#: A process that takes some rollouts, acknowledges a few and is gone; prints the ids.
+TAKER = """
+import os, sys
+from gymq.results import consume
+take, acknowledge = int(sys.argv[1]), int(sys.argv[2])
+results = consume("r", "trainer")
+for i, rollout in enumerate(results):
+    print(rollout.id, flush=True)
+    if i < acknowledge:
+        results.ack(rollout)
+    if i + 1 == take:
+        os._exit(0)
+"""
+
+
+def config(samples: int = 1, **fields) -> RunConfig:
+    return RunConfig("r", "weather", "tool", "scripted", samples=samples, **fields)
+
+
+@pytest.fixture
+async def run(settings):
+    """A run of one sample a task, with the consumer `trainer` and an agent that does what the test says."""
+    async with linked(settings) as link:
+        pretender = Pretender(link, config())
+        await pretender.create("trainer")
+        yield pretender
+
+
+@pytest.fixture
+async def pairs(settings):
+    """The same, with two samples a task."""
+    async with linked(settings) as link:
+        pretender = Pretender(link, config(samples=2))
+        await pretender.create("trainer")
+        yield pretender
+
+
+async def length(run: Pretender) -> int:
+    return await run.link.send("XLEN", keys.results("r"))
+
+
+async def state(run: Pretender) -> str:
+    return (await run.link.send("HGET", keys.run("r"), "state")).decode()
+
+
+async def drain(settings, consumer: str = "trainer", unit="rollout") -> list:
+    """Everything, acknowledged one by one."""
+    results = Results("r", consumer, unit, settings)
+    found = []
+    async for item in results:
+        found.append(item)
+        await results.ack(item)
+    return found
+
+
+async def take(results: Results, count: int) -> list:
+    """The next few items, not acknowledged."""
+    found = []
+    async for item in results:
+        found.append(item)
+        if len(found) == count:
+            break
+    return found
+
+
+# Real workers.
+
+
+def test_a_trainer_streams_groups_of_real_rollouts(spawn, settings, tmp_path, no_leaks):
+    # Given workers and a run of three samples a task
+    workers = Workers(spawn, settings, tmp_path).start_all()
+    produce(settings, config(samples=3), weather(5, place="here"), consumers=["trainer"])
+    # When a trainer takes the groups
+    results = consume("r", "trainer", "group", settings)
+    groups = []
+    for group in results:
+        groups.append(group)
+        results.ack(group)
+    results.close()
+    # Then each has its samples in order, with their rewards and conversations
+    assert {group.id for group in groups} == {f"r.{i}" for i in range(5)}
+    assert all([rollout.sample for rollout in group.rollouts] == [0, 1, 2] and group.complete for group in groups)
+    assert all(group.rewards == [1.0, 1.0, 1.0] for group in groups)
+    rollout = groups[0].rollouts[0]
+    assert (rollout.status, rollout.messages[0]["role"], rollout.messages[-1]["role"]) == ("completed", "user", "assistant")
+    assert rollout.data["task"]["place"] == "here"
+    # And the run is done, and nothing of it stays for ever
+    assert status(settings, "r").state == "done"
+    workers.stop()
+
+
+def test_a_cancelled_run_ends_the_iteration_and_flags_groups_that_are_incomplete(spawn, settings, tmp_path, no_leaks):
+    # Given a run of two samples a task of which three rollouts fit at once, and a model that takes its time
+    workers = Workers(spawn, settings, tmp_path).start_all(latency=3)
+    produce(settings, config(samples=2, concurrency=3), weather(4), consumers=["trainer"])
+    wait_until(lambda: status(settings, "r").live == 3)
+    # When it is cancelled
+    with_link(settings, lambda link: cancel(link, "r"))
+    results = consume("r", "trainer", "group", settings)
+    groups = list(results)
+    # Then the iteration ends with what had begun, and says which group never got all its samples
+    assert [(group.id, group.complete, len(group.rollouts)) for group in groups] == [("r.0", True, 2), ("r.1", False, 1)]
+    assert {rollout.status for group in groups for rollout in group.rollouts} == {"cancelled"}
+    assert {rollout.reward for group in groups for rollout in group.rollouts} == {None}
+    # And acknowledging after the end counts too
+    results.ack(*groups)
+    results.close()
+    assert status(settings, "r").state == "done"
+    workers.stop()
+
+
+def test_what_a_dead_process_did_not_acknowledge_comes_back_in_a_new_one(spawn, settings, tmp_path, no_leaks):
+    # Given twenty finished rollouts, and a process that took twelve, acknowledged five and died
+    workers = Workers(spawn, settings, tmp_path).start_all()
+    run_tasks(settings, config(), weather(20), consumers=["trainer"])
+    workers.stop()
+    env = {"GYMQ_REDIS_URL": settings.redis_url}
+    taker = spawn([sys.executable, "-c", TAKER, "12", "5"], env, stdout=subprocess.PIPE)
+    first = taker.communicate(timeout=30)[0].decode().split()
+    # When another takes everything
+    taker = spawn([sys.executable, "-c", TAKER, "99", "99"], env, stdout=subprocess.PIPE)
+    second = taker.communicate(timeout=30)[0].decode().split()
+    # Then it gets all but the five, in the same order
+    assert len(first) == 12
+    assert second[:7] == first[5:]
+    assert sorted(first[:5] + second) == sorted(f"r.{i}.0" for i in range(20))
+    assert status(settings, "r").state == "done"
+
+
+# An agent that does what the test says.
+
+
+async def test_a_group_comes_when_its_last_member_ends_while_the_run_goes_on(pairs, settings):
+    await pairs.enqueue(3)
+    await pairs.admit()
+    results = Results("r", "trainer", "group", settings)
+    groups = aiter(results)
+    # Given two groups that have begun to end
+    await pairs.end("r.0.1", "r.1.0")
+    waiting = asyncio.ensure_future(anext(groups))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    # When the last member of one ends
+    await pairs.end("r.1.1")
+    group = await asyncio.wait_for(waiting, 2)
+    # Then it comes, sorted by sample, though the other is not whole
+    assert (group.id, [rollout.sample for rollout in group.rollouts], group.complete) == ("r.1", [0, 1], True)
+    # And the other comes later, whatever the order in which its members ended
+    await pairs.end("r.0.0")
+    assert [rollout.sample for rollout in (await anext(groups)).rollouts] == [0, 1]
+    await results.close()
+
+
+async def test_every_consumer_sees_everything_at_its_own_pace(run, settings):
+    # Given two consumers, of which one reads everything while the other reads nothing
+    await run.link.run("declare", "r", "metrics")
+    await run.finish(10)
+    assert len(await drain(settings, "metrics")) == 10
+    # Then nothing is trimmed and the run is not done
+    assert (await length(run), await state(run)) == (10, "closed")
+    # When the slow one reads it too
+    assert [rollout.id for rollout in await drain(settings)] == [f"r.{i}.0" for i in range(10)]
+    # Then all is gone
+    assert (await length(run), await state(run)) == (0, "done")
+
+
+async def test_results_are_trimmed_by_the_slowest_consumer(run, settings):
+    await run.link.run("declare", "r", "metrics")
+    await run.finish(10, close=False)
+    slow, fast = Results("r", "trainer", settings=settings), Results("r", "metrics", settings=settings)
+    ten = await take(fast, 10)
+    await fast.ack(*ten)
+    assert await length(run) == 10
+    # When the slow one acknowledges three of four, but not the first
+    four = await take(slow, 4)
+    await slow.ack(*four[1:])
+    # Then nothing goes before the first, for it would come back
+    assert await length(run) == 10
+    await slow.ack(four[0])
+    assert await length(run) == 6
+    # And both have the right number unread
+    assert (await run.link.run("lag", "r")) == [b"metrics", 0, b"trainer", 6]
+    await slow.close()
+    await fast.close()
+
+
+async def test_a_late_consumer_starts_at_what_is_left_and_is_told(run, settings):
+    # Given a run of which six of ten are acknowledged and gone
+    await run.finish(10, close=False)
+    first = Results("r", "trainer", settings=settings)
+    await first.ack(*(await take(first, 6)))
+    await first.close()
+    # When another consumer comes
+    await close(run.link, "r")
+    late = Results("r", "late", settings=settings)
+    found = [rollout.id async for rollout in late]
+    # Then it sees the other four, and knows
+    assert late.missed == 6
+    assert found == [f"r.{i}.0" for i in range(6, 10)]
+    # And it is told again when it comes again
+    again = Results("r", "late", settings=settings)
+    await again.start()
+    assert again.missed == 6
+    await again.close()
+
+
+async def test_a_group_of_which_a_member_was_trimmed_is_flagged(pairs, settings):
+    # Given a consumer of single rollouts that has acknowledged half of a group
+    await pairs.enqueue(1)
+    await pairs.admit()
+    await pairs.end("r.0.0")
+    first = Results("r", "trainer", settings=settings)
+    await first.ack(*(await take(first, 1)))
+    await first.close()
+    # When a consumer of groups comes late
+    await pairs.end("r.0.1")
+    await close(pairs.link, "r")
+    (group,) = await drain(settings, "late", "group")
+    # Then it does not take the rest for the whole
+    assert (group.complete, [rollout.sample for rollout in group.rollouts]) == (False, [1])
+
+
+async def test_an_iteration_that_was_broken_off_goes_on_where_it_was_left(run, settings):
+    await run.finish(10)
+    results = Results("r", "trainer", settings=settings)
+    first = await take(results, 3)
+    rest = [rollout async for rollout in results]
+    await results.ack(*first, *rest)
+    assert [rollout.id for rollout in first + rest] == [f"r.{i}.0" for i in range(10)]
+    assert await state(run) == "done"
+    await results.close()
+
+
+async def test_every_key_of_a_done_run_has_a_ttl(run, settings, no_leaks):
+    await run.finish(5)
+    await run.link.run("declare", "r", "late")
+    await drain(settings, "late")
+    assert await state(run) == "closed"
+    await drain(settings)
+    assert await state(run) == "done"
+    # A consumer that comes even later changes nothing of that
+    assert await drain(settings, "later") == []
+
+
+async def test_a_run_that_is_closed_after_all_was_acknowledged_is_done_when_the_iteration_ends(run, settings, no_leaks):
+    await run.finish(3, close=False)
+    draining = asyncio.create_task(drain(settings))
+    while await length(run):
+        await asyncio.sleep(0.02)
+    assert await state(run) == "open"
+    await close(run.link, "r")
+    assert len(await asyncio.wait_for(draining, 5)) == 3
+    assert await state(run) == "done"
+
+
+async def test_a_run_that_is_removed_ends_its_consumers_with_an_error(run, settings):
+    await run.finish(2, close=False)
+    results = Results("r", "trainer", settings=settings)
+    await take(results, 2)
+    await run.link.run("remove", "r")
+    with pytest.raises(UnknownName, match="'r' was removed"):
+        await results.read()
+    await results.close()
+
+
+@pytest.mark.parametrize(
+    ("run_name", "consumer", "unit", "says"),
+    [
+        ("nowhere", "trainer", "rollout", "no run 'nowhere'"),
+        ("r", "trainer", "batch", "use 'rollout' or 'group'"),
+        ("r", "", "rollout", "use 1 to 100 letters"),
+        ("r", "a b", "rollout", "use 1 to 100 letters"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(settings, run_name, consumer, unit, says):
+    with pytest.raises(UsageError, match=says):
+        next(iter(consume(run_name, consumer, unit, settings)))
+
+
+async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told(settings, run, capsys):
+    redis = Redis.from_url(settings.redis_url)
+    # Given a trainer that was given six rollouts and has acknowledged four of them
+    await run.enqueue(8)
+    await run.admit()
+    await run.end("r.0.0", "r.1.0")
+    results = Results("r", "trainer", settings=settings)
+    first = await take(results, 2)
+    await results.ack(first[0])
+    before, live = snapshot(redis), list(run.live)
+    await run.end("r.2.0", "r.3.0", "r.4.0", "r.5.0")
+    second = await take(results, 4)
+    await results.ack(first[1], *second[:2])
+    # When Redis goes back to where two had ended, and the others end again in another order
+    roll_back(redis, before)
+    for client in redis.client_list():
+        if client["name"] == "gymq-consumer-trainer":
+            redis.client_kill_filter(_id=client["id"])
+    run.live = live
+    await run.end("r.7.0", "r.5.0", "r.4.0", "r.3.0", "r.2.0", "r.6.0")
+    await close(run.link, "r")
+    # Then the trainer gets only what it did not have
+    third = await take(results, 2)
+    assert [rollout.id for rollout in third] == ["r.7.0", "r.6.0"]
+    assert results.rolled_back == 4
+    assert "Redis lost the last 4 rollouts" in capsys.readouterr().err
+    # And what it had acknowledged is acknowledged, and what it had not is when it does
+    assert (await run.link.run("lag", "r")) == [b"trainer", 4]
+    await results.ack(*second, *third)
+    assert (await run.link.run("lag", "r")) == [b"trainer", 0]
+    assert await state(run) == "done"
+    await results.close()

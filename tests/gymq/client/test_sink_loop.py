@@ -1,0 +1,262 @@
+"""Feeding a sink: whatever dies and whenever, each rollout stands in its files once, and nothing holds up the run."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from gymq_sinks.jsonl import JsonlSink
+from gymq_sinks.parquet import ParquetSink
+
+from gymq.client.consumer import Results
+from gymq.client.sink_loop import COMMIT_EVERY, Sink, feed
+from gymq.errors import GymqError, SinkBusy, UnknownName
+from gymq.store.runs import RunConfig
+from tests.support.redis_server import wait_until
+from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
+from tests.support.shard import keys
+
+pytestmark = pytest.mark.slow
+
+#: A sink in a process of its own that kills itself, hard, before or after its first commit, or never.
+DOOMED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from gymq import registry
+from gymq.settings import Settings
+from gymq.sink import feed
+
+kind, path, moment = sys.argv[1:]
+base = registry.load("gymq.sinks", kind)
+
+class Doomed(base):
+    def commit(self):
+        if moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().commit()
+        if moment == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def due(self, age, idle):
+        return self.written + len(getattr(self, "_fresh", ())) >= 3 or super().due(age, idle)
+
+asyncio.run(feed(Doomed(Path(path), "r"), "sink", Settings.from_environment(), asyncio.Event()))
+"""
+
+KINDS = {"jsonl": JsonlSink, "parquet": ParquetSink}
+
+
+@pytest.fixture
+async def run(settings):
+    """A run with the consumer `sink`, and an agent that does what the test says."""
+    async with linked(settings) as link:
+        pretender = Pretender(link, RunConfig("r", "weather", "tool", "scripted"))
+        await pretender.create("sink")
+        yield pretender
+
+
+def ids(kind: str, path: Path) -> list[str]:
+    """The ids of the rollouts that stand in a sink's files, sorted."""
+    if kind == "jsonl":
+        return sorted(msgspec.json.decode(line)["rollout_id"] for line in path.read_bytes().splitlines())
+    import pyarrow.parquet as pq
+
+    return sorted(pq.read_table(path, columns=["rollout_id"]).column(0).to_pylist())
+
+
+def names(count: int) -> list[str]:
+    return sorted(f"r.{i}.0" for i in range(count))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_lost_or_there_twice_after_kill_9_around_a_commit(
+    spawn, settings, run, tmp_path, kind, moment, no_leaks
+):
+    # Given a sink that is killed before or after its commit, but before it acknowledges
+    path = tmp_path / "out"
+    await run.enqueue(8)
+    await run.admit()
+    await run.end(*run.live[:5])
+    doomed = [sys.executable, "-c", DOOMED, kind, str(path)]
+    env = {"GYMQ_REDIS_URL": settings.redis_url}
+    victim = spawn([*doomed, moment], env)
+    assert await asyncio.to_thread(victim.wait, 30) == -9
+    # When it is started again, and the rest ends
+    assert (await run.link.send("XPENDING", keys.results("r"), "sink"))[0] == 5
+    await run.end(*run.live)
+    await run.finish(2)
+    again = spawn([*doomed, "never"], env, stderr=subprocess.PIPE)
+    assert await asyncio.to_thread(again.wait, 30) == 0, again.stderr.read().decode()
+    # Then every rollout stands there once, and the run is done
+    assert ids(kind, path) == names(10)
+    assert await run.link.send("HGET", keys.run("r"), "state") == b"done"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost_or_there_twice_after_kill_9_at_any_moment(spawn, settings, tmp_path, kind, no_leaks):
+    # Given workers and a run that takes a while
+    workers = Workers(spawn, settings, tmp_path).start_all(latency=0.1)
+    produce(settings, RunConfig("r", "weather", "tool", "scripted", concurrency=8), weather(300), consumers=["sink"])
+    path = tmp_path / "out"
+    doomed = [sys.executable, "-c", DOOMED, kind, str(path), "never"]
+    env = {"GYMQ_REDIS_URL": settings.redis_url}
+    # When its sink is killed again and again
+    for delay in (0.1, 0.25, 0.4, 0.6):
+        sink = spawn(doomed, env)
+        wait_until(lambda: _reads(settings))
+        time.sleep(delay)
+        sink.kill()
+        sink.wait()
+    assert status(settings, "r").state != "done"
+    spawn(doomed, env)
+    # Then every rollout stands there once, and Redis keeps nothing
+    wait_for_state(settings, "r", "done", 60)
+    wait_until(lambda: len(ids(kind, path)) == 300)
+    assert ids(kind, path) == names(300)
+    workers.stop()
+
+
+def _reads(settings) -> bool:
+    return any(b"name=gymq-consumer-sink" in line for line in ask(settings, "CLIENT", "LIST").splitlines())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_sink_that_is_told_to_stop_keeps_what_it_has_and_goes_on_later(settings, run, tmp_path, kind):
+    path = tmp_path / "out"
+    await run.finish(4, close=False)
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(feed(KINDS[kind](path, "r"), "sink", settings, stop))
+    await asyncio.sleep(2 * COMMIT_EVERY)
+    stop.set()
+    assert await asyncio.wait_for(feeding, 5) is False
+    assert ids(kind, path) == names(4)
+    assert (await run.link.run("lag", "r")) == [b"sink", 0]
+    await run.finish(3)
+    assert await feed(KINDS[kind](path, "r"), "sink", settings, asyncio.Event()) is True
+    assert ids(kind, path) == names(7)
+
+
+async def test_a_slow_trickle_is_on_the_disk_at_once(settings, run, tmp_path):
+    path = tmp_path / "out.jsonl"
+    await run.enqueue(2)
+    await run.admit()
+    feeding = asyncio.create_task(feed(JsonlSink(path, "r"), "sink", settings, asyncio.Event()))
+    await run.end("r.0.0")
+    await asyncio.sleep(4 * COMMIT_EVERY)
+    assert ids("jsonl", path) == ["r.0.0"]
+    assert (await run.link.run("lag", "r")) == [b"sink", 0]
+    feeding.cancel()
+
+
+async def test_a_parquet_part_never_stops_a_run_with_a_small_backlog(settings, tmp_path):
+    # Given a run whose consumers may be four rollouts behind, and a sink that would rather wait for thousands
+    async with linked(settings) as link:
+        run = Pretender(link, RunConfig("r", "weather", "tool", "scripted", backlog=4))
+        await run.create("sink")
+        await run.enqueue(12)
+        feeding = asyncio.create_task(feed(ParquetSink(tmp_path, "r"), "sink", settings, asyncio.Event()))
+        # Then the run goes on all the same
+        async with asyncio.timeout(10):
+            ended = 0
+            while ended < 12:
+                await run.admit(2)
+                ended += len(run.live)
+                await run.end(*run.live)
+                await asyncio.sleep(0.02)
+        feeding.cancel()
+
+
+async def test_a_sink_that_cannot_write_is_no_consumer(settings, run, tmp_path):
+    # Given a file that somebody else writes
+    first = JsonlSink(tmp_path / "out.jsonl", "r")
+    first.open()
+    # When another sink wants it, under another name
+    with pytest.raises(SinkBusy):
+        await feed(JsonlSink(tmp_path / "out.jsonl", "r"), "other", settings, asyncio.Event())
+    # Then the run waits for nobody of that name
+    assert [group[1] for group in await run.link.send("XINFO", "GROUPS", keys.results("r"))] == [b"sink"]
+    first.close()
+
+
+async def test_a_sink_of_no_run_leaves_no_file(settings, tmp_path):
+    with pytest.raises(UnknownName, match="no run 'nowhere'"):
+        await feed(JsonlSink(tmp_path / "out.jsonl", "nowhere"), "sink", settings, asyncio.Event())
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+async def test_a_late_sink_is_told_what_it_missed(settings, run, tmp_path):
+    await run.finish(3, close=False)
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(feed(JsonlSink(tmp_path / "a", "r"), "sink", settings, stop))
+    await asyncio.sleep(3 * COMMIT_EVERY)
+    stop.set()
+    await feeding
+    await run.finish(2)
+    late = JsonlSink(tmp_path / "b", "r")
+    assert await feed(late, "late", settings, asyncio.Event())
+    assert (late.missed, late.written) == (3, 2)
+
+
+async def test_what_a_sink_could_not_write_is_not_acknowledged(settings, run, tmp_path):
+    class Full(Sink):
+        def open(self) -> None: ...
+
+        def write(self, rollouts) -> None:
+            raise GymqError("no room")
+
+    await run.finish(3)
+    with pytest.raises(GymqError, match="no room"):
+        await feed(Full(tmp_path, "r"), "sink", settings, asyncio.Event())
+    assert await feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event())
+    assert ids("jsonl", tmp_path / "out") == names(3)
+
+
+async def test_a_group_of_which_a_sink_has_a_member_from_an_earlier_life_is_flagged_and_comes_at_once(settings):
+    async with linked(settings) as link:
+        run = Pretender(link, RunConfig("r", "weather", "tool", "scripted", samples=3))
+        await run.create("trainer")
+        # Given that the sink has the last member of the first group and all of the second
+        await link.send("SADD", keys.skip("r"), "r.0.2", "r.1.0", "r.1.1", "r.1.2")
+        await run.enqueue(3)
+        await run.admit()
+        assert run.live == ["r.0.0", "r.0.1", "r.2.0", "r.2.1", "r.2.2"]
+        # When the others end
+        await run.end("r.0.0", "r.0.1", "r.2.0", "r.2.1", "r.2.2")
+        groups = aiter(Results("r", "trainer", "group", settings))
+        first, third = await anext(groups), await anext(groups)
+        # Then the group comes while the run is open, flagged; the whole one is not
+        assert (first.id, first.complete, third.id, third.complete) == ("r.0", False, "r.2", True)
+        # And what counts the members of partial groups is back at nothing
+        assert await link.send("HGET", keys.run("r"), "partial") == b"0"
+        assert await link.send("HLEN", keys.rows("r")) == 0
+
+
+async def test_a_sink_and_a_trainer_live_through_a_restart_of_the_server(redis_server, settings, run, tmp_path):
+    # Given a sink, and a trainer that has taken two of four rollouts and acknowledged none
+    await run.link.run("declare", "r", "trainer")
+    await run.finish(4, close=False)
+    feeding = asyncio.create_task(feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event()))
+    trainer = aiter(results := Results("r", "trainer", settings=settings))
+    taken = [await anext(trainer), await anext(trainer)]
+    # When the server is stopped and started again, and more rollouts end
+    await asyncio.to_thread(redis_server.stop)
+    await asyncio.sleep(0.5)
+    await asyncio.to_thread(redis_server.start)
+    await run.link.reconnect()
+    await run.finish(3)
+    # Then both get everything, once
+    assert await asyncio.wait_for(feeding, 20) is True
+    taken += [rollout async for rollout in trainer]
+    assert [rollout.id for rollout in taken] == [f"r.{i}.0" for i in range(7)]
+    assert ids("jsonl", tmp_path / "out") == names(7)
+    await results.ack(*taken)
+    assert await run.link.send("HGET", keys.run("r"), "state") == b"done"
+    await results.close()

@@ -1,0 +1,344 @@
+"""Life and death on real time: a silent worker's mail comes back, and nobody dies of an outage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gymq.runtime.actor import end
+from gymq.runtime.mailbox import Mailboxes
+from gymq.runtime.membership import BATCH, Liveness
+from gymq.settings import Settings
+from gymq.store.connection import Link
+from tests.support.rollouts import linked
+from tests.support.shard import keys
+
+LIMIT = 0.3
+BOX = "resource:e"
+
+
+@pytest.fixture
+def settings(redis_url) -> Settings:
+    return Settings(redis_url=redis_url, liveness=LIMIT)
+
+
+@pytest.fixture
+async def link(settings):
+    async with linked(settings) as link:
+        await Mailboxes([BOX], keys).create(link)
+        yield link
+
+
+@pytest.fixture
+async def join(settings, link):
+    """Makes members: `await join("a")`; each has its own connection and stands in the registry."""
+    members = []
+
+    async def make(name: str) -> Liveness:
+        own = Link(settings, name)
+        await own.connect()
+        life = Liveness(settings, own, {"role": "resource", "host": name, "pid": 1, "mailboxes": [BOX]})
+        await life.begin()
+        members.append(life)
+        return life
+
+    yield make
+    for life in members:
+        await life.link.close()
+
+
+@asynccontextmanager
+async def beating(*lives: Liveness):
+    """Renew and sweep in the background, as actors do."""
+
+    async def beat(life: Liveness) -> None:
+        while True:
+            await asyncio.sleep(LIMIT / 3)
+            if not await life.renew():
+                await life.begin()
+
+    async def look(life: Liveness) -> None:
+        while True:
+            await asyncio.sleep(LIMIT / 4)
+            await life.sweep()
+
+    tasks = [asyncio.create_task(job(life)) for life in lives for job in (beat, look)]
+    try:
+        yield
+        assert not any(task.done() for task in tasks)
+    finally:
+        await end(tasks)
+
+
+async def hold(link, life: Liveness, count: int = 1) -> None:
+    """Let a worker take that much mail."""
+    for n in range(count):
+        await link.send("XADD", keys.mailbox(BOX), "*", "c", b"%d" % n)
+    await link.send(
+        "XREADGROUP", "GROUP", keys.GROUP, life.worker, "COUNT", count, "STREAMS", keys.mailbox(BOX), ">"
+    )  # fmt: skip
+
+
+async def held(link, life: Liveness) -> int:
+    return len(await link.send("XPENDING", keys.mailbox(BOX), keys.GROUP, "-", "+", 1000, life.worker))
+
+
+async def handed_back(link) -> int:
+    return await link.send("XLEN", keys.retry(BOX))
+
+
+async def registry(link) -> dict[str, bytes]:
+    flat = await link.send("HGETALL", keys.workers)
+    return {name.decode(): info for name, info in zip(flat[::2], flat[1::2], strict=True)}
+
+
+async def until(condition, limit: float = 5.0) -> None:
+    end = time.monotonic() + limit
+    while not await condition():
+        assert time.monotonic() < end, "not in time"
+        await asyncio.sleep(0.02)
+
+
+async def connected(*lives: Liveness) -> None:
+    """Wait until somebody who joined now may judge; those given stay alive."""
+    for _ in range(5):
+        await asyncio.sleep(LIMIT / 4)
+        for life in lives:
+            assert await life.renew()
+
+
+async def test_the_mail_of_a_worker_that_falls_silent_comes_back(link, join):
+    # Given two workers, one of which holds more mail than one script hands back
+    silent, judge = await join("silent"), await join("judge")
+    await hold(link, silent, BATCH + 7)
+    # When that one falls silent
+    async with beating(judge):
+        await until(lambda: _counted(judge, BATCH + 7))
+    # Then all that it held waits for others, and the worker is gone
+    assert await handed_back(link) == BATCH + 7
+    assert await _gone(link, silent)
+    assert await held(link, silent) == 0
+
+
+async def _counted(judge: Liveness, count: int) -> bool:
+    return judge.handed_back == count
+
+
+async def _gone(link, life: Liveness) -> bool:
+    return life.worker not in await registry(link)
+
+
+async def test_workers_that_renew_keep_their_mail_under_each_others_eyes(link, join):
+    first, second = await join("first"), await join("second")
+    await hold(link, first)
+    names = {first.worker, second.worker}
+    async with beating(first, second):
+        await asyncio.sleep(5 * LIMIT)
+    assert set(await registry(link)) == names
+    assert await held(link, first) == 1
+
+
+async def test_a_worker_that_lapsed_rejoins_when_nobody_declared_it_dead(link, join):
+    life = await join("w")
+    await hold(link, life)
+    name = life.worker
+    await asyncio.sleep(LIMIT * 1.5)
+    assert await link.send("EXISTS", keys.alive(name)) == 0
+    assert await life.renew()
+    assert life.worker == name
+    assert 0 < await link.send("PTTL", keys.alive(name)) <= LIMIT * 1000
+    assert await held(link, life) == 1
+
+
+async def test_a_worker_is_sure_of_its_name_until_its_key_may_have_lapsed(link, join):
+    life = await join("w")
+    assert life.sure
+    await asyncio.sleep(LIMIT * 1.2)
+    assert not life.sure
+    assert await life.renew()
+    assert life.sure
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["handed back", "being handed back"])
+async def test_a_worker_that_was_declared_dead_comes_back_under_a_new_name(link, join, finished):
+    # Given a worker whose hand-back has begun, or has finished
+    life = await join("w")
+    await hold(link, life, 3)
+    old = life.worker
+    await link.send("DEL", keys.alive(old))
+    await link.run("handback", old, 100 if finished else 2, "0", BOX)
+    # When it renews, then it is told; nothing makes the old name live again
+    assert not await life.renew()
+    assert await link.send("EXISTS", keys.alive(old)) == 0
+    # and it begins anew
+    await life.begin()
+    assert life.worker != old
+    assert await life.renew()
+    assert life.worker in await registry(link)
+
+
+async def test_a_judge_that_has_just_connected_judges_nobody(link, join):
+    # Given a worker that lapsed long ago
+    silent = await join("silent")
+    await hold(link, silent)
+    await asyncio.sleep(2 * LIMIT)
+    # When a judge that has just come looks, again and again
+    judge = await join("judge")
+    began = time.monotonic()
+    while time.monotonic() - began < LIMIT * 0.8:
+        await judge.sweep()
+        assert await handed_back(link) == 0
+        await asyncio.sleep(0.01)
+    # Then it does so only when it has been there for longer than the limit
+    async with beating(judge):
+        await until(lambda: _gone(link, silent))
+    assert time.monotonic() - began > LIMIT
+
+
+async def test_one_look_at_a_missing_key_is_no_judgement(link, join):
+    # Given a judge that may judge, and a worker whose key is missing
+    worker, judge = await join("w"), await join("judge")
+    await connected(worker, judge)
+    await link.send("DEL", keys.alive(worker.worker))
+    # When it is back before the second look
+    await judge.sweep()
+    assert await worker.renew()
+    await asyncio.sleep(LIMIT / 2)
+    assert await worker.renew()
+    await judge.sweep()
+    # and missing again at the third
+    await link.send("DEL", keys.alive(worker.worker))
+    await judge.sweep()
+    # Then it is not dead
+    assert await worker.renew()
+
+
+async def test_a_hand_back_that_somebody_began_is_finished_at_the_first_look(link, join):
+    dead, judge = await join("dead"), await join("judge")
+    await hold(link, dead, 5)
+    await connected(judge, dead)
+    await link.send("DEL", keys.alive(dead.worker))
+    await link.run("handback", dead.worker, 2, "0", BOX)
+    await judge.sweep()
+    assert await handed_back(link) == 5
+    assert await _gone(link, dead)
+
+
+@pytest.mark.parametrize("command", ["HGETALL", "MGET"])
+async def test_a_slow_answer_makes_the_judge_begin_anew(link, join, monkeypatch, command):
+    # Given a judge that has seen a key missing once
+    silent, judge = await join("silent"), await join("judge")
+    await hold(link, silent)
+    await connected(judge, silent)
+    await link.send("DEL", keys.alive(silent.worker))
+    await judge.sweep()
+    await asyncio.sleep(LIMIT / 2)
+    # When an answer of its second look takes longer than a renewal
+    send = judge.link.send
+
+    async def slow(*args):
+        if args[0] == command:
+            await asyncio.sleep(LIMIT / 2)
+        return await send(*args)
+
+    monkeypatch.setattr(judge.link, "send", slow)
+    await judge.sweep()
+    monkeypatch.undo()
+    # Then it judges nobody, now and at the next look
+    assert await handed_back(link) == 0
+    await judge.sweep()
+    assert await handed_back(link) == 0
+
+
+async def test_a_judge_whose_connection_broke_begins_anew(link, join):
+    # Given a judge that has seen a key missing once
+    silent, judge = await join("silent"), await join("judge")
+    await hold(link, silent)
+    await connected(judge, silent)
+    await link.send("DEL", keys.alive(silent.worker))
+    await judge.sweep()
+    await asyncio.sleep(LIMIT / 2)
+    # When its connection breaks, then it judges nobody at the next looks
+    await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await judge.sweep()
+    await asyncio.sleep(LIMIT / 2)
+    await judge.sweep()
+    await judge.sweep()
+    assert await handed_back(link) == 0
+
+
+async def test_nobody_dies_when_the_server_hangs_for_longer_than_the_limit(link, join, redis_server):
+    # Given two workers that hold mail and look after each other
+    first, second = await join("first"), await join("second")
+    await hold(link, first)
+    await hold(link, second)
+    names = {first.worker, second.worker}
+    async with beating(first, second):
+        await asyncio.sleep(2 * LIMIT)
+        # When the server hangs for five times the limit
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        await asyncio.sleep(5 * LIMIT)
+        os.kill(redis_server.pid, signal.SIGCONT)
+        await asyncio.sleep(5 * LIMIT)
+        # Then both are what they were, and hold what they held
+        assert {first.worker, second.worker} == set(await registry(link)) == names
+    assert (await held(link, first), await held(link, second)) == (1, 1)
+    assert await handed_back(link) == 0
+
+
+async def test_nobody_dies_when_the_server_is_away_for_longer_than_the_limit(link, join, redis_server):
+    # Given the same two
+    first, second = await join("first"), await join("second")
+    await hold(link, first)
+    names = {first.worker, second.worker}
+    async with beating(first, second):
+        await asyncio.sleep(2 * LIMIT)
+        # When the server ends, and is there again after five times the limit
+        await asyncio.to_thread(redis_server.stop)
+        await asyncio.sleep(5 * LIMIT)
+        await asyncio.to_thread(redis_server.start)
+        await asyncio.sleep(6 * LIMIT)
+        assert {first.worker, second.worker} == names
+    await link.reconnect()
+    # Then both are what they were
+    assert set(await registry(link)) == names
+    assert await held(link, first) == 1
+    assert await handed_back(link) == 0
+
+
+async def test_a_death_right_after_an_outage_is_noticed_all_the_same(link, join, redis_server):
+    first, second = await join("first"), await join("second")
+    await hold(link, first)
+    async with beating(second):
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        await asyncio.sleep(2 * LIMIT)
+        os.kill(redis_server.pid, signal.SIGCONT)
+        await until(lambda: _gone(link, first))
+    assert await handed_back(link) == 1
+
+
+async def test_what_a_zombie_takes_under_its_old_name_comes_back(link, join):
+    # Given a worker that was declared dead and handed back
+    zombie, judge = await join("zombie"), await join("judge")
+    await connected(judge, zombie)
+    await link.send("DEL", keys.alive(zombie.worker))
+    await link.run("handback", zombie.worker, 100, "0", BOX)
+    # When it takes mail before it knows
+    await hold(link, zombie)
+    await judge.sweep()
+    # Then that comes back too
+    assert await handed_back(link) == 1
+
+
+async def test_who_leaves_hands_back_what_it_holds_and_is_gone_from_the_registry(link, join):
+    life, other = await join("w"), await join("other")
+    await hold(link, life, 2 * BATCH + 1)
+    await life.leave()
+    assert await handed_back(link) == 2 * BATCH + 1
+    assert set(await registry(link)) == {other.worker}
+    assert await link.send("EXISTS", keys.alive(life.worker)) == 0

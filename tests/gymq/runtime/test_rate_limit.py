@@ -1,0 +1,345 @@
+"""Shared rate limits against a real server; time passes by moving the server's notes into the past."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+
+import pytest
+
+from gymq.errors import CallError
+from gymq.process.embedded_redis import EmbeddedServer
+from gymq.runtime import rate_limit
+from gymq.runtime.rate_limit import Fading, Limit, Limiter, digest
+from gymq.store.batching import pack
+from gymq.store.connection import Link
+from tests.support.shard import keys
+
+NAME = "endpoint"
+KEY = keys.rate(NAME)
+#: Those fields of the script that are times.
+TIMES = ("since", "cut", "bound", "sentat", "until")
+
+
+@pytest.fixture
+async def limiters(settings):
+    """Makes limiters, each as in a process of its own."""
+    made = []
+
+    def make(*limits):
+        made.append(Limiter(Link(settings, "rate"), NAME, list(limits)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+async def ask(link, count=1, *, who="p", limits=(), back=(), refusal=(), cost=1.0):
+    """Run the script once; returns granted, wait, now, learned."""
+    back = list(back) or [0.0] * (len(limits) + 1)
+    return await link.run(
+        "rate", pack([NAME, who, [list(limit) for limit in limits], [[cost] * len(limits)] * count, back, list(refusal)])
+    )
+
+
+async def notes(link):
+    """The hash as a dictionary of numbers."""
+    flat = await link.send("HGETALL", KEY)
+    return {name.decode(): float(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+async def pass_seconds(link, seconds):
+    """Let time pass for the script."""
+    for name, value in (await notes(link)).items():
+        if (name in TIMES or name.startswith(("t:", "w:"))) and value:
+            await link.send("HSET", KEY, name, f"{value - seconds * 1000:.6f}")
+
+
+async def commands(link):
+    """How many commands the server has carried out; the question is one of them."""
+    info = await link.send("INFO", "stats")
+    return int(info.split(b"total_commands_processed:")[1].split()[0])
+
+
+async def scripts(link):
+    """How many scripts the server has run."""
+    info = await link.send("INFO", "commandstats")
+    return int(info.split(b"cmdstat_evalsha:calls=")[1].split(b",")[0])
+
+
+# What the script grants.
+
+
+async def test_a_bucket_grants_its_burst_and_then_its_rate(link):
+    limits = [("requests", 2.0, 5.0)]
+    granted, wait, _, learned = await ask(link, 8, limits=limits)
+    assert (granted, learned) == (5, 0)
+    assert 400 <= wait <= 500
+    await pass_seconds(link, 1.0)
+    assert (await ask(link, 8, limits=limits))[0] == 2
+    await pass_seconds(link, 100.0)
+    assert (await ask(link, 8, limits=limits))[0] == 5
+
+
+async def test_what_costs_more_than_a_bucket_holds_is_granted_by_a_full_one_and_leaves_a_debt(link):
+    limits = [("tokens", 100.0, 200.0)]
+    assert (await ask(link, 2, limits=limits, cost=500.0))[:2] == [1, 2000]
+    assert (await notes(link))["l:tokens"] == -300
+    await pass_seconds(link, 4.9)
+    assert (await ask(link, 1, limits=limits, cost=500.0))[0] == 0
+    await pass_seconds(link, 0.2)
+    assert (await ask(link, 1, limits=limits, cost=500.0))[0] == 1
+
+
+async def test_the_tightest_of_two_limits_counts_and_the_order_is_kept(link):
+    limits = [("requests", 100.0, 100.0), ("tokens", 10.0, 10.0)]
+    first = await link.run("rate", pack([NAME, "p", [list(x) for x in limits], [[1, 6], [1, 6], [1, 1]], [0, 0, 0], []]))
+    assert first[0] == 1  # the third would fit, but it is not its turn
+    assert (await notes(link))["l:requests"] == pytest.approx(99, abs=0.1)
+
+
+async def test_what_is_given_back_can_be_granted(link):
+    limits = [("tokens", 0.001, 100.0)]
+    assert (await ask(link, 1, limits=limits, cost=100.0))[0] == 1
+    assert (await ask(link, 1, limits=limits, cost=40.0))[0] == 0
+    assert (await ask(link, 1, limits=limits, cost=40.0, back=[50.0, 0.0]))[0] == 1
+    await ask(link, 0, limits=limits, back=[1e9, 0.0])
+    assert (await notes(link))["l:tokens"] == 100
+
+
+async def test_those_who_wait_share_what_there_is(link):
+    limits = [("requests", 10.0, 1.0)]
+    for who in ("a", "b", "c", "d"):
+        await ask(link, 100, who=who, limits=limits)
+    got = dict.fromkeys("abcd", 0)
+    await link.send("HSET", KEY, "l:requests", "0")
+    for _ in range(20):
+        await pass_seconds(link, 0.4)
+        for who in "abcd":
+            got[who] += (await ask(link, 100, who=who, limits=[("requests", 10.0, 4.0)]))[0]
+    assert sum(got.values()) >= 70
+    assert max(got.values()) <= 1.3 * min(got.values())
+
+
+async def test_one_who_waits_no_more_takes_no_share(link):
+    limits = [("requests", 10.0, 10.0)]
+    await ask(link, 20, who="a", limits=limits)
+    await ask(link, 20, who="b", limits=limits)
+    await pass_seconds(link, 10)
+    assert (await ask(link, 20, who="b", limits=limits))[0] == 10
+    assert "w:a" not in await notes(link)
+
+
+async def test_limits_lapse_when_nobody_asks(link):
+    await ask(link, 1, limits=[("requests", 1.0, 1.0)])
+    assert 0 < await link.send("PTTL", KEY) <= 120_000
+    await ask(link, 1, limits=[("tokens", 1.0, 1.0)], cost=1000.0)
+    assert 900_000 < await link.send("PTTL", KEY) <= 1_000_000  # as long as the debt lasts
+
+
+# What it learns.
+
+
+async def test_the_first_refusal_begins_at_half_of_what_the_process_was_doing(link):
+    _, _, now, learned = await ask(link, refusal=[0, 0, 1, 40.0])
+    assert learned == 1
+    found = await notes(link)
+    assert (found["rate"], found["top"], found["cut"]) == (20, 0, now)
+
+
+async def test_until_a_permit_is_refused_the_rate_doubles_each_second(link):
+    await ask(link, refusal=[0, 0, 1, 4.0])
+    await pass_seconds(link, 2.0)
+    _, _, now, _ = await ask(link, 50)
+    await ask(link, refusal=[now, 0, 0, 0.0])
+    found = await notes(link)
+    assert found["top"] == pytest.approx(8, rel=0.1)  # 2 a second, two seconds later
+    assert found["rate"] == pytest.approx(4, rel=0.1)
+
+
+async def test_a_hundred_refusals_at_once_count_once(link):
+    await ask(link, refusal=[0, 0, 1, 200.0])
+    await pass_seconds(link, 1.5)
+    _, _, now, _ = await ask(link, 500)
+    for number in range(100):
+        await ask(link, 500, who=f"p{number % 4}", refusal=[now, 0, 0, 0.0])
+    found = await notes(link)
+    assert found["rate"] == pytest.approx(found["top"] / 2)
+    await pass_seconds(link, 1.5)  # a permit from before the cut says nothing of the rate after it
+    await ask(link, 500, refusal=[now - 1500, 0, 0, 0.0])
+    assert (await notes(link))["rate"] == found["rate"]
+
+
+async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(link):
+    await ask(link, refusal=[0, 0, 1, 200.0])
+    await pass_seconds(link, 1.0)
+    _, _, now, _ = await ask(link, 500)
+    await ask(link, 500, refusal=[now, 0, 0, 0.0])
+    top = (await notes(link))["top"]
+    rates = []
+    for _ in range(20):
+        await pass_seconds(link, 1.0)
+        await ask(link, 0)
+        found = await notes(link)
+        await link.send("HSET", KEY, "l:", "0", "bound", str(found["t:"]))
+        await pass_seconds(link, 0.1)
+        granted = (await ask(link, 1000))[0]
+        rates.append(granted * 10)
+    # 1.1 s pass in each round, besides the test's own time, which is longer on a busy machine.
+    assert rates[0] < 0.75 * top
+    assert sum(0.9 * top <= rate_limit <= 1.1 * top for rate_limit in rates) >= 3, rates
+    assert rates[19] > 1.2 * top
+    assert all(later >= 0.9 * earlier for earlier, later in pairwise(rates))
+
+
+async def test_a_rate_that_held_nobody_is_halved_from_what_was_sent(link):
+    await ask(link, refusal=[0, 0, 1, 1000.0])
+    for _ in range(20):  # far below it: ten a second
+        await pass_seconds(link, 1.0)
+        _, _, now, _ = await ask(link, 10)
+    await ask(link, refusal=[now, 0, 0, 0.0])
+    assert (await notes(link))["top"] <= 30
+
+
+async def test_who_joins_brings_what_he_was_doing(link):
+    await ask(link, refusal=[0, 0, 1, 40.0])
+    await ask(link, who="q", refusal=[0, 0, 1, 60.0])
+    assert (await notes(link))["rate"] == pytest.approx(50, rel=0.05)
+
+
+async def test_a_pause_holds_everybody_and_a_shorter_one_does_not_end_it(link):
+    await ask(link, refusal=[0, 5000, 1, 40.0])
+    await ask(link, refusal=[0, 1000, 0, 0.0])
+    granted, wait, _, _ = await ask(link, who="q", limits=[("requests", 100.0, 100.0)])
+    assert (granted, 4000 < wait <= 5000) == (0, True)
+    await pass_seconds(link, 5.1)
+    assert (await ask(link, who="q", limits=[("requests", 100.0, 100.0)]))[0] == 1
+
+
+async def test_the_learned_rate_ends_when_it_holds_nobody(link):
+    await ask(link, refusal=[0, 0, 1, 40.0])
+    await pass_seconds(link, 29)
+    assert (await ask(link))[3] == 1
+    await pass_seconds(link, 2)
+    granted, wait, _, learned = await ask(link, 1000)
+    assert (granted, wait, learned) == (1000, 0, 0)
+    assert await notes(link) == {}
+
+
+# What a process does.
+
+
+async def test_without_limits_and_refusals_no_command_is_sent(limiters, link):
+    one = limiters()
+    before = await commands(link)
+    for _ in range(100):
+        permit = await one.enter(tokens=1000.0)
+        one.answered(permit, tokens=900.0)
+    assert await commands(link) == before + 1
+
+
+async def test_many_that_wait_are_one_script(limiters, link):
+    one = limiters(Limit("requests", 1000.0, 1000.0))
+    await one.enter()
+    before = await scripts(link)
+    await asyncio.gather(*[one.enter() for _ in range(500)])
+    assert await scripts(link) - before <= 5
+
+
+async def test_it_never_grants_more_than_the_bucket_allows(limiters):
+    several = [limiters(Limit("requests", 50.0, 10.0)) for _ in range(3)]
+    times: list[float] = []
+
+    async def use(one):
+        while True:
+            await one.enter()
+            times.append(time.monotonic())
+
+    began = time.monotonic()
+    tasks = [asyncio.create_task(use(one)) for one in several for _ in range(20)]
+    await asyncio.sleep(2)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    lasted = time.monotonic() - began
+    assert 0.7 * 50 * lasted <= len(times) <= 10 + 50 * lasted + 1
+
+
+async def test_the_learned_rate_is_obeyed_and_waits_are_told(limiters):
+    one = limiters()
+    one.refused(await one.enter(), 0.3)
+    permit = await one.enter()
+    assert 0.3 <= permit.waited < 3
+    assert permit.at > 0
+
+
+async def test_an_absurd_pause_is_cut_short(limiters, link):
+    one = limiters()
+    one.refused(await one.enter(), 1e12)
+    with pytest.raises(CallError):
+        await one.enter(patience=0.3)
+    _, wait, _, _ = await ask(link)
+    assert 50_000 < wait <= 1000 * rate_limit.LONGEST_RETRY_AFTER
+
+
+async def test_who_waits_too_long_gets_a_fault(limiters):
+    one = limiters(Limit("requests", 0.01, 1.0))
+    await one.enter()
+    with pytest.raises(CallError) as caught:
+        await one.enter(patience=0.2)
+    assert caught.value.fault.kind == "timeout"
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_permit_that_comes_as_its_call_is_cancelled_is_not_lost(limiters, monkeypatch, later):
+    one = limiters(Limit("requests", 0.001, 1.0))
+    insist = one._link.insist
+
+    async def and_cancel(*args):
+        reply = await insist(*args)
+        if not task.done():
+            if later:
+                asyncio.get_running_loop().call_soon(task.cancel)  # the permit is there, and the call has not heard of it
+            else:
+                task.cancel()
+        return reply
+
+    monkeypatch.setattr(one._link, "insist", and_cancel)
+    task = asyncio.create_task(one.enter())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await one.enter(patience=5)
+
+
+async def test_what_was_used_is_corrected(limiters, link):
+    one = limiters(Limit("tokens", 0.001, 1000.0))
+    permit = await one.enter(tokens=1000.0)
+    one.answered(permit, tokens=100.0)
+    await one.enter(patience=5, tokens=850.0)
+    assert (await notes(link))["l:tokens"] == pytest.approx(50, abs=1)
+
+
+async def test_who_waits_waits_through_an_outage(limiters, link, redis_server: EmbeddedServer, monkeypatch):
+    one = limiters(Limit("requests", 20.0, 1.0))
+    await one.enter()
+    redis_server.stop()
+    task = asyncio.create_task(one.enter())
+    await asyncio.sleep(0.5)
+    assert not task.done()
+    redis_server.start()
+    await asyncio.wait_for(task, 20)
+
+
+def test_what_happened_long_ago_is_forgotten():
+    fading = Fading(5.0)
+    for i in range(1000):
+        fading.add(i / 100)
+    assert fading.rate(10.0) == pytest.approx(100, rel=0.2)
+    assert fading.rate(60.0) < 0.01
+
+
+def test_a_digest_hides_what_it_is_of():
+    assert "secret" not in digest("http://host", "model", "secret")
+    assert digest("a", "b") != digest("ab", "")

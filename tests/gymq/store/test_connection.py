@@ -1,0 +1,190 @@
+"""The connection: outages are told, nothing is sent twice behind our back, and scripts survive the server's restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from gymq.errors import GymqError, ServerUnreachable, UsageError
+from gymq.settings import Settings
+from gymq.store import connection
+from gymq.store.batching import pack
+from gymq.store.connection import Link, Outage, ServerFull
+from tests.support.rollouts import linked
+from tests.support.shard import keys
+
+
+@pytest.fixture
+async def one(settings):
+    """A connection."""
+    async with linked(settings) as one:
+        yield one
+
+
+@pytest.fixture
+async def other(settings):
+    """Somebody else's connection."""
+    async with linked(settings) as other:
+        yield other
+
+
+async def cut(other: Link) -> None:
+    """Break all connections but this one."""
+    await other.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+async def test_a_broken_connection_is_an_outage_and_the_command_is_not_sent_again(one, other):
+    await cut(other)
+    with pytest.raises(Outage):
+        await one.send("INCR", "n")
+    assert await other.send("GET", "n") is None
+    await one.reconnect()
+    assert await one.send("INCR", "n") == 1
+
+
+async def test_what_the_server_refuses_is_an_error_that_names_the_command(one):
+    await one.send("SET", "text", "x")
+    with pytest.raises(GymqError, match=r"Redis refused INCR: .*not an integer"):
+        await one.send("INCR", "text")
+    assert await one.send("GET", "text") == b"x"
+
+
+async def test_a_script_that_fails_is_an_error_and_not_tried_again(one):
+    await one.send("SET", keys.run("r"), "not a hash")
+    with pytest.raises(GymqError, match="WRONGTYPE"):
+        await one.insist("close", "r")
+
+
+async def test_a_script_runs_after_the_server_has_forgotten_it(one):
+    assert await one.run("close", "r") == -1
+    await one.send("SCRIPT", "FLUSH")
+    assert await one.run("close", "r") == -1
+
+
+async def test_a_script_is_insisted_on_through_the_servers_death_and_restart(one, redis_server):
+    # Given a connection that has run a script
+    await one.send("HSET", keys.run("r"), "state", "open")
+    assert await one.run("reopen", "r") == 1
+    # When the server dies, and is back after a while
+    os.kill(redis_server.pid, signal.SIGKILL)
+    insisting = asyncio.create_task(one.insist("reopen", "r"))
+    await asyncio.sleep(0.3)
+    assert not insisting.done()
+    await asyncio.to_thread(_start, redis_server)
+    # Then the script has run
+    assert await asyncio.wait_for(insisting, 10) in (0, 1)  # 0: the run was in the second that was not yet synced
+    assert await one.send("PING") == b"PONG"
+
+
+def _start(server) -> None:
+    while server.alive:
+        pass
+    server.start()
+
+
+async def test_a_script_is_insisted_on_while_the_servers_memory_is_full(one, other):
+    # Given a server without room
+    await one.send("HSET", keys.run("r"), "state", "open")
+    await other.send("CONFIG", "SET", "maxmemory", "1")
+    try:
+        with pytest.raises(ServerFull, match="its memory is full"):
+            await one.run("close", "r")
+        # When it gets room while somebody insists
+        insisting = asyncio.create_task(one.insist("close", "r"))
+        await asyncio.sleep(0.2)
+        assert not insisting.done()
+    finally:
+        await other.send("CONFIG", "SET", "maxmemory", "0")
+    # Then the script is run
+    assert await asyncio.wait_for(insisting, 10) == 1
+
+
+async def test_many_who_share_a_connection_get_their_own_answers_through_outages(one, other):
+    # Given many coroutines, each asking for what only it wants to know
+    for n in range(40):
+        await other.send("HSET", keys.rollout(f"r.{n}.0"), "v", n)
+    wrong: list[object] = []
+    asked = 0
+
+    async def ask(n: int) -> None:
+        nonlocal asked
+        while not stop.is_set():
+            ((version, *_),) = await one.insist("load", pack([[f"r.{n}.0", -1, "r", -1]]))
+            asked += 1
+            if version != b"%d" % n:
+                wrong.append((n, version))
+
+    stop = asyncio.Event()
+    tasks = [asyncio.create_task(ask(n)) for n in range(40)]
+    # When the connection breaks, again and again
+    for _ in range(10):
+        before = asked
+        await cut(other)
+        while asked == before:
+            await asyncio.sleep(0.01)
+            assert not any(task.done() for task in tasks), [task.exception() for task in tasks if task.done()]
+    stop.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    # Then nobody got another's answer
+    assert wrong == []
+
+
+async def test_a_command_that_is_cancelled_leaves_no_answer_for_the_next(one, other):
+    # Given a command that waits
+    waiting = asyncio.create_task(one.send("BLPOP", "list", 5))
+    await asyncio.sleep(0.05)
+    # When it is cancelled, and answered later
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await other.send("RPUSH", "list", "late")
+    # Then the next command gets its own answer
+    try:
+        assert await one.send("ECHO", "mine") == b"mine"
+    except Outage:
+        await one.reconnect()
+        assert await one.send("ECHO", "mine") == b"mine"
+
+
+async def test_a_server_that_does_not_answer_in_time_is_an_outage(settings, redis_server, monkeypatch):
+    monkeypatch.setattr(connection, "READ_TIMEOUT", 0.2)
+    async with linked(settings) as impatient:
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(Outage):
+                await impatient.send("PING")
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        # A late answer to the lost command is nobody's.
+        await impatient.reconnect()
+        assert await impatient.send("ECHO", "mine") == b"mine"
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:port/0"])
+def test_an_address_that_cannot_be_understood_is_refused_in_one_line(url):
+    with pytest.raises(UsageError) as refusal:
+        Link(Settings(redis_url=url), "x")
+    assert "--redis" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+async def test_a_password_that_is_refused_is_told_at_once(redis_url):
+    stranger = Link(Settings(redis_url=redis_url.replace("redis://:", "redis://:wrong")), "x")
+    with pytest.raises(ServerUnreachable, match="Redis cannot be reached"):
+        await stranger.connect()
+
+
+async def test_a_server_that_is_not_there_is_told_at_once():
+    with pytest.raises(ServerUnreachable, match="Redis cannot be reached"):
+        await Link(Settings(redis_url="redis://127.0.0.1:1/0"), "x").connect()
+
+
+def test_every_script_lists_the_keys_that_it_touches():
+    folder = connection.files("gymq.store.lua")
+    for path in folder.iterdir():
+        if path.name.endswith(".lua"):
+            header = path.read_text().split("local ")[0]
+            assert "KEYS[1]" in header and "ARGV" in header and "Returns" in header, path.name

@@ -1,0 +1,147 @@
+"""Who may do what on a shared server, and where secrets do not go."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from gymq.process.embedded_redis import EmbeddedServer
+from gymq.settings import Settings
+from gymq.store.runs import RunConfig
+from tests.support.redis_server import leaked_keys, wait_until
+
+GYMQ = str(Path(sys.executable).parent / "gymq")
+DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+def acl_rules() -> list[str]:
+    """The rules that the documentation gives for gymq's user."""
+    (line,) = re.findall(r"^ACL SETUSER gymq (.*)$", DOCS.read_text(), re.M)
+    return line.replace(">PASSWORD", ">secret").split()
+
+
+@pytest.mark.slow
+def test_a_user_with_the_documented_rights_can_do_everything_and_nothing_else(farm, redis_url, tmp_path):
+    # Given a server on which gymq's user has the rights that the documentation names
+    admin = Redis.from_url(redis_url)
+    admin.execute_command("ACL", "SETUSER", "gymq", *acl_rules())
+    try:
+        url = re.sub(r"://.*@", "://gymq:secret@", redis_url)
+        farm.settings = Settings(redis_url=url, liveness=1.0)
+        for role in ("agent", "model", "resource"):
+            farm.start(role, model="scripted", environments="hostile,weather")
+        farm.start("executor")
+        farm.wait_for(3)
+        # When everything that gymq does is done, isolated calls and a death among it
+        rows = [{"id": "pid", "prompt": "go", "calls": ["pid"], "environment": "hostile"}]
+        rows += [{"id": f"w{i}", "prompt": f"What is the weather in city{i}?"} for i in range(30)]
+        victim = farm.start("resource", environments="weather")
+        farm.produce(RunConfig("rights", "weather", "tool", "scripted"), rows)
+        victim.kill()
+        victim.wait()
+        rollouts = farm.finish("rights", tmp_path / "out.jsonl", 60)
+        assert [r["status"] for r in rollouts] == ["completed"] * 31
+        status = subprocess.run(
+            [GYMQ, "status"], env={**os.environ, "GYMQ_REDIS_URL": url}, capture_output=True, text=True, check=True
+        )
+        assert "rights" in status.stdout
+        # Then it may do nothing else
+        user = Redis.from_url(url)
+        for command in (("GET", "other"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("ACL", "LIST"), ("SHUTDOWN",)):
+            with pytest.raises(NoPermissionError):
+                user.execute_command(*command)
+        wait_until(lambda: leaked_keys(admin) == [], what="the last mail to be acknowledged")
+    finally:
+        admin.execute_command("ACL", "DELUSER", "gymq")
+
+
+def test_the_embedded_server_listens_on_loopback_and_asks_for_its_random_password(tmp_path):
+    with EmbeddedServer(tmp_path / "one") as one, EmbeddedServer(tmp_path / "two") as two:
+        passwords = {re.search(r":(\w+)@", server.url)[1] for server in (one, two)}
+        assert len(passwords) == 2
+        assert all(len(password) >= 32 for password in passwords)
+        listening = [c for c in psutil.Process(one.pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+        with pytest.raises(AuthenticationError):
+            Redis.from_url(re.sub(r"//.*@", "//:wrong@", one.url)).ping()
+        for file in (tmp_path / "one").iterdir():
+            if file.is_file() and file.suffix in (".conf", ".url"):
+                assert file.stat().st_mode & 0o077 == 0, file
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """An endpoint that hates us: it repeats what it was sent, the key too, in each error."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        said = json.dumps({"error": {"message": f"bad key: {self.headers['Authorization']} for {self.path}"}}).encode()
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.slow
+def test_planted_secrets_are_nowhere_to_be_found(spawn, tmp_path, redis_url):
+    # Given keys and tokens in all places where people put them, and an endpoint that repeats them in its errors
+    planted = {name: f"{name}{secrets.token_hex(8)}" for name in ("KEY", "USERPW", "TOKEN")}
+    echo = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=echo.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{echo.server_port}/v1"
+    password = re.search(r":(\w+)@", redis_url)[1]
+    env = {"OPENAI_API_KEY": planted["KEY"], "OPENAI_BASE_URL": base, "GYMQ_LIVENESS": "1", "GYMQ_REDIS_URL": redis_url}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"id": f"w{i}", "prompt": f"What is the weather in city{i}?"}) + "\n" for i in range(20))
+    )
+    # When a run fails on it, while somebody looks at everything that can be looked at
+    argv = [GYMQ, "run", "weather", "--data", "rows.jsonl", "--model", "openai:m", "--out", "out.jsonl", "--redis", "env"]
+    refused = {**os.environ, **env, "OPENAI_BASE_URL": f"http://user:{planted['USERPW']}@127.0.0.1/v1?token={planted['TOKEN']}"}
+    done = subprocess.run(argv, env=refused, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "base_url holds a user, a password or a query" in done.stderr) == (2, True)
+    seen: list[str] = [done.stdout + done.stderr]
+    with (tmp_path / "said.log").open("wb") as said:
+        process = spawn(argv, env, cwd=tmp_path, stdout=said, stderr=said)
+        wait_until(lambda: list((tmp_path / "out.jsonl.gymq" / "logs").glob("model*")), 30, "the workers")
+        wait_until(lambda: _look(process, seen), 90, "the run to end")
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(out) == 20
+    assert all(record["status"] == "failed" and "401" in record["error"]["message"] for record in out)
+    control = [[GYMQ, "status"], [GYMQ, "control", "stats"]]
+    seen += [subprocess.run(c, env={**os.environ, **env}, capture_output=True, text=True, check=False).stdout for c in control]
+    # Then no file, no command line and no key of Redis has one
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    texts = {str(path): path.read_text(errors="replace") for path in files} | dict(enumerate(seen))
+    with Redis.from_url(redis_url) as client:
+        texts |= {key.decode(): str(client.dump(key)) for key in client.scan_iter()}
+    for where, text in texts.items():
+        for name, secret in {**planted, "redis password": password}.items():
+            assert secret not in text, f"{name} stands in {where}"
+    echo.shutdown()
+
+
+def _look(process, seen: list[str]) -> bool:
+    """Note the command lines of all processes of the run; returns whether it has ended."""
+    for one in [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]:
+        with contextlib.suppress(psutil.Error):
+            seen.append(" ".join(psutil.Process(one).cmdline()))
+    return process.poll() is not None

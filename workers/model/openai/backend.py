@@ -1,0 +1,212 @@
+"""The backend `openai`: servers that speak OpenAI's chat completions or Responses (hosted ones, vLLM, SGLang, llama.cpp)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import struct
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from gymq.api.backend import Backend, Limited, Request
+from gymq.errors import CallError, UsageError
+from gymq.wire.calls import Generated, Tokens
+
+from ..options import flag, number
+from ..tokens.prefixes import Prefixes
+from . import chat_api, generate_api, responses_api
+from .chat_api import Answer
+from .endpoint import Endpoint, HttpEndpoint
+from .endpoint_pool import Replicas
+from .request_pacing import Pace, Sizes
+from .retry import RETRIES, Retries, Transient
+from .token_client import Exact
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+
+#: Seconds that one try may take; a long answer of a busy server takes minutes.
+DEFAULT_TIMEOUT = 600.0
+
+#: Rollouts of which the last call's token ids, and the server, are remembered, 450 bytes each.
+REMEMBERED = 16384
+
+#: Fields by which vLLM gives token ids and logprobs, and as what they stand in a request.
+_TOKEN_FIELDS = {b'"return_token_ids"': b'"return_token_ids":true,', b'"logprobs"': b'"logprobs":true,'}
+
+_APIS = {"chat": chat_api, "responses": responses_api, "generate": generate_api}
+
+#: One try of a request on a server.
+_Try = Callable[[Any, bytes], Awaitable[Answer]]
+
+
+class OpenAIBackend(Backend):
+    """Answers from OpenAI-compatible servers; the key is OPENAI_API_KEY's, and stands in no error and no record.
+
+    Args:
+        model: the model's name on the server.
+        options: `base_url` (else OPENAI_BASE_URL, else OpenAI's; several, with commas, are replicas), `api` (`chat`,
+            `responses`, or `generate`: vLLM's own, in token ids), `tokenizer` (of `generate`), `token_ids` (ask for them),
+            `timeout` (seconds for one try), `retries` (further tries).
+
+    Raises:
+        UsageError: an option makes no sense, or OpenAI's own server is meant and there is no key.
+    """
+
+    name = "openai"
+
+    #: The forms that it can speak.
+    apis: ClassVar[tuple[str, ...]] = ("chat", "responses", "generate")
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        super().__init__(model, options)
+        if not model:
+            raise UsageError(f"model {self.name}: say which model, as in {self.name}:NAME")
+        api = options.get("api") or "chat"
+        if api not in self.apis:
+            raise UsageError(f"model {self.name}: api is {api!r}; it is {' or '.join(self.apis)}")
+        self._api = _APIS[api]
+        self._timeout = number(self.name, options, "timeout", DEFAULT_TIMEOUT, smallest=0.001)
+        self._retries = int(number(self.name, options, "retries", RETRIES, smallest=0))
+        self._token_ids = flag(self.name, options, "token_ids")
+        if self._token_ids and api != "chat":
+            raise UsageError(f"model {self.name}: token_ids needs api chat; the Responses API has no field for them")
+        if options.get("tokenizer") and api != "generate":
+            raise UsageError(f"model {self.name}: tokenizer is of api generate; with api {api} the server has it")
+        self._exact = Exact(model, options.get("tokenizer") or model) if api == "generate" else None
+        self._head = b'{"model":' + msgspec.json.encode(model) + b","
+        self._endpoints = self._connect()
+        names = [str(endpoint.url) for endpoint in self._endpoints]
+        if len(set(names)) < len(names):
+            raise UsageError(f"model {self.name}: base_url names a server twice")
+        self._replicas = Replicas(names, REMEMBERED)
+        self._prefixes = Prefixes(REMEMBERED)
+        self._sizes = Sizes()
+
+    def _connect(self) -> Sequence[Endpoint]:
+        """The servers, not yet started."""
+        key = secret(self.name, "OPENAI_API_KEY")
+        bases = self.options.get("base_url") or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+        found = [HttpEndpoint(base.strip(), self._api, self.model, key, self._timeout) for base in bases.split(",")]
+        if not key and any(endpoint.url.host == "api.openai.com" for endpoint in found):
+            raise UsageError("model openai: OPENAI_API_KEY is not set; set it, or name another server with base_url")
+        return found
+
+    def limited(self) -> list[Limited]:
+        """Each server has limits of its own."""
+        return list(self._endpoints)
+
+    async def probe(self) -> str:
+        """Ask each server; see `Endpoint.probe`."""
+        return "; ".join(filter(None, [await endpoint.probe() for endpoint in self._endpoints]))
+
+    async def start(self) -> None:
+        """Make the sessions; connections are opened as calls need them."""
+        if self._exact is not None:
+            self._exact.start()
+        for endpoint in self._endpoints:
+            await endpoint.start()
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        for endpoint in self._endpoints:
+            await endpoint.stop()
+
+    async def generate(self, request: Request) -> Generated:
+        """Ask a server, and again, or another one, while failures may pass.
+
+        Raises:
+            CallError: `model`, `model_unavailable`, `context_overflow` or `timeout`.
+        """
+        if self._exact is not None:
+            return await self._generate(request, self._exact)
+        body = self._api.request_body(self._head_for(request), request)
+        answer, host = await self._answer(request, body, _ask)
+        tokens = None
+        if answer.output is not None or answer.logprobs is not None:
+            tokens = await self._tokens(request, answer, host)
+        return Generated(answer.message, answer.finish, answer.usage, tokens, answer.model)
+
+    async def _generate(self, request: Request, exact: Exact) -> Generated:
+        """Ask in token ids, then what message the answer's are."""
+        prompt, body = await exact.prompt(request)
+        answer, _ = await self._answer(request, body, _ask)
+        question = exact.question(request, prompt, answer)
+        read = (await self._answer(request, question, HttpEndpoint.read_message))[0] if question else None
+        return exact.answered(request, prompt, answer, read)
+
+    async def _answer(self, request: Request, body: bytes, attempt: _Try) -> tuple[Answer, str]:
+        """The answer, and the host that gave it."""
+        replicas = self._replicas
+        pace = Pace(self._sizes, request, body)
+        retries = Retries(self._retries, time.monotonic())
+        tried: set[int] = set()
+        while True:
+            began = time.monotonic()
+            index = replicas.choose(request.rollout, began, tried)
+            endpoint = self._endpoints[index]
+            replicas.began(index)
+            try:
+                await pace.enter(endpoint.limiter, endpoint.host)
+                answer = await attempt(endpoint, body)
+                replicas.answered(index)
+                pace.answered(answer.usage)
+                return answer, endpoint.host
+            except Transient as failure:
+                gated = pace.failed(failure)
+                now = time.monotonic()
+                wait = retries.wait(failure, now - gated, random.random())
+                if failure.limited:
+                    request.waited += wait
+                else:
+                    replicas.failed(index, began, now)
+                    tried.add(index)
+                    if any(i not in tried and replicas.usable(i, now) for i in range(len(self._endpoints))):
+                        wait = 0.0  # another server has done nothing wrong
+                    elif len(tried) == len(self._endpoints):
+                        tried.clear()
+            finally:
+                replicas.ended(index)
+            await asyncio.sleep(wait)
+
+    def _head_for(self, request: Request) -> bytes:
+        """How the request's body begins; what the row itself says of token ids counts."""
+        if not self._token_ids:
+            return self._head
+        return self._head + b"".join(text for field, text in _TOKEN_FIELDS.items() if field not in request.body)
+
+    async def _tokens(self, request: Request, answer: Answer, host: str) -> Tokens:
+        """Pack token ids and logprobs; of the prompt only what is new since the rollout's last call."""
+        output, logprobs = answer.output or [], answer.logprobs or []
+        if answer.output is not None and logprobs and len(output) != len(logprobs):
+            raise CallError("model", f"nonsense from {host}: {len(output)} token ids but {len(logprobs)} logprobs")
+        try:
+            packed = struct.pack(f"<{len(output)}i", *output)
+            prompt = struct.pack(f"<{len(answer.prompt or ())}i", *answer.prompt or ())
+            probabilities = struct.pack(f"<{len(logprobs)}f", *logprobs)
+        except (struct.error, OverflowError) as error:
+            raise CallError("model", f"nonsense from {host}: token ids or logprobs out of range: {error}") from None
+        return await self._prefixes.tokens(request, answer.message, prompt, packed, probabilities)
+
+
+def _ask(endpoint: Endpoint, body: bytes) -> Awaitable[Answer]:
+    return endpoint.ask(body)
+
+
+def secret(backend: str, variable: str) -> str:
+    """A key from the environment; empty: there is none.
+
+    Args:
+        backend: the backend's name, for errors.
+        variable: where it stands.
+
+    Raises:
+        UsageError: what stands there is no key.
+    """
+    key = (os.environ.get(variable) or "").strip()
+    if not key.isprintable() or not key.isascii():
+        raise UsageError(f"model {backend}: {variable} holds characters that no key has")
+    return key

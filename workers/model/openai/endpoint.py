@@ -1,0 +1,290 @@
+"""One address of a server that speaks OpenAI's forms: a request goes there once, and its failures get their kinds.
+
+A call costs its process about 0.3 ms of CPU, most of it aiohttp's; so whatever a call does not need made anew is made
+once: the URL, the headers, the time-out.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+import urllib.request
+from types import ModuleType
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from gymq.api.backend import Limited
+from gymq.errors import CallError, UsageError, one_line
+from gymq.runtime.rate_limit import digest
+
+from . import chat_api, generate_api
+from .chat_api import Answer, BrokenOff, Nonsense, error_text
+from .retry import Transient, passes, retry_after
+
+#: Seconds in which a connection must stand; a host that does not answer to SYN is down.
+CONNECT_TIMEOUT = 10.0
+
+#: Seconds that a probe may take: a person waits for it.
+PROBE_TIMEOUT = 3.0
+
+#: Seconds that an idle connection is kept: less than the 5 s after which uvicorn (vLLM, SGLang) closes it under our request.
+KEEP_ALIVE = 4.0
+
+#: Bytes of an answer's body that we read: far above any answer (token ids of 128k tokens with logprobs are 10 MB).
+LARGEST_BODY = 64 * 1024 * 1024
+
+#: Bytes of an error's body that we read: a fault repeats 300 characters of it.
+LARGEST_ERROR = 64 * 1024
+
+#: Bytes from which a body is written piece by piece; in one piece it would hold the loop.
+LARGE_REQUEST = 1024 * 1024
+
+#: How servers say that prompt (and answer) do not fit, so that the conversation ends truncated: OpenAI, vLLM, SGLang, TGI,
+#: llama.cpp, Anthropic, Google, xAI, Groq, Mistral, Bedrock.
+_OVERFLOW = re.compile(
+    r"context[ _]length|context[ _]window|context[ _]size|maximum model length|max_model_len|prompt is too long|"
+    r"input is too long|too many (?:input )?tokens|maximum prompt length|reduce the length of|token limit exceeded|"
+    r"exceeds? the maximum number of tokens|max_new_tokens` must be|exceeded model token limit|longer than the model's context",
+    re.I,
+)
+
+#: How servers say with 429 that there is no money left: no wait helps.
+_NO_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing_hard_limit|credit balance is too low", re.I)
+
+#: Statuses that servers give to a prompt that does not fit.
+_OVERFLOW_STATUSES = frozenset({400, 413, 422})
+
+
+class Endpoint(Limited):
+    """An address; what does the asking is a subclass's.
+
+    Args:
+        url: where requests go.
+        api: the form of requests and answers: `chat_api` or `responses_api`.
+        model: the model's name there.
+        secret: the key; it stands in no error.
+        timeout: seconds that one try may take.
+    """
+
+    def __init__(self, url: URL, api: ModuleType, model: str, secret: str, timeout: float) -> None:
+        self.url = url
+        self.host = url.raw_authority
+        self.timeout = timeout
+        self._api = api
+        self._model = model
+        self._secret = secret
+
+    def account(self) -> str:
+        """Servers limit a model of a key."""
+        return digest(str(self.url.origin()), self.url.raw_path, self._model, self._secret)
+
+    async def start(self) -> None:
+        """Make what holds the connections; they are opened as requests need them."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        raise NotImplementedError
+
+    async def probe(self) -> str:
+        """What is wrong with it, in one line; "" if nothing is known to be."""
+        return ""
+
+    async def ask(self, body: bytes) -> Answer:
+        """Send a request once.
+
+        Raises:
+            Transient: it failed in a way that may pass.
+            CallError: in another way.
+        """
+        raise NotImplementedError
+
+    def read_answer(self, content: bytes, api: ModuleType | None = None) -> Answer:
+        """Read the body of an answer; raises as `ask` does.
+
+        Args:
+            content: the body.
+            api: its form, if it is another one.
+        """
+        try:
+            answer: Answer = (api or self._api).read_answer(content)
+            return answer
+        except BrokenOff as error:
+            raise self.refused(error.status, str(error), None) from None
+        except (msgspec.ValidationError, Nonsense, RecursionError) as error:
+            raise CallError("model", self.line(f"nonsense from {self.host}: {error}")) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
+
+    def refused(self, status: int, text: str, after: float | None) -> Exception:
+        """What to raise for a status other than 200.
+
+        Args:
+            status: of HTTP.
+            text: the server's own words.
+            after: the seconds of its Retry-After.
+        """
+        if status in _OVERFLOW_STATUSES and _OVERFLOW.search(text):
+            return CallError("context_overflow", self.line(f"{self.host}: {text}"))
+        line = self.line(f"HTTP {status} from {self.host}: {text}")
+        if not passes(status) or (status == 429 and _NO_QUOTA.search(text)):
+            return CallError("model", line)
+        return Transient(line, after, limited=status == 429)
+
+    def line(self, text: str) -> str:
+        """Text for an error: one line, not too long, without the key."""
+        return one_line(text.replace(self._secret, "***") if self._secret else text)
+
+    def unreached(self) -> Transient:
+        """The failure of a host that does not answer at all."""
+        return Transient(f"cannot reach {self.host}: no connection within {CONNECT_TIMEOUT:g} s")
+
+    def late(self) -> Transient:
+        """The failure of an answer that is not there in time."""
+        return Transient(f"no answer from {self.host} within {self.timeout:g} s", kind="timeout")
+
+
+class HttpEndpoint(Endpoint):
+    """An address that is asked by aiohttp.
+
+    Args:
+        base: the server's address with its `/v1`.
+        api, model, secret, timeout: as of `Endpoint`.
+    """
+
+    def __init__(self, base: str, api: ModuleType, model: str, secret: str, timeout: float) -> None:
+        # What is vLLM's own stands beside its `/v1`.
+        root = base.rstrip("/").removesuffix("/v1")
+        super().__init__(join("openai", root if api is generate_api else base, api.PATH), api, model, secret, timeout)
+        self._models = join("openai", base, "/models")
+        self._derender = join("openai", root, generate_api.DERENDER)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def probe(self) -> str:
+        """Ask for the list of models: whether anybody answers, and takes the key."""
+        await self.start()
+        assert self._session is not None
+        try:
+            async with self._session.get(self._models, timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT)) as answer:
+                return f"{self.host} refuses the key (HTTP {answer.status})" if answer.status in (401, 403) else ""
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return f"{self.host} does not answer ({error or type(error).__name__}); calls are tried again for about a minute"
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Make the session."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
+        if self._secret:
+            headers["Authorization"] = f"Bearer {self._secret}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            skip_auto_headers=("User-Agent",),
+            timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=CONNECT_TIMEOUT),
+            proxy=_proxy(self.url),
+        )
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(self, body: bytes) -> Answer:
+        """Send a request once; see `Endpoint`."""
+        return self.read_answer(await self.post(self.url, body))
+
+    async def read_message(self, body: bytes) -> Answer:
+        """Ask once what message some token ids are; raises as `ask` does."""
+        return self.read_answer(await self.post(self._derender, body), chat_api)
+
+    async def post(self, url: URL, body: bytes) -> bytes:
+        """Send a request once, and read the answer's body; raises as `ask` does.
+
+        Args:
+            url: where to, on this server.
+            body: what.
+        """
+        session = self._session
+        assert session is not None, "ask before start"
+        data = body if len(body) < LARGE_REQUEST else io.BytesIO(body)
+        try:
+            async with session.post(url, data=data, allow_redirects=False) as response:
+                if response.status != 200:
+                    text = error_text(await self._read_error(response))
+                    raise self.refused(response.status, text, retry_after(response.headers, time.time()))
+                content = await self._read(response)
+                kind = response.headers.get("Content-Type", "application/json")
+        except TimeoutError as error:
+            raise (self.unreached() if isinstance(error, aiohttp.ConnectionTimeoutError) else self.late()) from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise CallError("model_unavailable", self.line(f"cannot trust {self.host}: {error}")) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Transient(self.line(f"cannot reach {self.host}: {type(error).__name__}: {error}")) from None
+        if "json" not in kind and not content.lstrip().startswith(b"{"):
+            raise Transient(self.line(f"{self.host} answered with {kind}, not JSON"))
+        return content
+
+    async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read the beginning of a body."""
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in response.content.iter_any():
+            pieces.append(piece)
+            size += len(piece)
+            if size >= LARGEST_ERROR:
+                response.close()
+                break
+        return b"".join(pieces)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read a body, but not without end."""
+        length = response.content_length
+        if length is not None and length <= LARGEST_BODY and "Content-Encoding" not in response.headers:
+            return await response.read()
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in response.content.iter_any():
+            pieces.append(piece)
+            size += len(piece)
+            if size > LARGEST_BODY:
+                response.close()
+                raise CallError("model", f"{self.host} sent more than {LARGEST_BODY >> 20} MiB")
+        return b"".join(pieces)
+
+
+def join(backend: str, base: str, path: str) -> URL:
+    """An address below a base URL, checked.
+
+    Args:
+        backend: the backend's name, for errors.
+        base: the base URL, `http://host:8000/v1`.
+        path: what follows.
+
+    Raises:
+        UsageError: the base is no plain URL.
+    """
+    try:
+        url = URL(base.rstrip("/"))
+        (url.raw_host or "").encode("idna")  # what the resolver does; a name that it cannot encode is no name
+    except ValueError:
+        url = URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError(f"model {backend}: base_url must look like http://host:8000/v1")
+    if url.user or url.password or url.query_string:
+        raise UsageError(
+            f"model {backend}: base_url holds a user, a password or a query; the key belongs in "
+            f"{'AZURE_OPENAI_API_KEY' if backend == 'azure' else 'OPENAI_API_KEY'}"
+        )
+    return URL(str(url).rstrip("/") + path)
+
+
+def _proxy(url: URL) -> str | None:
+    """The environment's proxy for a URL; looked up once, as a look-up costs more than a call."""
+    if urllib.request.proxy_bypass(url.host or ""):
+        return None
+    return urllib.request.getproxies().get(url.scheme)

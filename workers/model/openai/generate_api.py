@@ -1,0 +1,212 @@
+"""The form of vLLM's `/inference/v1/generate`: token ids in, token ids out; `/v1/chat/completions/derender` reads a message
+from them with the server's own parsers. A server has both with `--enable-scale-out`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from gymq.api.backend import Request
+from gymq.errors import CallError
+from gymq.wire.calls import Usage
+from gymq.wire.message import decode_message, encode_message
+
+from .chat_api import Answer, BrokenOff, Nonsense, count, error_text
+
+PATH = "/inference/v1/generate"
+
+#: Where a message is read from token ids, on the same server.
+DERENDER = "/v1/chat/completions/derender"
+
+#: Fields of chat completions that are vLLM's sampling parameters under the same names.
+_SAMPLING = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed"),
+        *("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logit_bias", "bad_words"),
+        *("allowed_token_ids", "thinking_token_budget", "include_stop_str_in_output", "repetition_detection"),
+        *("structured_outputs", "skip_special_tokens"),
+    }
+)
+
+#: Fields that say how the prompt is rendered or the answer read, or mean something to other servers only.
+_ELSEWHERE = frozenset(
+    {
+        *("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort", "include_reasoning"),
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity", "n"),
+        *("logprobs", "top_logprobs", "return_token_ids", "return_tokens_as_token_ids"),
+    }
+)
+
+#: Fields of the request itself.
+_REQUEST = frozenset({"cache_salt", "priority"})
+
+_FINISHES = {"stop": "stop", "length": "length"}
+
+
+class _Logprob(msgspec.Struct):
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Logprob] | None = None
+
+
+class _Versions(msgspec.Struct):
+    version: str | int
+    start: int
+
+
+class _Choice(msgspec.Struct):
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: _Logprobs | None = None
+    weight_versions: list[_Versions] | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _Generated(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    model: str | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Generated)
+_encoder = msgspec.json.Encoder()
+
+
+def request_body(model: str, ids: list[int], request: Request) -> bytes:
+    """Encode a request.
+
+    Args:
+        model: the model's name on the server.
+        ids: the prompt's token ids.
+        request: the other fields, in the chat form.
+
+    Raises:
+        CallError: `model`: it holds what token ids cannot carry, or a field that has no place here.
+    """
+    if any(isinstance(m.content, list) and any(p.get("type") != "text" for p in m.content) for m in request.messages):
+        raise CallError("model", "api generate sends text only; for images and the like use api chat")
+    fields = msgspec.json.decode(request.body)
+    params: dict[str, Any] = {"logprobs": 0}
+    top: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "max_completion_tokens":
+            params["max_tokens"] = value
+        elif name == "response_format":
+            params |= _structured(value)
+        elif name in _SAMPLING:
+            params[name] = value
+        elif name in _REQUEST:
+            top[name] = value
+        elif name not in _ELSEWHERE:
+            raise CallError(
+                "model", f"sampling field {name[:60]!r} has no place in a request of token ids; remove it, or use api chat"
+            )
+    return _encoder.encode({"model": model, "token_ids": ids, "sampling_params": params, **top})
+
+
+def read_answer(data: bytes) -> Answer:
+    """Read a server's answer; its message is still to be read from its ids.
+
+    Raises:
+        msgspec.DecodeError: it is no JSON, or (`msgspec.ValidationError`) of other types.
+        Nonsense: it is no answer.
+        BrokenOff: the server broke it off.
+    """
+    generated = _decoder.decode(data)
+    if not generated.choices:
+        if generated.error is not None:
+            raise BrokenOff(error_text(data))
+        raise Nonsense("no choices")
+    choice = generated.choices[0]
+    if choice.finish_reason in ("abort", "error"):
+        raise BrokenOff(f"the server broke its answer off: finish_reason {choice.finish_reason!r}")
+    if choice.token_ids is None:
+        raise Nonsense("no token_ids")
+    listed = choice.logprobs.content if choice.logprobs is not None else None
+    usage = generated.usage or _Usage()
+    details = usage.prompt_tokens_details
+    return Answer(
+        b"",
+        _FINISHES.get(choice.finish_reason or "stop", "stop"),
+        Usage(
+            count(usage.prompt_tokens),
+            count(usage.completion_tokens),
+            count(details.cached_tokens) if details is not None else 0,
+        ),
+        generated.model or "",
+        None,
+        choice.token_ids,
+        [item.logprob for item in listed] if listed else None,
+        _versions(choice.weight_versions or []),
+        choice.stop_reason if isinstance(choice.stop_reason, str) else "",
+    )
+
+
+def derender_body(model: str, prompt: list[int], output: list[int], finish: str, request: Request) -> bytes:
+    """Encode the question what message some sampled ids are.
+
+    Args:
+        model: the model's name on the server.
+        prompt: the prompt's ids.
+        output: the sampled ids, without the token that ended them; at least one.
+        finish: how the answer ended.
+        request: what was asked, in the chat form.
+    """
+    fields = {name: value for name, value in msgspec.json.decode(request.body).items() if name in _ELSEWHERE}
+    fields = {name: value for name, value in fields.items() if "token" not in name and "logprobs" not in name}
+    choice = {"index": 0, "token_ids": output, "finish_reason": finish}
+    generated = {"request_id": "gymq", "choices": [choice], "prompt_token_ids": prompt}
+    chat = {"model": model, "messages": [], **fields}
+    return _encoder.encode({"model": model, "generate_response": generated, "prompt_token_ids": prompt, "chat_request": chat})
+
+
+def cut(message: bytes, stopped: str) -> bytes:
+    """A message without the text that ended it, which its ids hold.
+
+    Args:
+        message: encoded.
+        stopped: the text; empty: nothing ended it.
+    """
+    if not stopped:
+        return message
+    made = decode_message(message)
+    if isinstance(made.content, str) and stopped in made.content:
+        made.content = made.content[: made.content.rindex(stopped)]
+        return encode_message(made)
+    return message
+
+
+def _structured(form: dict[str, Any]) -> dict[str, Any]:
+    if form.get("type") == "json_schema":
+        return {"structured_outputs": {"json": form["json_schema"]["schema"]}}
+    if form.get("type") == "json_object":
+        return {"structured_outputs": {"json_object": True}}
+    if form.get("type") == "text":
+        return {}
+    raise CallError("model", f"response_format of type {str(form.get('type'))[:60]!r} has no place in a request of token ids")
+
+
+def _versions(spans: list[_Versions]) -> list[tuple[int, int]]:
+    """Runs of policy versions; none where the server's names for them are no numbers."""
+    try:
+        found = [(span.start, int(span.version)) for span in spans]
+    except ValueError:
+        return []
+    ordered = all(one[0] < other[0] for one, other in pairwise(found))
+    return found if found and found[0][0] == 0 and ordered and min(version for _, version in found) >= 0 else []

@@ -1,0 +1,104 @@
+"""How the requests of one call keep to the endpoint's shared limits: what they will cost, and what they did."""
+
+from __future__ import annotations
+
+import re
+
+from gymq.api.backend import Request
+from gymq.errors import CallError
+from gymq.runtime.rate_limit import PATIENCE, Limiter, Permit
+from gymq.wire.calls import Usage
+
+from .retry import Transient
+
+#: Tokens of an answer before the first one is known, where the request names no limit; an answer of a chat model.
+FIRST_GUESS = 500
+
+#: Bytes of a request that make a token: English text has about four; what is wrong is corrected by the answer's usage.
+BYTES_PER_TOKEN = 4
+
+#: The share of the newest answer in the mean of their tokens.
+NEWEST = 0.05
+
+_MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens":\s*(\d{1,9})\b')
+
+
+class Sizes:
+    """How long a model's answers are."""
+
+    def __init__(self) -> None:
+        self.mean: float | None = None
+
+    def add(self, tokens: int) -> None:
+        """Note an answer's tokens."""
+        self.mean = tokens if self.mean is None else self.mean + NEWEST * (tokens - self.mean)
+
+    def expect(self, fields: bytes) -> float:
+        """The tokens that an answer will probably have: the mean, before there is one what the request allows."""
+        if self.mean is not None:
+            return self.mean
+        stated = _MAX_TOKENS.search(fields)
+        return float(stated[1]) if stated else FIRST_GUESS
+
+
+class Pace:
+    """The requests of one call, one after another.
+
+    Args:
+        sizes: how long its answers are.
+        request: the call; its `waited` is added to.
+        body: what is sent.
+    """
+
+    def __init__(self, sizes: Sizes, request: Request, body: bytes) -> None:
+        self._limiter: Limiter | None = None
+        self._sizes = sizes
+        self._request = request
+        self._size = len(body)
+        self._gated = 0.0
+        self._permit = Permit([])
+
+    async def enter(self, limiter: Limiter | None, host: str) -> None:
+        """Wait until a request may be sent.
+
+        Args:
+            limiter: the endpoint's limits; None: it has none.
+            host: who limits it, for the fault.
+
+        Raises:
+            CallError: `timeout`.
+        """
+        self._limiter = limiter
+        if limiter is None:
+            return
+        # Of all tries together, for the sum must end before the call is overdue.
+        patience = max(0.001, PATIENCE - self._gated)
+        tokens = self._size / BYTES_PER_TOKEN + self._sizes.expect(self._request.body)
+        try:
+            self._permit = await limiter.enter(patience, tokens=tokens)
+        except CallError as error:
+            self._request.waited += patience
+            raise CallError("timeout", f"{host}: {error}") from None
+        self._gated += self._permit.waited
+        self._request.waited += self._permit.waited
+
+    def failed(self, failure: Transient) -> float:
+        """Say that the request failed; returns the seconds that the call has waited for permits."""
+        if self._limiter is None:
+            return self._gated
+        if failure.limited:
+            self._limiter.refused(self._permit, failure.retry_after)
+        if failure.kind != "timeout":  # then the server may still be at it
+            self._limiter.correct(self._permit, tokens=0.0)
+        return self._gated
+
+    def answered(self, usage: Usage) -> None:
+        """Say that the request was answered; a server that counts no tokens leaves the guess as it is."""
+        if self._limiter is None:
+            return
+        total = usage.input_tokens + usage.output_tokens
+        if total:
+            self._sizes.add(usage.output_tokens)
+            self._limiter.answered(self._permit, tokens=float(total))
+        else:
+            self._limiter.answered(self._permit)

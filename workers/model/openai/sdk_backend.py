@@ -1,0 +1,250 @@
+"""The backends `sdk` and `azure`: hosted providers, asked through the library `openai`.
+
+Its client knows Azure's addresses, versions and keys, and reads answers that are streamed. Everything else is that of the
+backend `openai`: the forms, the tries, the limits, the faults. It costs about ten times its CPU per call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+import msgspec
+import openai
+from yarl import URL
+
+from gymq.errors import CallError, UsageError
+
+from ..options import flag, number
+from . import responses_api
+from .backend import DEFAULT_BASE_URL, OpenAIBackend, secret
+from .chat_api import Answer, BrokenOff, Nonsense, error_text, failed
+from .endpoint import CONNECT_TIMEOUT, LARGEST_BODY, Endpoint, join
+from .retry import Transient, retry_after
+from .sse import ChatPieces, ResponsePieces
+
+#: Seconds between two pieces of a streamed answer; models that think say so, or send something now and then.
+CHUNK_TIMEOUT = 60.0
+
+_encoder = msgspec.json.Encoder()
+
+#: The library's HTTP client (httpx by another name since 3.0), whose failures come through while a body is read.
+_http: ModuleType = sys.modules[openai.DefaultAsyncHttpxClient.__bases__[0].__module__]
+
+
+class SdkEndpoint(Endpoint):
+    """An address that is asked by a client of the library.
+
+    Args:
+        url, api, model, secret, timeout: as of `Endpoint`.
+        arguments: of the client; with an `api_version` it is Azure's.
+        stream: whether answers are streamed.
+        chunk_timeout: seconds that a streamed answer may pause.
+    """
+
+    def __init__(
+        self,
+        url: URL,
+        api: ModuleType,
+        model: str,
+        secret: str,
+        timeout: float,
+        *,
+        arguments: dict[str, Any],
+        stream: bool,
+        chunk_timeout: float,
+    ) -> None:
+        super().__init__(url, api, model, secret, timeout)
+        self._arguments = arguments
+        self._stream = stream
+        self._chunk_timeout = chunk_timeout
+        self._client: openai.AsyncOpenAI | None = None
+
+    async def start(self) -> None:
+        """Make the client."""
+        kind = openai.AsyncAzureOpenAI if "api_version" in self._arguments else openai.AsyncOpenAI
+        limits = openai.DefaultAsyncHttpxClient(
+            follow_redirects=False,
+            limits=_http.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
+            timeout=_http.Timeout(self.timeout, connect=CONNECT_TIMEOUT),
+        )
+        self._client = kind(**self._arguments, http_client=limits, max_retries=0)
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def ask(self, body: bytes) -> Answer:
+        """Send a request once; see `Endpoint`."""
+        assert self._client is not None, "ask before start"
+        fields = msgspec.json.decode(body)
+        model = fields.pop("model")
+        create: Any
+        if self._api is responses_api:
+            create, named = self._client.responses, {"input": fields.pop("input")}
+        else:
+            create, named = self._client.chat.completions, {"messages": fields.pop("messages")}
+            if self._stream:
+                fields["stream_options"] = {"include_usage": True}
+        named |= {"model": model, "extra_body": fields}
+        try:
+            async with asyncio.timeout(self.timeout):
+                content = await (self._streamed(create, named) if self._stream else self._read(create, named))
+        except TimeoutError:
+            raise self.late() from None
+        except openai.APITimeoutError as error:
+            raise (self.unreached() if isinstance(error.__cause__, _http.ConnectTimeout) else self.late()) from None
+        except openai.APIConnectionError as error:
+            raise self._unreachable(error.__cause__ or error) from None
+        except openai.APIStatusError as error:
+            after = retry_after(error.response.headers, time.time())
+            raise self.refused(error.status_code, error_text(error.response.content), after) from None
+        except openai.APIError as error:  # inside of a stream
+            told = failed(error.body) if error.body else BrokenOff(str(error))
+            raise self.refused(told.status, str(told), None) from None
+        except _http.TransportError as error:
+            raise self._unreachable(error) from None
+        except (Nonsense, openai.OpenAIError) as error:
+            raise CallError("model", self.line(f"nonsense from {self.host}: {error}")) from None
+        except ValueError as error:  # of the library's decoder
+            raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
+        return self.read_answer(content)
+
+    async def _read(self, create: Any, named: dict[str, Any]) -> bytes:
+        """The body of an answer in one piece, but not without end."""
+        pieces: list[bytes] = []
+        size = 0
+        async with create.with_streaming_response.create(**named) as response:
+            async for piece in response.iter_bytes():
+                pieces.append(piece)
+                size += len(piece)
+                if size > LARGEST_BODY:
+                    raise CallError("model", f"{self.host} sent more than {LARGEST_BODY >> 20} MiB")
+        return b"".join(pieces)
+
+    async def _streamed(self, create: Any, named: dict[str, Any]) -> bytes:
+        """The body that a streamed answer would have had in one piece."""
+        pieces = ResponsePieces() if self._api is responses_api else ChatPieces(LARGEST_BODY)
+        stream = await create.create(stream=True, **named)
+        try:
+            parts = aiter(stream)
+            limit = None  # until the first piece the model may think as long as the whole may take
+            while True:
+                try:
+                    async with asyncio.timeout(limit) as pause:
+                        part = await anext(parts)
+                except StopAsyncIteration:
+                    break
+                except TimeoutError:
+                    if not pause.expired():
+                        raise
+                    told = f"no further piece of the answer from {self.host} within {self._chunk_timeout:g} s"
+                    raise Transient(told, kind="timeout") from None
+                limit = self._chunk_timeout
+                # The library makes an object of whatever comes, a warning of what does not fit, and of a list nothing.
+                pieces.add(part.to_dict(mode="json", warnings=False) if isinstance(part, openai.BaseModel) else part)
+        finally:
+            await stream.close()
+        if not pieces.ended:
+            raise Transient(f"{self.host} cut its answer off")
+        return _encoder.encode(pieces.whole())
+
+    def _unreachable(self, error: BaseException) -> Exception:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return CallError("model_unavailable", self.line(f"cannot trust {self.host}: {error}"))
+        return Transient(self.line(f"cannot reach {self.host}: {type(error).__name__}: {error}"))
+
+
+class SdkBackend(OpenAIBackend):
+    """Answers from a hosted provider that speaks OpenAI's forms; see `OpenAIBackend`.
+
+    Args:
+        model: the model's name there.
+        options: those of `openai`; `stream` (whether answers are streamed), `chunk_timeout` (seconds between two pieces).
+
+    Raises:
+        UsageError: an option makes no sense, or there is no key.
+    """
+
+    name = "sdk"
+    apis = ("chat", "responses")
+
+    #: Where the key stands, where the address does, and which it is else.
+    key: ClassVar[str] = "OPENAI_API_KEY"
+    address: ClassVar[str] = "OPENAI_BASE_URL"
+    default: ClassVar[str] = DEFAULT_BASE_URL
+
+    def _connect(self) -> Sequence[Endpoint]:
+        given = self.options
+        bases = given.get("base_url") or os.environ.get(self.address) or self.default
+        if not bases:
+            raise UsageError(f"model {self.name}: say where it is with base_url or {self.address}")
+        stream = flag(self.name, given, "stream")
+        chunk_timeout = number(self.name, given, "chunk_timeout", CHUNK_TIMEOUT, smallest=0.001)
+        if given.get("chunk_timeout") is not None and not stream:
+            raise UsageError(f"model {self.name}: chunk_timeout is of streamed answers; set stream=true too")
+        found: list[Endpoint] = []
+        for base in (base.strip() for base in bases.split(",")):
+            key, arguments = self._client(base)
+            url = join(self.name, base, self._path())
+            found.append(
+                SdkEndpoint(
+                    url,
+                    self._api,
+                    self.model,
+                    key,
+                    self._timeout,
+                    arguments=arguments,
+                    stream=stream,
+                    chunk_timeout=chunk_timeout,
+                )
+            )
+        return found
+
+    def _client(self, base: str) -> tuple[str, dict[str, Any]]:
+        """The key, and the arguments of the library's client."""
+        key = secret(self.name, self.key)
+        if not key:
+            raise UsageError(f"model {self.name}: {self.key} is not set")
+        return key, {"base_url": base, "api_key": key}
+
+    def _path(self) -> str:
+        """What follows the address, to tell servers apart."""
+        return str(self._api.PATH)
+
+
+class AzureBackend(SdkBackend):
+    """Answers from a deployment of Azure OpenAI; see `SdkBackend`.
+
+    Args:
+        model: the deployment's name.
+        options: those of `sdk`; `base_url` (else AZURE_OPENAI_ENDPOINT) has no path, `api_version` (else OPENAI_API_VERSION).
+
+    Raises:
+        UsageError: an option makes no sense or is missing, or there is no key.
+    """
+
+    name = "azure"
+    key = "AZURE_OPENAI_API_KEY"
+    address = "AZURE_OPENAI_ENDPOINT"
+    default = ""
+
+    def _client(self, base: str) -> tuple[str, dict[str, Any]]:
+        version = self.options.get("api_version") or os.environ.get("OPENAI_API_VERSION")
+        if not version:
+            raise UsageError("model azure: say which api_version, or set OPENAI_API_VERSION")
+        key, token = secret(self.name, self.key), secret(self.name, "AZURE_OPENAI_AD_TOKEN")
+        if bool(key) == bool(token):
+            both = "both are" if key else "neither is"
+            raise UsageError(f"model azure: set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN; {both}")
+        told = {"api_key": key} if key else {"azure_ad_token": token}
+        return key or token, {"azure_endpoint": base, "api_version": str(version), **told}
+
+    def _path(self) -> str:
+        return "/openai/responses" if self._api is responses_api else f"/openai/deployments/{self.model}{self._api.PATH}"

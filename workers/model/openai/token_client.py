@@ -1,0 +1,114 @@
+"""Calls in token ids: the prompt goes on from the ids that the server has sampled, and nothing is tokenized twice."""
+
+from __future__ import annotations
+
+import struct
+from importlib.util import find_spec
+from typing import Any
+
+from gymq.api.backend import Request
+from gymq.errors import CallError, UsageError, one_line
+from gymq.wire.calls import Generated
+from gymq.wire.message import Message, encode_message
+
+from ..tokens.chat_template import Renderer
+from ..tokens.token_log import TokenLog
+from ..tokens.token_prompt import Prompt
+from . import generate_api
+from .chat_api import Answer
+
+#: Bytes of token ids and texts that are remembered.
+REMEMBERED = 256 * 1024 * 1024
+
+
+class Exact:
+    """What a backend needs of a model to speak to it in token ids.
+
+    Args:
+        model: the model's name on the server.
+        tokenizer: where its tokenizer is: a folder, or a name that `transformers` knows.
+
+    Raises:
+        UsageError: `transformers` is not installed.
+    """
+
+    def __init__(self, model: str, tokenizer: str) -> None:
+        if find_spec("transformers") is None:
+            raise UsageError("model openai: api generate needs `pip install transformers`")
+        self._model = model
+        self._tokenizer = tokenizer
+        self._log: TokenLog | None = None
+        self._renderer: Renderer | None = None
+
+    def start(self) -> None:
+        """Load the tokenizer.
+
+        Raises:
+            UsageError: it cannot be loaded.
+        """
+        from transformers import AutoTokenizer, GenerationConfig
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(self._tokenizer)
+        except (OSError, ValueError) as error:
+            raise UsageError(one_line(f"model openai: no tokenizer at {self._tokenizer!r}: {error}")) from None
+        try:
+            ends = GenerationConfig.from_pretrained(self._tokenizer).eos_token_id
+        except OSError:
+            ends = None
+        self.use(Renderer(tokenizer, None, ends))
+
+    def use(self, renderer: Renderer) -> None:
+        """Take a renderer that is there.
+
+        Args:
+            renderer: the model's.
+        """
+        self._renderer = renderer
+        self._log = TokenLog(renderer, REMEMBERED)
+
+    async def prompt(self, request: Request) -> tuple[Prompt, bytes]:
+        """A call's prompt, and the body of the request for its answer.
+
+        Raises:
+            CallError: `model`.
+        """
+        assert self._log is not None, "prompt before start"
+        prompt = await self._log.prompt(request)
+        return prompt, generate_api.request_body(self._model, prompt.ids.tolist(), request)
+
+    def question(self, request: Request, prompt: Prompt, answer: Answer) -> bytes:
+        """The body of the request for an answer's message; empty: it has none but the token that ends it."""
+        assert self._renderer is not None
+        output = answer.output or []
+        if answer.finish == "stop" and output and output[-1] in self._renderer.ends:
+            output = output[:-1]
+        return generate_api.derender_body(self._model, prompt.ids.tolist(), output, answer.finish, request) if output else b""
+
+    def answered(self, request: Request, prompt: Prompt, answer: Answer, read: Answer | None) -> Generated:
+        """Join an answer and its message, and remember its ids.
+
+        Args:
+            request: what was asked.
+            prompt: the prompt.
+            answer: the ids.
+            read: the message, None where `question` was empty.
+
+        Raises:
+            CallError: `model`: the server's numbers make no sense.
+        """
+        assert self._log is not None
+        output, logprobs = answer.output or [], answer.logprobs or []
+        if logprobs and len(logprobs) != len(output):
+            raise CallError("model", f"nonsense from the server: {len(output)} token ids but {len(logprobs)} logprobs")
+        message = encode_message(Message("assistant", "")) if read is None else generate_api.cut(read.message, answer.stopped)
+        called = read is not None and read.finish == "tool_calls"
+        try:
+            tokens = prompt.tokens(output, logprobs, answer.versions)
+            self._log.answered(request, prompt, output, message)
+        except (struct.error, OverflowError) as error:
+            raise CallError(
+                "model", one_line(f"nonsense from the server: token ids or logprobs out of range: {error}")
+            ) from None
+        finish = "tool_calls" if called and answer.finish == "stop" else answer.finish
+        return Generated(message, finish, answer.usage, tokens, answer.model)

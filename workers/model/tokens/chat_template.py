@@ -1,0 +1,218 @@
+"""A model's chat template: from messages to the text of a prompt, and from text to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gymq.errors import CallError, one_line
+from gymq.wire.message import Message, ToolCall
+
+#: Stands for an answer where a template is asked what it writes behind one.
+_ANSWER = "gymq-answer"
+
+
+#: The ids that end a turn, as generation configs have them.
+Ends = int | Collection[int] | None
+
+
+class Body(msgspec.Struct):
+    """What of a request's body templates are told.
+
+    Args:
+        tools: the declared tools.
+        chat_template_kwargs: further variables of the template, such as `enable_thinking`.
+        reasoning_effort: another, which chat completions know by itself.
+    """
+
+    tools: list[dict[str, Any]] = []
+    chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: str | None = None
+
+
+class TurnEnd(NamedTuple):
+    """How a template ends an answer.
+
+    Args:
+        at: where that begins, in characters.
+        token: the special token that the template writes then, or "".
+    """
+
+    at: int
+    token: str
+
+
+class Renderer:
+    """Writes prompts as a model's chat template wants them.
+
+    Args:
+        tokenizer: a tokenizer of `transformers` with a chat template; nobody else may use it in another thread.
+        chat_template_kwargs: further variables of the template, which a request's own go before.
+        ends: ids besides the tokenizer's EOS with which the model ends its turn: `eos_token_id` of its generation config,
+            which is one, several or None.
+    """
+
+    def __init__(self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None, ends: Ends = None) -> None:
+        self.tokenizer = tokenizer
+        self._kwargs = chat_template_kwargs or {}
+        eos = tokenizer.eos_token_id
+        #: Ids with which the model ends its turn.
+        given = () if ends is None else (ends,) if isinstance(ends, int) else ends
+        self.ends = frozenset(id for id in (*given, eos) if id is not None)
+        added = tokenizer.added_tokens_decoder.items()
+        #: Special tokens and their ids.
+        self.special = {str(token.content): id for id, token in added if token.special}
+        self._special = tuple(self.special)
+
+    def render(self, messages: Iterable[Message], body: Body, add_generation_prompt: bool = True) -> str:
+        """Write a conversation as text.
+
+        Args:
+            messages: the conversation.
+            body: tools and variables.
+            add_generation_prompt: whether the text ends with what makes the model answer.
+
+        Raises:
+            CallError: `model`: the template refuses it.
+        """
+        return self._apply([self._plain(message) for message in messages], body, add_generation_prompt)
+
+    def _apply(self, plain: list[dict[str, Any]], body: Body, add_generation_prompt: bool) -> str:
+        variables = {"add_generation_prompt": add_generation_prompt, **self._kwargs, **body.chat_template_kwargs}
+        if body.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", body.reasoning_effort)
+        try:
+            text: str = self.tokenizer.apply_chat_template(plain, tools=body.tools or None, tokenize=False, **variables)
+        except Exception as error:
+            raise CallError("model", one_line(f"the model's chat template refuses the conversation: {error}")) from None
+        return text
+
+    def ids(self, text: str, after: str = "") -> list[int]:
+        """Tokenize rendered text.
+
+        Args:
+            text: the text.
+            after: the special token before it, which is not repeated: some tokenizers look at what stands before a text.
+        """
+        ids: list[int] = self.tokenizer.encode(after + text, add_special_tokens=False)
+        if not after:
+            return ids
+        if ids[:1] == [self.special[after]]:
+            return ids[1:]
+        return self.ids(text)
+
+    def text(self, ids: list[int]) -> str:
+        """The text of sampled ids, without the token that ends them."""
+        if ids and ids[-1] in self.ends:
+            ids = ids[:-1]
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def turn_end(self, text: str) -> TurnEnd:
+        """Where the answer ends that stands last in a text, which was rendered without a generation prompt."""
+        stripped = text.rstrip()
+        if stripped.endswith(self._special):
+            token = self._longest(stripped.endswith)
+            return TurnEnd(len(stripped) - len(token), token)
+        return TurnEnd(len(text) - len(self._tail) if text.endswith(self._tail) else len(text), "")
+
+    def next_end(self, text: str, at: int) -> TurnEnd:
+        """How the answer ends whose own text ends at a position."""
+        rest = text[at : at + 200].lstrip()
+        token = self._longest(rest.startswith)
+        return TurnEnd(text.index(token, at), token)
+
+    def ends_turn(self, id: int, token: str) -> bool:
+        """Whether a sampled id ends the model's turn, where the template would do so with a certain token."""
+        return id in self.ends or id == self.special.get(token)
+
+    def _longest(self, fits: Any) -> str:
+        return max((token for token in self._special if fits(token)), key=len, default="")
+
+    @cached_property
+    def _tail(self) -> str:
+        """What the template writes behind an answer if that is no special token."""
+        text = self.render([Message("user", "?"), Message("assistant", _ANSWER)], Body(), False)
+        return text.rpartition(_ANSWER)[2]
+
+    @cached_property
+    def _wants(self) -> tuple[bool, bool]:
+        """How the template wants tool calls: with no content at all, or an empty one; with arguments as an object, or as text.
+
+        Templates agree on neither, and most break on what they do not want; some write `None`.
+        """
+        for null, objects in ((True, True), (False, True), (True, False), (False, False)):
+            function = {"name": _ANSWER, "arguments": {"x": 1} if objects else '{"x": 1}'}
+            call = {"id": "a12345678", "type": "function", "function": function}
+            answer = {"role": "assistant", "content": None if null else "", "tool_calls": [call]}
+            try:
+                text = self._apply([{"role": "user", "content": "?"}, answer], Body(), False)
+            except CallError:
+                continue
+            if _ANSWER in text and "None" not in text:
+                return null, objects
+        return False, True
+
+    @cached_property
+    def _parts_only(self) -> bool:
+        """Whether the template loses text that is no list of parts, as those of some models with images do."""
+        text, parts = (self._repeats(content) for content in (_ANSWER, [{"type": "text", "text": _ANSWER}]))
+        return parts and not text
+
+    def _repeats(self, content: Any) -> bool:
+        """Whether the template writes what a user and the model say in a certain form."""
+        try:
+            text = self._apply([{"role": role, "content": content} for role in ("user", "assistant")], Body(), False)
+        except CallError:
+            return False
+        return text.count(_ANSWER) == 2
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        """A message as templates know it."""
+        content = _content(message)
+        if isinstance(content, str) and self._parts_only:
+            content = [{"type": "text", "text": content}]
+        plain: dict[str, Any] = {"role": message.role, "content": content}
+        if message.reasoning is not None:
+            # Templates agree on no name.
+            plain["reasoning_content"] = plain["reasoning"] = message.reasoning
+        if message.tool_calls:
+            null, objects = self._wants
+            plain["tool_calls"] = [_tool_call(call, objects) for call in message.tool_calls]
+            plain["content"] = plain["content"] or (None if null else "")
+        if message.tool_call_id is not None:
+            plain["tool_call_id"] = message.tool_call_id
+        if message.name is not None:
+            plain["name"] = message.name
+        return plain
+
+
+def _content(message: Message) -> Any:
+    """Text; parts only where there are others than text, which a template for text alone would not know."""
+    content = message.content
+    if not isinstance(content, list):
+        return content or ""
+    if all(part.get("type") == "text" for part in content):
+        return message.text
+    return [_part(part) for part in content]
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    kind = str(part.get("type")).removesuffix("_url")
+    # A template writes where an image is; what is in it is none of the prompt's text.
+    return {"type": kind} if kind == "image" else {**part, "type": kind}
+
+
+def _tool_call(call: ToolCall, objects: bool) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    if objects:
+        try:
+            arguments = msgspec.json.decode(arguments)
+        except msgspec.DecodeError:
+            arguments = {}
+        if not isinstance(arguments, dict):
+            arguments = {}  # as it was sampled it stands in the ids; here many templates would break on it
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

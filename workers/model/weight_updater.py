@@ -1,0 +1,292 @@
+"""A replica: one process's backend, and the weights that it is to sample with.
+
+It looks once a second, and whenever it is told to; it takes no call before it knows that its weights are those that are
+wanted. While it loads others it takes no mail, and what it holds waits here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gymq.api.backend import Backend, Request
+from gymq.client.replica_status import FAILURES, Failure
+from gymq.errors import GymqError, one_line
+from gymq.settings import Settings
+from gymq.store.connection import FULL_PAUSE, Link, Outage, ServerFull
+from gymq.store.model_weights import Weights, copy, read_weights
+from gymq.wire.calls import Generated
+
+#: Seconds between two looks at whether it is this replica's turn.
+TURN_PAUSE = 0.1
+
+#: Seconds for which a replica has the turn unless it asks again; one that dies with it holds up the others for as long.
+TURN = 5.0
+
+#: Seconds that loading may take, calls that are finished before it aside; then it counts as failed.
+LIMIT = 1800.0
+
+
+class Begun(Exception):
+    """The call was cut off for other weights; it is to be begun again."""
+
+
+class Replica:
+    """Keeps a backend at the weights that are wanted.
+
+    Args:
+        backend: one that takes weights.
+        settings: where what is wanted stands: on the first shard.
+        model: the SPEC.
+        hold: told True when mail is to wait, False when it may come again.
+        changed: told when `version` or `loading` is another.
+        leave: told why the process must end.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Settings,
+        model: str,
+        *,
+        hold: Callable[[bool], None],
+        changed: Callable[[], None],
+        leave: Callable[[GymqError], None],
+    ) -> None:
+        #: The version that it loads at the moment.
+        self.loading: int | None = None
+        #: Whether it takes turns with others: one that serves suspects only does not.
+        self.alone = False
+        self._backend = backend
+        self._model = model
+        self._link = Link(settings.at(0), "gymq-weights")
+        self._hold, self._changed, self._leave = hold, changed, leave
+        self._me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._taken = ""
+        self._last: Weights | None = None
+        self._doubts, self._sure = 0, -1
+        self._failed: GymqError | None = None
+        self._lock = asyncio.Lock()
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._calls: dict[asyncio.Task[Any], tuple[Request, asyncio.Timeout]] = {}
+        self._cut: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._look: asyncio.Task[None] | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the weights that it samples with."""
+        return self._backend.version
+
+    async def start(self) -> None:
+        """Load what is wanted; nothing is served before.
+
+        Raises:
+            GymqError: that is not possible.
+        """
+        await self._link.reconnect()
+        await self._catch_up()
+        if self._failed is not None:
+            raise self._failed
+
+    async def stop(self) -> None:
+        """Look no more."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait([self._look])
+        await self._link.close()
+
+    def look(self) -> None:
+        """See soon what is wanted, unless that is under way."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._watch())
+
+    def doubt(self) -> None:
+        """It may have been away for a while: the next call waits until it has looked."""
+        self._doubts += 1
+
+    async def enter(self, request: Request) -> None:
+        """Wait until calls may be made."""
+        if self._sure == self._doubts and self._gate.is_set():
+            return
+        began = time.monotonic()
+        while self._sure != self._doubts or not self._gate.is_set():
+            if self._sure != self._doubts and self._gate.is_set():
+                await self._catch_up()
+            await self._gate.wait()
+        request.waited += time.monotonic() - began
+
+    async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
+        """Let the backend answer.
+
+        Args:
+            request: what is asked.
+            limit: of the call; it does not run while the call stands still.
+
+        Raises:
+            Begun: other weights came; ask again.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls[task] = request, limit
+        try:
+            return await self._backend.generate(request)
+        except asyncio.CancelledError:
+            # Somebody else may have cancelled it, too: its rollout has ended, or its time is over.
+            if task not in self._cut or task.uncancel() > 0:
+                raise
+            raise Begun from None
+        finally:
+            self._calls.pop(task, None)
+            self._cut.discard(task)
+            if not self._calls:
+                self._idle.set()
+
+    # Taking weights.
+
+    async def _watch(self) -> None:
+        try:
+            await self._catch_up()
+        except Outage:
+            await self._link.reconnect()
+        except GymqError as error:
+            print(f"gymq: {error}", file=sys.stderr)
+        if self._failed is not None:
+            self._leave(self._failed)
+
+    async def _catch_up(self) -> None:
+        async with self._lock:
+            while self._failed is None:
+                doubts = self._doubts
+                wanted = await self._wanted()
+                if wanted is None or wanted.id == self._taken:
+                    self._sure = doubts
+                    return
+                # One that does not serve yet need not wait until others do.
+                if wanted.rolling and self._sure == doubts and not self.alone:
+                    if not await self._turn(TURN):
+                        await asyncio.sleep(TURN_PAUSE)
+                        continue
+                    keeping = asyncio.create_task(self._keep_turn())
+                    try:
+                        if await self._wanted() == wanted:
+                            await self._take(wanted)
+                    finally:
+                        keeping.cancel()
+                        await asyncio.wait([keeping])
+                        await self._turn(0)
+                else:
+                    await self._take(wanted)
+
+    async def _wanted(self) -> Weights | None:
+        while True:
+            try:
+                self._last = await read_weights(self._link, self._model)
+                return self._last
+            except Outage:
+                await self._link.reconnect()
+
+    async def _turn(self, seconds: float) -> bool:
+        return bool(await self._link.insist("turn", self._model, self._me, round(seconds * 1000)))
+
+    async def _keep_turn(self) -> None:
+        while True:
+            await asyncio.sleep(TURN / 3)
+            await self._turn(TURN)
+
+    async def _take(self, wanted: Weights) -> None:
+        where = f"weights: version {wanted.version} of {self._model} cannot be loaded on {socket.gethostname()}"
+        self.loading = wanted.version
+        self._gate.clear()
+        self._hold(True)
+        self._changed()
+        try:
+            if not await asyncio.to_thread(os.path.exists, wanted.path):
+                raise GymqError(f"there is no {wanted.path}")
+            await self._settle(wanted.mode)
+            stopped = self._stop_clocks()
+            async with asyncio.timeout(LIMIT):
+                await self._backend.update_weights(wanted.path, wanted.version, wanted.mode)
+        except Exception as error:
+            said = str(error) if isinstance(error, GymqError) else f"{type(error).__name__}: {error}"
+            reason = one_line(said if wanted.path in said else f"{said} ({wanted.path})")
+            await self._report(wanted.version, reason)
+            # The gate stays closed: nobody knows what the backend would answer with.
+            self._failed = GymqError(f"{where}: {reason}; this worker leaves")
+            return
+        self._backend.version = wanted.version
+        self._taken = wanted.id
+        self.loading = None
+        self._start_clocks(stopped)
+        self._gate.set()
+        self._hold(False)
+        self._changed()
+
+    async def _settle(self, mode: str) -> None:
+        """See to the calls in flight as the mode says."""
+        if mode == "keep":
+            return
+        if mode == "abort":
+            for task in self._calls:
+                self._cut.add(task)
+                task.cancel()
+        while self._calls:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _stop_clocks(self) -> dict[asyncio.Task[Any], float]:
+        """Stop the time of the calls that stand still; returns when that was, by the loop's clock."""
+        now = asyncio.get_running_loop().time()
+        stopped: dict[asyncio.Task[Any], float] = {}
+        for task, (_, limit) in self._calls.items():
+            stopped[task] = now
+            if (when := limit.when()) is not None and not limit.expired():
+                # So far away that it cannot come before loading ends, one way or the other.
+                limit.reschedule(when + 2 * LIMIT)
+        return stopped
+
+    def _start_clocks(self, stopped: dict[asyncio.Task[Any], float]) -> None:
+        """Let the time of the calls that stood still go on."""
+        now = asyncio.get_running_loop().time()
+        for task, since in stopped.items():
+            if task in self._calls:
+                request, limit = self._calls[task]
+                request.waited += now - since
+                if (when := limit.when()) is not None and not limit.expired():
+                    limit.reschedule(when - 2 * LIMIT + now - since)
+
+    async def _report(self, version: int, error: str) -> None:
+        """Say that this replica leaves, and why, where people look."""
+        failure = msgspec.json.encode(Failure(socket.gethostname(), os.getpid(), version, error, time.time()))
+        key = self._link.keys.failed(self._model)
+        while True:
+            try:
+                await self._link.send("LPUSH", key, failure)
+                await self._link.send("LTRIM", key, 0, FAILURES - 1)
+                return
+            except Outage:
+                await self._link.reconnect()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
+
+    async def mirror(self, link: Link) -> None:
+        """See that another shard says what shard 0 says.
+
+        Args:
+            link: to that shard.
+
+        Raises:
+            Outage: the connection broke.
+        """
+        # What it has read last: shard 0 may be away, and the others go on.
+        if self._last is not None:
+            await copy(link, self._last)
