@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from gymq.errors import UsageError
-from gymq.runtime.rate_limit import Limit, Limiter
 from gymq.wire.calls import Generated, Tokens
 from gymq.wire.message import Conversation
 from gymq.wire.task import Task
@@ -43,6 +42,88 @@ class Request(msgspec.Struct):
     waited: float = 0.0
     history: Callable[[], Awaitable[list[tuple[int, Tokens]]]] | None = None
     born: float = 0.0
+
+
+#: Seconds that a request waits for permits, over all its tries; less than the hour after which its call is overdue.
+PATIENCE = 3000.0
+
+#: Seconds of a server's Retry-After that we honour; longer ones (quotas by the hour) would only hold a place.
+LONGEST_RETRY_AFTER = 60.0
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """A token bucket that a person asked for.
+
+    Args:
+        name: what it counts, as `requests`.
+        rate: how many a second.
+        burst: how many at once, after a pause; what costs more is granted by a full bucket, and leaves a debt.
+    """
+
+    name: str
+    rate: float
+    burst: float
+
+
+class Permit(msgspec.Struct):
+    """Leave for one request.
+
+    Args:
+        costs: what it costs of each limit.
+        at: the server's ms at which it was granted, 0: none was needed.
+        waited: seconds that it took.
+    """
+
+    costs: list[float]
+    at: int = 0
+    waited: float = 0.0
+
+
+class Limiter(Protocol):
+    """Grants permits for one endpoint's requests, within the limits that all processes share."""
+
+    async def enter(self, patience: float = PATIENCE, **costs: float) -> Permit:
+        """Wait until a request may be sent.
+
+        Args:
+            patience: seconds that it may take.
+            costs: the request's cost of each limit by name; 1 where not said.
+
+        Raises:
+            CallError: `timeout`.
+        """
+        ...
+
+    def answered(self, permit: Permit, **used: float) -> None:
+        """Report a request's answer.
+
+        Args:
+            permit: the request's permit.
+            used: its true cost of each limit by name, where that differs from the estimate.
+        """
+        ...
+
+    def correct(self, permit: Permit, **used: float) -> None:
+        """Report a request's true cost without an answer.
+
+        Args:
+            permit: the request's permit.
+            used: its true cost of each limit by name.
+        """
+        ...
+
+    def refused(self, permit: Permit, retry_after: float | None) -> None:
+        """Report that the endpoint refused a request because there are too many.
+
+        Args:
+            permit: the request's permit.
+            retry_after: seconds in which the endpoint wants no request, or None.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close its connection."""
+        ...
 
 
 class Limited:

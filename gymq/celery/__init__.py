@@ -1,135 +1,22 @@
-"""The Celery app: the outer plane. `celery -A gymq worker --role agent|model|resource -P threads` hosts an actor,
-`celery -A gymq worker --role executor -P prefork` runs what needs a process that may be killed.
+"""Celery's part: the app with its task and queues, the steps of its workers, remote control and Flower.
 
-Queues: `gymq.rollouts` holds tasks that enqueue rows, agent workers read it; `gymq.isolated` holds isolated calls,
-executors read it; workers of the other roles read no queue of Celery's, their mail comes over Redis Streams.
+`celery -A gymq` finds `app` here. The app is made when it is first asked for: making it reads the environment's settings,
+and command lines and the broker's address are needed without it.
 """
 
 from __future__ import annotations
 
-# Celery and kombu have no stubs.
-# pyright: reportMissingTypeStubs=false
-import sys
-import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
-from celery import Celery
-from celery.platforms import SecurityWarning
-from kombu.entity import Queue
+if TYPE_CHECKING:
+    from gymq.celery.application import app
 
-from gymq import plugins
-from gymq.celery import broker, control, serializer
-from gymq.celery.actor_step import ISOLATED_QUEUE, ROLLOUTS_QUEUE, ActorStep, OutageStep
-from gymq.celery.executor_step import DrainStep
-from gymq.errors import GymqError
-from gymq.settings import Settings
-
-#: The entry points whose modules define further Celery tasks.
-TASKS = "gymq.tasks"
-
-#: The task by which any Celery client enqueues rollouts.
-ENQUEUE = "gymq.enqueue"
-
-#: The task that runs one call in an executor.
-ISOLATED = "gymq.isolated"
-
-#: How kombu talks to Redis. Seconds where nothing else is said.
-TRANSPORT_OPTIONS: dict[str, Any] = {
-    # Truth is in ledgers and pending calls, a queue is a hint: kombu's bookkeeping of unacknowledged messages would cost
-    # eight commands a message, and bring answered calls back an hour after a death.
-    "ack_emulation": False,
-    # Bodies are text: base64 would make them a third longer.
-    "body_encoding": "utf-8",
-    # 0 comes first, 9 is normal; each step is one more key in every BRPOP.
-    "priority_steps": [0, 9],
-    "queue_order_strategy": "round_robin",
-    # A half-open connection is noticed after these, not never.
-    "socket_timeout": 10,
-    "socket_connect_timeout": 5,
-    "socket_keepalive": True,
-    "health_check_interval": 5,
-}
-
-#: An executor's child is replaced after so many calls: what leaks, leaks for so long.
-MAX_TASKS_PER_CHILD = 500
-
-#: KiB of resident memory above which an executor's child is replaced after its call; a gibibyte of caches is plenty.
-MAX_MEMORY_PER_CHILD = 1024 * 1024
+__all__ = ["app"]
 
 
-def create(settings: Settings) -> Any:
-    """Make the app.
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'gymq.celery' has no attribute {name!r}")
+    from gymq.celery.application import app
 
-    Args:
-        settings: where Redis is.
-
-    Raises:
-        UsageError: its server cannot be Celery's broker.
-    """
-    serializer.register()
-    told = broker.find(settings)
-    made: Any = Celery("gymq", broker=told.url, set_as_current=True)
-    made.conf.update(
-        broker_transport_options=TRANSPORT_OPTIONS | told.options,
-        broker_use_ssl=told.ssl or False,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_pool_acquire_timeout=30,
-        result_backend=None,
-        task_ignore_result=True,
-        task_serializer=serializer.NAME,
-        event_serializer="json",
-        accept_content=serializer.ACCEPT,
-        task_acks_late=True,
-        task_queues=[Queue(name, routing_key=name) for name in (ROLLOUTS_QUEUE, ISOLATED_QUEUE)],
-        task_default_queue=ROLLOUTS_QUEUE,
-        task_default_priority=9,
-        task_routes={ENQUEUE: {"queue": ROLLOUTS_QUEUE}, ISOLATED: {"queue": ISOLATED_QUEUE}},
-        task_create_missing_queues=False,
-        task_send_sent_event=False,
-        worker_send_task_events=True,
-        worker_prefetch_multiplier=1,
-        worker_disable_rate_limits=True,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        # What environments and roles print goes where they print it.
-        worker_redirect_stdouts=False,
-        worker_max_tasks_per_child=MAX_TASKS_PER_CHILD,
-        worker_max_memory_per_child=MAX_MEMORY_PER_CHILD,
-        include=sorted(point.module for point in plugins.points(TASKS).values()),
-    )
-    made.user_options["worker"].add(
-        click.Option(["--role"], metavar="ROLE", help="What this worker is: agent, model, resource or executor.")
-    )
-    made.user_options["worker"].add(
-        click.Option(["--option"], multiple=True, metavar="KEY=VALUE", help="An option of the role; may be repeated.")
-    )
-    made.steps["worker"].update({ActorStep, DrainStep, OutageStep})
-    return made
-
-
-# Celery warns of root because of pickle, which is not accepted here; in a container everybody is root.
-warnings.filterwarnings("ignore", category=SecurityWarning)
-
-app: Any = create(Settings.from_environment())
-control.install()
-
-
-@app.task(name=ENQUEUE, throws=(GymqError,))
-def enqueue(run: str, chunk: str, rows: list[Any] | None = None) -> None:
-    """Write rows to a run's ledger and admit what its credits allow.
-
-    Args:
-        run: the run's name.
-        chunk: the chunk's id, the same if it is sent again.
-        rows: the rows; None: they stand in the ledger already.
-    """
-    # Only who runs the task needs the admission; clients import this module to send.
-    from gymq.celery import enqueue_task
-
-    try:
-        enqueue_task.enqueue(Settings.from_environment(), run, chunk, rows)
-    except GymqError as error:
-        # Celery's own line for an expected failure is of a level that nobody sees.
-        print(f"gymq: {ENQUEUE} of chunk {str(chunk)[:60]!r} of run {str(run)[:60]!r}: {error}", file=sys.stderr)
-        raise
+    return app

@@ -26,18 +26,10 @@ from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
 from gymq import plugins
+from gymq.celery.queues import EXECUTOR, QUEUES, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
 from gymq.runtime import multi_shard
 from gymq.settings import Settings
-
-ROLLOUTS_QUEUE = "gymq.rollouts"
-ISOLATED_QUEUE = "gymq.isolated"
-
-#: The role that hosts no actor but a pool of processes.
-EXECUTOR = "executor"
-
-#: The queues of Celery's that each role reads.
-QUEUES: dict[str, list[str]] = {"agent": [ROLLOUTS_QUEUE], "model": [], "resource": [], EXECUTOR: [ISOLATED_QUEUE]}
 
 #: Seconds between two looks at the actor's events: Flower is for people.
 EVENT_PERIOD = 0.5

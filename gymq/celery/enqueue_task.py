@@ -9,39 +9,11 @@ from gymq import plugins
 from gymq.errors import ServerUnreachable, UsageError
 from gymq.ingest.row_parser import Ids, parse_row
 from gymq.settings import Settings
+from gymq.store.admission import admit
 from gymq.store.connection import Link, Outage
 from gymq.store.runs import check_name, load_config
 from gymq.store.sharded import Shards
 from gymq.store.task_ledger import Ledger
-
-#: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
-ADMIT = 128
-
-#: Rollouts that one script passes over because a sink has them: as many as take no longer than that.
-SKIP = 2000
-
-#: Bytes up to which messages, a task or a state travel inside mail. Beyond that the callee loads them: a copy in a
-#: mailbox costs memory and log twice.
-INLINE = 4096
-
-
-#: Bytes of finished rollouts, as Redis keeps them, beyond which a run waits for its consumers: rollouts with long
-#: conversations are a megabyte each, and then their number bounds nothing.
-BACKLOG_BYTES = 256 * 2**20
-
-
-async def admit(link: Link) -> int:
-    """Start rollouts while their runs have credits; returns how many.
-
-    Raises:
-        Outage: the connection broke; some may have been started.
-    """
-    total = 0
-    while True:
-        admitted, skipped = await link.run("admit", ADMIT, INLINE, SKIP, BACKLOG_BYTES)
-        total += admitted
-        if admitted < ADMIT and skipped < SKIP:
-            return total
 
 
 def enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:

@@ -17,7 +17,8 @@ from celery import bootsteps
 from celery.platforms import EX_OK
 from celery.worker import state
 
-from gymq.celery.actor_step import DRAIN_LIMIT, EXECUTOR, ISOLATED_QUEUE, parse_options
+from gymq.celery.actor_step import DRAIN_LIMIT, parse_options
+from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
 
 #: Seconds between two looks at whether the calls have ended.
 PERIOD = 0.1

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gymq.errors import ServerUnreachable, UsageError
+from gymq.errors import ServerUnreachable
 from gymq.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,19 +115,3 @@ def engine_options(command: F) -> F:
     for option in reversed(given):
         command = option(command)
     return command
-
-
-def parse_pairs(pairs: tuple[str, ...], option: str = "--option") -> dict[str, str]:
-    """Read `KEY=VALUE` pairs.
-
-    Args:
-        pairs: as given.
-        option: which option they were given with, for the error.
-
-    Raises:
-        UsageError: a pair has no `=`.
-    """
-    for pair in pairs:
-        if not pair.partition("=")[0] or "=" not in pair:
-            raise UsageError(f"{option} {pair!r}: write KEY=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gymq.cli import EXIT_CODES
-from gymq.cli.options import engine_options, parse_pairs, rate_options, task_options, token_option
+from gymq.cli.options import engine_options, rate_options, task_options, token_option
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(env: str, **given: Any) -> int:
     """
     from gymq.local.preflight import survey
     from gymq.local.run_dir import Place
-    from gymq.local.run_options import check_names, make_backend, read_request, run_name
+    from gymq.local.run_options import check_names, make_backend, parse_pairs, read_request, run_name
     from gymq.local.run_session import Session, terminate
 
     signal.signal(signal.SIGTERM, terminate)

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from gymq.celery.worker_command import ROLES
-from gymq.cli.options import engine_options, find_server, parse_pairs, rate_options, server_options, token_option
+from gymq.cli.options import engine_options, find_server, rate_options, server_options, token_option
 from gymq.errors import UnknownName, UsageError
 
 #: Seconds between two looks at the workers of `--gpus`.
@@ -74,6 +74,7 @@ def worker(
       gymq worker executor --processes 4 --redis redis://:secret@10.0.0.5:6379/0
     """
     from gymq.celery.worker_command import command
+    from gymq.local.run_options import parse_pairs
 
     options = {key: value for key, value in given.items() if value is not None and value != ()}
     for option in (*options, *(["processes"] if processes else [])):

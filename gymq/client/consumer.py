@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
 
+from gymq.aio import end
 from gymq.client.rollout_set import Seen
 from gymq.client.staleness import Staleness
 from gymq.client.stream import Stream
 from gymq.errors import UsageError
-from gymq.runtime.actor import end
 from gymq.settings import Settings
 from gymq.store.topology import parse
 from gymq.wire.rollout import Group, Rollout

@@ -151,7 +151,8 @@ class Producer:
 
     def _announce(self, chunk: str) -> None:
         # The ledger is the truth and admission looks at it anyway; the message makes it look now.
-        from gymq.celery import ENQUEUE, app, broker
+        from gymq.celery import app, broker
+        from gymq.celery.queues import ENQUEUE
 
         # The app was made of the environment's settings, which need not be ours.
         told = broker.find(self._settings)

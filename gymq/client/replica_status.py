@@ -8,11 +8,8 @@ import time
 import msgspec
 
 from gymq.errors import UNREADABLE, GymqError
-from gymq.store.model_weights import Weights, read_weights
+from gymq.store.model_weights import Failure, Weights, read_weights
 from gymq.store.sharded import Shards, scan
-
-#: Failures of a model's replicas that are kept, the newest.
-FAILURES = 100
 
 #: Seconds between two looks of a publisher that waits.
 PAUSE = 0.1
@@ -31,28 +28,6 @@ class Replica(msgspec.Struct):
     pid: int
     version: int | None = None
     loading: int | None = None
-
-    @property
-    def name(self) -> str:
-        """For a person."""
-        return f"{self.host} pid {self.pid}"
-
-
-class Failure(msgspec.Struct):
-    """A replica that could not load weights, and left.
-
-    Args:
-        host, pid: its process.
-        version: of the weights.
-        error: one line.
-        at: seconds since the epoch.
-    """
-
-    host: str
-    pid: int
-    version: int
-    error: str
-    at: float
 
     @property
     def name(self) -> str:

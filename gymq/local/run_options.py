@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gymq import plugins
-from gymq.cli.options import parse_pairs
 from gymq.errors import DataError, UsageError
 from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.sampling import check_sampling
@@ -287,3 +286,19 @@ def run_name(identity: dict[str, Any]) -> str:
     """
     digest = hashlib.blake2b(msgspec.json.encode(identity, order="sorted"), digest_size=5).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', identity['environment'])[:_NAME].lstrip('-_') or 'run'}-{digest}"
+
+
+def parse_pairs(pairs: tuple[str, ...], option: str = "--option") -> dict[str, str]:
+    """Read `KEY=VALUE` pairs.
+
+    Args:
+        pairs: as given.
+        option: which option they were given with, for the error.
+
+    Raises:
+        UsageError: a pair has no `=`.
+    """
+    for pair in pairs:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise UsageError(f"{option} {pair!r}: write KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)

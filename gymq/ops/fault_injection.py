@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gymq.celery.actor_step import EXECUTOR
+from gymq.celery.queues import EXECUTOR
 from gymq.errors import GymqError, ServerUnreachable
 from gymq.runtime.membership import DEAD
 from gymq.settings import Settings

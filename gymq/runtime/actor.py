@@ -15,9 +15,9 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
 from typing import Any
 
+from gymq.aio import end
 from gymq.errors import GymqError, ServerUnreachable
 from gymq.runtime.mailbox import Gone, Mail, Mailboxes
 from gymq.runtime.membership import Liveness
@@ -380,13 +380,3 @@ def newer_waits(schema: int, known: int) -> str:
         known: the newest that the worker reads.
     """
     return f"mail of a newer schema ({schema}; this worker reads up to {known}) waits; start newer workers"
-
-
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they have ended: `asyncio.wait_for`, which the Redis client uses, loses cancellations (3.11)."""
-    tasks = list(tasks)
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=0.1)
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gymq.client.stream import genuine
 from gymq.errors import UNREADABLE, CallError, UnknownName, UsageError
 from gymq.runtime.mailbox import STRIKES, Mail
 from gymq.store.batching import pack
@@ -22,6 +21,7 @@ from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.store.task_ledger import Ledger
 from gymq.wire.calls import Call, decode_call
+from gymq.wire.record import genuine
 from gymq.wire.task import Task, decode_task
 
 #: Entries that one command reads: a few milliseconds of the server's time.

@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from gymq.runtime.actor import EVENTS, Actor, end
+from gymq.aio import end
+from gymq.runtime.actor import EVENTS, Actor
 from gymq.settings import Settings
 from gymq.store.sharded import Shards
 from gymq.store.topology import parse

@@ -19,50 +19,17 @@ from typing import Any
 
 import msgspec
 
+from gymq.aio import end
+from gymq.api.backend import LONGEST_RETRY_AFTER, PATIENCE, Limit, Permit
 from gymq.errors import CallError, GymqError
-from gymq.runtime.actor import end
 from gymq.store.batching import pack
 from gymq.store.connection import Link
-
-#: Seconds that a request waits for permits, over all its tries; less than the hour after which its call is overdue.
-PATIENCE = 3000.0
-
-#: Seconds of a server's Retry-After that we honour; longer ones (quotas by the hour) would only hold a place.
-LONGEST_RETRY_AFTER = 60.0
 
 #: Asks in one script, so that it never holds the server for long.
 MOST = 128
 
 #: Seconds over which the answers of a process are counted.
 SPAN = 5.0
-
-
-class Limit(msgspec.Struct, frozen=True):
-    """A token bucket that a person asked for.
-
-    Args:
-        name: what it counts, as `requests`.
-        rate: how many a second.
-        burst: how many at once, after a pause; what costs more is granted by a full bucket, and leaves a debt.
-    """
-
-    name: str
-    rate: float
-    burst: float
-
-
-class Permit(msgspec.Struct):
-    """Leave for one request.
-
-    Args:
-        costs: what it costs of each limit.
-        at: the server's ms at which it was granted, 0: none was needed.
-        waited: seconds that it took.
-    """
-
-    costs: list[float]
-    at: int = 0
-    waited: float = 0.0
 
 
 class Limiter:

@@ -21,6 +21,9 @@ MODES = ("keep", "wait", "abort")
 #: The highest version: what Lua counts exactly.
 MOST = 2**53
 
+#: Failures of a model's replicas that are kept, the newest.
+FAILURES = 100
+
 
 class Weights(msgspec.Struct, frozen=True):
     """What a model is to sample with.
@@ -42,6 +45,28 @@ class Weights(msgspec.Struct, frozen=True):
     rolling: bool
     id: str
     published: float
+
+
+class Failure(msgspec.Struct):
+    """A replica that could not load weights, and left.
+
+    Args:
+        host, pid: its process.
+        version: of the weights.
+        error: one line.
+        at: seconds since the epoch.
+    """
+
+    host: str
+    pid: int
+    version: int
+    error: str
+    at: float
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.host} pid {self.pid}"
 
 
 async def read_weights(link: Link, model: str) -> Weights | None:

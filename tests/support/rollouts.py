@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 
 from gymq.celery import worker_command
-from gymq.celery.enqueue_task import ADMIT, BACKLOG_BYTES, INLINE, SKIP
 from gymq.client.producer import Produced, Producer
 from gymq.runtime import dead_letters
 from gymq.settings import Settings
 from gymq.store import runs
+from gymq.store.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
 from gymq.store.batching import pack
 from gymq.store.connection import Link
 from gymq.store.runs import RunConfig, RunStatus

@@ -10,9 +10,9 @@ import pytest
 from redis import Redis
 
 from gymq.cache import BUDGET
-from gymq.celery.enqueue_task import BACKLOG_BYTES
 from gymq.client.rollout_set import Seen
 from gymq.store import task_ledger
+from gymq.store.admission import BACKLOG_BYTES
 from gymq.store.runs import RunConfig
 from tests.support.farm import records
 from tests.support.redis_server import wait_until

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from gymq.celery.enqueue_task import INLINE
 from gymq.runtime.affinity import Way
 from gymq.runtime.mailbox import Mail
+from gymq.store.admission import INLINE
 from gymq.wire.calls import Call, CallKind, Plan, encode, mark
 
 from .state import Live, encode_state

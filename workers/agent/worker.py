@@ -13,13 +13,13 @@ from gymq import plugins
 from gymq.api.agent import Agent
 from gymq.api.environment import EnvironmentSpec
 from gymq.cache import Cache
-from gymq.celery.enqueue_task import admit
 from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
 from gymq.runtime.actor import Actor
 from gymq.runtime.affinity import Routes
 from gymq.runtime.dead_letters import bury_step
 from gymq.runtime.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.settings import Settings
+from gymq.store.admission import admit
 from gymq.store.batching import pack
 from gymq.store.connection import Link, Outage, ServerFull
 from gymq.store.model_weights import read_version

@@ -20,7 +20,7 @@ import redis
 from celery import bootsteps, signals
 from celery.worker import state
 
-from gymq.celery.actor_step import EXECUTOR
+from gymq.celery.queues import EXECUTOR
 from gymq.runtime.reply import send_sync
 from gymq.settings import Settings
 from gymq.store.keys import Keys

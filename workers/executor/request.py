@@ -13,7 +13,7 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from gymq.celery.actor_step import ISOLATED_QUEUE
+from gymq.celery.queues import ISOLATED_QUEUE
 from gymq.errors import Fault
 from gymq.wire.calls import Call, Reply, decode_call, decode_reply
 

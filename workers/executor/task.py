@@ -18,8 +18,8 @@ from billiard.common import terminate_handler_fired
 from kombu.exceptions import OperationalError
 
 from gymq.api.environment import DEFAULT_TIMEOUT
-from gymq.celery import ISOLATED, app
-from gymq.celery.actor_step import EXECUTOR, ISOLATED_QUEUE
+from gymq.celery import app
+from gymq.celery.queues import EXECUTOR, ISOLATED, ISOLATED_QUEUE
 from gymq.errors import CallError, FaultKind
 from gymq.runtime.reply import send_sync
 from gymq.store.connection import script

@@ -18,11 +18,10 @@ from typing import Any
 import msgspec
 
 from gymq.api.backend import Backend, Request
-from gymq.client.replica_status import FAILURES, Failure
 from gymq.errors import GymqError, one_line
 from gymq.settings import Settings
 from gymq.store.connection import FULL_PAUSE, Link, Outage, ServerFull
-from gymq.store.model_weights import Weights, copy, read_weights
+from gymq.store.model_weights import FAILURES, Failure, Weights, copy, read_weights
 from gymq.wire.calls import Generated
 
 #: Seconds between two looks at whether it is this replica's turn.

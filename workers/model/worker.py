@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from gymq import plugins
+from gymq.aio import end
 from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, GymqError, UsageError, one_line
-from gymq.runtime.actor import Actor, end
+from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallServer
 from gymq.runtime.mailbox import Mail
 from gymq.settings import Settings

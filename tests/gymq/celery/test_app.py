@@ -62,7 +62,7 @@ def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client
     from celery import Celery
 
     if client == "gymq":
-        from gymq.celery import create
+        from gymq.celery.application import create
 
         app = create(Settings(redis_url=redis_url))
         app.send_task("gymq.enqueue", ("demo", "c1", rows))

@@ -8,10 +8,11 @@ from itertools import pairwise
 
 import pytest
 
+from gymq.api.backend import Limit
 from gymq.errors import CallError
 from gymq.process.embedded_redis import EmbeddedServer
 from gymq.runtime import rate_limit
-from gymq.runtime.rate_limit import Fading, Limit, Limiter, digest
+from gymq.runtime.rate_limit import Fading, Limiter, digest
 from gymq.store.batching import pack
 from gymq.store.connection import Link
 from tests.support.shard import keys

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from gymq.client.publish_weights import forget, publish
-from gymq.client.replica_status import Failure, check, survey, taken
+from gymq.client.replica_status import check, survey, taken
 from gymq.errors import GymqError, UsageError
 from gymq.settings import Settings
-from gymq.store.model_weights import copy, read_version, read_weights
+from gymq.store.model_weights import Failure, copy, read_version, read_weights
 from gymq.store.sharded import Shards
 
 

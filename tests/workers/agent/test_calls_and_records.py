@@ -7,7 +7,7 @@ import json
 import pytest
 from gymq_workers.agent.tool_agent import ToolAgent
 
-from gymq.celery.enqueue_task import INLINE
+from gymq.store.admission import INLINE
 from gymq.wire.calls import Tokens, decode_plan
 from gymq.wire.message import Message, encode_message
 from tests.workers.agent.play import Play, only, opened, record, records, result, said, scored, spec

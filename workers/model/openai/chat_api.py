@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import msgspec
@@ -10,6 +9,8 @@ import msgspec
 from gymq.api.backend import Request
 from gymq.wire.calls import Usage
 from gymq.wire.message import Function, Message, ToolCall, encode_message, without_reasoning
+
+from ..tool_calls import distinct, finish_reason, new_call_id
 
 PATH = "/chat/completions"
 
@@ -182,18 +183,13 @@ def read_answer(data: bytes) -> Answer:
             output = named_ids([item.token for item in listed])
     return Answer(
         encode_message(message),
-        ended(_FINISHES.get(finish, "stop"), bool(calls)),
+        finish_reason(_FINISHES.get(finish, "stop"), bool(calls)),
         _usage(completion.usage),
         completion.model or "",
         prompt,
         output,
         logprobs,
     )
-
-
-def ended(finish: str, called: bool) -> str:
-    """How an answer ended; servers disagree whether one with tool calls ended by `stop`."""
-    return "tool_calls" if called and finish == "stop" else finish
 
 
 def named_ids(tokens: list[str]) -> list[int] | None:
@@ -204,16 +200,6 @@ def named_ids(tokens: list[str]) -> list[int] | None:
         return [int(token[9:]) for token in tokens]
     except ValueError:
         return None
-
-
-def distinct(calls: list[ToolCall]) -> list[ToolCall]:
-    """Tool calls of one turn, each with an id of its own: their results name them."""
-    seen: set[str] = set()
-    for call in calls:
-        if call.id in seen:
-            call.id = call_id()
-        seen.add(call.id)
-    return calls
 
 
 def count(tokens: int | None) -> int:
@@ -227,11 +213,6 @@ def count(tokens: int | None) -> int:
     if not 0 <= tokens < 1 << 40:
         raise Nonsense(f"usage of {str(tokens)[:20]} tokens")
     return tokens
-
-
-def call_id() -> str:
-    """An id for a tool call that the server left without one; its result must name it."""
-    return f"call_{os.urandom(12).hex()}"
 
 
 def failed(error: Any) -> BrokenOff:
@@ -274,7 +255,7 @@ def _tool_call(call: _ToolCall) -> ToolCall:
     arguments = call.function.arguments
     if isinstance(arguments, dict):
         arguments = _encoder.encode(arguments).decode()
-    return ToolCall(call.id or call_id(), Function(call.function.name, "{}" if arguments is None else arguments))
+    return ToolCall(call.id or new_call_id(), Function(call.function.name, "{}" if arguments is None else arguments))
 
 
 def _usage(usage: _Usage | None) -> Usage:

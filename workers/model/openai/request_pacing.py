@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gymq.api.backend import Request
+from gymq.api.backend import PATIENCE, Limiter, Permit, Request
 from gymq.errors import CallError
-from gymq.runtime.rate_limit import PATIENCE, Limiter, Permit
 from gymq.wire.calls import Usage
 
 from .retry import Transient

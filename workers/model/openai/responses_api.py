@@ -13,7 +13,8 @@ from gymq.api.backend import Request
 from gymq.wire.calls import Usage
 from gymq.wire.message import Function, Message, ToolCall, encode_message
 
-from .chat_api import Answer, BrokenOff, Nonsense, call_id, count, distinct, ended, failed, named_ids
+from ..tool_calls import distinct, finish_reason, new_call_id
+from .chat_api import Answer, BrokenOff, Nonsense, count, failed, named_ids
 
 PATH = "/responses"
 
@@ -172,7 +173,7 @@ def read_answer(data: bytes) -> Answer:
                 logprobs += part.logprobs or ()
         elif item.type == "function_call":
             arguments = item.arguments if isinstance(item.arguments, str) else _encoder.encode(item.arguments).decode()
-            calls.append(ToolCall(item.call_id or call_id(), Function(item.name, arguments)))
+            calls.append(ToolCall(item.call_id or new_call_id(), Function(item.name, arguments)))
         elif item.type == "reasoning":
             reasons += [part.text for part in item.content or item.summary or ()]
         if item.generation_token_ids is not None:
@@ -182,7 +183,7 @@ def read_answer(data: bytes) -> Answer:
     message = Message("assistant", None if calls and not content else content, "\n".join(reasons) or None, calls)
     return Answer(
         encode_message(message),
-        ended(finish, bool(calls)),
+        finish_reason(finish, bool(calls)),
         _usage(response.usage),
         response.model or "",
         ids.prompt_token_ids,

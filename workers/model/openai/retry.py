@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from gymq.api.backend import LONGEST_RETRY_AFTER
 from gymq.errors import CallError, FaultKind
-from gymq.runtime.rate_limit import LONGEST_RETRY_AFTER
 
 #: Further tries after the first. With the waits below they span about a minute: a load balancer's hiccup, not an outage,
 #: for which the rollout's own budget is there.

@@ -10,9 +10,9 @@ from gymq.api.backend import Backend, Request
 from gymq.wire.calls import Generated, Usage
 from gymq.wire.message import encode_message
 
-from ..openai.chat_api import ended
 from ..tokens.chat_template import Renderer
 from ..tokens.token_log import TokenLog
+from ..tool_calls import finish_reason
 from .engine import Engine
 from .images import Images
 from .options import VllmOptions
@@ -102,7 +102,7 @@ class VllmBackend(Backend):
         self._log.answered(request, prompt, sampled.ids, encoded)
         return Generated(
             encoded,
-            ended(sampled.finish, bool(message.tool_calls)),
+            finish_reason(sampled.finish, bool(message.tool_calls)),
             Usage(len(ids), len(sampled.ids), sampled.cached, sampled.reasoning),
             prompt.tokens(sampled.ids, sampled.logprobs, sampled.versions),
             self._label,

@@ -8,7 +8,7 @@ from typing import Any
 
 from gymq.wire.message import Function, Message, ToolCall
 
-from ..openai.chat_api import call_id, distinct
+from ..tool_calls import distinct, new_call_id
 from .engine import Sampled
 from .load import Load
 from .options import VllmOptions
@@ -92,7 +92,7 @@ class Parsers:
             self._malformed(f"{type(error).__name__}: {error}")
             return Message("assistant", text)
         sampled.reasoning = parser.count_reasoning_tokens(sampled.ids)
-        calls = [ToolCall(one.id or call_id(), Function(one.name, one.arguments or "{}")) for one in found or ()]
+        calls = [ToolCall(one.id or new_call_id(), Function(one.name, one.arguments or "{}")) for one in found or ()]
         if not calls and body.chat.tools and any(mark in (content or "") for mark in _MARKS):
             self._malformed("it stands in the message as text")
         return Message("assistant", content or (None if calls else ""), reasoning or None, distinct(calls))

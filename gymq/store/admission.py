@@ -1,0 +1,34 @@
+"""Admission: rollouts of the ledger begin while their run has credits."""
+
+from __future__ import annotations
+
+from gymq.store.connection import Link
+
+#: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
+ADMIT = 128
+
+#: Rollouts that one script passes over because a sink has them: as many as take no longer than that.
+SKIP = 2000
+
+#: Bytes up to which messages, a task or a state travel inside mail. Beyond that the callee loads them: a copy in a
+#: mailbox costs memory and log twice.
+INLINE = 4096
+
+
+#: Bytes of finished rollouts, as Redis keeps them, beyond which a run waits for its consumers: rollouts with long
+#: conversations are a megabyte each, and then their number bounds nothing.
+BACKLOG_BYTES = 256 * 2**20
+
+
+async def admit(link: Link) -> int:
+    """Start rollouts while their runs have credits; returns how many.
+
+    Raises:
+        Outage: the connection broke; some may have been started.
+    """
+    total = 0
+    while True:
+        admitted, skipped = await link.run("admit", ADMIT, INLINE, SKIP, BACKLOG_BYTES)
+        total += admitted
+        if admitted < ADMIT and skipped < SKIP:
+            return total
