@@ -19,7 +19,7 @@ from bench import engines
 from bench.engines import Engines, Told, generated
 from bench.report import Sheet
 from bench.words import text
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.keys import Keys
 
 #: Messages that one script moves out of a private mailbox; nothing lies there between runs.
@@ -38,7 +38,7 @@ def shared(replicas: Engines) -> Iterator[None]:
     boxes: Any = replicas.client.hgetall(Keys().private)
 
     async def each(script: str, *more: Any) -> None:
-        link = Link(replicas.settings, "bench")
+        link = Connection(replicas.settings, "bench")
         await link.connect()
         for worker, open_for in boxes.items():
             await link.run(script, worker, *(more or (open_for,)))

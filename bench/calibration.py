@@ -23,8 +23,8 @@ import msgspec
 import redis
 
 from bench.meter import Meter, Used
-from gymq.process.child_process import Child
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.child_process import ChildProcess
+from gymq.process.embedded_redis import EmbeddedRedis
 
 MODES = ("client", "raw", "batched")
 
@@ -175,7 +175,7 @@ def calibrate(folder: Path, count: int, window: int, mode: str) -> Calibrated:
     """
     window = min(window, count)
     argv = [sys.executable, "-m", "bench.calibration"]
-    with EmbeddedServer(folder / "server") as server:
+    with EmbeddedRedis(folder / "server") as server:
         client = redis.Redis.from_url(server.url)
         meter = Meter(client)
         meter.add("server", server.pid or 0)
@@ -184,7 +184,7 @@ def calibrate(folder: Path, count: int, window: int, mode: str) -> Calibrated:
         root = str(Path(__file__).resolve().parent.parent)
         env = {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]), "BENCH_URL": server.url}
         flags = [str(count), str(window), mode]
-        actors = [Child([*argv, role, *flags], env, role, folder / f"{role}.log") for role in ROLES]
+        actors = [ChildProcess([*argv, role, *flags], env, role, folder / f"{role}.log") for role in ROLES]
         try:
             for actor in actors:
                 while not actor.tail(1):

@@ -24,8 +24,8 @@ from bench.machine import line, machine, now, when
 from gymq import RunConfig, Settings, consume
 from gymq.celery import worker_command
 from gymq.client.producer import Producer
-from gymq.process.child_process import Child
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.child_process import ChildProcess
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.store.keys import Keys
 
 #: Seconds in which a model must be loaded.
@@ -87,8 +87,8 @@ class Engines:
         self._folder = folder
         self._gpus = gpus
         self._options = {"model": self.model, "engine": json.dumps(args.engine), **options}
-        self._server = EmbeddedServer(folder / "server")
-        self._children: list[Child] = []
+        self._server = EmbeddedRedis(folder / "server")
+        self._children: list[ChildProcess] = []
         self._runs = 0
 
     def __enter__(self) -> Engines:
@@ -118,7 +118,7 @@ class Engines:
     def _start(self, role: str, env: dict[str, str], options: dict[str, Any]) -> None:
         name = f"{role}{len(self._children)}"
         argv, told = worker_command.command(self.settings, role, options, name)
-        self._children.append(Child(argv, env | told, name, self._folder / f"{name}.log"))
+        self._children.append(ChildProcess(argv, env | told, name, self._folder / f"{name}.log"))
 
     def _wait(self) -> None:
         until = time.monotonic() + START_LIMIT

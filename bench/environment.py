@@ -31,7 +31,7 @@ class Turns(Weather):
             messages: the conversation.
             task: the row.
         """
-        done = (len(messages) - len(task.turns)) // 2
+        done = (len(messages) - len(task.encoded)) // 2
         if done + 1 >= task["turns"]:
             return Message(role="assistant", content=messages.last.text)
         arguments = msgspec.json.encode({"city": task["city"]}).decode()
@@ -83,6 +83,6 @@ class Talk(Environment):
             messages: the conversation.
             task: the row.
         """
-        said = (len(messages) - len(task.turns) + 1) // 2
+        said = (len(messages) - len(task.encoded) + 1) // 2
         result = Message(role="user", content=text(task["index"] * 100 + said, task["words"]))
         return Response(messages=[result], done=said >= task["turns"])

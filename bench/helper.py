@@ -20,7 +20,7 @@ from gymq.celery import app
 from gymq.client.producer import Producer
 from gymq.client.sink_loop import feed
 from gymq.settings import Settings
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, create
 
 CONSUMER = "bench"
@@ -53,7 +53,7 @@ class Load(msgspec.Struct):
 
 
 async def _declare(load: Load, settings: Settings) -> None:
-    link = Link(settings, "bench")
+    link = Connection(settings, "bench")
     await link.connect()
     await create(link, load.config())
     await link.run("declare", load.run, CONSUMER)

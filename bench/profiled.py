@@ -10,23 +10,23 @@ import sys
 
 from celery.__main__ import main
 
-from gymq.celery.actor_step import Host
+from gymq.celery.actor_step import ActorThread
 
 
 def run() -> None:
     """Start Celery with the profiler around the actor's thread."""
     path = sys.argv[1]
     sys.argv = ["celery", *sys.argv[2:]]
-    live = Host._live
+    live = ActorThread._live
 
-    def profiled(self: Host) -> None:
+    def profiled(self: ActorThread) -> None:
         profiler = cProfile.Profile()
         try:
             profiler.runcall(live, self)
         finally:
             profiler.dump_stats(path)
 
-    Host._live = profiled  # type: ignore[method-assign]
+    ActorThread._live = profiled  # type: ignore[method-assign]
     main()
 
 

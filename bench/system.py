@@ -20,8 +20,8 @@ from bench.helper import Load
 from bench.meter import Meter, Used
 from bench.rows import Checked, check
 from gymq.celery import worker_command
-from gymq.process.child_process import Child
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.child_process import ChildProcess
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from gymq.store.keys import Keys
 
@@ -86,12 +86,12 @@ class System:
         self._workers = workers or {"agent": 1, "model": 1, "resource": 1}
         self._options = options or {}
         self._profile = profile
-        self._server = EmbeddedServer(folder / "server")
-        self._mock: Child | None = None
+        self._server = EmbeddedRedis(folder / "server")
+        self._mock: ChildProcess | None = None
         self._runs = 0
         #: The run that is measured.
         self.run = ""
-        self.children: dict[str, list[Child]] = {}
+        self.children: dict[str, list[ChildProcess]] = {}
         self.env: dict[str, str] = {}
 
     def __enter__(self) -> System:
@@ -125,13 +125,13 @@ class System:
 
     def _start_mock(self) -> str:
         argv = [sys.executable, "-m", "bench.mock_server", "--latency", str(self._latency)]
-        mock = self._mock = Child(argv, self.env, "mock", self.folder / "mock.log")
+        mock = self._mock = ChildProcess(argv, self.env, "mock", self.folder / "mock.log")
         self.children["mock"] = [mock]
         _until(lambda: bool(mock.tail(1)), self.failures, "the mock server does not come up")
         self.meter.add("mock", mock.pid)
         return mock.tail(1)[0].removeprefix("listening on ").strip() + "/v1"
 
-    def add(self, role: str) -> Child:
+    def add(self, role: str) -> ChildProcess:
         """Start one more worker."""
         workers = self.children.setdefault(role, [])
         name = f"{role}{len(workers)}"
@@ -139,7 +139,7 @@ class System:
         if self._profile:
             at = argv.index("celery")
             argv[at : at + 1] = ["bench.profiled", str(self.folder / f"{name}.prof")]
-        child = Child(argv, self.env | env, name, self.folder / f"{name}.log")
+        child = ChildProcess(argv, self.env | env, name, self.folder / f"{name}.log")
         workers.append(child)
         self.meter.add(role, child.pid)
         return child

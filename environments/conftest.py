@@ -89,9 +89,9 @@ def recorded() -> Callable[[str], list[Recorded]]:
         for rollout in _lines(folder / "example_rollouts.jsonl"):
             task = _task(name, rows[_prompt(rollout)])
             output = rollout["response"]["output"]
-            turns = [encode_message(message) for message in _messages(output)]
+            encoded = [encode_message(message) for message in _messages(output)]
             results = [item["output"] for item in output if item["type"] == "function_call_output"]
-            found.append(Recorded(task, Conversation(task.turns + turns), results, rollout["reward"]))
+            found.append(Recorded(task, Conversation(task.encoded + encoded), results, rollout["reward"]))
         assert len(found) == RECORDED_COUNT
         return found
 
@@ -109,7 +109,7 @@ def play() -> Callable[[Environment, Task], Awaitable[Played]]:
 
 
 async def _play(environment: Any, task: Task) -> Played:
-    conversation = Conversation(list(task.turns))
+    conversation = Conversation(list(task.encoded))
     encoded = b""
 
     async def call(function: Callable[..., Any], arguments: dict[str, Any] | None = None, keep: bool = True) -> Any:
@@ -123,7 +123,7 @@ async def _play(environment: Any, task: Task) -> Played:
         return value
 
     def say(*messages: Message) -> None:
-        conversation.turns.extend(encode_message(message) for message in messages)
+        conversation.encoded.extend(encode_message(message) for message in messages)
 
     spec = environment.spec()
     if spec.open.present:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gymq.client.publish_weights import publish_weights
     from gymq.client.sink_loop import Sink
     from gymq.errors import GymqError, TaskError, ToolError, Unavailable
-    from gymq.process.sandbox import Ran, run_program
+    from gymq.process.sandbox import ProgramResult, run_program
     from gymq.settings import Settings
     from gymq.store.runs import RunConfig
     from gymq.wire.message import Conversation, Function, Message, ToolCall
@@ -38,7 +38,7 @@ _HOMES = {
     "client.producer": ("Producer", "produce"),
     "wire.rollout": ("Group", "Rollout"),
     "store.runs": ("RunConfig",),
-    "process.sandbox": ("Ran", "run_program"),
+    "process.sandbox": ("ProgramResult", "run_program"),
     "settings": ("Settings",),
     "client.sink_loop": ("Sink",),
     "wire.task": ("Task",),
@@ -46,10 +46,10 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Agent", "Ask", "Backend", "Branch", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function", "Generate",
-    "Group", "GymqError", "Message", "Opening", "Producer", "Ran", "Request", "Respond", "Response", "Results", "Rollout",
-    "RunConfig", "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError", "Unavailable", "View", "consume",
-    "hook", "produce", "publish_weights", "run_program", "tool",
+    "Agent", "Ask", "Backend", "Branch", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function",
+    "Generate", "Group", "GymqError", "Message", "Opening", "Producer", "ProgramResult", "Request", "Respond", "Response",
+    "Results", "Rollout", "RunConfig", "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError",
+    "Unavailable", "View", "consume", "hook", "produce", "publish_weights", "run_program", "tool",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks until they have ended: `asyncio.wait_for`, which the Redis client uses, loses cancellations (3.11)."""
     tasks = list(tasks)
     while pending := [task for task in tasks if not task.done()]:

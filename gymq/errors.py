@@ -129,7 +129,7 @@ class TaskError(GymqError):
 
 
 #: Characters of a text of others that a fault repeats.
-LONGEST = 300
+MAX_QUOTE = 300
 
 
 def one_line(text: str) -> str:
@@ -138,6 +138,6 @@ def one_line(text: str) -> str:
     Args:
         text: any text; what a server sent may hold lone surrogates and control characters.
     """
-    line = " ".join(text[: 20 * LONGEST].split())
-    line = "".join(c if c.isprintable() else "?" for c in line[: LONGEST + 1])
-    return line if len(line) <= LONGEST else line[:LONGEST] + "…"
+    line = " ".join(text[: 20 * MAX_QUOTE].split())
+    line = "".join(c if c.isprintable() else "?" for c in line[: MAX_QUOTE + 1])
+    return line if len(line) <= MAX_QUOTE else line[:MAX_QUOTE] + "…"

@@ -11,7 +11,7 @@ import msgspec
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 #: Rows decoded at a time: enough to spread the cost of a batch, few enough that rows with images fit in memory.
-BATCH = 256
+BATCH_ROWS = 256
 
 
 def rows(table: Any, where: str, start: int) -> Iterator[tuple[str, bytes]]:

@@ -41,7 +41,7 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         dataset: Any = datasets.load_from_disk(str(folder))
         if start >= len(dataset):
             return
-        for batch in dataset.skip(start).with_format("arrow").iter(arrow.BATCH):
+        for batch in dataset.skip(start).with_format("arrow").iter(arrow.BATCH_ROWS):
             yield from arrow.rows(batch, source, start)
             start += batch.num_rows
     except Exception as error:  # what a damaged folder raises is not documented

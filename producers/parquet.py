@@ -34,7 +34,7 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
             first, groups = 0, list(range(file.num_row_groups))
             while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:
                 first += file.metadata.row_group(groups.pop(0)).num_rows
-            for batch in file.iter_batches(arrow.BATCH, row_groups=groups) if groups else ():
+            for batch in file.iter_batches(arrow.BATCH_ROWS, row_groups=groups) if groups else ():
                 skipped = min(max(start - first, 0), batch.num_rows)
                 yield from arrow.rows(batch.slice(skipped), source, first + skipped)
                 first += batch.num_rows

@@ -22,9 +22,9 @@ from redis.exceptions import ConnectionError
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gymq import plugins
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from tests.support.farm import PLUGIN, Farm
 from tests.support.redis_server import leaked_keys, left_by_done_runs, wait_until
 from tests.support.rollouts import linked
@@ -33,14 +33,14 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     """The server of this xdist worker."""
-    with EmbeddedServer(tmp_path_factory.mktemp("redis")) as server:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture
-def redis_url(redis_server: EmbeddedServer) -> Iterator[str]:
+def redis_url(redis_server: EmbeddedRedis) -> Iterator[str]:
     """The address of a server without data and with its own settings, whatever the last test did to it.
 
     Afterwards no run that is done may have left a key that never expires.
@@ -70,7 +70,7 @@ def settings(redis_url: str) -> Settings:
 
 
 @pytest.fixture
-async def link(settings: Settings) -> AsyncIterator[Link]:
+async def link(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to it."""
     async with linked(settings) as link:
         yield link

@@ -20,7 +20,7 @@ import pytest
 from gymq import Environment
 from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.row_parser import parse_row
-from gymq.local.run_options import read_request
+from gymq.local.run_options import read_run_options
 from gymq.store.runs import RunConfig
 from gymq.wire.pricing import Prices
 from tests.support import rollouts
@@ -68,7 +68,7 @@ def test_the_environments_of_the_docs_are_environments():
 def test_the_rows_and_files_of_the_docs_are_accepted(tmp_path: Path):
     for body in blocks("docs/tasks.md", "json"):
         for line in body.splitlines():
-            assert parse_row(line.encode(), where="docs/tasks.md", environment="counter", known={"counter"}).turns
+            assert parse_row(line.encode(), where="docs/tasks.md", environment="counter", known={"counter"}).encoded
     (prompt,) = blocks("docs/tasks.md", "yaml")
     path = tmp_path / "prompt.yaml"
     path.write_text(prompt)
@@ -76,7 +76,7 @@ def test_the_rows_and_files_of_the_docs_are_accepted(tmp_path: Path):
     (run,) = blocks("docs/cli.md", "yaml")
     path = tmp_path / "run.yaml"
     path.write_text(run)
-    request = read_request({"config": str(path)}, ("data", "model"))
+    request = read_run_options({"config": str(path)}, ("data", "model"))
     assert (request.samples, request.all_sampling["top_p"]) == (8, 0.95)
 
 

@@ -70,7 +70,7 @@ class GuessNumber(Environment):
             task: the row, for its range.
         """
         low, high = task["low"], task["high"]
-        for i in range(len(task.turns), len(messages)):
+        for i in range(len(task.encoded), len(messages)):
             if messages[i].role == "user":
                 middle = (low + high) // 2
                 low, high = (middle + 1, high) if messages[i].text == "higher" else (low, middle - 1)

@@ -29,7 +29,7 @@ class MultipleChoice(Environment):
         expected = (task.get("expected_answer") or "").strip().upper()
         if not expected:
             return Score(reason="the row has no expected_answer")
-        answers = (messages[i] for i in range(len(task.turns), len(messages)))
+        answers = (messages[i] for i in range(len(task.encoded), len(messages)))
         text = "".join(message.text for message in answers if message.role == "assistant").strip()
         options = Options(task.get("options"))
         patterns = (task.get("template_metadata") or {}).get("output_regex")

@@ -42,7 +42,7 @@ def test_each_task_has_a_prompt_of_its_own_and_a_recording_with_a_reward(recorde
 
 def test_a_recording_holds_the_ids_and_logprobs_of_each_answer(recorded):
     for rollout in recorded.values():
-        assert sum(len(branch.turns) for branch in branches(rollout)) == rollout["turns"]
+        assert sum(len(branch.answers) for branch in branches(rollout)) == rollout["turns"]
         assert all(logprob <= 0 for branch in branches(rollout) for logprob in branch.logprobs)
 
 

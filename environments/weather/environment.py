@@ -39,7 +39,7 @@ class Weather(Environment):
         Args:
             messages: the conversation; no message is decoded, as this is on the path that benchmarks measure.
         """
-        called = any(_CALL in turn for turn in messages.turns)
+        called = any(_CALL in turn for turn in messages.encoded)
         return Score(reward=1.0, metrics={"called_tool": float(called)})
 
     def policy(self, messages: Conversation) -> Message:

@@ -45,10 +45,10 @@ class Request(msgspec.Struct):
 
 
 #: Seconds that a request waits for permits, over all its tries; less than the hour after which its call is overdue.
-PATIENCE = 3000.0
+PERMIT_WAIT = 3000.0
 
 #: Seconds of a server's Retry-After that we honour; longer ones (quotas by the hour) would only hold a place.
-LONGEST_RETRY_AFTER = 60.0
+MAX_RETRY_AFTER = 60.0
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class Permit(msgspec.Struct):
 class Limiter(Protocol):
     """Grants permits for one endpoint's requests, within the limits that all processes share."""
 
-    async def enter(self, patience: float = PATIENCE, **costs: float) -> Permit:
+    async def enter(self, patience: float = PERMIT_WAIT, **costs: float) -> Permit:
         """Wait until a request may be sent.
 
         Args:

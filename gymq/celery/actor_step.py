@@ -71,7 +71,7 @@ def die(reason: str, code: int = EX_FAILURE) -> NoReturn:
 _Step: Any = bootsteps.StartStopStep
 
 
-class Host:
+class ActorThread:
     """One actor, the thread it lives in, and the thread that sees to its end.
 
     Args:
@@ -186,7 +186,7 @@ class ActorStep(_Step):
         self._worker = worker
         self._role = role
         self._options = parse_options(option)
-        self._host: Host | None = None
+        self._host: ActorThread | None = None
 
     def create(self, parent: Any) -> None:
         """Make the actor.
@@ -199,7 +199,7 @@ class ActorStep(_Step):
             limit = float(self._options.get("drain_limit", DRAIN_LIMIT))
         except (GymqError, ValueError) as error:
             raise click.UsageError(str(error)) from error
-        self._host = parent.gymq = Host(role, limit, self._begin_shutdown)
+        self._host = parent.gymq = ActorThread(role, limit, self._begin_shutdown)
 
     def start(self, parent: Any) -> None:
         """Start the actor, and take the signals over from Celery, which installed its handlers just before."""

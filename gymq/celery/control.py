@@ -15,7 +15,7 @@ from celery.worker import control
 from celery.worker import state as requests
 
 from gymq.settings import Settings
-from gymq.store.sync_connection import clients
+from gymq.store.sync_connection import sync_connections
 
 #: Celery's registry of commands, seen as untyped.
 _control: Any = control
@@ -76,7 +76,7 @@ def _host(state: Any) -> Any:
 
 def _want(state: Any, paused: bool) -> dict[str, Any]:
     try:
-        for client in clients(Settings.from_environment(), "gymq-control"):
+        for client in sync_connections(Settings.from_environment(), "gymq-control"):
             key = client.keys.paused
             client.do(lambda server, key=key: server.set(key, "1") if paused else server.delete(key))  # type: ignore[misc]
             client.close()

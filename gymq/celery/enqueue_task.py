@@ -7,13 +7,13 @@ from typing import Any
 
 from gymq import plugins
 from gymq.errors import ServerUnreachable, UsageError
-from gymq.ingest.row_parser import Ids, parse_row
+from gymq.ingest.row_parser import TaskIds, parse_row
 from gymq.settings import Settings
 from gymq.store.admission import admit
-from gymq.store.connection import Link, Outage
+from gymq.store.connection import Connection, Outage
 from gymq.store.runs import check_name, load_config
 from gymq.store.sharded import Shards
-from gymq.store.task_ledger import Ledger
+from gymq.store.task_ledger import TaskLedger
 
 
 def enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | None) -> int:
@@ -45,17 +45,17 @@ async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | N
         await shards.reconnect()  # however long a shard is away: these rows stand nowhere else
         config = await load_config(shards.first, run)
         known = plugins.points(plugins.ENVIRONMENTS)
-        ids, tasks = Ids(), []
+        ids, tasks = TaskIds(), []
         for i, row in enumerate(rows, 1):
             tasks.append(parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known))
             ids.add(tasks[-1], f"{chunk}:{i}")
-        await Ledger(shards.links, run).write(chunk, tasks, wait=False)
+        await TaskLedger(shards.links, run).write(chunk, tasks, wait=False)
         return sum(await shards.each(admit))
     finally:
         await shards.close()
 
 
-async def _try(link: Link) -> int:
+async def _try(link: Connection) -> int:
     """Admit on a shard; one that is away is seen to by the agents when it is back."""
     try:
         await link.connect()

@@ -21,7 +21,7 @@ from gymq.celery.actor_step import DRAIN_LIMIT, parse_options
 from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
 
 #: Seconds between two looks at whether the calls have ended.
-PERIOD = 0.1
+CHECK_INTERVAL = 0.1
 
 #: Celery's base of steps, seen as untyped.
 _Step: Any = bootsteps.StartStopStep
@@ -61,7 +61,7 @@ class DrainStep(_Step):
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:
         """Set the timer; Celery calls this on every connection."""
         self._cancelled = False
-        hub.call_repeatedly(PERIOD, self._look)
+        hub.call_repeatedly(CHECK_INTERVAL, self._look)
 
     def drain(self) -> None:
         """Take no more calls, and end when those in work have ended; may be called again."""

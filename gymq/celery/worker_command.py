@@ -9,7 +9,7 @@ from gymq.celery import broker
 from gymq.settings import Settings
 
 #: Threads of Celery's pool in a worker that hosts an actor: they run the enqueue task and nothing else.
-THREADS = 2
+POOL_THREADS = 2
 
 ROLES = ("agent", "model", "resource", "executor")
 
@@ -31,7 +31,7 @@ def command(
         UsageError: the server of the settings cannot be Celery's broker.
     """
     argv = [sys.executable, "-m", "celery", "--quiet", "-A", "gymq", "worker", "--role", role, "-n", f"{name}@%h"]
-    pool = ["-P", "prefork", "-c", str(processes), "-E"] if role == "executor" else ["-P", "threads", "-c", str(THREADS)]
+    pool = ["-P", "prefork", "-c", str(processes), "-E"] if role == "executor" else ["-P", "threads", "-c", str(POOL_THREADS)]
     argv += [*pool, "--without-gossip", "--without-mingle", "-l", log_level]
     for key, value in options.items():
         if value is not None:

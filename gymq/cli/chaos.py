@@ -46,7 +46,7 @@ def chaos(
     """
     from gymq.cli.status import with_shards
     from gymq.errors import GymqError, UsageError
-    from gymq.ops.fault_injection import Chaos, Fault, victims
+    from gymq.ops.fault_injection import FaultInjector, InjectedFault, victims
 
     kinds: list[Any] = [kind for kind in faults.split(",") if kind]
     if not kinds or set(kinds) - set(_FAULTS):
@@ -63,20 +63,20 @@ def chaos(
     seed = random.randrange(1 << 32) if seed is None else seed
     click.echo(f"seed {seed}")
 
-    def tell(fault: Fault) -> None:
+    def tell(fault: InjectedFault) -> None:
         how = f"held {len(fault.held)}"
         if fault.held and fault.recovered is not None:
             how += f", all answered {fault.recovered:.1f} s after"
         click.echo(f"{fault.kind} {fault.role} {fault.pid}: {how}")
 
-    async def work() -> list[Fault]:
+    async def work() -> list[InjectedFault]:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         if seconds is not None:
             loop.call_later(seconds, stop.set)
-        return await Chaos(settings, seed=seed, every=every, kinds=kinds, roles=roles, tell=tell).run(stop)
+        return await FaultInjector(settings, seed=seed, every=every, kinds=kinds, roles=roles, tell=tell).run(stop)
 
     _report(asyncio.run(work()))
 

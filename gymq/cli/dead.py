@@ -87,7 +87,7 @@ def show_one(id: str, redis: str | None, of: str | None) -> None:
         shown["task"] = {
             "id": task.id,
             "environment": task.environment,
-            "messages": [msgspec.Raw(turn) for turn in task.turns],
+            "messages": [msgspec.Raw(turn) for turn in task.encoded],
             "fields": msgspec.Raw(task.fields),
             "sampling": msgspec.Raw(task.sampling),
             "tools": msgspec.Raw(task.tools or b"null"),

@@ -35,17 +35,17 @@ def find_server(redis: str | None, of: str | None) -> Settings:
         ServerUnreachable: no such `gymq run` is running.
     """
     if of is not None:
-        from gymq.local.run_dir import Place
+        from gymq.local.run_dir import RunDir
         from gymq.process.embedded_redis import running_url
 
-        redis = running_url(Place(Path(of)).server)
+        redis = running_url(RunDir(Path(of)).server)
         if redis is None:
             raise ServerUnreachable(f"no `gymq run` with --out {of} is running; start it, or use --redis")
     return Settings.from_environment(redis_url=redis)
 
 
 def task_options(command: F) -> F:
-    """Give a command the options that say what is rolled out, and how; `RunOptions` and `gymq.cli.request` read them."""
+    """Give a command the options that say what is rolled out, and how; `RunOptions` and `gymq.local.run_options` read them."""
     positive, count, seconds = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0, min_open=True)
     given = [
         click.option("--data", metavar="ROWS", help="Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE."),

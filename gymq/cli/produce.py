@@ -35,13 +35,13 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.client.consumer import check_consumer
     from gymq.client.producer import Produced
     from gymq.ingest.source import fingerprint
-    from gymq.local.run_options import Request, read_request
+    from gymq.local.run_options import RunOptions, read_run_options
     from gymq.local.source_ranges import produce as enqueue
-    from gymq.local.source_ranges import segments
+    from gymq.local.source_ranges import source_ranges
     from gymq.store.runs import check_name
     from gymq.store.sharded import Shards
 
-    request: Request = read_request(given, needed=("data", "run", "model"))
+    request: RunOptions = read_run_options(given, needed=("data", "run", "model"))
     plugins.environment(env)
     plugins.agent(request.agent)
     assert request.run is not None
@@ -59,7 +59,7 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
             await shards.create(config)
             for consumer in consumers:
                 await shards.declare(config.name, consumer)
-            parts = await segments(shards.first, config.name, source, request.limit)
+            parts = await source_ranges(shards.first, config.name, source, request.limit)
         finally:
             await shards.close()
         return await enqueue(

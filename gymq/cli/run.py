@@ -14,10 +14,10 @@ from gymq.cli.options import engine_options, rate_options, task_options, token_o
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
-    from gymq.client.rollout_set import Seen
-    from gymq.local.preflight import Survey
-    from gymq.local.run_dir import Place
-    from gymq.local.run_session import Session
+    from gymq.client.rollout_set import RolloutSet
+    from gymq.local.preflight import Preflight
+    from gymq.local.run_dir import RunDir
+    from gymq.local.run_session import RunSession
     from gymq.wire.pricing import Prices
 
 
@@ -56,21 +56,21 @@ def run(env: str, **given: Any) -> int:
           --base-url http://127.0.0.1:8000/v1 --concurrency 512 --out out/sums.jsonl
       gymq run weather --config run.yaml --limit 20 --out try.jsonl
     """
-    from gymq.local.preflight import survey
-    from gymq.local.run_dir import Place
-    from gymq.local.run_options import check_names, make_backend, parse_pairs, read_request, run_name
-    from gymq.local.run_session import Session, terminate
+    from gymq.local.preflight import preflight
+    from gymq.local.run_dir import RunDir
+    from gymq.local.run_options import check_names, make_backend, parse_pairs, read_run_options, run_name
+    from gymq.local.run_session import RunSession, terminate
 
     signal.signal(signal.SIGTERM, terminate)
     given["engine"] = parse_pairs(given["engine"], "--engine") or None
-    request = read_request(given, needed=("data", "model", "out"))
+    request = read_run_options(given, needed=("data", "model", "out"))
     check_names(env, request)
     _ = request.price_table
     identity = request.identity(env)
     name = run_name(identity)
     assert request.out is not None
-    place = Place(Path(request.out))
-    rows = survey(request.data, env, request.limit, request.prompt, on_bad=lambda line: click.echo(line, err=True))
+    place = RunDir(Path(request.out))
+    rows = preflight(request.data, env, request.limit, request.prompt, on_bad=lambda line: click.echo(line, err=True))
     if not rows.rows:
         raise DataError(f"{request.data}: has no good rows; nothing to roll out")
     total = rows.rows * request.samples
@@ -85,15 +85,15 @@ def run(env: str, **given: Any) -> int:
         if kept:
             click.echo(f"{place.out}: {len(kept)} rollouts are there; the others are to do", err=True)
         place.enter(name, identity)
-        return _go(Session(request, request.config(env, name), identity["data"], rows, kept, place), place, name, rows.bad)
+        return _go(RunSession(request, request.config(env, name), identity["data"], rows, kept, place), place, name, rows.bad)
 
 
-def _kept(place: Place, name: str, rows: Survey, within: bool = False) -> Seen:
+def _kept(place: RunDir, name: str, rows: Preflight, within: bool = False) -> RolloutSet:
     """The rollouts that OUT has; `within`: only those of the rows that are wanted now."""
-    from gymq.client.rollout_set import Seen
+    from gymq.client.rollout_set import RolloutSet
     from gymq.local.preflight import check_kept
 
-    kept = Seen(name)
+    kept = RolloutSet(name)
     for row, sample, environment in place.kept(name):
         check_kept(rows.environments, row, environment)
         if not within or row < rows.rows:
@@ -101,7 +101,7 @@ def _kept(place: Place, name: str, rows: Survey, within: bool = False) -> Seen:
     return kept
 
 
-def _go(session: Session, place: Place, name: str, bad: int) -> int:
+def _go(session: RunSession, place: RunDir, name: str, bad: int) -> int:
     """Run the session, and say what came of it."""
     import time
 

@@ -24,7 +24,7 @@ def server(folder: str) -> None:
       export GYMQ_REDIS_URL=$(cat out/server/server.url)
     """
     from gymq.errors import GymqError
-    from gymq.process.embedded_redis import EmbeddedServer
+    from gymq.process.embedded_redis import EmbeddedRedis
 
     path = Path(folder)
     told = threading.Event()
@@ -34,7 +34,7 @@ def server(folder: str) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, tell)
-    with EmbeddedServer(path) as running:
+    with EmbeddedRedis(path) as running:
         click.echo(f"listening; export GYMQ_REDIS_URL=$(cat {path / 'server.url'})")
         # A wait in slices: a signal's handler runs between two of them.
         while not told.wait(0.5):

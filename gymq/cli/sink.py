@@ -83,9 +83,9 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
     Raises:
         UsageError: the consumer writes elsewhere.
     """
-    from gymq.store.connection import Link
+    from gymq.store.connection import Connection
 
-    link = Link(settings, "gymq-sink")
+    link = Connection(settings, "gymq-sink")
     await link.connect()
     try:
         key, place = link.keys.run(made.run), str(made.path.absolute())

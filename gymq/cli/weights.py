@@ -52,7 +52,7 @@ def publish(
       gymq weights publish --model vllm:policy --version 13 --path /models/step13 --mode abort --at-once --wait 120
     """
     from gymq.client.publish_weights import publish_and_see
-    from gymq.client.replica_status import check
+    from gymq.client.replica_status import check_loaded
 
     settings = find_server(redis, of)
     wanted, found = publish_and_see(settings, model, version, path, mode=mode, rolling=rolling, wait=wait or 0.0)
@@ -64,7 +64,7 @@ def publish(
             click.echo(f"{one.name}: took it")
     for failure in found.failed:
         click.echo(f"{failure.name}: could not: {failure.error}")
-    check(found, wanted)
+    check_loaded(found, wanted)
 
 
 @weights.command()
@@ -81,9 +81,9 @@ def status(model: str | None, redis: str | None, of: str | None, as_json: bool) 
     """
     import msgspec
 
-    from gymq.client.replica_status import survey
+    from gymq.client.replica_status import weights_status
 
-    found = with_shards(find_server(redis, of), lambda shards: survey(shards, model))
+    found = with_shards(find_server(redis, of), lambda shards: weights_status(shards, model))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:

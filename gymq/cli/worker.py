@@ -16,7 +16,7 @@ from gymq.cli.options import engine_options, find_server, rate_options, server_o
 from gymq.errors import UnknownName, UsageError
 
 #: Seconds between two looks at the workers of `--gpus`.
-TICK = 0.2
+POLL_INTERVAL = 0.2
 
 #: Which options each role takes, besides those of all roles.
 TAKES: dict[str, set[str]] = {
@@ -114,7 +114,7 @@ def _each(settings: Any, options: dict[str, Any], name: str, log_level: str) -> 
         while not told:
             for event in supervisor.poll():
                 click.echo(f"gymq: {event}", err=True)
-            time.sleep(TICK)
+            time.sleep(POLL_INTERVAL)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler)  # a second one ends all at once

@@ -11,20 +11,20 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal
 
-from gymq.aio import end
-from gymq.client.rollout_set import Seen
-from gymq.client.staleness import Staleness
-from gymq.client.stream import Stream
+from gymq.aio import cancel_and_wait
+from gymq.client.rollout_set import RolloutSet
+from gymq.client.staleness import StalenessLimit
+from gymq.client.stream import ShardStream
 from gymq.errors import UsageError
 from gymq.settings import Settings
 from gymq.store.topology import parse
 from gymq.wire.rollout import Group, Rollout
 
 #: Milliseconds that a read waits for more.
-BLOCK = 500
+BLOCK_MS = 500
 
 #: Seconds that an acknowledgement waits for each of several shards; one that is away is told later.
-PATIENCE = 2.0
+ACK_WAIT = 2.0
 
 #: Characters of a consumer's name.
 _MAX_NAME = 100
@@ -72,17 +72,17 @@ class Results:
         self.missed = 0
         self._unit = unit
         settings = settings or Settings.from_environment()
-        self.seen = Seen(run)
+        self.seen = RolloutSet(run)
         self._streams = [
-            Stream(settings.at(shard), run, consumer, self.seen) for shard in range(len(parse(settings.redis_url)))
+            ShardStream(settings.at(shard), run, consumer, self.seen) for shard in range(len(parse(settings.redis_url)))
         ]
-        self._reads: dict[Stream, asyncio.Task[list[Rollout] | None]] = {}
+        self._reads: dict[ShardStream, asyncio.Task[list[Rollout] | None]] = {}
         self._acknowledging: set[asyncio.Task[None]] = set()
         self._waiting: deque[Rollout] = deque()
         self._open: dict[str, list[Rollout]] = {}
         self._samples = 1
         self.stale = 0
-        self._limit = None if max_staleness is None else Staleness(settings, run, max_staleness)
+        self._limit = None if max_staleness is None else StalenessLimit(settings, run, max_staleness)
         self._passed: list[Rollout] = []
 
     async def connect(self) -> int:
@@ -109,7 +109,7 @@ class Results:
         await self.connect()
         self.missed = sum(await asyncio.gather(*(stream.declare() for stream in self._streams)))
 
-    async def read(self, block: int = BLOCK) -> list[Rollout] | None:
+    async def read(self, block: int = BLOCK_MS) -> list[Rollout] | None:
         """The next finished rollouts; an empty list after a while without any; None when no more will come.
 
         Args:
@@ -146,7 +146,7 @@ class Results:
         """
         return sum(stream.rolled_back for stream in self._streams)
 
-    def resume(self, seen: Seen, newest: int) -> None:
+    def resume(self, seen: RolloutSet, newest: int) -> None:
         """Go on where another process has stopped.
 
         Args:
@@ -177,7 +177,7 @@ class Results:
             }
             self._acknowledging |= tasks
             if tasks:
-                await asyncio.wait(tasks, timeout=PATIENCE)
+                await asyncio.wait(tasks, timeout=ACK_WAIT)
             for task in [task for task in self._acknowledging if task.done()]:
                 self._acknowledging.remove(task)
                 task.result()
@@ -232,7 +232,7 @@ class Results:
 
     async def close(self) -> None:
         """Close the connections; what was not acknowledged comes back next time."""
-        await end([*self._reads.values(), *self._acknowledging])
+        await cancel_and_wait([*self._reads.values(), *self._acknowledging])
         self._reads.clear()
         for stream in self._streams:
             await stream.close()

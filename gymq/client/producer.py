@@ -14,13 +14,13 @@ from kombu.exceptions import OperationalError
 from gymq import plugins
 from gymq.errors import DataError, ServerUnreachable, UsageError
 from gymq.ingest.prompt_template import PromptConfig
-from gymq.ingest.row_parser import Ids, parse_row
+from gymq.ingest.row_parser import TaskIds, parse_row
 from gymq.ingest.sampling import check_sampling
 from gymq.settings import Settings
 from gymq.store.connection import Outage
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
-from gymq.store.task_ledger import CHUNK, Ledger, deal
+from gymq.store.task_ledger import CHUNK_ROWS, TaskLedger, deal
 from gymq.wire.task import Task
 
 #: A row and its place, for errors.
@@ -62,7 +62,7 @@ class Producer:
         source: str,
         *,
         prompt: PromptConfig | None = None,
-        ids: Ids | None = None,
+        ids: TaskIds | None = None,
         on_bad: Callable[[str], None] | None = None,
         on_progress: Callable[[Produced], None] | None = None,
         first: int = 0,
@@ -71,7 +71,7 @@ class Producer:
         self._config = config
         self._source = source
         self._prompt = prompt
-        self._ids = ids or Ids()
+        self._ids = ids or TaskIds()
         self._on_bad = on_bad
         self._on_progress = on_progress
         self._first = first
@@ -96,7 +96,7 @@ class Producer:
             await shards.create(self._config)
             for consumer in consumers:
                 await shards.declare(self._config.name, consumer)
-            await self._enqueue(Ledger(shards.links, self._config.name), rows)
+            await self._enqueue(TaskLedger(shards.links, self._config.name), rows)
             await shards.first.send("HSET", shards.first.keys.run(self._config.name), "bad", self.produced.bad)
             if last:
                 await shards.close_run(self._config.name)
@@ -108,18 +108,18 @@ class Producer:
         finally:
             await shards.close()
 
-    async def _enqueue(self, ledger: Ledger, rows: Iterable[Row]) -> None:
+    async def _enqueue(self, ledger: TaskLedger, rows: Iterable[Row]) -> None:
         have = await ledger.chunks()
         after = [""] * len(have)
         for number, chunk in enumerate(_chunks(rows)):
-            name = f"{self._source}:{number * CHUNK}"
+            name = f"{self._source}:{number * CHUNK_ROWS}"
             tasks, bad = self._parse(chunk)
             before = self._first + self.produced.rows
             known = 0
             dealt = deal(tasks, before, len(have))
             for there, part in zip(have, dealt, strict=True):
                 if name in there and there[name] != len(part):
-                    first, were = number * CHUNK, sum(one.get(name, 0) for one in have)
+                    first, were = number * CHUNK_ROWS, sum(one.get(name, 0) for one in have)
                     raise UsageError(
                         f"{self._source}: rows {first + 1} to {first + len(chunk)} were {were} good rows when they were "
                         f"enqueued, and are {len(tasks)} now; leave the source as it was, or use a new run"
@@ -163,7 +163,7 @@ class Producer:
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
+    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         yield chunk
 
 

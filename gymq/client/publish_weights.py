@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from gymq.client.replica_status import ModelWeights, check, taken
+from gymq.client.replica_status import ModelWeights, check_loaded, wait_until_loaded
 from gymq.errors import UsageError
 from gymq.settings import Settings
-from gymq.store.connection import Link, Outage
-from gymq.store.model_weights import MODES, MOST, Mode, Weights, copy
+from gymq.store.connection import Connection, Outage
+from gymq.store.model_weights import MAX_VERSION, MODES, Mode, Weights, copy
 from gymq.store.sharded import Shards
 
 
@@ -44,7 +44,7 @@ async def publish(shards: Shards, model: str, version: int, path: str, *, mode: 
 def _make(model: str, version: int, path: str, mode: Mode, rolling: bool) -> Weights:
     if not isinstance(model, str) or not model:
         raise UsageError("weights: name the model, as `gymq worker model --model SPEC` does")
-    if type(version) is not int or not 0 < version <= MOST:
+    if type(version) is not int or not 0 < version <= MAX_VERSION:
         raise UsageError(f"weights: version is {version!r}; it is a whole number above 0")
     if not isinstance(path, str) or not path:
         raise UsageError(f"weights: path is {path!r}; name a folder that the model's workers can read")
@@ -53,8 +53,8 @@ def _make(model: str, version: int, path: str, mode: Mode, rolling: bool) -> Wei
     return Weights(model, version, os.path.abspath(path), mode, rolling, secrets.token_hex(8), time.time())
 
 
-async def _elsewhere(shards: Shards, work: Callable[[Link], Awaitable[Any]]) -> None:
-    async def one(link: Link) -> None:
+async def _elsewhere(shards: Shards, work: Callable[[Connection], Awaitable[Any]]) -> None:
+    async def one(link: Connection) -> None:
         with suppress(Outage):  # the workers see to it when that shard is back
             await work(link)
 
@@ -68,7 +68,7 @@ async def forget(shards: Shards, model: str) -> bool:
         Whether anything had been published.
     """
     there = await shards.first.send("DEL", shards.first.keys.weights(model))
-    await shards.first.send("DEL", shards.first.keys.failed(model))
+    await shards.first.send("DEL", shards.first.keys.load_failures(model))
     await _elsewhere(shards, lambda link: link.send("DEL", link.keys.weights(model)))
     return bool(there)
 
@@ -118,7 +118,7 @@ def publish_weights(
         settings or Settings.from_environment(), model, version, path, mode=mode, rolling=rolling, wait=wait
     )
     if wait:
-        check(found, wanted)
+        check_loaded(found, wanted)
     return found
 
 
@@ -145,4 +145,4 @@ def publish_and_see(settings: Settings, model: str, version: int, path: str, **h
     wait = how.pop("wait")
     wanted = asyncio.run(connected(lambda shards: publish(shards, model, version, path, **how)))
     wake(settings)
-    return wanted, asyncio.run(connected(lambda shards: taken(shards, wanted, wait)))
+    return wanted, asyncio.run(connected(lambda shards: wait_until_loaded(shards, wanted, wait)))

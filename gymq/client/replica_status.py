@@ -8,14 +8,14 @@ import time
 import msgspec
 
 from gymq.errors import UNREADABLE, GymqError
-from gymq.store.model_weights import Failure, Weights, read_weights
+from gymq.store.model_weights import LoadFailure, Weights, read_weights
 from gymq.store.sharded import Shards, scan
 
 #: Seconds between two looks of a publisher that waits.
-PAUSE = 0.1
+POLL_INTERVAL = 0.1
 
 
-class Replica(msgspec.Struct):
+class ReplicaStatus(msgspec.Struct):
     """A worker alive that serves a model.
 
     Args:
@@ -47,11 +47,11 @@ class ModelWeights(msgspec.Struct):
 
     model: str
     wanted: Weights | None
-    replicas: list[Replica]
-    failed: list[Failure]
+    replicas: list[ReplicaStatus]
+    failed: list[LoadFailure]
 
     @property
-    def behind(self) -> list[Replica]:
+    def behind(self) -> list[ReplicaStatus]:
         """The replicas that are to take what is wanted, and have not."""
         wanted = self.wanted.version if self.wanted is not None else 0
         return [one for one in self.replicas if one.version is not None and (one.version < wanted or one.loading is not None)]
@@ -69,7 +69,7 @@ class _Worker(msgspec.Struct):
     loading: int | None = None
 
 
-async def taken(shards: Shards, wanted: Weights, limit: float) -> ModelWeights:
+async def wait_until_loaded(shards: Shards, wanted: Weights, limit: float) -> ModelWeights:
     """Wait until a model's replicas have taken weights, or could not.
 
     Args:
@@ -82,15 +82,15 @@ async def taken(shards: Shards, wanted: Weights, limit: float) -> ModelWeights:
     """
     until = time.monotonic() + limit
     while True:
-        (found,) = await survey(shards, wanted.model)
+        (found,) = await weights_status(shards, wanted.model)
         newer = found.wanted is not None and found.wanted.version > wanted.version
         takers = [one for one in found.replicas if one.version is not None]
         if newer or ((takers or found.failed or found.replicas) and not found.behind) or time.monotonic() >= until:
             return found
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
-async def survey(shards: Shards, model: str | None = None) -> list[ModelWeights]:
+async def weights_status(shards: Shards, model: str | None = None) -> list[ModelWeights]:
     """What models are to sample with, and who does.
 
     Args:
@@ -107,14 +107,17 @@ async def survey(shards: Shards, model: str | None = None) -> list[ModelWeights]
         models = sorted(published | {spec for spec, some in replicas.items() if any(one.version is not None for one in some)})
     found: list[ModelWeights] = []
     for spec in models:
-        failed = [msgspec.json.decode(one, type=Failure) for one in await first.send("LRANGE", first.keys.failed(spec), 0, -1)]
+        failed = [
+            msgspec.json.decode(one, type=LoadFailure)
+            for one in await first.send("LRANGE", first.keys.load_failures(spec), 0, -1)
+        ]
         found.append(ModelWeights(spec, await read_weights(first, spec), replicas.get(spec, []), failed))
     return found
 
 
-async def _replicas(shards: Shards) -> dict[str, list[Replica]]:
+async def _replicas(shards: Shards) -> dict[str, list[ReplicaStatus]]:
     """The model workers alive, by what they serve."""
-    found: dict[tuple[str, int], tuple[str, Replica]] = {}
+    found: dict[tuple[str, int], tuple[str, ReplicaStatus]] = {}
     for link in shards.links:
         flat = await link.send("HGETALL", link.keys.workers)
         entries = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -129,20 +132,20 @@ async def _replicas(shards: Shards) -> dict[str, list[Replica]]:
                 continue
             # A process has an entry on each shard; one may be a moment behind.
             _, known = found.get((told.host, told.pid), ("", None))
-            new = Replica(told.host, told.pid, told.version, told.loading)
+            new = ReplicaStatus(told.host, told.pid, told.version, told.loading)
             if known is None or (known.version or 0) > (new.version or 0):
                 found[told.host, told.pid] = (boxes[0], new)
-    by_model: dict[str, list[Replica]] = {}
+    by_model: dict[str, list[ReplicaStatus]] = {}
     for _, (spec, replica) in sorted(found.items()):
         by_model.setdefault(spec, []).append(replica)
     return by_model
 
 
-def check(found: ModelWeights, wanted: Weights) -> None:
+def check_loaded(found: ModelWeights, wanted: Weights) -> None:
     """See that weights were taken.
 
     Args:
-        found: what `taken` found.
+        found: what `wait_until_loaded` found.
         wanted: what was published.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gymq.errors import DataError
 
 
-class Seen:
+class RolloutSet:
     """A set of rollouts of one run.
 
     Args:

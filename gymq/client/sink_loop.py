@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from gymq.client.consumer import Results
-from gymq.client.rollout_set import Seen
+from gymq.client.rollout_set import RolloutSet
 from gymq.settings import Settings
 from gymq.wire.rollout import Rollout
 
@@ -39,7 +39,7 @@ class Sink:
     def __init__(self, path: Path, run: str) -> None:
         self.path = path
         self.run = run
-        self.seen = Seen(run)
+        self.seen = RolloutSet(run)
         self.newest = 0
         self.written = 0
         self.repeated = 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from gymq.settings import Settings
-from gymq.store.connection import Link, Outage
+from gymq.store.connection import Connection, Outage
 from gymq.store.model_weights import read_version
 from gymq.store.runs import load_config
 from gymq.wire.rollout import Rollout
 
 
-class Staleness:
+class StalenessLimit:
     """The limit of one consumer.
 
     Args:
@@ -19,7 +19,7 @@ class Staleness:
     """
 
     def __init__(self, settings: Settings, run: str, most: int) -> None:
-        self._link = Link(settings.at(0), "gymq-staleness")
+        self._link = Connection(settings.at(0), "gymq-staleness")
         self._run = run
         self._most = most
         self._model = ""

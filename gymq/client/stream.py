@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import sys
 
-from gymq.client.rollout_set import Seen
+from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UnknownName
 from gymq.settings import Settings
-from gymq.store.connection import Link, Outage
+from gymq.store.connection import Connection, Outage
 from gymq.store.sharded import check
-from gymq.wire.record import genuine
+from gymq.wire.record import is_rollout_entry
 from gymq.wire.rollout import Rollout, shard_of
 
 #: Finished rollouts read at once.
-BATCH = 500
+READ_BATCH = 500
 
 #: The name of the one reader within a consumer.
 READER = "reader"
 
 
-class Stream:
+class ShardStream:
     """What one consumer gets from one shard.
 
     Args:
@@ -35,15 +35,15 @@ class Stream:
         rolled_back: finished rollouts that the shard had lost; they end again, and are not delivered again.
     """
 
-    def __init__(self, settings: Settings, run: str, consumer: str, seen: Seen) -> None:
+    def __init__(self, settings: Settings, run: str, consumer: str, seen: RolloutSet) -> None:
         self.over = False
         self.done = False
         self._run = run
         self._consumer = consumer
         self._ttl = settings.ttl
-        self._link = Link(settings, f"gymq-consumer-{consumer}")
+        self._link = Connection(settings, f"gymq-consumer-{consumer}")
         # Where reads of several shards are always under way, an acknowledgement must not wait for them.
-        self._ack_link = self._link if self._link.shards == 1 else Link(settings, f"gymq-consumer-{consumer}")
+        self._ack_link = self._link if self._link.shards == 1 else Connection(settings, f"gymq-consumer-{consumer}")
         self.repeated = 0
         self.rolled_back = 0
         self._seen = seen
@@ -122,7 +122,7 @@ class Stream:
             except Outage:
                 await self._link.reconnect()
 
-    def resume(self, seen: Seen, newest: int) -> None:
+    def resume(self, seen: RolloutSet, newest: int) -> None:
         """Go on where another process has stopped.
 
         Args:
@@ -168,7 +168,7 @@ class Stream:
         while True:
             try:
                 reply = await self._link.send(
-                    "XREADGROUP", "GROUP", self._consumer, READER, "COUNT", BATCH, *wait, "STREAMS", stream, after
+                    "XREADGROUP", "GROUP", self._consumer, READER, "COUNT", READ_BATCH, *wait, "STREAMS", stream, after
                 )
             except GymqError as error:
                 if "NOGROUP" in str(error):
@@ -182,7 +182,7 @@ class Stream:
             for entry, fields in entries:
                 if fields is None:
                     continue
-                if genuine(fields, self._run) and shard_of(fields[1].decode(), self._link.shards) == self._link.shard:
+                if is_rollout_entry(fields, self._run) and shard_of(fields[1].decode(), self._link.shards) == self._link.shard:
                     ours.append(Rollout(fields[1].decode(), fields[7], fields[3] == b"1", entry, int(fields[5])))
                 else:
                     forged.append(entry)

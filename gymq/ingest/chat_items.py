@@ -39,18 +39,18 @@ class Part(msgspec.Struct):
     filename: str | None = None
 
 
-class CallFunction(msgspec.Struct):
+class FunctionCallBody(msgspec.Struct):
     """The function of a chat message's tool call; data sets also write the arguments as an object."""
 
     name: str
     arguments: str | dict[str, Any] | None = None
 
 
-class Call(msgspec.Struct):
+class FunctionCallItem(msgspec.Struct):
     """One of a chat message's tool calls."""
 
     id: str
-    function: CallFunction
+    function: FunctionCallBody
 
 
 class Item(msgspec.Struct):
@@ -60,7 +60,7 @@ class Item(msgspec.Struct):
     role: str | None = None
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: list[FunctionCallItem] | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None

@@ -65,7 +65,7 @@ def parse_row(
     raise DataError(_line(where, reason))
 
 
-class Ids:
+class TaskIds:
     """The ids of one source's rows so far: an id names one row.
 
     A hash of each is kept, about 70 bytes; that two ids have the same one is less likely than a broken disk.
@@ -147,7 +147,7 @@ def _task(row: dict[str, Any], environment: str, known: Collection[str], prompt:
     return Task(
         id=_id(row.get("id")),
         environment=name,
-        turns=[encode_message(message) for message in messages],
+        encoded=[encode_message(message) for message in messages],
         fields=_encoder.encode(kept),
         sampling=_encoder.encode(sampling),
         tools=None if tools is None else _encoder.encode(tools),

@@ -12,11 +12,11 @@ from gymq.api.environment import EnvironmentSpec
 from gymq.client.producer import Row
 from gymq.errors import DataError, UsageError
 from gymq.ingest.prompt_template import PromptConfig
-from gymq.ingest.row_parser import Ids, parse_row
+from gymq.ingest.row_parser import TaskIds, parse_row
 from gymq.ingest.source import rows
 
 
-class Survey(msgspec.Struct):
+class Preflight(msgspec.Struct):
     """What a look at the rows found.
 
     Args:
@@ -41,9 +41,9 @@ class Survey(msgspec.Struct):
         return [type(plugins.environment(name)).spec() for name in sorted(set(self.environments))]
 
 
-def survey(
+def preflight(
     data: str, environment: str, limit: int | None, prompt: PromptConfig | None, on_bad: Callable[[str], None]
-) -> Survey:
+) -> Preflight:
     """Look at the rows once.
 
     Args:
@@ -59,8 +59,8 @@ def survey(
     """
     known = plugins.points(plugins.ENVIRONMENTS)
     names = {name: name for name in known}
-    found = Survey()
-    ids = Ids()
+    found = Preflight()
+    ids = TaskIds()
     for where, row in read(data, 0, limit):
         try:
             task = parse_row(row, where=where, environment=environment, known=known, prompt=prompt)
@@ -81,7 +81,7 @@ def read(data: str, start: int, end: int | None) -> Iterator[Row]:
         end: the first row not wanted; None: all.
 
     Raises:
-        DataError, UsageError, UnknownName: as `survey`.
+        DataError, UsageError, UnknownName: as `preflight`.
     """
     return islice(rows(data), start, end)
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gymq.store.runs import RunStatus
 
 #: Seconds between two lines where there is no terminal.
-PERIOD = 10.0
+LINE_INTERVAL = 10.0
 
 #: Seconds over which the rate is taken: short enough to show a change, long enough not to dance.
 WINDOW = 5.0
@@ -73,6 +73,6 @@ class RunProgress:
         if self._bar is not None:
             self._bar.update(self._task, total=self._total, completed=status.ended, more=more)
             self._bar.refresh()
-        elif now - self._spoken >= PERIOD or last:
+        elif now - self._spoken >= LINE_INTERVAL or last:
             self._spoken = now
             self.say(f"{self._name}: {status.ended}/{self._total} rollouts, {more}")

@@ -32,7 +32,7 @@ LOCK_LIMIT = 3.0
 _TICK = 0.05
 
 
-class Place:
+class RunDir:
     """The place of one run.
 
     Args:

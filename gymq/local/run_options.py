@@ -23,7 +23,7 @@ from gymq.store.runs import RunConfig
 from gymq.wire.pricing import Prices
 
 #: The largest number of anything: Redis and Lua count beyond it, but what asks for more is a slip of the finger.
-MOST = 10**9
+MAX_NUMBER = 10**9
 
 #: Characters of an environment's name that its runs' names begin with.
 _NAME = 60
@@ -36,7 +36,7 @@ _BOUNDS = (
 )  # fmt: skip
 
 
-class Request(BaseModel):
+class RunOptions(BaseModel):
     """The options by name, as `--config` has them; `docs/cli.md` tells each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -49,27 +49,27 @@ class Request(BaseModel):
     api: Literal["chat", "responses", "generate"] | None = None
     token_ids: bool = False
     tokenizer: str | None = None
-    rpm: float | None = Field(None, gt=0, le=MOST)
-    tpm: float | None = Field(None, gt=0, le=MOST)
+    rpm: float | None = Field(None, gt=0, le=MAX_NUMBER)
+    tpm: float | None = Field(None, gt=0, le=MAX_NUMBER)
     gpu: str | None = None
     gpus: str | None = None
     engine: dict[str, Any] | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
-    samples: int = Field(1, ge=1, le=MOST)
-    limit: int | None = Field(None, ge=1, le=MOST)
-    concurrency: int = Field(256, ge=1, le=MOST)
-    max_turns: int = Field(30, ge=1, le=MOST)
-    max_rollout_tokens: int = Field(0, ge=0, le=MOST)
-    max_seconds: float = Field(0.0, ge=0, le=MOST)
-    max_working_seconds: float = Field(0.0, ge=0, le=MOST)
-    max_tool_calls: int = Field(0, ge=0, le=MOST)
-    call_timeout: float = Field(0.0, ge=0, le=MOST)
-    infra_retries: int = Field(8, ge=0, le=MOST)
-    data_retries: int = Field(0, ge=0, le=MOST)
-    verify_retries: int = Field(10, ge=0, le=MOST)
-    max_staleness: int | None = Field(None, ge=0, le=MOST)
-    batch: int = Field(0, ge=0, le=MOST)
+    samples: int = Field(1, ge=1, le=MAX_NUMBER)
+    limit: int | None = Field(None, ge=1, le=MAX_NUMBER)
+    concurrency: int = Field(256, ge=1, le=MAX_NUMBER)
+    max_turns: int = Field(30, ge=1, le=MAX_NUMBER)
+    max_rollout_tokens: int = Field(0, ge=0, le=MAX_NUMBER)
+    max_seconds: float = Field(0.0, ge=0, le=MAX_NUMBER)
+    max_working_seconds: float = Field(0.0, ge=0, le=MAX_NUMBER)
+    max_tool_calls: int = Field(0, ge=0, le=MAX_NUMBER)
+    call_timeout: float = Field(0.0, ge=0, le=MAX_NUMBER)
+    infra_retries: int = Field(8, ge=0, le=MAX_NUMBER)
+    data_retries: int = Field(0, ge=0, le=MAX_NUMBER)
+    verify_retries: int = Field(10, ge=0, le=MAX_NUMBER)
+    max_staleness: int | None = Field(None, ge=0, le=MAX_NUMBER)
+    batch: int = Field(0, ge=0, le=MAX_NUMBER)
     judge: str = ""
     judge_base_url: str | None = None
     temperature: float | None = Field(None, ge=0)
@@ -186,7 +186,7 @@ class Request(BaseModel):
         }
 
 
-def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
+def read_run_options(given: dict[str, Any], needed: tuple[str, ...]) -> RunOptions:
     """Join the command line with the file that `--config` names.
 
     Args:
@@ -210,13 +210,13 @@ def read_request(given: dict[str, Any], needed: tuple[str, ...]) -> Request:
         # A command line can be read by all users of the machine, and the URL holds a password.
         merged["redis"] = Settings.from_environment().redis_url
     try:
-        return Request.model_validate(merged)
+        return RunOptions.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         where = f"--{name.replace('_', '-')}" if name in stated else f"{path}: {name}"
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{path}: unknown option {name!r}; known: {', '.join(Request.model_fields)}") from None
+            raise UsageError(f"{path}: unknown option {name!r}; known: {', '.join(RunOptions.model_fields)}") from None
         raise UsageError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
@@ -245,7 +245,7 @@ def _load(path: str) -> dict[str, Any]:
     return {str(name).replace("-", "_"): value for name, value in found.items()}
 
 
-def check_names(environment: str, request: Request) -> None:
+def check_names(environment: str, request: RunOptions) -> None:
     """See at once whether what is named exists, and whether the model's backend takes its options.
 
     Args:

@@ -15,15 +15,15 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from gymq.client.rollout_set import Seen
+from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.local.launch import SINK, children
-from gymq.local.preflight import Survey
+from gymq.local.preflight import Preflight
 from gymq.local.progress import RunProgress
-from gymq.local.run_dir import Place
-from gymq.local.run_options import Request
-from gymq.local.source_ranges import produce, segments
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.local.run_dir import RunDir
+from gymq.local.run_options import RunOptions
+from gymq.local.source_ranges import produce, source_ranges
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.process.supervisor import Supervisor
 from gymq.settings import Settings
 from gymq.store import runs
@@ -37,7 +37,7 @@ from gymq.wire.rollout import shard_of
 CONSUMER = "jsonl"
 
 #: Seconds between two looks at the children.
-TICK = 0.1
+POLL_INTERVAL = 0.1
 
 #: Seconds between two looks at the run's numbers.
 STATUS_PERIOD = 0.5
@@ -52,7 +52,7 @@ SERVER_STARTS = 5
 _BATCH = 1000
 
 
-class Session:
+class RunSession:
     """One `gymq run`, from the moment its place is locked.
 
     Args:
@@ -64,7 +64,9 @@ class Session:
         place: where things are.
     """
 
-    def __init__(self, request: Request, config: RunConfig, source: str, survey: Survey, kept: Seen, place: Place) -> None:
+    def __init__(
+        self, request: RunOptions, config: RunConfig, source: str, survey: Preflight, kept: RolloutSet, place: RunDir
+    ) -> None:
         self._request = request
         self._config = config
         self._source = source
@@ -103,7 +105,7 @@ class Session:
         """
         server = None
         if self._request.redis is None:
-            server = EmbeddedServer(self._place.server)
+            server = EmbeddedRedis(self._place.server)
             server.start()
         try:
             settings = Settings.from_environment(redis_url=self._request.redis if server is None else server.url)
@@ -134,7 +136,7 @@ class Session:
                     ids = (rid for rid in self._kept if shard_of(rid, len(shards.links)) == shard)
                     while batch := list(islice(ids, _BATCH)):
                         await link.send("SADD", link.keys.skip(name), *batch)
-            self._parts = await segments(shards.first, name, self._source, self._request.limit)
+            self._parts = await source_ranges(shards.first, name, self._source, self._request.limit)
             to = str(self._place.out.absolute())
             await shards.each(lambda link: link.send("HSET", link.keys.run(name), f"to:{CONSUMER}", to))
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
@@ -160,7 +162,7 @@ class Session:
         acknowledged = sum(int(count or 0) for _, acked, kept, _ in told for count in (acked, kept))
         return states <= {b"open", b"closed"} and acknowledged <= len(self._kept)
 
-    def _work(self, settings: Settings, server: EmbeddedServer | None, progress: RunProgress) -> int:
+    def _work(self, settings: Settings, server: EmbeddedRedis | None, progress: RunProgress) -> int:
         logs = self._place.logs
         models = {self._config.model: self._request.backend_options}
         if self._config.judge:
@@ -187,7 +189,7 @@ class Session:
         settings: Settings,
         supervisor: Supervisor,
         producer: _ProducerThread,
-        server: EmbeddedServer | None,
+        server: EmbeddedRedis | None,
         progress: RunProgress,
     ) -> int:
         """Look after everything until the sink is finished or a signal comes; returns the signal, or 0."""
@@ -223,7 +225,7 @@ class Session:
                         producer.start()
                 if over:
                     return 0
-                await asyncio.wait([stop], timeout=TICK)
+                await asyncio.wait([stop], timeout=POLL_INTERVAL)
             return stop.result()
         finally:
             await shards.close()

@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 from gymq.client.producer import Produced, Producer
 from gymq.ingest.prompt_template import PromptConfig
-from gymq.ingest.row_parser import Ids
+from gymq.ingest.row_parser import TaskIds
 from gymq.local.preflight import read
 from gymq.settings import Settings
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 
 #: Stands for "to the source's end" in the run's record.
 _END = "end"
 
 
-async def segments(link: Link, run: str, source: str, limit: int | None) -> list[tuple[int, int | None]]:
+async def source_ranges(link: Connection, run: str, source: str, limit: int | None) -> list[tuple[int, int | None]]:
     """The parts in which a run takes a source, noted in the run's record.
 
     A producer's chunks are the same only if the same rows end a part each time. So the limits of earlier commands stay
@@ -57,7 +57,7 @@ async def produce(
         config: the run.
         data: the source.
         source: what it is called.
-        parts: as `segments` gives them.
+        parts: as `source_ranges` gives them.
         prompt: words the opening messages of rows that have none.
         last: the run gets no more rows afterwards.
         on_bad: told of each bad row, in one line.
@@ -67,7 +67,7 @@ async def produce(
         GymqError: the source cannot be read, the run takes no rows, or the server went away.
     """
     total = Produced()
-    ids = Ids()
+    ids = TaskIds()
 
     def add(made: Produced) -> Produced:
         return Produced(total.rows + made.rows, total.known + made.known, total.bad + made.bad)

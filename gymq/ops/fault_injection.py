@@ -24,25 +24,25 @@ from gymq.celery.queues import EXECUTOR
 from gymq.errors import GymqError, ServerUnreachable
 from gymq.runtime.membership import DEAD
 from gymq.settings import Settings
-from gymq.store.connection import Link, Outage
+from gymq.store.connection import Connection, Outage
 from gymq.store.keys import Keys
 from gymq.store.sharded import Shards
 from gymq.wire.calls import decode_call
 from gymq.wire.rollout import shard_of
 
-Kind = Literal["kill", "stop"]
+FaultAction = Literal["kill", "stop"]
 
 #: Stopped workers wake up after so many liveness limits: by then they were declared dead, at the latest after 1.5.
 ASLEEP = 2.0
 
 #: Seconds between two looks at what a victim held.
-LOOK = 0.1
+POLL_INTERVAL = 0.1
 
 #: Seconds after its waking in which a worker may take mail under its old name.
 AFTER = 1.5
 
 #: Seconds after which a fault that is still felt counts as never recovered.
-PATIENCE = 120.0
+RECOVERY_LIMIT = 120.0
 
 
 class Victim(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class Victim(msgspec.Struct, frozen=True):
     alone: bool = False
 
 
-class Fault(msgspec.Struct):
+class InjectedFault(msgspec.Struct):
     """One fault.
 
     Args:
@@ -77,7 +77,7 @@ class Fault(msgspec.Struct):
     """
 
     at: float
-    kind: Kind
+    kind: FaultAction
     role: str
     workers: tuple[str, ...]
     pid: int
@@ -90,7 +90,7 @@ class Fault(msgspec.Struct):
         return max(times, default=0.0) if len(times) == len(self.held) else None
 
 
-class Chaos:
+class FaultInjector:
     """Hits workers at random moments.
 
     Args:
@@ -109,10 +109,10 @@ class Chaos:
         *,
         seed: int,
         every: float,
-        kinds: Collection[Kind] = ("kill", "stop"),
+        kinds: Collection[FaultAction] = ("kill", "stop"),
         roles: Collection[str] = (),
         last: bool = True,
-        tell: Callable[[Fault], None] | None = None,
+        tell: Callable[[InjectedFault], None] | None = None,
     ) -> None:
         self._settings = settings
         self._random = random.Random(seed)
@@ -123,9 +123,9 @@ class Chaos:
         self._tell = tell or (lambda fault: None)
         self._shards = Shards(settings, "gymq-chaos")
         self._watches: set[asyncio.Task[None]] = set()
-        self.faults: list[Fault] = []
+        self.faults: list[InjectedFault] = []
 
-    async def run(self, stop: asyncio.Event) -> list[Fault]:
+    async def run(self, stop: asyncio.Event) -> list[InjectedFault]:
         """Go on until told to stop, then wait until what is felt is over; whoever was stopped is woken in any case."""
         await self._shards.connect()
         try:
@@ -157,8 +157,8 @@ class Chaos:
         except Outage:
             await self._shards.reconnect()
 
-    async def _hit(self, victim: Victim, kind: Kind) -> None:
-        fault = Fault(time.time(), kind, victim.role, victim.workers, victim.pid)
+    async def _hit(self, victim: Victim, kind: FaultAction) -> None:
+        fault = InjectedFault(time.time(), kind, victim.role, victim.workers, victim.pid)
         with suppress(ProcessLookupError):
             # Stopped in either case: what it holds must not change between the look and the kill.
             os.kill(victim.pid, signal.SIGSTOP)
@@ -173,12 +173,12 @@ class Chaos:
             self._watches.add(watch)
             watch.add_done_callback(self._watches.discard)
 
-    async def _watch(self, victim: Victim, fault: Fault) -> None:
+    async def _watch(self, victim: Victim, fault: InjectedFault) -> None:
         shards = Shards(self._settings, "gymq-chaos-watch")
         try:
             await shards.connect()
             # A read that waits in the server may still be given mail, until the connection of the dead is gone.
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL)
             fault.held |= dict.fromkeys(sorted(await held(shards, victim) - fault.held.keys()))
             waiting = set(fault.held)
             since = dict.fromkeys(waiting, fault.at)
@@ -196,13 +196,13 @@ class Chaos:
                 if not awake and passed >= ASLEEP * self._settings.liveness:
                     awake = True
                     _wake(victim.pid)
-                if passed > PATIENCE:
+                if passed > RECOVERY_LIMIT:
                     return
                 left = await unanswered(shards, waiting)
                 for one in waiting - left:
                     fault.held[one] = round(time.time() - since[one], 2)
                 waiting = left
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(POLL_INTERVAL)
             if fault.held:
                 self._tell(fault)
         except (Outage, ServerUnreachable):
@@ -237,7 +237,7 @@ async def victims(shards: Shards, roles: Collection[str] = ()) -> list[Victim]:
     return [found[place] for place in sorted(found)]
 
 
-async def _alive(link: Link) -> list[Victim]:
+async def _alive(link: Connection) -> list[Victim]:
     keys = link.keys
     flat = await link.send("HGETALL", keys.workers)
     found: list[Victim] = []
@@ -270,7 +270,7 @@ def _ours(pid: int) -> bool:
         return False
 
 
-async def _scan(link: Link, pattern: str) -> AsyncIterator[str]:
+async def _scan(link: Connection, pattern: str) -> AsyncIterator[str]:
     cursor: Any = 0
     while True:
         cursor, some = await link.send("SCAN", cursor, "MATCH", pattern.replace("[", "\\["), "COUNT", 1000)
@@ -290,16 +290,19 @@ async def held(shards: Shards, victim: Victim) -> set[str]:
     return {one for some in await shards.each(lambda link: look(link, victim)) for one in some}
 
 
-async def _begun(link: Link, victim: Victim) -> set[str]:
+async def _begun(link: Connection, victim: Victim) -> set[str]:
     flat = await link.send("HGETALL", link.keys.isolated)
     return {call.decode() for call, who in zip(flat[::2], flat[1::2], strict=True) if who.decode() in victim.workers}
 
 
-async def _pending(link: Link, victim: Victim) -> set[str]:
+async def _pending(link: Connection, victim: Victim) -> set[str]:
     found: set[str] = set()
     keys = link.keys
-    streams = [key(box) for box in victim.mailboxes for key in (keys.mailbox, keys.retry, keys.alone)]
-    pairs = [*itertools.product(streams, victim.workers), *((keys.own(worker), worker) for worker in victim.workers)]
+    streams = [key(box) for box in victim.mailboxes for key in (keys.mailbox, keys.retry, keys.suspects)]
+    pairs = [
+        *itertools.product(streams, victim.workers),
+        *((keys.private_mailbox(worker), worker) for worker in victim.workers),
+    ]
     for stream, worker in pairs:
         try:
             entries = await link.send("XPENDING", stream, Keys.GROUP, "-", "+", 10_000, worker)

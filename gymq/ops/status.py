@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from gymq.api.environment import EnvironmentSpec
-from gymq.client.replica_status import ModelWeights, survey
+from gymq.client.replica_status import ModelWeights, weights_status
 from gymq.errors import GymqError, UnknownName
 from gymq.local.launch import needs_executor
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunStatus
 from gymq.store.sharded import Shards, scan
 
@@ -98,7 +98,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
         if box.newer:
             warnings.append(f"{box.newer} messages of a newer schema wait for {box.name}; start newer workers")
     dead: int = sum(await shards.each(lambda link: link.send("XLEN", link.keys.dead)))
-    weights = await survey(shards)
+    weights = await weights_status(shards)
     for model in weights:
         if model.failed:
             what = f"{len(model.failed)} workers of {model.model} could not load its weights and left"
@@ -170,7 +170,7 @@ async def _mailbox(shards: Shards, name: str, workers: int) -> Mailbox:
     length = taken = 0
     newer = 0
     for link in shards.links:
-        for stream in (link.keys.mailbox(name), link.keys.retry(name), link.keys.alone(name)):
+        for stream in (link.keys.mailbox(name), link.keys.retry(name), link.keys.suspects(name)):
             if await link.send("EXISTS", stream):
                 length += await link.send("XLEN", stream)
                 # The first worker makes the group; mail may come before it.
@@ -180,11 +180,11 @@ async def _mailbox(shards: Shards, name: str, workers: int) -> Mailbox:
     return Mailbox(name, max(length - taken, 0) + newer, taken, workers, newer)
 
 
-async def _own(link: Link) -> list[Mailbox]:
+async def _own(link: Connection) -> list[Mailbox]:
     """The private mailboxes with mail."""
     found: list[Mailbox] = []
     for worker in sorted(await link.send("HKEYS", link.keys.private)):
-        own = link.keys.own(worker.decode())
+        own = link.keys.private_mailbox(worker.decode())
         length = await link.send("XLEN", own)
         if length:
             with suppress(GymqError):  # it is gone by now

@@ -26,7 +26,7 @@ from pathlib import Path
 from gymq.errors import GymqError
 
 #: Seconds between two looks at a process that is waited for: short beside any grace, and 50 cheap calls a second.
-TICK = 0.02
+POLL_INTERVAL = 0.02
 
 #: Seconds to wait for a process after SIGKILL; it takes longer only when the kernel cannot end it (a dead disk).
 KILL_LIMIT = 10.0
@@ -80,7 +80,7 @@ def describe(code: int | None) -> str:
     return f"killed by signal {-code}"
 
 
-class Child:
+class ChildProcess:
     """A process in a session and process group of its own, running from the moment it is constructed.
 
     Args:
@@ -159,7 +159,7 @@ class Child:
         while self.alive:
             if time.monotonic() >= until:
                 return False
-            time.sleep(TICK)
+            time.sleep(POLL_INTERVAL)
         return True
 
     def kill(self) -> None:

@@ -32,7 +32,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
 from gymq.errors import GymqError
-from gymq.process.child_process import TICK, Child
+from gymq.process.child_process import POLL_INTERVAL, ChildProcess
 
 #: The oldest server whose commands suffice. Distributions still ship older ones; these are passed over.
 FLOOR = (6, 2)
@@ -71,7 +71,7 @@ daemonize no
 """
 
 
-class EmbeddedServer:
+class EmbeddedRedis:
     """One server in one folder. Its address stays the same when it is started again, so that clients find it back.
 
     Args:
@@ -82,7 +82,7 @@ class EmbeddedServer:
         self.folder = folder.absolute()
         self._password = secrets.token_hex(16)
         self._port: int | None = None
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
 
     @property
     def url(self) -> str:
@@ -131,7 +131,7 @@ class EmbeddedServer:
             self._child = None
             (self.folder / "server.url").unlink(missing_ok=True)
 
-    def __enter__(self) -> EmbeddedServer:
+    def __enter__(self) -> EmbeddedRedis:
         self.start()
         return self
 
@@ -145,7 +145,7 @@ class EmbeddedServer:
         for port in [self._port] if self._port else random.sample(PORTS, PORT_TRIES):
             _write_secret(config, CONFIG.format(port=port, password=self._password, folder=_quoted(self.folder)))
             # SIGTERM, not SIGKILL, when this process dies: the server still syncs its data.
-            child = Child(
+            child = ChildProcess(
                 [str(binary), str(config)],
                 {},
                 "server",
@@ -211,7 +211,7 @@ def server_binary() -> Path:
     )
 
 
-def _answers(child: Child, port: int, password: str) -> bool:
+def _answers(child: ChildProcess, port: int, password: str) -> bool:
     """Wait until the server answers; False if it ends or takes too long."""
     client: Any = Redis(
         host="127.0.0.1",
@@ -230,7 +230,7 @@ def _answers(child: Child, port: int, password: str) -> bool:
                 limit = LOAD_LIMIT
             except RedisError:
                 pass  # not there yet; or a stranger on this port, then the child ends soon
-            time.sleep(TICK)
+            time.sleep(POLL_INTERVAL)
         return False
     finally:
         client.close()
@@ -248,7 +248,7 @@ def _lock(folder: Path) -> int:
             if time.monotonic() >= until:
                 os.close(lock)
                 raise GymqError(f"another server already runs in {folder}; stop it or use another folder") from None
-            time.sleep(TICK)
+            time.sleep(POLL_INTERVAL)
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The inner side of `gymq.sandbox`: makes the walls, starts the program within them, and ends all of it at its limit.
+"""The inner side of `gymq.process.sandbox`: makes the walls, starts the program within them, and ends all of it at its limit.
 
 Runs as a script in a fresh interpreter, `python -I -S jail.py <config fd> <status fd>`, so that it may fork and change what
 it is without harm to whoever asked; so it imports nothing of gymq, and little else: each import is paid for on every run.
@@ -88,7 +88,7 @@ def _protect(target: str, attributes: int, *, recursive: bool = True) -> None:
     _do("syscall", _MOUNT_SETATTR, _AT_FDCWD, target.encode(), flags, ctypes.byref(given), ctypes.c_size_t(32))
 
 
-class Jail:
+class NamespaceInit:
     """One run.
 
     Args:
@@ -371,7 +371,7 @@ def _read(descriptor: int) -> tuple[dict[str, Any], dict[str, bytes]]:
 if __name__ == "__main__":
     config_fd, status_fd = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(status_fd, False)
-    jail = Jail(*_read(config_fd), status_fd)
+    jail = NamespaceInit(*_read(config_fd), status_fd)
     try:
         jail.main()
     except OSError as problem:

@@ -5,7 +5,7 @@
     ran = run_program(["python", "main.py"], files={"main.py": code}, stdin="3 4", seconds=5)
     ran.ok, ran.stdout, ran.reason
 
-What stands between a program and the machine depends on the machine; `Ran.walls` says which it was:
+What stands between a program and the machine depends on the machine; `ProgramResult.walls` says which it was:
 
     namespaces  user, process, network, mount and IPC namespaces of its own; needs Linux 5.12, and root or a kernel that lets
                 users make namespaces
@@ -54,9 +54,9 @@ PROCESSES = 64
 OUTPUT = 1024**2
 
 #: Seconds beyond the limit after which the warden itself is given up.
-GRACE = 10.0
+WARDEN_GRACE = 10.0
 
-_JAIL = str(Path(__file__).with_name("namespace_init.py"))
+_INIT = str(Path(__file__).with_name("namespace_init.py"))
 
 _CHUNK = 64 * 1024
 
@@ -64,7 +64,7 @@ _CHUNK = 64 * 1024
 _found: list[Walls] = []
 
 
-class Ran(msgspec.Struct, frozen=True):
+class ProgramResult(msgspec.Struct, frozen=True):
     """What became of a program.
 
     Args:
@@ -99,7 +99,7 @@ def run_program(
     disk: int = DISK,
     processes: int = PROCESSES,
     readable: Sequence[str | Path] = (),
-) -> Ran:
+) -> ProgramResult:
     """Run an untrusted program and wait for its end; blocks, so call it in a tool that is `def`, best an isolated one.
 
     It runs in a folder of its own, `/tmp` within namespaces, which holds `files` and is gone afterwards. It sees the system's
@@ -137,7 +137,7 @@ def run_program(
     problems: list[str] = []
     for walls in _found or _candidates():
         ran = _Running(config | {"walls": walls}, b"".join(bodies.values()), _bytes(stdin)).wait()
-        if isinstance(ran, Ran):
+        if isinstance(ran, ProgramResult):
             if not _found:
                 _found.append(walls)
                 if walls != "namespaces":
@@ -163,13 +163,13 @@ class _Running:
     def __init__(self, config: dict[str, Any], files: bytes, stdin: bytes) -> None:
         self._walls: Walls = config["walls"]
         self._started = time.monotonic()
-        self._limit = self._started + config["seconds"] + GRACE
+        self._limit = self._started + config["seconds"] + WARDEN_GRACE
         status, told = os.pipe()
         given, typed = _memory(json.dumps(config).encode() + b"\n" + files), _memory(stdin)
         try:
             # Its environment is its own: what stands in ours must not be a child's to read.
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _JAIL, str(given), str(told)],
+                [sys.executable, "-I", "-S", _INIT, str(given), str(told)],
                 stdin=typed,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -184,10 +184,10 @@ class _Running:
             for descriptor in (told, given, typed):
                 os.close(descriptor)
         assert self._process.stdout and self._process.stderr
-        self._streams = [_Stream(self._process.stdout), _Stream(self._process.stderr)]
+        self._streams = [_Output(self._process.stdout), _Output(self._process.stderr)]
         self._status = os.fdopen(status, "rb", buffering=0)
 
-    def wait(self) -> Ran | str:
+    def wait(self) -> ProgramResult | str:
         """Wait for its end; text: why these walls could not be made."""
         try:
             told = self._read()
@@ -200,7 +200,7 @@ class _Running:
         reason: Literal["", "timeout", "killed"] = "" if "exit" in told else "killed"
         if told.get("timeout") or code == -signal.SIGXCPU:
             reason = "timeout"
-        return Ran(code, stdout, stderr, reason, self._walls, time.monotonic() - self._started)
+        return ProgramResult(code, stdout, stderr, reason, self._walls, time.monotonic() - self._started)
 
     def _read(self) -> dict[str, Any]:
         said = b""
@@ -210,7 +210,7 @@ class _Running:
                 selector.register(stream, selectors.EVENT_READ)
             while (left := self._limit - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
-                    if isinstance(key.fileobj, _Stream):
+                    if isinstance(key.fileobj, _Output):
                         if not key.fileobj.take():
                             selector.unregister(key.fileobj)
                     elif data := self._status.read(_CHUNK):
@@ -225,7 +225,7 @@ class _Running:
         if self._process.poll() is None:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
+                self._process.wait(WARDEN_GRACE)
             self._process.kill()
             self._process.wait()
         self._status.close()
@@ -233,7 +233,7 @@ class _Running:
             stream.close()
 
 
-class _Stream:
+class _Output:
     """What a program prints: kept up to a bound, and read on, so that it does not wait for ever on a full pipe."""
 
     def __init__(self, pipe: Any) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from gymq.errors import GymqError
-from gymq.process.child_process import Child, describe
+from gymq.process.child_process import ChildProcess, describe
 
 #: Seconds after its start in which a death is quick: it says that the child cannot work, not that something happened to it.
 QUICK = 10.0
@@ -26,7 +26,7 @@ QUICK_DEATHS = 5
 BACKOFF = 0.5
 
 #: Last lines of a child's log in an error: enough for an exception and where it came from.
-TAIL = 5
+TAIL_LINES = 5
 
 #: Characters of one of those lines.
 TAIL_WIDTH = 200
@@ -56,18 +56,18 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     fatal: frozenset[int] = frozenset()
 
 
-class _Place:
+class _ChildSlot:
     """A child's place: the process that fills it now, or when to fill it again."""
 
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
-        self.child: Child | None = None
+        self.child: ChildProcess | None = None
         self.started = 0.0
         self.due = 0.0
         self.quick_deaths = 0
 
     def start(self) -> None:
-        self.child = Child(self.spec.argv, self.spec.env, self.spec.name, self.spec.log)
+        self.child = ChildProcess(self.spec.argv, self.spec.env, self.spec.name, self.spec.log)
         self.started = time.monotonic()
 
 
@@ -84,14 +84,14 @@ class Supervisor:
     def __init__(self, specs: Iterable[ChildSpec]) -> None:
         #: The names of the children that had their good end.
         self.finished: set[str] = set()
-        self._places = [_Place(spec) for spec in sorted(specs, key=lambda spec: spec.tier)]
+        self._places = [_ChildSlot(spec) for spec in sorted(specs, key=lambda spec: spec.tier)]
         names = [place.spec.name for place in self._places]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise GymqError(f"two children have the name {twice[0]!r}; give each its own")
 
     @property
-    def children(self) -> dict[str, Child]:
+    def children(self) -> dict[str, ChildProcess]:
         """The processes by name; a child that waits to be started again, or finished, has none."""
         return {place.spec.name: place.child for place in self._places if place.child is not None}
 
@@ -155,7 +155,7 @@ class Supervisor:
                 place.child.kill()
 
     @staticmethod
-    def _stop_tier(tier: list[tuple[Child, float]]) -> None:
+    def _stop_tier(tier: list[tuple[ChildProcess, float]]) -> None:
         for child, _ in tier:
             child.ask()
         asked = time.monotonic()
@@ -163,7 +163,7 @@ class Supervisor:
             if not child.wait(asked + grace - time.monotonic()):
                 child.kill()
 
-    def _ended(self, place: _Place, child: Child, now: float) -> str:
+    def _ended(self, place: _ChildSlot, child: ChildProcess, now: float) -> str:
         """Decide what follows from a child's end: nothing, another start, or giving up."""
         spec, how, lived = place.spec, describe(child.code), now - place.started
         if spec.finishes and child.code == 0:
@@ -182,9 +182,9 @@ class Supervisor:
         return f"{spec.name}: {how} after {lived:.1f} s; starting it again in {delay:g} s"
 
 
-def _last_lines(child: Child) -> str:
+def _last_lines(child: ChildProcess) -> str:
     """The end of a child's log on one line."""
-    lines = [line.strip()[:TAIL_WIDTH] for line in child.tail(TAIL) if line.strip()]
+    lines = [line.strip()[:TAIL_WIDTH] for line in child.tail(TAIL_LINES) if line.strip()]
     if child.log is None:
         return "what it printed says why"
     return f"{child.log} ends with: {' | '.join(lines)}" if lines else f"{child.log} is empty"

@@ -17,14 +17,14 @@ import time
 from collections import deque
 from typing import Any
 
-from gymq.aio import end
+from gymq.aio import cancel_and_wait
 from gymq.errors import GymqError, ServerUnreachable
-from gymq.runtime.mailbox import Gone, Mail, Mailboxes
-from gymq.runtime.membership import Liveness
+from gymq.runtime.mailbox import Mail, Mailboxes, MailboxGone
+from gymq.runtime.membership import Membership
 from gymq.runtime.quarantine import Quarantine
 from gymq.settings import Settings
 from gymq.store.batching import pack
-from gymq.store.connection import RECONNECT_PAUSE, Link, Outage, ServerFull
+from gymq.store.connection import RECONNECT_PAUSE, Connection, Outage, ServerFull
 from gymq.store.sharded import check
 from gymq.wire.calls import SCHEMA
 
@@ -84,18 +84,18 @@ class Actor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
         self._to_blame = True  # whether what is held may be, for the failure
-        self.reader = Link(settings, f"gymq-{self.role}-reader")
-        self.link = Link(settings, f"gymq-{self.role}")
+        self.reader = Connection(settings, f"gymq-{self.role}-reader")
+        self.link = Connection(settings, f"gymq-{self.role}")
         self.boxes = Mailboxes(self.mailboxes(), self.link.keys, private=self.private)
         self.quarantine: Quarantine | None = Quarantine(self.role, settings, options)
-        self.life = Liveness(settings, Link(settings, f"gymq-{self.role}-alive"), self.describe(), self.private)
+        self.life = Membership(settings, Connection(settings, f"gymq-{self.role}-alive"), self.describe(), self.private)
 
     def isolate(self) -> None:
         """Before `main`: serve suspects and nothing else, one at a time; see `gymq.runtime.quarantine_main`."""
         self.capacity = 1
         self.boxes = Mailboxes(self.mailboxes(), self.link.keys, alone=True)
         self.quarantine = None
-        self.life = Liveness(self.settings, self.life.link, self.describe())
+        self.life = Membership(self.settings, self.life.link, self.describe())
 
     # What a role says.
 
@@ -225,7 +225,7 @@ class Actor:
                 task.result()
             await self._finish()
         finally:
-            await end(background)
+            await cancel_and_wait(background)
             await self.close()
             for link in (self.reader, self.link, self.life.link):
                 await link.close()
@@ -276,7 +276,7 @@ class Actor:
                     whole = True
                     continue
                 mail = await self.boxes.take(self.reader, worker, free)
-            except Gone:
+            except MailboxGone:
                 self.life.doubt()
                 continue
             except Outage:  # also while the server loads its data

@@ -24,12 +24,12 @@ CHOICES = 2
 NEVER = 1 << 30
 
 #: Workers whose private mailboxes are preferred, the first before the others, and by how much; empty: the shared mailbox.
-Way = tuple[list[str], int]
+Route = tuple[list[str], int]
 
 _decoder = msgspec.json.Decoder(list[str])
 
 
-class Routes:
+class AffinityRouter:
     """The workers that have private mailboxes.
 
     Args:
@@ -49,7 +49,7 @@ class Routes:
         """Whether anybody has a private mailbox for this one."""
         return mailbox in self._workers
 
-    def conversation(self, mailbox: str, owner: str, group: str, samples: int) -> Way:
+    def conversation(self, mailbox: str, owner: str, group: str, samples: int) -> Route:
         """Where the next call of a conversation goes: it stays where it was, and starts where its group does.
 
         Args:
@@ -63,12 +63,12 @@ class Routes:
             return [], 0
         margin = MARGIN
         if owner not in workers:
-            owner = max(workers, key=lambda worker: rank(group, worker))
+            owner = max(workers, key=lambda worker: rendezvous_rank(group, worker))
             # One that has no prefix yet follows its group, and nothing holds it if it is alone.
             margin = MARGIN if samples > 1 else 0
         return [owner, *self._others(workers, owner)], margin
 
-    def session(self, mailbox: str, owner: str, rollout: str, calls: int) -> Way:
+    def session(self, mailbox: str, owner: str, rollout: str, calls: int) -> Route:
         """Where calls go that ask for a live session: to its owner; else to anybody, but all to the same.
 
         Args:
@@ -84,7 +84,7 @@ class Routes:
             return [owner], NEVER
         if calls < 2:
             return [], 0  # whoever has room takes it from the shared mailbox
-        first = max(workers, key=lambda worker: rank(rollout, worker))
+        first = max(workers, key=lambda worker: rendezvous_rank(rollout, worker))
         return [first, *self._others(workers, first)], 0
 
     def _others(self, workers: list[str], but: str) -> list[str]:
@@ -97,7 +97,7 @@ class Routes:
         return sorted(found)
 
 
-def rank(key: str, name: str) -> bytes:
+def rendezvous_rank(key: str, name: str) -> bytes:
     """What orders names for a key, the highest first: each key has an order of its own (rendezvous hashing).
 
     All processes find the same one, and a name that leaves moves only its own keys.

@@ -13,7 +13,7 @@ import msgspec
 from gymq.cache import Cache
 from gymq.errors import UNREADABLE, CallError, Fault, one_line
 from gymq.runtime.actor import Actor
-from gymq.runtime.dead_letters import bury_call
+from gymq.runtime.dead_letters import dead_letter_of_call
 from gymq.runtime.mailbox import STRIKES, Mail
 from gymq.settings import Settings
 from gymq.store.batching import Batcher, pack
@@ -23,10 +23,10 @@ from gymq.wire.task import Task, decode_task
 
 #: Seconds after which somebody looks whether a call is still wanted, in its mailbox or in work: most calls are over by then,
 #: and cost nothing.
-PATIENCE = 1.0
+WANTED_CHECK_AFTER = 1.0
 
 #: Names and values of a call's mail: its own field, and what the hand-back wrote; a newer version may have a few more.
-MOST_FIELDS = 40
+MAX_CALL_FIELDS = 40
 
 #: Calls that one script looks at: a millisecond of the server's time.
 PENDING_BATCH = 500
@@ -44,31 +44,31 @@ class _Serving:
         self.unwanted = False
 
 
-class Kept:
+class ConversationCopy:
     """What a server keeps of a rollout.
 
     Args:
-        turns: encoded messages.
-        plan: the rollout's encoded plan, or None.
+        messages: encoded messages.
+        parameters: the rollout's encoded parameters, or None.
         extra: whatever the role derives from them and wants to keep.
         weight: about how many bytes it takes to keep.
     """
 
-    __slots__ = ("extra", "plan", "turns", "weight")
+    __slots__ = ("extra", "messages", "parameters", "weight")
 
-    def __init__(self, turns: list[bytes], plan: bytes | None) -> None:
-        self.turns = turns
-        self.plan = plan
+    def __init__(self, messages: list[bytes], parameters: bytes | None) -> None:
+        self.messages = messages
+        self.parameters = parameters
         self.extra: Any = None
         self.weight = 500
 
-    def replace(self, first: int, turns: list[bytes]) -> None:
+    def replace(self, first: int, messages: list[bytes]) -> None:
         """Put messages in the place of those from an index on."""
-        self.weight += sum(map(len, turns)) - sum(map(len, self.turns[first:]))
-        self.turns[first:] = turns
+        self.weight += sum(map(len, messages)) - sum(map(len, self.messages[first:]))
+        self.messages[first:] = messages
 
 
-class CallServer(Actor):
+class CallWorker(Actor):
     """Base of the roles that serve calls; see `Actor`."""
 
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class CallServer(Actor):
         self._serving: dict[tuple[bytes, bytes], _Serving] = {}
         self._replies = Batcher(self._send_replies, self.ended)
         self._loads = Batcher(self._load, self.ended)
-        self._kept: Cache[Kept] = Cache()
+        self._kept: Cache[ConversationCopy] = Cache()
         self._tasks_kept: Cache[Task] = Cache()
         #: Seconds that calls in hand have waited for rate limits, by the call's id.
         self.waited: dict[str, float] = {}
@@ -95,11 +95,11 @@ class CallServer(Actor):
         calls: list[tuple[Mail, Call]] = []
         newer: list[tuple[Mail, int]] = []
         late: list[int] = []
-        oldest = (time.time() - PATIENCE) * 1000
+        oldest = (time.time() - WANTED_CHECK_AFTER) * 1000
         for one in mail:
             schema = call_schema(one.fields[0])
             try:
-                if len(one.fields) > MOST_FIELDS:
+                if len(one.fields) > MAX_CALL_FIELDS:
                     raise msgspec.ValidationError(f"it has {len(one.fields) // 2} fields")
                 if schema > SCHEMA:
                     newer.append((one, schema))
@@ -135,7 +135,7 @@ class CallServer(Actor):
         letter = None
         try:
             if mail.strikes >= STRIKES:
-                poison, letter = await bury_call(self.link, mail, call, self.role)
+                poison, letter = await dead_letter_of_call(self.link, mail, call, self.role)
                 raise poison
             value = await self.serve(call)
         except CallError as error:
@@ -163,7 +163,7 @@ class CallServer(Actor):
 
     async def duties(self) -> None:
         """Cut off the calls that nobody wants any more: their rollout has ended or gone on, or another has answered them."""
-        since = time.monotonic() - PATIENCE
+        since = time.monotonic() - WANTED_CHECK_AFTER
         long = [one for one in self._serving.values() if one.since < since and self.interruptible(one.call)]
         for one, wanted in zip(long, await self._wanted([one.call for one in long]), strict=True):
             if not wanted and not one.task.done():
@@ -188,7 +188,9 @@ class CallServer(Actor):
         last = [] if letter is None else [letter, self.settings.ttl]
         waited = self.waited.pop(call.id, 0.0)
         reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
-        self._replies.put((mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.mark, *last]))
+        self._replies.put(
+            (mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.idempotency_token, *last])
+        )
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
         outcomes = await self.link.insist("reply", pack([reply for _, reply in batch]))
@@ -201,8 +203,8 @@ class CallServer(Actor):
         self.counts["loaded"] += len(wanted)
         return await self.link.insist("load", pack(wanted))
 
-    async def conversation(self, call: Call, plan: bool = False) -> Kept:
-        """The rollout's messages up to the call's length, and its plan if asked for; reads only what is not kept.
+    async def conversation(self, call: Call, parameters: bool = False) -> ConversationCopy:
+        """The rollout's messages up to the call's length, and its parameters if asked for; reads only what is not kept.
 
         Raises:
             CallError: the rollout has ended meanwhile.
@@ -211,22 +213,22 @@ class CallServer(Actor):
         cache = self._kept  # another one after an outage: what was begun before must not get into it
         kept = cache.get(key)
         if kept is None:
-            kept = Kept([], None)
-        have = len(kept.turns)
-        if call.plan is not None:
-            kept.plan = call.plan
+            kept = ConversationCopy([], None)
+        have = len(kept.messages)
+        if call.parameters is not None:
+            kept.parameters = call.parameters
         if have > call.length:
             kept.replace(call.length, [])
             kept.extra = None
-        elif call.seen <= have < call.length and len(call.turns) == call.length - call.seen:
-            kept.replace(have, call.turns[have - call.seen :])
-        if len(kept.turns) < call.length or (plan and kept.plan is None):
-            missing = len(kept.turns) if len(kept.turns) < call.length else -1
-            _, _, _, stored, turns, *_ = await self._loads.ask([call.rollout, missing, call.run, -1])
+        elif call.seen <= have < call.length and len(call.messages) == call.length - call.seen:
+            kept.replace(have, call.messages[have - call.seen :])
+        if len(kept.messages) < call.length or (parameters and kept.parameters is None):
+            missing = len(kept.messages) if len(kept.messages) < call.length else -1
+            _, _, _, stored, messages, *_ = await self._loads.ask([call.rollout, missing, call.run, -1])
             if missing >= 0:
-                kept.replace(missing, turns[: call.length - missing])
-            kept.plan = stored if kept.plan is None else kept.plan
-            if len(kept.turns) < call.length or (plan and kept.plan is None):
+                kept.replace(missing, messages[: call.length - missing])
+            kept.parameters = stored if kept.parameters is None else kept.parameters
+            if len(kept.messages) < call.length or (parameters and kept.parameters is None):
                 raise CallError("cancelled", "the rollout has ended meanwhile")
         cache.put(key, kept, kept.weight)
         return kept
@@ -249,7 +251,7 @@ class CallServer(Actor):
             self._tasks_kept.put(key, task, 500 + len(data))
         return task
 
-    async def memory(self, call: Call) -> bytes | None:
+    async def environment_state(self, call: Call) -> bytes | None:
         """The environment's state, encoded, or None if it has none."""
         if call.state is not None or not call.has_state:
             return call.state

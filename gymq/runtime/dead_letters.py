@@ -16,19 +16,19 @@ import msgspec
 from gymq.errors import UNREADABLE, CallError, UnknownName, UsageError
 from gymq.runtime.mailbox import STRIKES, Mail
 from gymq.store.batching import pack
-from gymq.store.connection import Link, Outage
+from gymq.store.connection import Connection, Outage
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
-from gymq.store.task_ledger import Ledger
+from gymq.store.task_ledger import TaskLedger
 from gymq.wire.calls import Call, decode_call
-from gymq.wire.record import genuine
+from gymq.wire.record import is_rollout_entry
 from gymq.wire.task import Task, decode_task
 
 #: Entries that one command reads: a few milliseconds of the server's time.
 PAGE = 500
 
 
-class Letter(msgspec.Struct, array_like=True):
+class DeadLetter(msgspec.Struct, array_like=True):
     """A dead letter.
 
     Args:
@@ -77,12 +77,12 @@ class Letter(msgspec.Struct, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Letter)
+_decoder = msgspec.msgpack.Decoder(DeadLetter)
 
 # Writing.
 
 
-async def bury_call(link: Link, mail: Mail, call: Call, role: str) -> tuple[CallError, bytes]:
+async def dead_letter_of_call(link: Connection, mail: Mail, call: Call, role: str) -> tuple[CallError, bytes]:
     """A call's end: the error that answers it, and its encoded letter, which the reply script writes if it is pending.
 
     Args:
@@ -100,10 +100,10 @@ async def bury_call(link: Link, mail: Mail, call: Call, role: str) -> tuple[Call
             await link.reconnect()
     box = mail.stream.decode().removeprefix(link.keys.mailbox("")).removesuffix(":alone")
     name = call.name or box.partition(":")[2]
-    return _bury(Letter(call.id, call.rollout, role, box, call.kind, name, mail.fields, task or b"", config or b""), mail)
+    return _bury(DeadLetter(call.id, call.rollout, role, box, call.kind, name, mail.fields, task or b"", config or b""), mail)
 
 
-def bury_step(mail: Mail, version: int, task: bytes, config: RunConfig) -> tuple[CallError, bytes]:
+def dead_letter_of_step(mail: Mail, version: int, task: bytes, config: RunConfig) -> tuple[CallError, bytes]:
     """A step's end: the error that ends its rollout, and its encoded letter, which the commit script writes.
 
     Args:
@@ -114,10 +114,10 @@ def bury_step(mail: Mail, version: int, task: bytes, config: RunConfig) -> tuple
     """
     rid = mail.fields[1].decode()
     id_, encoded = f"{rid}:{version}", msgspec.json.encode(config)
-    return _bury(Letter(id_, rid, "agent", "agent", "act", config.agent, mail.fields, task, encoded), mail)
+    return _bury(DeadLetter(id_, rid, "agent", "agent", "act", config.agent, mail.fields, task, encoded), mail)
 
 
-def _bury(letter: Letter, mail: Mail) -> tuple[CallError, bytes]:
+def _bury(letter: DeadLetter, mail: Mail) -> tuple[CallError, bytes]:
     letter.deaths, letter.strikes, letter.worker, letter.at = mail.attempt, mail.strikes, mail.victim, time.time()
     what = f"{letter.kind} of {letter.name}: its {letter.role} process died {STRIKES} times, alone"
     return CallError("poison", f"{what}; `gymq dead show {letter.id}` has more"), _encoder.encode(letter)
@@ -130,9 +130,9 @@ def _bury(letter: Letter, mail: Mail) -> tuple[CallError, bytes]:
 class Found:
     """A letter and the entry in which it stands."""
 
-    link: Link
+    link: Connection
     entry: bytes
-    letter: Letter
+    letter: DeadLetter
 
 
 async def letters(shards: Shards, name: str | None = None) -> list[Found]:
@@ -154,7 +154,7 @@ async def letters(shards: Shards, name: str | None = None) -> list[Found]:
     return sorted((one for one in found if name is None or one.letter.run == name), key=lambda one: one.letter.at)
 
 
-def _read(link: Link, entry: bytes, fields: list[bytes]) -> Letter | None:
+def _read(link: Connection, entry: bytes, fields: list[bytes]) -> DeadLetter | None:
     """The letter in an entry; None: it is none, which is said: whoever may write to Redis may write there, too."""
     try:
         letter = _decoder.decode(fields[1])
@@ -186,14 +186,14 @@ async def find(shards: Shards, id_: str) -> Found:
 async def messages(found: Found) -> list[bytes]:
     """The rollout's messages, each as JSON, or nothing: they go with the rollout, and with what its consumers have read."""
     link, letter = found.link, found.letter
-    there: list[bytes] = await link.send("LRANGE", link.keys.turns(letter.rollout), 0, -1)
+    there: list[bytes] = await link.send("LRANGE", link.keys.messages(letter.rollout), 0, -1)
     if there:
         return there
     first = "-"
     while True:
         entries = await link.send("XRANGE", link.keys.results(letter.run), first, "+", "COUNT", PAGE)
         for _, fields in entries:
-            if genuine(fields, letter.run) and fields[1] == letter.rollout.encode():
+            if is_rollout_entry(fields, letter.run) and fields[1] == letter.rollout.encode():
                 with suppress(*UNREADABLE):
                     return [bytes(one) for one in msgspec.json.decode(fields[7], type=_Messages).messages]
         if len(entries) < PAGE:
@@ -234,7 +234,7 @@ async def replay(shards: Shards, id_: str, name: str | None = None) -> tuple[str
     config = msgspec.json.decode(letter.config, type=RunConfig)
     if not await shards.create(msgspec.structs.replace(config, name=name, samples=1, created=0.0)):
         await shards.reopen(name)
-    written = await Ledger(shards.links, name).write(f"dead:{id_}", [task], wait=False)
+    written = await TaskLedger(shards.links, name).write(f"dead:{id_}", [task], wait=False)
     await shards.close_run(name)
     return name, bool(written)
 

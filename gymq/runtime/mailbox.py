@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from gymq.errors import GymqError
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.keys import Keys
 
 #: Milliseconds that a read waits for mail; also how late a draining worker or a new outage is noticed.
-BLOCK = 1000
+BLOCK_MS = 1000
 
 #: Deaths of a process that held nothing but this mail after which it is a dead letter: two may be bad luck.
 STRIKES = 3
@@ -46,7 +46,7 @@ class Mail(msgspec.Struct):
     victim: str = ""
 
 
-class Gone(GymqError):
+class MailboxGone(GymqError):
     """The worker's private mailbox is not there any more: it was declared dead."""
 
 
@@ -64,12 +64,12 @@ class Mailboxes:
         self.names = names
         self._keys = keys
         self._private = private
-        self._all = [key(name) for key in (keys.mailbox, keys.retry, keys.alone) for name in names]
+        self._all = [key(name) for key in (keys.mailbox, keys.retry, keys.suspects) for name in names]
         self._retry = [] if alone else [keys.retry(name) for name in names]
-        self._first = [(keys.alone if alone else keys.mailbox)(name) for name in names]
+        self._first = [(keys.suspects if alone else keys.mailbox)(name) for name in names]
         self._turn = 0
 
-    async def create(self, link: Link) -> None:
+    async def create(self, link: Connection) -> None:
         """Make the streams and their groups where they do not exist; what already lies there will be delivered.
 
         Raises:
@@ -82,7 +82,7 @@ class Mailboxes:
                 if "BUSYGROUP" not in str(error):
                     raise
 
-    async def take(self, link: Link, worker: str, free: int) -> list[Mail]:
+    async def take(self, link: Connection, worker: str, free: int) -> list[Mail]:
         """Take mail, what was handed back first; wait a while if there is none.
 
         Args:
@@ -99,9 +99,9 @@ class Mailboxes:
         except GymqError as error:
             raise self._gone(error) from None
 
-    async def _take(self, link: Link, worker: str, free: int) -> list[Mail]:
+    async def _take(self, link: Connection, worker: str, free: int) -> list[Mail]:
         first = self._first_of(worker)
-        streams, block = self._retry + first, BLOCK
+        streams, block = self._retry + first, BLOCK_MS
         if free < len(streams):
             # Each stream may yield COUNT messages, which would be too many: a script counts over all of them, and only
             # the wait for the next mail is on a few streams, all in turn.
@@ -128,7 +128,7 @@ class Mailboxes:
         )
         return _parse(reply)
 
-    async def held(self, link: Link, worker: str) -> list[Mail]:
+    async def held(self, link: Connection, worker: str) -> list[Mail]:
         """All mail that was delivered to a worker and is not acknowledged.
 
         Raises:
@@ -145,12 +145,12 @@ class Mailboxes:
     def _first_of(self, worker: str) -> list[str]:
         # In turn with the others, not before them: else mail that was sent while no private mailbox was open, and what new
         # rollouts send there after it, would wait for as long as this worker is busy.
-        return [self._keys.own(worker), *self._first] if self._private else self._first
+        return [self._keys.private_mailbox(worker), *self._first] if self._private else self._first
 
     def _gone(self, error: GymqError) -> GymqError:
         text = str(error)
-        gone = self._private and (("NOGROUP" in text and self._keys.own("") in text) or "UNBLOCKED" in text)
-        return Gone(text) if gone else error
+        gone = self._private and (("NOGROUP" in text and self._keys.private_mailbox("") in text) or "UNBLOCKED" in text)
+        return MailboxGone(text) if gone else error
 
     def of(self, mail: Mail) -> str:
         """The mailbox that mail was meant for."""

@@ -16,10 +16,10 @@ import msgspec
 
 from gymq.errors import UNREADABLE
 from gymq.settings import Settings
-from gymq.store.connection import FULL_PAUSE, Link, Outage, ServerFull
+from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 
 #: Messages that one script hands back: a few milliseconds of the server's time.
-BATCH = 100
+HANDBACK_BATCH = 100
 
 #: What stands before a worker's registry entry once it was declared dead and until its mail is handed back.
 DEAD = b"dead"
@@ -29,7 +29,7 @@ class _Info(msgspec.Struct):
     mailboxes: list[str]
 
 
-class Liveness:
+class Membership:
     """One worker's liveness and its judgement of others.
 
     Args:
@@ -39,7 +39,7 @@ class Liveness:
         private: it has a private mailbox.
     """
 
-    def __init__(self, settings: Settings, link: Link, info: dict[str, Any], private: bool = False) -> None:
+    def __init__(self, settings: Settings, link: Connection, info: dict[str, Any], private: bool = False) -> None:
         self.link = link
         self.worker = ""
         self.handed_back = 0
@@ -155,16 +155,16 @@ class Liveness:
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         while True:
-            moved = await self.link.run("handback", worker, BATCH, "0", *mailboxes)
+            moved = await self.link.run("handback", worker, HANDBACK_BATCH, "0", *mailboxes)
             self.handed_back += max(moved, 0)
-            if moved < BATCH:
+            if moved < HANDBACK_BATCH:
                 return
 
     async def shut(self) -> None:
         """Close the private mailbox, and give what lies there to others."""
         self._shut = True
         if self._private:
-            await self._empty("shut", self.worker, BATCH)
+            await self._empty("shut", self.worker, HANDBACK_BATCH)
 
     async def open(self) -> None:
         """Open the private mailbox again, if this worker has one and was not declared dead; else its next name opens one."""
@@ -178,11 +178,11 @@ class Liveness:
         Args:
             broken: a defect ends it, so that what it holds may be to blame: that counts as a death.
         """
-        await self._empty("handback", self.worker, BATCH, "2" if broken else "1", *self._info["mailboxes"])
+        await self._empty("handback", self.worker, HANDBACK_BATCH, "2" if broken else "1", *self._info["mailboxes"])
 
     async def _empty(self, script: str, *args: Any) -> None:
         """Run a script that moves mail until there is none left."""
-        while await self._insist(script, *args) == BATCH:
+        while await self._insist(script, *args) == HANDBACK_BATCH:
             pass
 
     async def _insist(self, script: str, *args: Any) -> Any:

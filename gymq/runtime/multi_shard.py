@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from gymq.aio import end
+from gymq.aio import cancel_and_wait
 from gymq.runtime.actor import EVENTS, Actor
 from gymq.settings import Settings
 from gymq.store.sharded import Shards
@@ -16,7 +16,7 @@ from gymq.store.topology import parse
 LAST = 5.0
 
 
-class Crew:
+class MultiShardActor:
     """Several actors, seen by Celery's side as one.
 
     Args:
@@ -58,7 +58,7 @@ class Crew:
             await asyncio.wait(lives, timeout=LAST)
             raise
         finally:
-            await end(lives)
+            await cancel_and_wait(lives)
 
     async def _reach(self) -> None:
         links = Shards(self._settings, "gymq-check").links
@@ -106,4 +106,4 @@ def make(role: Any, settings: Settings, options: dict[str, Any]) -> Any:
         settings: where the shards are.
         options: the options of the role's command line.
     """
-    return role(settings, options) if len(parse(settings.redis_url)) == 1 else Crew(role, settings, options)
+    return role(settings, options) if len(parse(settings.redis_url)) == 1 else MultiShardActor(role, settings, options)

@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 
-from gymq.process.child_process import Child, describe
+from gymq.process.child_process import ChildProcess, describe
 from gymq.runtime.quarantine_main import OPTIONS, SHARD, UNFIT
 from gymq.settings import Settings
 
 #: Seconds between a quarantine's death and the next start: as long as it lived, but within these bounds, so that one
 #: that cannot live takes no more than half a core.
-PAUSE = (1.0, 60.0)
+RESTART_PAUSE = (1.0, 60.0)
 
 #: Seconds that a quarantine may take to hand back what it holds; then it is killed, which may be a strike.
-GRACE = 5.0
+STOP_GRACE = 5.0
 
 
 class Quarantine:
@@ -35,7 +35,7 @@ class Quarantine:
         self._role = role
         self._settings = settings
         self._options = options
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._started = 0.0
         self._due = 0.0
 
@@ -52,7 +52,7 @@ class Quarantine:
             code, lived = self._child.code, now - self._started
             self._child = None
             if code != 0:
-                pause = PAUSE[1] if code == UNFIT else min(max(lived, PAUSE[0]), PAUSE[1])
+                pause = RESTART_PAUSE[1] if code == UNFIT else min(max(lived, RESTART_PAUSE[0]), RESTART_PAUSE[1])
                 self._due = now + pause
                 print(
                     f"gymq: the quarantine of this {self._role} worker ended: {describe(code)} after {lived:.1f} s",
@@ -63,19 +63,19 @@ class Quarantine:
             try:
                 self._child = await asyncio.to_thread(self._start)
             except OSError as error:  # no memory, no processes: that may pass
-                self._due = now + PAUSE[1]
+                self._due = now + RESTART_PAUSE[1]
                 print(f"gymq: the quarantine of this {self._role} worker cannot be started: {error}", file=sys.stderr)
 
-    def _start(self) -> Child:
+    def _start(self) -> ChildProcess:
         # Options may hold secrets, and everybody may read arguments. The worker's death is no reason for a strike: the
         # child is asked to hand back, not killed.
         options = msgspec.json.encode(self._options).decode()
         environment = self._settings.environment() | {OPTIONS: options, SHARD: str(self._settings.shard)}
         argv = [sys.executable, "-m", "gymq.runtime.quarantine_main", self._role]
-        return Child(argv, environment, f"{self._role} quarantine", None, death_signal=signal.SIGTERM)
+        return ChildProcess(argv, environment, f"{self._role} quarantine", None, death_signal=signal.SIGTERM)
 
     async def end(self) -> None:
         """See to its end: what it holds it hands back."""
         if self._child is not None:
-            await asyncio.to_thread(self._child.terminate, GRACE)
+            await asyncio.to_thread(self._child.terminate, STOP_GRACE)
             self._child = None

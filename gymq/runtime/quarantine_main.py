@@ -1,7 +1,7 @@
 """A quarantine: `python -m gymq.alone ROLE` serves a role's suspects, one at a time, in a process that holds nothing else.
 
 It is a worker like any other, but for Celery: it stands in the registry, and its death is judged and its mail handed back.
-Since it was alone with its mail, that is a strike. `gymq.quarantine` starts it.
+Since it was alone with its mail, that is a strike. `gymq.runtime.quarantine` starts it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IDLE = 15.0
 UNFIT = 78
 
 #: Seconds between two looks at whether it is idle.
-LOOK = 0.5
+POLL_INTERVAL = 0.5
 
 #: Liveness limits for which its loop may stand still; it counts as dead by then, and only the process's end makes room.
 HUNG = 3.0
@@ -61,13 +61,13 @@ async def live(actors: list[Any], settings: Settings) -> None:
     busy, taken = time.monotonic(), -1
     while lives:
         # Of C, so that it ends even a process whose interpreter is held.
-        faulthandler.dump_traceback_later(HUNG * settings.liveness + LOOK, exit=True)
+        faulthandler.dump_traceback_later(HUNG * settings.liveness + POLL_INTERVAL, exit=True)
         stats = [actor.stats() for actor in actors]
         if sum(one["held"] for one in stats) or sum(one["taken"] for one in stats) != taken:
             busy, taken = time.monotonic(), sum(one["taken"] for one in stats)
         if time.monotonic() - busy > IDLE:
             stop()
-        done, lives = await asyncio.wait(lives, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+        done, lives = await asyncio.wait(lives, timeout=POLL_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
         for life in done:
             life.result()
 

@@ -19,20 +19,20 @@ from typing import Any
 
 import msgspec
 
-from gymq.aio import end
-from gymq.api.backend import LONGEST_RETRY_AFTER, PATIENCE, Limit, Permit
+from gymq.aio import cancel_and_wait
+from gymq.api.backend import MAX_RETRY_AFTER, PERMIT_WAIT, Limit, Permit
 from gymq.errors import CallError, GymqError
 from gymq.store.batching import pack
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 
 #: Asks in one script, so that it never holds the server for long.
-MOST = 128
+MAX_ASKS = 128
 
 #: Seconds over which the answers of a process are counted.
-SPAN = 5.0
+RATE_SPAN = 5.0
 
 
-class Limiter:
+class SharedLimiter:
     """One endpoint's limits, as one process sees them; requests of one event loop share it.
 
     Args:
@@ -41,7 +41,7 @@ class Limiter:
         limits: what a person asked for; without any, only a learned rate limits.
     """
 
-    def __init__(self, link: Link, name: str, limits: list[Limit]) -> None:
+    def __init__(self, link: Connection, name: str, limits: list[Limit]) -> None:
         self._link = link
         self._name = name
         self._limits = limits
@@ -50,10 +50,10 @@ class Limiter:
         self._waiting: deque[tuple[Permit, asyncio.Future[None]]] = deque()
         self._back = [0.0] * (len(limits) + 1)
         self._refusal: list[float] = []
-        self._answers = Fading(SPAN)
+        self._answers = DecayingCount(RATE_SPAN)
         self._task: asyncio.Task[None] | None = None
 
-    async def enter(self, patience: float = PATIENCE, **costs: float) -> Permit:
+    async def enter(self, patience: float = PERMIT_WAIT, **costs: float) -> Permit:
         """Wait until a request may be sent.
 
         Args:
@@ -113,7 +113,7 @@ class Limiter:
             permit: its permit.
             retry_after: seconds in which it does not want to be asked by anybody, or None.
         """
-        pause = 1000 * min(LONGEST_RETRY_AFTER, max(0.0, retry_after or 0.0))
+        pause = 1000 * min(MAX_RETRY_AFTER, max(0.0, retry_after or 0.0))
         # Requests that were on their way, without a permit, when this process began to ask say nothing new.
         first = 0.0 if self._learned or permit.at else 1.0
         at, longest, fresh, answers = self._refusal or [0.0, 0.0, first, 0.0]
@@ -124,7 +124,7 @@ class Limiter:
     async def close(self) -> None:
         """Close the connection."""
         if self._task is not None:
-            await end([self._task])
+            await cancel_and_wait([self._task])
         await self._link.close()
 
     def _give_back(self, permit: Permit) -> None:
@@ -153,7 +153,7 @@ class Limiter:
         """Ask once for all that wait; returns the seconds after which to ask again."""
         while self._waiting and self._waiting[0][1].done():
             self._waiting.popleft()
-        batch = [item for item, _ in zip(self._waiting, range(MOST), strict=False)]
+        batch = [item for item, _ in zip(self._waiting, range(MAX_ASKS), strict=False)]
         asks = [permit.costs for permit, _ in batch]
         back, self._back = self._back, [0.0] * len(self._back)
         refusal, self._refusal = self._refusal, []
@@ -172,7 +172,7 @@ class Limiter:
         return wait / 1000 if granted < len(batch) else 0.0
 
 
-class Fading:
+class DecayingCount:
     """Counts events, and forgets them little by little.
 
     Args:

@@ -6,11 +6,11 @@ from typing import Any
 
 from gymq.store.batching import pack
 from gymq.store.connection import script
-from gymq.store.sync_connection import Client
+from gymq.store.sync_connection import SyncConnection
 from gymq.wire.calls import Call, Reply, encode
 
 
-def send_sync(client: Client, call: Call, reply: Reply) -> bool:
+def send_sync(client: SyncConnection, call: Call, reply: Reply) -> bool:
     """Merge a reply into its rollout, unless the call was answered before.
 
     Args:
@@ -26,7 +26,7 @@ def send_sync(client: Client, call: Call, reply: Reply) -> bool:
     """
 
     def merge(server: Any) -> bool:
-        arguments = pack([[call.rollout, call.step, call.n, encode(reply), "", "", call.mark]])
+        arguments = pack([[call.rollout, call.step, call.n, encode(reply), "", "", call.idempotency_token]])
         return server.register_script(script("reply"))(keys=[client.keys.prefix], args=[arguments]) == [1]
 
     return client.do(merge)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 
 #: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
 ADMIT = 128
@@ -20,7 +20,7 @@ INLINE = 4096
 BACKLOG_BYTES = 256 * 2**20
 
 
-async def admit(link: Link) -> int:
+async def admit(link: Connection) -> int:
     """Start rollouts while their runs have credits; returns how many.
 
     Raises:

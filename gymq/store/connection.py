@@ -52,7 +52,7 @@ def script(name: str) -> bytes:
     return files("gymq.store.lua").joinpath(f"{name}.lua").read_bytes()
 
 
-class Link:
+class Connection:
     """A connection to one shard, for one coroutine at a time.
 
     Args:

@@ -65,7 +65,7 @@ class Keys:
         """STREAM of a mailbox."""
         return f"{self.prefix}m:{name}"
 
-    def own(self, worker: str) -> str:
+    def private_mailbox(self, worker: str) -> str:
         """STREAM of a worker's private mailbox."""
         return f"{self.prefix}m:@{worker}"
 
@@ -73,7 +73,7 @@ class Keys:
         """STREAM of what was handed back to a mailbox; read first."""
         return f"{self.prefix}m:{name}:retry"
 
-    def alone(self, name: str) -> str:
+    def suspects(self, name: str) -> str:
         """STREAM of a mailbox's suspects: what was held in more than one death; only quarantines read it."""
         return f"{self.prefix}m:{name}:alone"
 
@@ -93,11 +93,11 @@ class Keys:
         """HASH: version, id and description of the weights that a model is to sample with; shard 0's is the truth."""
         return f"{self.prefix}weights:{model}"
 
-    def failed(self, model: str) -> str:
+    def load_failures(self, model: str) -> str:
         """LIST of the replicas that could not load a model's weights, JSON; on shard 0 only."""
         return f"{self.prefix}failed:{model}"
 
-    def turn(self, model: str) -> str:
+    def load_turn(self, model: str) -> str:
         """STRING, the replica that loads weights while its neighbours wait; on shard 0 only."""
         return f"{self.prefix}turn:{model}"
 
@@ -105,7 +105,7 @@ class Keys:
         """HASH: version, state, pending calls of a rollout."""
         return f"{self.prefix}r:{rid}"
 
-    def turns(self, rid: str) -> str:
+    def messages(self, rid: str) -> str:
         """LIST of a rollout's encoded messages."""
         return f"{self.prefix}t:{rid}"
 

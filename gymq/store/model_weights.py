@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from gymq.errors import UNREADABLE, GymqError
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 
 Mode = Literal["keep", "wait", "abort"]
 
@@ -19,10 +19,10 @@ Mode = Literal["keep", "wait", "abort"]
 MODES = ("keep", "wait", "abort")
 
 #: The highest version: what Lua counts exactly.
-MOST = 2**53
+MAX_VERSION = 2**53
 
 #: Failures of a model's replicas that are kept, the newest.
-FAILURES = 100
+MAX_FAILURES = 100
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ class Weights(msgspec.Struct, frozen=True):
     published: float
 
 
-class Failure(msgspec.Struct):
+class LoadFailure(msgspec.Struct):
     """A replica that could not load weights, and left.
 
     Args:
@@ -69,7 +69,7 @@ class Failure(msgspec.Struct):
         return f"{self.host} pid {self.pid}"
 
 
-async def read_weights(link: Link, model: str) -> Weights | None:
+async def read_weights(link: Connection, model: str) -> Weights | None:
     """What a model is to sample with, as a shard knows it; None: nothing was published.
 
     Raises:
@@ -83,7 +83,7 @@ async def read_weights(link: Link, model: str) -> Weights | None:
         raise GymqError(f"weights: what Redis says of model {model} cannot be read: {error}; publish again") from None
 
 
-async def read_version(link: Link, model: str) -> int:
+async def read_version(link: Connection, model: str) -> int:
     """The version that a model is to sample with, as a shard knows it; 0: nothing was published.
 
     Raises:
@@ -92,7 +92,7 @@ async def read_version(link: Link, model: str) -> int:
     return int(await link.send("HGET", link.keys.weights(model), "version") or 0)
 
 
-async def copy(link: Link, wanted: Weights) -> None:
+async def copy(link: Connection, wanted: Weights) -> None:
     """Write what shard 0 says onto another shard, unless that knows it, or newer words of shard 0.
 
     Raises:

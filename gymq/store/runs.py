@@ -14,7 +14,7 @@ import msgspec
 
 from gymq.api.environment import EnvironmentSpec
 from gymq.errors import RunClosed, UnknownName, UsageError
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.wire.calls import Usage
 from gymq.wire.pricing import Prices
 
@@ -127,7 +127,7 @@ class RunStatus(msgspec.Struct):
         return self.rows * self.config.samples
 
 
-async def create(link: Link, config: RunConfig) -> bool:
+async def create(link: Connection, config: RunConfig) -> bool:
     """Create a run, or find it as it was created.
 
     Args:
@@ -169,7 +169,7 @@ async def create(link: Link, config: RunConfig) -> bool:
     return bool(made)
 
 
-async def load_config(link: Link, name: str) -> RunConfig:
+async def load_config(link: Connection, name: str) -> RunConfig:
     """Read what a run is.
 
     Raises:
@@ -181,18 +181,18 @@ async def load_config(link: Link, name: str) -> RunConfig:
     return msgspec.json.decode(data, type=RunConfig)
 
 
-async def add_environment(link: Link, name: str, spec: EnvironmentSpec) -> None:
+async def add_environment(link: Connection, name: str, spec: EnvironmentSpec) -> None:
     """Write an environment's description into the run's record, where agents find it."""
     await link.send("HSET", link.keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
 
 
-async def load_environment(link: Link, name: str, environment: str) -> EnvironmentSpec | None:
+async def load_environment(link: Connection, name: str, environment: str) -> EnvironmentSpec | None:
     """Read an environment's description from the run's record."""
     data = await link.send("HGET", link.keys.run(name), f"spec:{environment}")
     return None if data is None else msgspec.json.decode(data, type=EnvironmentSpec)
 
 
-async def close(link: Link, name: str) -> None:
+async def close(link: Connection, name: str) -> None:
     """Say that the run gets no more rows.
 
     Raises:
@@ -202,7 +202,7 @@ async def close(link: Link, name: str) -> None:
         raise RunClosed(f"run {name!r} was cancelled or removed")
 
 
-async def reopen(link: Link, name: str) -> None:
+async def reopen(link: Connection, name: str) -> None:
     """Let a closed run take rows again.
 
     Raises:
@@ -212,7 +212,7 @@ async def reopen(link: Link, name: str) -> None:
         raise RunClosed(f"run {name!r} was cancelled, removed, or is done")
 
 
-async def drop_consumer(link: Link, name: str, consumer: str, ttl: int) -> None:
+async def drop_consumer(link: Connection, name: str, consumer: str, ttl: int) -> None:
     """Forget a consumer: nothing waits for it any more.
 
     Args:
@@ -231,7 +231,7 @@ async def drop_consumer(link: Link, name: str, consumer: str, ttl: int) -> None:
         await link.run("ack", name, other, ttl)  # trims, and sees whether the run is done now
 
 
-async def cancel(link: Link, name: str) -> int:
+async def cancel(link: Connection, name: str) -> int:
     """Stop admitting and end what is in flight.
 
     Returns:
@@ -248,7 +248,7 @@ async def cancel(link: Link, name: str) -> int:
     return flying
 
 
-async def cancel_some(link: Link, name: str, which: list[str]) -> tuple[int, int]:
+async def cancel_some(link: Connection, name: str, which: list[str]) -> tuple[int, int]:
     """End some groups and rollouts of a run that goes on with the others.
 
     Args:
@@ -281,7 +281,7 @@ async def cancel_some(link: Link, name: str, which: list[str]) -> tuple[int, int
     return sum(one[0] for one in found), sum(one[1] for one in found)
 
 
-async def pause(link: Link, name: str, paused: bool) -> None:
+async def pause(link: Connection, name: str, paused: bool) -> None:
     """Admit no more rollouts of a run, or admit them again; those in flight go on.
 
     Raises:
@@ -297,7 +297,7 @@ async def pause(link: Link, name: str, paused: bool) -> None:
         await link.send("HDEL", link.keys.run(name), "paused")
 
 
-async def remove(link: Link, name: str) -> None:
+async def remove(link: Connection, name: str) -> None:
     """Forget a run and all that it holds, results too.
 
     Raises:
@@ -307,7 +307,7 @@ async def remove(link: Link, name: str) -> None:
     await link.run("remove", name)
 
 
-async def status(link: Link, name: str) -> RunStatus:
+async def status(link: Connection, name: str) -> RunStatus:
     """Read how far a run is.
 
     Raises:
@@ -342,6 +342,6 @@ def _tokens(fields: dict[str, bytes]) -> dict[str, Usage]:
     return found
 
 
-async def names(link: Link) -> list[str]:
+async def names(link: Connection) -> list[str]:
     """All runs that Redis knows, oldest first."""
     return [name.decode() for name in await link.send("ZRANGE", link.keys.runs, 0, -1)]

@@ -12,7 +12,7 @@ import msgspec
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.settings import Settings
 from gymq.store import runs
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.keys import Keys
 from gymq.store.runs import RunConfig, RunStatus
 from gymq.wire.calls import Usage
@@ -38,15 +38,15 @@ class Shards:
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
-        first = Link(settings.at(0), name)
-        self.links = [first, *(Link(settings.at(shard), name) for shard in range(1, first.shards))]
+        first = Connection(settings.at(0), name)
+        self.links = [first, *(Connection(settings.at(shard), name) for shard in range(1, first.shards))]
 
     @property
-    def first(self) -> Link:
+    def first(self) -> Connection:
         """Shard 0; what a run has only once stands there."""
         return self.links[0]
 
-    async def each(self, work: Callable[[Link], Awaitable[T]]) -> list[T]:
+    async def each(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
         """Do something on every shard at the same time; the results in their order."""
         return list(await asyncio.gather(*map(work, self.links)))
 
@@ -57,18 +57,18 @@ class Shards:
             ServerUnreachable: a shard cannot be reached.
             UsageError: a server is another shard than here.
         """
-        await self.each(Link.connect)
+        await self.each(Connection.connect)
         await self.each(check)
 
     async def reconnect(self) -> None:
         """Open all connections again, however long that takes."""
-        await self.each(Link.reconnect)
+        await self.each(Connection.reconnect)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.each(Link.close)
+        await self.each(Connection.close)
 
-    # A run on all shards; see `gymq.run`, whose functions do the same on one.
+    # A run on all shards; see `gymq.store.runs`, whose functions do the same on one.
 
     async def create(self, config: RunConfig) -> bool:
         """Create a run, or find it as it was created; see `run.create`."""
@@ -114,14 +114,14 @@ class Shards:
         """Pause a run, or let it go on; see `run.pause`."""
         await self._where_open(lambda link: runs.pause(link, name, paused))
 
-    async def _where_open(self, work: Callable[[Link], Awaitable[T]]) -> list[T]:
+    async def _where_open(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
         """Do something on the shards on which a run goes on: one may be done before the others.
 
         Raises:
             RunClosed: it goes on nowhere.
         """
 
-        async def one(link: Link) -> T | RunClosed:
+        async def one(link: Connection) -> T | RunClosed:
             try:
                 return await work(link)
             except RunClosed as error:
@@ -145,7 +145,7 @@ class Shards:
             UnknownName: there is no such run.
         """
 
-        async def read(link: Link) -> RunStatus | UnknownName:
+        async def read(link: Connection) -> RunStatus | UnknownName:
             try:
                 return await runs.status(link, name)
             except UnknownName as error:
@@ -189,7 +189,7 @@ def merge(parts: list[RunStatus]) -> RunStatus:
     )
 
 
-async def check(link: Link) -> None:
+async def check(link: Connection) -> None:
     """See that a server is the shard that we take it for; the first who comes decides what it is.
 
     Raises:
@@ -208,7 +208,7 @@ async def check(link: Link) -> None:
         )
 
 
-async def scan(link: Link, pattern: str) -> list[str]:
+async def scan(link: Connection, pattern: str) -> list[str]:
     """The keys of a server that match a pattern whose only special character is `*`, sorted.
 
     Args:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 TIMEOUT = 2.0
 
 
-class Client:
+class SyncConnection:
     """A connection to one shard, opened when it is first used; nothing is sent twice behind our back.
 
     Args:
@@ -62,7 +62,7 @@ class Client:
             retry=Retry(NoBackoff(), 0),
             client_name=self._name,
             single_connection_client=True,  # so that `forget` can reach it
-            # As in `gymq.link`.
+            # As in `gymq.store.connection`.
             **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
         return made
@@ -82,11 +82,11 @@ class Client:
             self._redis = None
 
 
-def clients(settings: Settings, name: str) -> list[Client]:
+def sync_connections(settings: Settings, name: str) -> list[SyncConnection]:
     """A client for each shard.
 
     Args:
         settings: where they are.
         name: what the servers' client lists call them.
     """
-    return [Client(settings.at(shard), name) for shard in range(len(parse(settings.redis_url)))]
+    return [SyncConnection(settings.at(shard), name) for shard in range(len(parse(settings.redis_url)))]

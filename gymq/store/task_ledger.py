@@ -10,26 +10,26 @@ from zlib import crc32
 from gymq import plugins
 from gymq.api.environment import Environment, EnvironmentSpec
 from gymq.errors import RunClosed
-from gymq.store.connection import Link, Outage, ServerFull
+from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.runs import add_environment
 from gymq.wire.task import Task, encode_task
 
 #: Rows of one chunk: one script, one Celery message; a few milliseconds of the server's time.
-CHUNK = 200
+CHUNK_ROWS = 200
 
 #: Bytes of unfinished rows that a ledger holds; beyond that the producer waits. So many small rows keep a large fleet busy
 #: for minutes; Redis needs about a hundred bytes more for each.
-MOST = 32 * 2**20
+MAX_BYTES = 32 * 2**20
 
 #: Seconds between two tries while the ledger is full.
-PAUSE = 0.2
+FULL_RETRY_PAUSE = 0.2
 
 _CLOSED, _FULL = -1, -2
 
 Row = TypeVar("Row")
 
 
-class Ledger:
+class TaskLedger:
     """One run's ledger, dealt out to the shards: a row after the other to the next one.
 
     Args:
@@ -37,7 +37,7 @@ class Ledger:
         run: the run's name.
     """
 
-    def __init__(self, links: Sequence[Link], run: str) -> None:
+    def __init__(self, links: Sequence[Connection], run: str) -> None:
         self._links = links
         self._run = run
         self._described: set[str] = set()
@@ -79,13 +79,13 @@ class Ledger:
         rows = [encode_task(task) for task in tasks]
         # Single rows, each a chunk, must not all go to one shard. Whoever writes a chunk again must deal it the same way.
         dealt = deal(rows, crc32(chunk.encode()) if first is None else first, len(self._links))
-        most = MOST if wait else 1 << 60
+        most = MAX_BYTES if wait else 1 << 60
         written = 0
         for link, part, before in zip(self._links, dealt, after or [""] * len(dealt), strict=True):
             written += await self._write(link, chunk, part, most, before) if part else 0
         return written
 
-    async def _write(self, link: Link, chunk: str, rows: list[bytes], most: int, after: str) -> int:
+    async def _write(self, link: Connection, chunk: str, rows: list[bytes], most: int, after: str) -> int:
         while True:
             try:
                 written = await link.run("enqueue", self._run, chunk, most, *rows)
@@ -98,14 +98,14 @@ class Ledger:
                 raise RunClosed(f"run {self._run!r} takes no more rows: it was closed, cancelled or removed")
             if written != _FULL:
                 return written
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(FULL_RETRY_PAUSE)
 
-    async def _recover(self, link: Link, after: str) -> None:
+    async def _recover(self, link: Connection, after: str) -> None:
         await link.reconnect()
         if after and not await link.send("HEXISTS", link.keys.chunks(self._run), after):
             raise Outage("it has lost rows that it had confirmed")
 
-    async def _describe(self, link: Link, spec: EnvironmentSpec) -> None:
+    async def _describe(self, link: Connection, spec: EnvironmentSpec) -> None:
         while True:
             try:
                 return await add_environment(link, self._run, spec)

@@ -32,7 +32,7 @@ _SLOTS = 16384
 _GOLDEN = 0.6180339887
 
 #: Shards at most: each costs every worker four connections.
-MOST = 64
+MAX_SHARDS = 64
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -81,8 +81,8 @@ def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:
                 found.append(Address("server", url, len(found)))
     except ValueError as error:
         raise UsageError(f"{option}: {error}; docs/operations.md lists the forms") from None
-    if len(found) > MOST:
-        raise UsageError(f"{option}: {len(found)} shards are more than {MOST}")
+    if len(found) > MAX_SHARDS:
+        raise UsageError(f"{option}: {len(found)} shards are more than {MAX_SHARDS}")
     if len({(one.url, one.master, one.seeds) for one in found}) < len(found):
         raise UsageError(f"{option}: the same server stands there twice; each shard needs a server, or a database, of its own")
     return tuple(found)
@@ -124,8 +124,8 @@ def _cluster(url: str) -> tuple[Address, ...]:
     if path.strip("/") not in ("", "0"):
         raise ValueError(f"a Cluster has no database {path.strip('/')!r}")
     number = query.pop("shards", "1")
-    if not number.isdigit() or not 1 <= int(number) <= MOST:
-        raise ValueError(f"shards={number}: use a number from 1 to {MOST}")
+    if not number.isdigit() or not 1 <= int(number) <= MAX_SHARDS:
+        raise ValueError(f"shards={number}: use a number from 1 to {MAX_SHARDS}")
     seeds = tuple(_plain(scheme.removesuffix("-cluster"), login, host, "/0", query) for host in hosts)
     return tuple(Address("cluster", seeds[0], tag_in_cluster(shard), seeds) for shard in range(int(number)))
 

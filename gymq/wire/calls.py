@@ -36,14 +36,14 @@ class Call(msgspec.Struct, array_like=True):
         row: the index of the task in the run's ledger.
         queued: when it was sent, in seconds since the epoch.
         length: how many messages the conversation has.
-        seen: the index of the first message of `turns`.
-        turns: the encoded messages from `seen` on, when they are few bytes; else empty: load them.
+        seen: the index of the first message of `messages`.
+        messages: the encoded messages from `seen` on, when they are few bytes; else empty: load them.
         name: of `tool`: the tool's name.
         arguments: of `tool`: its arguments as the model wrote them.
         state: the environment's state, encoded as msgpack; None: it has none, or `has_state` says to load it.
         has_state: True: the state is too large to travel in the call; load it.
         task: the encoded task, when it is few bytes; None: load it.
-        plan: of `generate` and `ask`: the encoded `Plan`; None: load it.
+        parameters: of `generate` and `ask`: the encoded `RequestParameters`; None: load it.
         born: when the run was created: a run may take the name of one that was removed.
         timeout: of `generate` and `ask`: seconds that it may take once a worker has begun; 0: the backend's own limit.
         answer: of a hook that has asked a model: its answer, an encoded message; None: it has not asked.
@@ -60,13 +60,13 @@ class Call(msgspec.Struct, array_like=True):
     queued: float
     length: int = 0
     seen: int = 0
-    turns: list[bytes] = []
+    messages: list[bytes] = []
     name: str = ""
     arguments: str = ""
     state: bytes | None = None
     has_state: bool = False
     task: bytes | None = None
-    plan: bytes | None = None
+    parameters: bytes | None = None
     born: float = 0.0
     timeout: float = 0.0
     answer: bytes | None = None
@@ -78,17 +78,17 @@ class Call(msgspec.Struct, array_like=True):
         return f"{self.rollout}:{self.step}:{self.n}"
 
     @property
-    def mark(self) -> str:
+    def idempotency_token(self) -> str:
         """What tells it from a call of the same id in a history that Redis has lost."""
-        return mark(self.queued)
+        return idempotency_token(self.queued)
 
 
-def mark(queued: float) -> str:
+def idempotency_token(queued: float) -> str:
     """The mark of calls that were sent at a time, in seconds since the epoch."""
     return repr(queued)
 
 
-class Plan(msgspec.Struct, array_like=True):
+class RequestParameters(msgspec.Struct, array_like=True):
     """What a rollout asks of the model besides the messages; fixed when the rollout begins, and stored once.
 
     Args:
@@ -124,7 +124,7 @@ class Usage(msgspec.Struct, array_like=True):
         self.reasoning_tokens += other.reasoning_tokens
 
 
-class Place(msgspec.Struct, array_like=True, frozen=True):
+class ImageSpan(msgspec.Struct, array_like=True, frozen=True):
     """Where an image stands in a call's prompt.
 
     Args:
@@ -156,7 +156,7 @@ class Tokens(msgspec.Struct, array_like=True):
     output: bytes = b""
     logprobs: bytes = b""
     versions: list[tuple[int, int]] = []
-    images: list[Place] = []
+    images: list[ImageSpan] = []
 
 
 class Generated(msgspec.Struct, array_like=True):
@@ -211,21 +211,21 @@ class Opened(msgspec.Struct, array_like=True):
     """How a rollout begins: the encoded state, further messages, and a JSON list of tools (None: keep)."""
 
     state: bytes | None = None
-    turns: list[bytes] = []
+    messages: list[bytes] = []
     tools: bytes | None = None
 
 
 class Responded(msgspec.Struct, array_like=True):
-    """What the environment said between turns.
+    """What the environment said between answers.
 
     Args:
-        turns: encoded messages.
+        messages: encoded messages.
         done: whether it is over.
         state: the new state; None: unchanged.
         ask: what it asks a model before it says anything.
     """
 
-    turns: list[bytes] = []
+    messages: list[bytes] = []
     done: bool = False
     state: bytes | None = None
     ask: Asked | None = None
@@ -267,7 +267,7 @@ class Reply(msgspec.Struct, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _call_decoder = msgspec.msgpack.Decoder(Call)
-_plan_decoder = msgspec.msgpack.Decoder(Plan)
+_plan_decoder = msgspec.msgpack.Decoder(RequestParameters)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
@@ -292,6 +292,6 @@ def decode_reply(data: bytes) -> Reply:
     return _reply_decoder.decode(data)
 
 
-def decode_plan(data: bytes) -> Plan:
+def decode_parameters(data: bytes) -> RequestParameters:
     """Decode a rollout's plan."""
     return _plan_decoder.decode(data)

@@ -94,30 +94,30 @@ class Conversation:
     """The messages so far: a sequence that decodes a message only when somebody looks at it.
 
     Args:
-        turns: the encoded messages, oldest first.
+        encoded: the encoded messages, oldest first.
     """
 
-    __slots__ = ("_decoded", "turns")
+    __slots__ = ("_decoded", "encoded")
 
-    def __init__(self, turns: list[bytes]) -> None:
-        self.turns = turns
+    def __init__(self, encoded: list[bytes]) -> None:
+        self.encoded = encoded
         self._decoded: dict[int, Message] = {}
 
     def __len__(self) -> int:
-        return len(self.turns)
+        return len(self.encoded)
 
     def __getitem__(self, index: int) -> Message:
         if index < 0:
-            index += len(self.turns)
-        if not 0 <= index < len(self.turns):
-            raise IndexError(f"message {index} of {len(self.turns)}")
+            index += len(self.encoded)
+        if not 0 <= index < len(self.encoded):
+            raise IndexError(f"message {index} of {len(self.encoded)}")
         message = self._decoded.get(index)
         if message is None:
-            message = self._decoded[index] = _decoder.decode(self.turns[index])
+            message = self._decoded[index] = _decoder.decode(self.encoded[index])
         return message
 
     def __iter__(self) -> Iterator[Message]:
-        return (self[i] for i in range(len(self.turns)))
+        return (self[i] for i in range(len(self.encoded)))
 
     @property
     def last(self) -> Message:
@@ -126,7 +126,7 @@ class Conversation:
 
     def last_of(self, role: str) -> Message | None:
         """The newest message of a role, or None."""
-        for i in range(len(self.turns) - 1, -1, -1):
+        for i in range(len(self.encoded) - 1, -1, -1):
             if self[i].role == role:
                 return self[i]
         return None

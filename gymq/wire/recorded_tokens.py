@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gymq.wire.calls import Place, Tokens
+from gymq.wire.calls import ImageSpan, Tokens
 
 
 class RecordedTokens(msgspec.Struct):
@@ -17,7 +17,7 @@ class RecordedTokens(msgspec.Struct):
     output: bytes = b""
     logprobs: bytes = b""
     versions: list[tuple[int, int]] = []
-    images: list[Place] | msgspec.UnsetType = msgspec.UNSET
+    images: list[ImageSpan] | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, tokens: Tokens) -> RecordedTokens:

@@ -18,7 +18,7 @@ class Task(msgspec.Struct, array_like=True, dict=True):
     Args:
         id: unique within the run.
         environment: the registered name of its environment.
-        turns: the opening messages, each encoded as JSON.
+        encoded: the opening messages, each encoded as JSON.
         fields: the row's other fields (the expected answer, say), a JSON object; verifiers see it, results repeat it.
         sampling: the row's own sampling parameters for the model, a JSON object.
         tools: the tools that the row declares to the model, a JSON list of chat-completions tools; None: the environment's.
@@ -26,7 +26,7 @@ class Task(msgspec.Struct, array_like=True, dict=True):
 
     id: str
     environment: str
-    turns: list[bytes]
+    encoded: list[bytes]
     fields: bytes = b"{}"
     sampling: bytes = b"{}"
     tools: bytes | None = None
@@ -39,7 +39,7 @@ class Task(msgspec.Struct, array_like=True, dict=True):
     @cached_property
     def messages(self) -> Conversation:
         """The opening messages."""
-        return Conversation(self.turns)
+        return Conversation(self.encoded)
 
     def __getitem__(self, field: str) -> Any:
         return self.data[field]

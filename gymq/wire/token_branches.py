@@ -42,7 +42,7 @@ class Branch(msgspec.Struct):
         logprobs: of the sampled tokens, as they were sampled, float32; NaN where unknown, 0.0 where the mask is 0.
         versions: the policy version that sampled the token, int32; -1 where unknown or where the mask is 0.
         prompt_len: how many tokens come before the first answer of the branch.
-        turns: the branch's answers.
+        answers: the branch's answers.
     """
 
     token_ids: array[int]
@@ -50,12 +50,12 @@ class Branch(msgspec.Struct):
     logprobs: array[float]
     versions: array[int]
     prompt_len: int
-    turns: list[Span]
+    answers: list[Span]
 
     def __repr__(self) -> str:
         # A branch may have a hundred thousand tokens.
         size = f"{len(self.token_ids)} tokens, {sum(self.loss_mask)} of them sampled"
-        return f"<Branch: {size}, {self.prompt_len} of the prompt, {len(self.turns)} answers>"
+        return f"<Branch: {size}, {self.prompt_len} of the prompt, {len(self.answers)} answers>"
 
 
 def branches(record: dict[str, Any]) -> list[Branch]:
@@ -97,7 +97,7 @@ def branches(record: dict[str, Any]) -> list[Branch]:
         branch.loss_mask += array("B", b"\x01" * len(output))
         branch.logprobs += logprobs or array("f", [float("nan")]) * len(output)
         branch.versions += _versions(tokens.versions, len(output), number)
-        branch.turns.append(Span(call.call, start, len(branch.token_ids), -1 if call.message is None else call.message))
+        branch.answers.append(Span(call.call, start, len(branch.token_ids), -1 if call.message is None else call.message))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from gymq.ops.fault_injection import Fault
+from gymq.ops.fault_injection import InjectedFault
 from tests.support import rollouts
 from tests.support.farm import PLUGIN
 
@@ -166,13 +166,13 @@ def _why(driver: Driver, call: str, isolated: bool) -> list[str]:
     return [_fault(driver.faults, one.worker, one.at) for one in driver.trace.back[call]]
 
 
-def _fault(faults: list[Fault], worker: str, before: float) -> str:
+def _fault(faults: list[InjectedFault], worker: str, before: float) -> str:
     hits = [fault for fault in faults if worker in fault.workers and fault.at < before]
     role = worker.partition("-")[0]
     return f"{hits[-1].kind} {role}" if hits else f"lapsed {role}"
 
 
-def _times(faults: list[Fault], verdict: Verdict) -> None:
+def _times(faults: list[InjectedFault], verdict: Verdict) -> None:
     last: dict[str, float] = {}
     for fault in faults:
         for one in fault.held:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gymq.celery import worker_command
-from gymq.ops.fault_injection import Chaos, Fault
+from gymq.ops.fault_injection import FaultInjector, InjectedFault
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.farm import PLUGIN
@@ -88,7 +88,7 @@ class Driver:
         self.data = folder / "rows.jsonl"
         self.sinks = {"lines": folder / "out.jsonl", "parts": folder / "parts"}
         self.places: dict[str, Place] = {}
-        self.faults: list[Fault] = []
+        self.faults: list[InjectedFault] = []
         self.trace: Trace | None = None
         self._spawn = spawn
         self._random = random.Random(seed)
@@ -149,7 +149,7 @@ class Driver:
         self.trace = Trace(self.settings.redis_url) if workers else None
         jobs = [asyncio.create_task(self._supervise(stop))]
         if workers:
-            chaos = Chaos(self.settings, seed=self.seed, every=EVERY, last=False)
+            chaos = FaultInjector(self.settings, seed=self.seed, every=EVERY, last=False)
             self.faults = chaos.faults
             jobs.append(asyncio.create_task(chaos.run(stop)))
         if others:
@@ -188,7 +188,7 @@ class Driver:
             process = self.places[name].process
             if process is None or process.poll() is not None:
                 continue
-            self.faults.append(Fault(time.time(), kind, name.partition("-")[0], (name,), process.pid))
+            self.faults.append(InjectedFault(time.time(), kind, name.partition("-")[0], (name,), process.pid))
             if kind == "kill":
                 process.kill()
             else:

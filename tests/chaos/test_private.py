@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gymq_workers.invocation.sessions import LOOK
+from gymq_workers.invocation.sessions import ORPHAN_CHECK_AFTER
 
 from gymq.store.runs import RunConfig
 from tests.support.farm import records
@@ -117,7 +117,7 @@ def test_owners_that_drain_give_their_rollouts_away_at_once(farm, tmp_path, no_l
     assert moves(served(found, "tool", *ASKING))[0] >= 1
     # and all sessions are closed: those that moved by the worker that had them, at the latest when it has looked whether
     # their rollout is still there
-    wait_until(lambda: made(tmp_path)["made"] == made(tmp_path)["closed"], LOOK + 30, "all sessions to be closed")
+    wait_until(lambda: made(tmp_path)["made"] == made(tmp_path)["closed"], ORPHAN_CHECK_AFTER + 30, "all sessions to be closed")
 
 
 @pytest.mark.slow

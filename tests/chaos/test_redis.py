@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from redis import Redis
 
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.proxy import Proxy
@@ -35,16 +35,16 @@ LOST = 1.5
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A server of the test's own, which it may kill."""
-    with EmbeddedServer(tmp_path / "server") as server:
+    with EmbeddedRedis(tmp_path / "server") as server:
         yield server
         with Redis.from_url(server.url) as client:
             wait_until(lambda: not leaked_keys(client), 5, "no key without a TTL")
 
 
 @pytest.fixture
-def driver(spawn, server: EmbeddedServer, tmp_path: Path) -> Driver:
+def driver(spawn, server: EmbeddedRedis, tmp_path: Path) -> Driver:
     """A run that has begun, with one worker of each role."""
     driver = Driver(spawn, Settings(redis_url=server.url, liveness=1.0), tmp_path, "redis", ROWS, 1)
     begin(driver)
@@ -63,7 +63,7 @@ def workers(driver: Driver) -> set[str]:
     return set(rollouts.registered(driver.settings))
 
 
-def kill(server: EmbeddedServer) -> None:
+def kill(server: EmbeddedRedis) -> None:
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
     wait_until(lambda: not server.alive, 5, "the server's end")
@@ -78,7 +78,7 @@ def finish(driver: Driver, before: set[str], scenario: str, faults: int = 1) -> 
     assert workers(driver) == before
 
 
-def test_redis_is_killed_three_times_and_comes_back(driver: Driver, server: EmbeddedServer):
+def test_redis_is_killed_three_times_and_comes_back(driver: Driver, server: EmbeddedRedis):
     before = workers(driver)
     for part in (2, 4, 6):
         until_some(driver, ROWS * part // 10)
@@ -89,7 +89,7 @@ def test_redis_is_killed_three_times_and_comes_back(driver: Driver, server: Embe
 
 
 @pytest.mark.parametrize("torn", [0, 7], ids=["between two commands", "within a command"])
-def test_redis_loses_the_end_of_its_log(driver: Driver, server: EmbeddedServer, torn: int):
+def test_redis_loses_the_end_of_its_log(driver: Driver, server: EmbeddedRedis, torn: int):
     before = workers(driver)
     for part in (2, 5):
         until_some(driver, ROWS * part // 10)
@@ -105,7 +105,7 @@ def test_redis_loses_the_end_of_its_log(driver: Driver, server: EmbeddedServer, 
         assert "Redis lost the last" in driver.places[sink].log.read_text()
 
 
-def test_redis_loses_what_the_producer_wrote_last(spawn, server: EmbeddedServer, tmp_path: Path):
+def test_redis_loses_what_the_producer_wrote_last(spawn, server: EmbeddedRedis, tmp_path: Path):
     # Given a producer that has ended, and workers that are not there yet
     driver = Driver(spawn, Settings(redis_url=server.url, liveness=1.0), tmp_path, "redis", ROWS, 1)
     driver.add_producer()
@@ -125,7 +125,7 @@ def test_redis_loses_what_the_producer_wrote_last(spawn, server: EmbeddedServer,
     finish(driver, workers(driver), "Redis loses the producer's last write")
 
 
-def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedServer, tmp_path: Path):
+def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedRedis, tmp_path: Path):
     parts = urlsplit(server.url)
     assert parts.port is not None
     proxy = Proxy(parts.port)
@@ -139,7 +139,7 @@ def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedServer,
     finish(driver, before, f"connections cut for {AWAY:g} s")
 
 
-def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: EmbeddedServer):
+def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: EmbeddedRedis):
     before = workers(driver)
     assert server.pid is not None
     os.kill(server.pid, signal.SIGSTOP)
@@ -148,7 +148,7 @@ def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: Embedd
     finish(driver, before, f"Redis does not answer for {AWAY:g} s")
 
 
-def test_redis_is_full_for_a_while(driver: Driver, server: EmbeddedServer):
+def test_redis_is_full_for_a_while(driver: Driver, server: EmbeddedRedis):
     before = workers(driver)
     with Redis.from_url(server.url) as client:
         client.config_set("maxmemory", 1 << 20)  # less than it uses

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 from redis import Redis
 
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 from gymq.store.topology import parse
@@ -32,13 +32,13 @@ class Servers:
     """The servers of one test: where they are, and a client for each."""
 
     def __init__(self, form: str, folder, stack: ExitStack) -> None:
-        self.embedded: list[EmbeddedServer] = []
+        self.embedded: list[EmbeddedRedis] = []
         self.watched: Watched | None = None
         self.broker = ""
         if form == "cluster":
             cluster = Cluster(folder)
             stack.callback(cluster.kill)
-            self.embedded = [stack.enter_context(EmbeddedServer(folder / "broker"))]
+            self.embedded = [stack.enter_context(EmbeddedRedis(folder / "broker"))]
             self.url, self.broker = cluster.url(), self.embedded[0].url
             self.clients = [node.client() for node in cluster.nodes]
         elif form == "sentinel":
@@ -47,7 +47,7 @@ class Servers:
             self.url = self.watched.url
             self.clients = [self.watched.replica.client()]
         else:
-            self.embedded = [stack.enter_context(EmbeddedServer(folder / str(n))) for n in range({"one": 1, "two": 2}[form])]
+            self.embedded = [stack.enter_context(EmbeddedRedis(folder / str(n))) for n in range({"one": 1, "two": 2}[form])]
             self.url = ",".join(server.url for server in self.embedded)
             self.clients = [Redis.from_url(server.url) for server in self.embedded]
 

@@ -39,7 +39,7 @@ def load(name: str) -> list[tuple[dict[str, Any], Task]]:
 
 
 def turns(task: Task) -> list[Any]:
-    return [json.loads(turn) for turn in task.turns]
+    return [json.loads(turn) for turn in task.encoded]
 
 
 def test_the_sets_are_those_we_know():

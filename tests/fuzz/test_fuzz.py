@@ -27,7 +27,7 @@ from gymq.errors import UNREADABLE, DataError, GymqError
 from gymq.ingest.row_parser import parse_row
 from gymq.ingest.source import rows
 from gymq.runtime.mailbox import Mail
-from gymq.wire.calls import Call, Plan, Reply, decode_call, decode_plan, decode_reply, encode
+from gymq.wire.calls import Call, Reply, RequestParameters, decode_call, decode_parameters, decode_reply, encode
 from gymq.wire.message import Message, decode_message, encode_message
 from gymq.wire.task import Task, decode_task, encode_task
 from tests.support.bad_rows import ROWS
@@ -107,7 +107,7 @@ def test_rows():
             assert str(error).startswith("w: ") and str(error).isprintable() and len(str(error)) <= 600
             continue
         assert decode_task(encode_task(task)) == task
-        assert all(decode_message(turn) for turn in task.turns)
+        assert all(decode_message(turn) for turn in task.encoded)
         json.loads(task.fields), json.loads(task.sampling), json.loads(task.tools or b"[]")
 
 
@@ -141,12 +141,27 @@ def test_files(tmp_path: Path):
 
 TURN = encode_message(Message("user", "go"))
 CALL = Call(
-    "r.0.0", 1, 0, "tool", "r", "weather", 0, 1.0, 1, 0, [TURN], "get_weather", '{"city":"a"}', b"\x80", task=b"x", plan=b"y"
+    "r.0.0",
+    1,
+    0,
+    "tool",
+    "r",
+    "weather",
+    0,
+    1.0,
+    1,
+    0,
+    [TURN],
+    "get_weather",
+    '{"city":"a"}',
+    b"\x80",
+    task=b"x",
+    parameters=b"y",
 )
 CODECS: list[tuple[Callable[[bytes], object], bytes]] = [
     (decode_call, encode(CALL)),
     (decode_reply, encode(Reply(0, 1.0, 2.0, "w", None, b"value"))),
-    (decode_plan, encode(Plan(b'{"a":1}', b"[]"))),
+    (decode_parameters, encode(RequestParameters(b'{"a":1}', b"[]"))),
     (decode_state, encode_state(State(phase="tools"))),
     (decode_task, encode_task(Task("t", "weather", [TURN], b'{"a":1}'))),
     (decode_message, encode_message(Message("user", [{"type": "text", "text": "é"}]))),

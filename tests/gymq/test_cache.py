@@ -6,13 +6,13 @@ import pytest
 
 from gymq.cache import Cache
 from gymq.errors import CallError
-from gymq.runtime.call_worker import CallServer
-from gymq.wire.calls import Call, Plan, encode
+from gymq.runtime.call_worker import CallWorker
+from gymq.wire.calls import Call, RequestParameters, encode
 from gymq.wire.task import Task, encode_task
 from tests.support.shard import keys
 
 
-class Server(CallServer):
+class Server(CallWorker):
     """A server without a life of its own, for its reading."""
 
     role = "resource"
@@ -72,35 +72,35 @@ def test_an_entry_that_is_put_again_weighs_what_it_weighs_now():
 
 async def test_a_conversation_is_put_together_from_what_calls_bring_and_reads_only_the_rest(server, link):
     # Given a server that serves the second call of a rollout without having seen the first
-    turns = [b'"%d"' % n for n in range(6)]
-    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
-    await link.send("HSET", keys.rollout("r.0.0"), "v", 3, "q", encode(Plan(b"{}")))
-    asked = Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2, turns=turns[2:4])
+    messages = [b'"%d"' % n for n in range(6)]
+    await link.send("RPUSH", keys.messages("r.0.0"), *messages)
+    await link.send("HSET", keys.rollout("r.0.0"), "v", 3, "q", encode(RequestParameters(b"{}")))
+    asked = Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2, messages=messages[2:4])
     # When it needs the conversation, then it loads all up to the call's length, and the plan
-    kept = await server.conversation(asked, plan=True)
-    assert (kept.turns, kept.plan) == (turns[:4], encode(Plan(b"{}")))
+    kept = await server.conversation(asked, parameters=True)
+    assert (kept.messages, kept.parameters) == (messages[:4], encode(RequestParameters(b"{}")))
     assert server.counts["loaded"] == 1
     # and the next call's news are added without loading
-    kept = await server.conversation(Call("r.0.0", 3, 0, "generate", "r", "e", 0, 0.0, length=6, seen=4, turns=turns[4:]))
-    assert kept.turns == turns
+    kept = await server.conversation(Call("r.0.0", 3, 0, "generate", "r", "e", 0, 0.0, length=6, seen=4, messages=messages[4:]))
+    assert kept.messages == messages
     # and a call that was handed back sees what there was when it was sent
-    assert (await server.conversation(asked)).turns == turns[:4]
+    assert (await server.conversation(asked)).messages == messages[:4]
     assert server.counts["loaded"] == 1
 
 
 async def test_news_that_overlap_what_is_kept_are_not_added_twice(server, link):
-    turns = [b'"%d"' % n for n in range(5)]
-    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=3, turns=turns[:3]))
-    kept = await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=5, seen=1, turns=turns[1:]))
-    assert kept.turns == turns
+    messages = [b'"%d"' % n for n in range(5)]
+    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=3, messages=messages[:3]))
+    kept = await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=5, seen=1, messages=messages[1:]))
+    assert kept.messages == messages
     assert server.counts["loaded"] == 0
 
 
 async def test_news_that_are_too_large_to_travel_are_loaded(server, link):
-    turns = [b'"%d"' % n for n in range(4)]
-    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=2, turns=turns[:2]))
-    await link.send("RPUSH", keys.turns("r.0.0"), *turns)
-    assert (await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2))).turns == turns
+    messages = [b'"%d"' % n for n in range(4)]
+    await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=2, messages=messages[:2]))
+    await link.send("RPUSH", keys.messages("r.0.0"), *messages)
+    assert (await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2))).messages == messages
 
 
 async def test_what_belongs_to_a_rollout_that_is_gone_cannot_be_read(server, link):
@@ -122,9 +122,12 @@ async def test_a_task_comes_with_the_call_or_from_the_ledger_and_is_read_once(se
 
 async def test_a_state_that_is_too_large_to_travel_is_loaded(server, link):
     await link.send("HSET", keys.rollout("r.0.0"), "e", b"large")
-    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, state=b"small", has_state=True)) == b"small"
-    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, has_state=True)) == b"large"
-    assert await server.memory(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0)) is None
+    assert (
+        await server.environment_state(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, state=b"small", has_state=True))
+        == b"small"
+    )
+    assert await server.environment_state(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, has_state=True)) == b"large"
+    assert await server.environment_state(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0)) is None
 
 
 async def test_a_run_that_took_a_removed_ones_name_gets_its_own_tasks_and_messages(server, link):
@@ -136,4 +139,4 @@ async def test_a_run_that_took_a_removed_ones_name_gets_its_own_tasks_and_messag
     new = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"new"'], task=encode_task(Task("new", "e", [])), born=2.0)
     # Then it is served with what is its own
     assert (await server.task(new)).id == "new"
-    assert (await server.conversation(new)).turns == [b'"new"']
+    assert (await server.conversation(new)).messages == [b'"new"']

@@ -10,7 +10,7 @@ from gymq import plugins
 from gymq.errors import UnknownName, UsageError
 
 PLUGIN = """\
-from gymq.environment import Environment
+from gymq.api.environment import Environment
 class Fine(Environment):
     name = "fine"
 """

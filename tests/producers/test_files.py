@@ -76,7 +76,7 @@ def test_reading_can_start_at_any_row(tmp_path: Path, read: Read, write: Callabl
 def test_rows_of_any_file_become_tasks(tmp_path: Path, read: Read, write: Callable[[Path, list[Any]], str]):
     where, row = next(read(write(tmp_path, ROWS)))
     task = parse_row(row, where=where, environment="e", known=["e"])
-    assert task.turns == [b'{"role":"user","content":"Say 0"}']
+    assert task.encoded == [b'{"role":"user","content":"Say 0"}']
     assert task.data == {"answer": 0, "parts": [{"a": None}]}
 
 

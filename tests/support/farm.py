@@ -15,7 +15,7 @@ import psutil
 
 from gymq.settings import Settings
 from gymq.store import runs
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, RunStatus
 from gymq.store.topology import parse
 from tests.support import rollouts
@@ -96,12 +96,12 @@ class Farm:
         return sum(self._holds(process, self.settings.at(n)) for n in range(len(parse(self.settings.redis_url))))
 
     def _holds(self, process: subprocess.Popen[bytes], shard: Settings) -> int:
-        held, keys = 0, Link(shard, "test").keys
+        held, keys = 0, Connection(shard, "test").keys
         for name, info in rollouts.registered(shard).items():
             if info["pid"] == process.pid:
                 streams = [key(box) for box in info["mailboxes"] for key in (keys.mailbox, keys.retry)]
                 if rollouts.ask(shard, "HEXISTS", keys.private, name):
-                    streams.append(keys.own(name))
+                    streams.append(keys.private_mailbox(name))
                 for stream in streams:
                     held += len(rollouts.ask(shard, "XPENDING", stream, keys.GROUP, "-", "+", 1000, name))
         return held

@@ -23,7 +23,7 @@ LASTING = (
     keys.paused,
     keys.shards,
     keys.weights("*"),
-    keys.failed("*"),
+    keys.load_failures("*"),
     "_kombu.binding*",
 )
 
@@ -83,7 +83,7 @@ def left_by_done_runs(client: Redis) -> list[str]:
     for name in done:
         of_run = [keys.run(name), keys.rows(name), keys.chunks(name), keys.live(name), keys.groups(name), keys.skip(name)]
         of_run += [keys.results(name)]
-        for kind in (keys.rollout, keys.turns, keys.calls):
+        for kind in (keys.rollout, keys.messages, keys.calls):
             of_run += [raw.decode() for raw in client.scan_iter(f"{kind(name)}.*", count=1000)]
         left += [key for key in of_run if client.ttl(key) == -1]
     return sorted(left)

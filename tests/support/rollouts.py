@@ -23,7 +23,7 @@ from gymq.settings import Settings
 from gymq.store import runs
 from gymq.store.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
 from gymq.store.batching import pack
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, RunStatus
 from gymq.store.sharded import Shards
 from tests.support.redis_server import wait_until
@@ -206,7 +206,7 @@ def ask(settings: Settings, *command: Any) -> Any:
     return with_link(settings, lambda link: link.send(*command))
 
 
-def with_link(settings: Settings, what: Callable[[Link], Awaitable[Any]]) -> Any:
+def with_link(settings: Settings, what: Callable[[Connection], Awaitable[Any]]) -> Any:
     """Do something with a connection, from a test that has no loop."""
 
     async def go() -> Any:
@@ -217,9 +217,9 @@ def with_link(settings: Settings, what: Callable[[Link], Awaitable[Any]]) -> Any
 
 
 @asynccontextmanager
-async def linked(settings: Settings) -> AsyncIterator[Link]:
+async def linked(settings: Settings) -> AsyncIterator[Connection]:
     """A connection, for a test that has a loop."""
-    link = Link(settings, "test")
+    link = Connection(settings, "test")
     await link.connect()
     try:
         yield link
@@ -238,7 +238,7 @@ class Pretender:
         config: the run; `create` makes it.
     """
 
-    def __init__(self, link: Link, config: RunConfig) -> None:
+    def __init__(self, link: Connection, config: RunConfig) -> None:
         self.link = link
         self.config = config
         self.live: list[str] = []
@@ -320,7 +320,7 @@ def finished(rid: str, **fields: Any) -> dict[str, Any]:
     return record | fields
 
 
-async def make_run(link: Link, name: str = "r", rows: int = 0, **fields: Any) -> Pretender:
+async def make_run(link: Connection, name: str = "r", rows: int = 0, **fields: Any) -> Pretender:
     """A run with its consumer and some rows."""
     pretender = Pretender(link, RunConfig(name, "weather", "tool", "scripted", **fields))
     await pretender.create("sink")

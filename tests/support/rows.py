@@ -22,7 +22,7 @@ def nemo(**params: Any) -> Task:
 
 
 def turns(task: Task) -> list[Any]:
-    return [json.loads(turn) for turn in task.turns]
+    return [json.loads(turn) for turn in task.encoded]
 
 
 def sampling(task: Task) -> Any:

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from gymq.process.child_process import Child
+from gymq.process.child_process import ChildProcess
 from gymq.process.embedded_redis import PORTS, server_binary
 from tests.support.redis_server import wait_until
 
@@ -55,13 +55,13 @@ class Server:
         lines += [f"{name.replace('_', '-')} {value}" for name, value in options.items()]
         lines += [f"requirepass {password}\nmasterauth {password}"] if password else []
         (folder / "server.conf").write_text("\n".join(lines) + "\n")
-        self.child: Child | None = None
+        self.child: ChildProcess | None = None
         self.start()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         argv = [str(server_binary()), str(self.folder / "server.conf"), *self._arguments]
-        self.child = Child(argv, {}, "server", self.folder / "server.log", death_signal=signal.SIGTERM)
+        self.child = ChildProcess(argv, {}, "server", self.folder / "server.log", death_signal=signal.SIGTERM)
         wait_until(self._answers, 20, f"the server of {self.folder}")
 
     def kill(self) -> None:

@@ -17,7 +17,7 @@ from gymq import plugins
 from gymq.celery import broker
 from gymq.cli import main
 from gymq.errors import DataError, GymqError, ToolError, UsageError
-from gymq.ingest.row_parser import Ids, parse_row
+from gymq.ingest.row_parser import TaskIds, parse_row
 from gymq.ingest.source import fingerprint, rows
 from gymq.settings import Settings
 from tests.support.bad_rows import ROWS
@@ -84,7 +84,7 @@ def test_a_bad_file_is_one_line(place: Path, name: str, content: Any, line: str)
 
 def first_problem(source: str) -> str:
     """What is said first of a source, as `gymq produce` reads it."""
-    ids = Ids()
+    ids = TaskIds()
     try:
         fingerprint(source)
         for where, row in rows(source):

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from gymq.cache import BUDGET
-from gymq.client.rollout_set import Seen
+from gymq.client.rollout_set import RolloutSet
 from gymq.store import task_ledger
 from gymq.store.admission import BACKLOG_BYTES
 from gymq.store.runs import RunConfig
@@ -34,7 +34,7 @@ RECORD, IN_FLIGHT, ROW_EXTRA, FIXED = 2500, 8000, 150, 2**20
 @pytest.mark.slow
 def test_a_dead_sink_and_a_slow_model_hold_the_producer_and_then_all_arrive(farm, tmp_path, monkeypatch, no_leaks):
     # Given workers with a slow model, and a sink that was declared and is dead
-    monkeypatch.setattr(task_ledger, "MOST", LEDGER)
+    monkeypatch.setattr(task_ledger, "MAX_BYTES", LEDGER)
     workers = [
         farm.start("agent"),
         farm.start("model", model="scripted", latency=0.05),
@@ -74,7 +74,7 @@ def test_a_dead_sink_and_a_slow_model_hold_the_producer_and_then_all_arrive(farm
 
     wait_until(done, 120 + ROWS / 200, "the run to be done")
     producing.join(10)
-    seen = Seen("flood")
+    seen = RolloutSet("flood")
     assert all(seen.add(record["rollout_id"]) for record in records(out))
     assert len(seen) == ROWS
     grown = {process.pid: psutil.Process(process.pid).memory_info().rss - middle[process.pid] for process in workers}

@@ -19,12 +19,12 @@ from redis import Redis
 from gymq.api.environment import EnvironmentSpec
 from gymq.client.consumer import Results
 from gymq.errors import Fault
-from gymq.runtime.dead_letters import Letter, find, messages
+from gymq.runtime.dead_letters import DeadLetter, find, messages
 from gymq.settings import Settings
 from gymq.store import runs
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
-from gymq.wire.calls import SCHEMA, Call, Generated, Plan, Reply, Usage, decode_call, encode
+from gymq.wire.calls import SCHEMA, Call, Generated, Reply, RequestParameters, Usage, decode_call, encode
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
 from tests.support.redis_server import wait_until
@@ -119,17 +119,17 @@ CALLS: list[tuple[str, bytes, str | None]] = [
     ("arguments that are code", call(arguments="__import__('os')"), None),
     ("verify of what there is not", call(kind="verify"), None),
     ("generate of what there is not", call(kind="generate"), None),
-    ("a plan that is garbage", call(kind="generate", plan=b"\xc1", length=1, turns=[b"{}"]), None),
-    ("a message that is garbage", call(kind="verify", length=1, turns=[b"{"]), None),
+    ("a plan that is garbage", call(kind="generate", parameters=b"\xc1", length=1, messages=[b"{}"]), None),
+    ("a message that is garbage", call(kind="verify", length=1, messages=[b"{"]), None),
     ("a time-out that is NaN", call(kind="generate", timeout=float("nan")), "is no call"),
     ("a negative time-out", call(kind="generate", timeout=-1.0), "is no call"),
-    ("a question without a plan", call(kind="ask", turns=[encode_message(Message("user", "go"))]), None),
-    ("a question with a plan that is garbage", call(kind="ask", plan=b"\xc1"), None),
-    ("a question that is garbage", call(kind="ask", plan=encode(Plan()), turns=[b"{"], length=1), None),
-    ("a question of nothing", call(kind="ask", plan=encode(Plan())), None),
-    ("an answer that is garbage", call(kind="verify", answer=b"{", note=b"\xc1", task=TASK, length=1, turns=[TURN]), None),
-    ("a note that is garbage", call(kind="respond", answer=TURN, note=b"\xc1", task=TASK, length=1, turns=[TURN]), None),
-    ("a task that is garbage", call(kind="verify", task=b"\xc1", length=1, turns=[b'{"role":"user"}']), None),
+    ("a question without a plan", call(kind="ask", messages=[encode_message(Message("user", "go"))]), None),
+    ("a question with a plan that is garbage", call(kind="ask", parameters=b"\xc1"), None),
+    ("a question that is garbage", call(kind="ask", parameters=encode(RequestParameters()), messages=[b"{"], length=1), None),
+    ("a question of nothing", call(kind="ask", parameters=encode(RequestParameters())), None),
+    ("an answer that is garbage", call(kind="verify", answer=b"{", note=b"\xc1", task=TASK, length=1, messages=[TURN]), None),
+    ("a note that is garbage", call(kind="respond", answer=TURN, note=b"\xc1", task=TASK, length=1, messages=[TURN]), None),
+    ("a task that is garbage", call(kind="verify", task=b"\xc1", length=1, messages=[b'{"role":"user"}']), None),
     ("a length of 10^15", call(kind="verify", length=10**15), None),
     ("a state that is garbage", call(state=b"\xc1", has_state=True), None),
 ]  # fmt: skip
@@ -195,7 +195,9 @@ async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, link, capsys,
     fault = Fault("model", "the end")
     await link.run(
         "reply",
-        msgpack.packb([[LIVE, answer.step, 0, encode(Reply(0, 0, 0, "w", fault)), "", "", answer.mark]], use_bin_type=False),
+        msgpack.packb(
+            [[LIVE, answer.step, 0, encode(Reply(0, 0, 0, "w", fault)), "", "", answer.idempotency_token]], use_bin_type=False
+        ),
     )
     await work(agent)
     assert (await runs.status(link, "r")).by_status == {"failed": 1}
@@ -312,16 +314,16 @@ LETTERS: list[list[Any]] = [
     ["b", b"\xc1"],
     ["b", DEEP],
     ["b", listed("r.0.0:1:0", "r.0.0")],
-    ["b", encode(Letter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [], b"", b""))],
-    ["b", encode(Letter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [b"r"], b"", b""))],
-    ["b", encode(Letter("r.0.0:1:0", "r.0.0", "model", "model:m", "generate", "m", [b"c", b"\xc1"], b"", b""))],
-    ["b", encode(Letter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [b"r", b"x"], b"\xc1", b""))],
-    ["b", encode(Letter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [b"r", b"x"], b"", b"{"))],
+    ["b", encode(DeadLetter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [], b"", b""))],
+    ["b", encode(DeadLetter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [b"r"], b"", b""))],
+    ["b", encode(DeadLetter("r.0.0:1:0", "r.0.0", "model", "model:m", "generate", "m", [b"c", b"\xc1"], b"", b""))],
+    ["b", encode(DeadLetter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [b"r", b"x"], b"\xc1", b""))],
+    ["b", encode(DeadLetter("r.0.0:1:0", "r.0.0", "agent", "agent", "act", "tool", [b"r", b"x"], b"", b"{"))],
 ]
 
 
 async def test_dead_letters_that_are_forged_are_left_out(settings, link, capsys):
-    real = Letter("r.1.0:1:0", "r.1.0", "model", "model:m", "generate", "m", [b"c", call(rollout="r.1.0")], TASK, b"")
+    real = DeadLetter("r.1.0:1:0", "r.1.0", "model", "model:m", "generate", "m", [b"c", call(rollout="r.1.0")], TASK, b"")
     for fields in [*LETTERS, ["b", encode(real)]]:
         await link.send("XADD", keys.dead, "*", *fields)
     for fields in RESULTS.values():

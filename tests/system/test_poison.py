@@ -265,7 +265,7 @@ def test_a_quarantine_whose_loop_stands_still_ends_itself_and_that_is_a_strike(f
     farm.produce(RunConfig("stuck", "blocking", "tool", "scripted"), [task])
     wait_until(lambda: farm.ask("XLEN", keys.mailbox(box)), 30, "the call")
     ((_, fields),) = farm.ask("XRANGE", keys.mailbox(box), "-", "+")
-    farm.ask("XADD", keys.alone(box), "*", *fields, "k", 0, "w", "somebody", "a", 2)
+    farm.ask("XADD", keys.suspects(box), "*", *fields, "k", 0, "w", "somebody", "a", 2)
     # When it runs in a quarantine
     environment = farm.settings.environment() | {"PYTHONPATH": str(PLUGIN), OPTIONS: '{"environments": "blocking"}'}
     quarantine = spawn(
@@ -279,5 +279,5 @@ def test_a_quarantine_whose_loop_stands_still_ends_itself_and_that_is_a_strike(f
 
 def _marks(farm, box: str) -> list[bytes]:
     """Strikes, last victim and deaths of the one suspect."""
-    ((_, fields),) = farm.ask("XRANGE", keys.alone(box), "-", "+")
+    ((_, fields),) = farm.ask("XRANGE", keys.suspects(box), "-", "+")
     return fields[-5::2]

@@ -18,7 +18,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 from tests.support.redis_server import leaked_keys, wait_until
@@ -69,7 +69,7 @@ def test_a_user_with_the_documented_rights_can_do_everything_and_nothing_else(fa
 
 
 def test_the_embedded_server_listens_on_loopback_and_asks_for_its_random_password(tmp_path):
-    with EmbeddedServer(tmp_path / "one") as one, EmbeddedServer(tmp_path / "two") as two:
+    with EmbeddedRedis(tmp_path / "one") as one, EmbeddedRedis(tmp_path / "two") as two:
         passwords = {re.search(r":(\w+)@", server.url)[1] for server in (one, two)}
         assert len(passwords) == 2
         assert all(len(password) >= 32 for password in passwords)

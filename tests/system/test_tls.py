@@ -9,7 +9,7 @@ import pytest
 
 from gymq.errors import ServerUnreachable
 from gymq.settings import Settings
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.redis_server import wait_until
@@ -31,7 +31,7 @@ def settings(proxy, redis_url) -> Settings:
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_refused(settings):
-    stranger = Link(Settings(settings.redis_url.partition("?")[0]), "x")
+    stranger = Connection(Settings(settings.redis_url.partition("?")[0]), "x")
     with pytest.raises(ServerUnreachable, match="certificate"):
         await stranger.connect()
 

@@ -15,9 +15,9 @@ import pytest
 from redis import Redis
 
 from gymq.client.publish_weights import publish_weights
-from gymq.client.replica_status import ModelWeights, survey
+from gymq.client.replica_status import ModelWeights, weights_status
 from gymq.errors import GymqError, UsageError
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.farm import slow_rows
@@ -48,7 +48,7 @@ def updates(folder: Path) -> list[tuple[str, int, int, str, int, float]]:
 
 
 def look(settings) -> ModelWeights:
-    (found,) = rollouts.with_shards(settings, lambda shards: survey(shards, "toy"))
+    (found,) = rollouts.with_shards(settings, lambda shards: weights_status(shards, "toy"))
     return found
 
 
@@ -220,7 +220,7 @@ def test_a_publisher_killed_at_any_moment_leaves_old_or_new(farm, tmp_path, no_l
         publisher.wait()
         wanted = look(farm.settings).wanted
         assert (wanted.version, wanted.path) in {(1, old), *((v, new) for v in range(2, version + 1))}
-        assert int(farm.ask("HGET", Link(farm.settings, "test").keys.weights("toy"), "version")) == wanted.version
+        assert int(farm.ask("HGET", Connection(farm.settings, "test").keys.weights("toy"), "version")) == wanted.version
         seen.add(wanted.version)
     assert seen
 
@@ -303,8 +303,8 @@ def test_over_shards_the_broken_one_hands_back_on_each(farm, tmp_path, redis_url
         with pytest.raises(GymqError, match="1 replicas could not load it"):
             publish_weights("toy", 1, path, wait=30, settings=both)
         # A copy that went missing is written again
-        other.delete(Link(both.at(1), "test").keys.weights("toy"))
-        wait_until(lambda: other.hget(Link(both.at(1), "test").keys.weights("toy"), "version") == b"1", 10, "the copy")
+        other.delete(Connection(both.at(1), "test").keys.weights("toy"))
+        wait_until(lambda: other.hget(Connection(both.at(1), "test").keys.weights("toy"), "version") == b"1", 10, "the copy")
         out = farm.finish("r", tmp_path / "out.jsonl")
         assert {record["status"] for record in out} == {"completed"}
         assert_versions_grow(out, {0, 1})

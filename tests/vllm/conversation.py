@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from gymq_workers.agent.record import call_record
-from gymq_workers.model.tokens.chat_template import Renderer
+from gymq_workers.model.tokens.chat_template import ChatTemplate
 from gymq_workers.model.tokens.token_log import TokenLog
 from gymq_workers.model.tokens.token_prompt import Prompt
 
@@ -24,8 +24,8 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.S)
 
 
 @cache
-def _renderer(name: str) -> Renderer:
-    return Renderer(tokenizer(name), ends=[tokenizer(name).convert_tokens_to_ids("<|endoftext|>")])
+def _renderer(name: str) -> ChatTemplate:
+    return ChatTemplate(tokenizer(name), ends=[tokenizer(name).convert_tokens_to_ids("<|endoftext|>")])
 
 
 @lru_cache(10_000)

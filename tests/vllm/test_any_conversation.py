@@ -118,7 +118,7 @@ async def play(name: str, conversation: list) -> Talk:
                 assert talk.text(prompt.ids[prompt.start :]) == after(talk, last, since)
         else:
             assert talk.text(prompt.ids) == prompt.text
-        for turn in prompt.turns:
+        for turn in prompt.answers:
             assert prompt.ids[turn.start : turn.end].tolist() == talk.outputs[turn.index]
         if name != "plain":
             assert talk.text(prompt.ids).endswith(prompt.text[-20:])
@@ -132,7 +132,7 @@ async def play(name: str, conversation: list) -> Talk:
 def check_branches(talk: Talk) -> None:
     """Each call stands in one branch, behind exactly its prompt; what it sampled is trained there, and nowhere else."""
     found = branches(talk.record())
-    spans = [(branch, span) for branch in found for span in branch.turns]
+    spans = [(branch, span) for branch in found for span in branch.answers]
     assert [span.message for _, span in spans] == list(talk.outputs)
     assert len(found) == 1 + sum(prompt.forked for prompt in talk.prompts)
     for number, (branch, span) in enumerate(spans):
@@ -142,7 +142,7 @@ def check_branches(talk: Talk) -> None:
     for branch in found:
         seen: list[int] = []
         inside = set()
-        for span in branch.turns:
+        for span in branch.answers:
             # NeMo RL's law: what was seen is how the next prompt begins.
             prompt = branch.token_ids[: span.start].tolist()
             assert prompt[: len(seen)] == seen
@@ -151,7 +151,7 @@ def check_branches(talk: Talk) -> None:
         assert branch.loss_mask.tolist() == [index in inside for index in range(len(seen))]
         assert branch.logprobs.tolist() == [-1.0 if index in inside else 0.0 for index in range(len(seen))]
         # What was sampled, decoded and parsed again, gives the message.
-        for span in branch.turns:
+        for span in branch.answers:
             message = talk.parse(span.message, branch.token_ids[span.start : span.end].tolist())
             assert message == talk.message(span.message)
 

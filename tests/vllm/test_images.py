@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("PIL")
 
 from gymq_workers.agent.record import call_record
-from gymq_workers.model.tokens.chat_template import Renderer
+from gymq_workers.model.tokens.chat_template import ChatTemplate
 from gymq_workers.model.tokens.token_log import TokenLog
 from PIL import Image
 
@@ -169,7 +169,7 @@ async def test_a_turn_goes_on_from_the_ids_of_the_one_before_and_finds_them_in_t
     for before, answer in ((first, second), (second, third)):
         assert answer.usage.cached_tokens >= (before.usage.input_tokens + before.usage.output_tokens) // 128 * 128 > 0
     (branch,) = talk.branches()
-    assert len(branch.token_ids) == whole and len(branch.turns) == 3
+    assert len(branch.token_ids) == whole and len(branch.answers) == 3
     assert worst(scorer, branch, [picture("teal"), picture("pink", 64, 20)]) < 1e-3
 
 
@@ -218,7 +218,7 @@ async def test_a_conversation_whose_image_was_changed_forks_where_it_stands(back
     (place,) = third.tokens.images
     assert third.tokens.prompt_start == place.start
     one, two = talk.branches()
-    assert [len(one.turns), len(two.turns)] == [2, 1]
+    assert [len(one.messages), len(two.answers)] == [2, 1]
     assert worst(scorer, one, [picture("red"), picture("blue")]) < 1e-3
     assert worst(scorer, two, [picture("red"), picture("lime")]) < 1e-3
 
@@ -249,7 +249,7 @@ async def test_more_images_than_the_engine_takes_end_the_call_in_one_line(backen
 
 async def test_a_template_without_a_place_for_images_ends_the_call_in_one_line(backend: Any) -> None:
     given = {"chat_template": TEMPLATE}
-    kept, backend._log = backend._log, TokenLog(Renderer(backend._engine.tokenizer, given), 1 << 20)
+    kept, backend._log = backend._log, TokenLog(ChatTemplate(backend._engine.tokenizer, given), 1 << 20)
     try:
         assert "no place for an image" in await refused(backend, seen(picture("red")))
     finally:

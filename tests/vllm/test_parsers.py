@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from gymq_workers.model.vllm.engine import Sampled
-from gymq_workers.model.vllm.load import Load
+from gymq_workers.model.vllm.load import EngineLoad
 from gymq_workers.model.vllm.options import VllmOptions
 from gymq_workers.model.vllm.parsers import Parsers
 from gymq_workers.model.vllm.sampling import Bodies
@@ -28,7 +28,7 @@ def tokenizer(tiny: Path) -> Any:
 
 def parsers(tokenizer: Any, tool: str = "", reasoning: str = "") -> Parsers:
     config = types.SimpleNamespace(hf_config=types.SimpleNamespace(model_type="qwen2"), hf_text_config=None, model="m")
-    return Parsers(VllmOptions("m", (), {}, tool, reasoning), tokenizer, config, Load())
+    return Parsers(VllmOptions("m", (), {}, tool, reasoning), tokenizer, config, EngineLoad())
 
 
 def read(made: Parsers, tokenizer: Any, text: str, tools: bool = True) -> Message:

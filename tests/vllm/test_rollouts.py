@@ -127,7 +127,7 @@ def test_rows_with_images_become_branches_that_hold_them(spawn: Any, vision: Pat
     for row in found:
         if row not in failed:
             (branch,) = branches(row)
-            assert len(branch.turns) == row["turns"]
+            assert len(branch.answers) == row["turns"]
             first, *later = generated(row)
             ((start, end, _),) = first["images"]
             assert 0 < start < end < branch.prompt_len

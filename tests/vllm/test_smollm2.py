@@ -71,9 +71,9 @@ def test_a_conversation_is_one_branch_whose_sampled_tokens_are_its_answers(
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     for row in rollouts:
         (branch,) = branches(row)
-        assert len(branch.turns) == row["turns"]
+        assert len(branch.answers) == row["turns"]
         sampled = 0
-        for turn in branch.turns:
+        for turn in branch.answers:
             assert all(branch.loss_mask[turn.start : turn.end])
             sampled += turn.end - turn.start
             ids = branch.token_ids[turn.start : turn.end].tolist()

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from gymq_workers.model.tokens.chat_template import Body, Renderer
+from gymq_workers.model.tokens.chat_template import Body, ChatTemplate
 from gymq_workers.model.tokens.token_log import TokenLog
 
 from gymq.errors import CallError
@@ -113,7 +113,7 @@ async def test_reasoning_goes_on_through_tool_calls_and_forks_when_the_user_spea
     )
     one, two = branches(talk.record())
     assert len(one.token_ids) == len(second.ids) + len(talk.outputs[3])
-    assert [[span.message for span in branch.turns] for branch in (one, two)] == [[1, 3], [5]]
+    assert [[span.message for span in branch.answers] for branch in (one, two)] == [[1, 3], [5]]
     assert [sum(branch.loss_mask) for branch in (one, two)] == [
         len(talk.outputs[1]) + len(talk.outputs[3]), len(talk.outputs[5]),
     ]  # fmt: skip
@@ -165,7 +165,7 @@ async def test_what_a_template_has_no_place_for_is_a_fork(name, answer):
     talk.say("user", "More?")
     second = await talk.answer([talk.end])
     # The prompt stays as it was, and the answer is what the template makes of it.
-    assert second.forked and second.turns == []
+    assert second.forked and second.messages == []
     assert talk.text(second.ids) == second.text
     assert second.ids[: len(first.ids)] == first.ids
 
@@ -194,16 +194,16 @@ async def test_only_what_was_rewritten_is_tokenized_again():
     talk.turns[4] = talk.turns[4].replace(b"three", b"four")
     fourth = await talk.answer([talk.end])
     # Then the first two answers stand as they were sampled
-    assert fourth.forked and [turn.index for turn in fourth.turns] == [1, 3]
-    for turn in fourth.turns:
+    assert fourth.forked and [turn.index for turn in fourth.answers] == [1, 3]
+    for turn in fourth.answers:
         assert fourth.ids[turn.start : turn.end].tolist() == talk.outputs[turn.index]
     assert talk.text(fourth.ids) == fourth.text
-    assert talk.text(fourth.ids[: fourth.turns[-1].end]).endswith("is two.<|im_end|>")
+    assert talk.text(fourth.ids[: fourth.answers[-1].end]).endswith("is two.<|im_end|>")
     # Likewise where the answers after it stay.
     talk.say("user", "five")
     talk.turns[2] = talk.turns[2].replace(b"two", b"six")
     fifth = await talk.answer([talk.end])
-    assert fifth.forked and [turn.index for turn in fifth.turns] == [1] and "six" in talk.text(fifth.ids)
+    assert fifth.forked and [turn.index for turn in fifth.answers] == [1] and "six" in talk.text(fifth.ids)
 
 
 async def test_another_replica_reads_what_was_sampled_and_goes_on():
@@ -319,7 +319,7 @@ def test_text_is_tokenized_as_it_would_be_behind_the_token_before_it():
     # Given a tokenizer some of whose special tokens swallow the space behind them
     other = copy.deepcopy(tokenizer("chatml"))
     other.add_special_tokens({"additional_special_tokens": [AddedToken("<|end|>", rstrip=True, special=True)]})
-    renderer = Renderer(other)
+    renderer = ChatTemplate(other)
     whole = other.encode("Hi<|end|>\n<|im_start|>", add_special_tokens=False)
     assert renderer.ids("\n<|im_start|>", "<|end|>") == whole[-1:]
     assert len(renderer.ids("\n<|im_start|>")) == 2
@@ -331,7 +331,7 @@ def test_a_template_that_would_write_none_gets_empty_content(content):
     calls = "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
     other.chat_template = "{% for message in messages %}{{ " + content + " }}" + calls + "{% endfor %}"
     call = ToolCall("c", Function("look", "{}"))
-    assert Renderer(other).render([Message("assistant", None, tool_calls=[call])], Body()) == "look"
+    assert ChatTemplate(other).render([Message("assistant", None, tool_calls=[call])], Body()) == "look"
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_template_that_would_write_none_gets_empty_content(content):
 def test_a_template_that_only_knows_parts_gets_text_as_one(text):
     other = copy.deepcopy(tokenizer("chatml"))
     other.chat_template = "{% for message in messages %}" + text + "{% endfor %}"
-    renderer = Renderer(other)
+    renderer = ChatTemplate(other)
     messages = [Message("system", "One, "), Message("user", "two, "), Message("assistant", ""), Message("tool", "three")]
     assert renderer.render(messages, Body()) == "One, two, three"
 

@@ -25,7 +25,7 @@ class AgentFailed(Exception):
     """The agent's code raised, or gave what it must not give."""
 
 
-class Guard:
+class AgentGuard:
     """An agent that cannot surprise.
 
     Args:

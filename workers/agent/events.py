@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
-from .state import Live
+from .state import LiveRollout
 
 #: Rollouts that one agent worker shows per second. Each is three events; Flower's one thread does a few hundred a second.
 SHOWN_PER_SECOND = 10.0
@@ -15,7 +15,7 @@ SHOWN_PER_SECOND = 10.0
 FAILURES_PER_SECOND = 50.0
 
 
-class Allowance:
+class EventAllowance:
     """So many per second, and as many at once.
 
     Args:
@@ -38,7 +38,7 @@ class Allowance:
         return True
 
 
-class Shown:
+class RolloutEvents:
     """Turns rollouts into Celery events.
 
     Args:
@@ -49,17 +49,17 @@ class Shown:
     def __init__(self, events: deque[tuple[str, dict[str, Any]]], host: str) -> None:
         self._events = events
         self._host = host
-        self._sample = Allowance(SHOWN_PER_SECOND)
-        self._failures = Allowance(FAILURES_PER_SECOND)
+        self._sample = EventAllowance(SHOWN_PER_SECOND)
+        self._failures = EventAllowance(FAILURES_PER_SECOND)
 
-    def begun(self, live: Live) -> bool:
+    def begun(self, live: LiveRollout) -> bool:
         """A rollout begins; returns whether it is shown."""
         if not self._sample.take():
             return False
         self._announce(live, time.time())
         return True
 
-    def _announce(self, live: Live, at: float) -> None:
+    def _announce(self, live: LiveRollout, at: float) -> None:
         run, row, sample = live.place
         self._events.append(
             (
@@ -76,7 +76,7 @@ class Shown:
         )
         self._events.append(("task-started", {"uuid": live.rid, "timestamp": at}))
 
-    def ended(self, live: Live) -> None:
+    def ended(self, live: LiveRollout) -> None:
         """A rollout has ended."""
         state = live.state
         failed = state.status == "failed"

@@ -12,16 +12,16 @@ import msgspec
 
 from gymq.api.agent import Finish, Generate, View
 from gymq.errors import TRUNCATING, Fault
-from gymq.runtime.affinity import Way
-from gymq.wire.calls import Asked, CallKind, Generated, Opened, Plan, Reply, Responded, Scored, Usage, encode
+from gymq.runtime.affinity import Route
+from gymq.wire.calls import Asked, CallKind, Generated, Opened, Reply, RequestParameters, Responded, Scored, Usage, encode
 from gymq.wire.message import Conversation
 
 from . import limits, retry_budget
 from .agent_guard import AgentFailed, Decision
 from .record import call_record
 from .step import Step
-from .step_context import Ending
-from .tool_turn import TOGETHER
+from .step_context import StepContext
+from .tool_turn import MAX_PARALLEL_TOOLS
 
 #: Questions that a hook may ask a model before it must come to an end.
 ASKS = 16
@@ -35,8 +35,8 @@ _RESPONDED = msgspec.msgpack.Decoder(Responded)
 _SCORED = msgspec.msgpack.Decoder(Scored)
 
 
-class Machine(Ending):
-    """Advances one rollout by one step; see `Ending`."""
+class Machine(StepContext):
+    """Advances one rollout by one step; see `StepContext`."""
 
     def advance(self, replies: list[Reply]) -> Step:
         """Take the replies of the pending calls (none at the start) and go on.
@@ -73,8 +73,8 @@ class Machine(Ending):
 
     def abandon(self, fault: Fault, status: str = "failed") -> Step:
         """End the rollout now, whatever it was doing."""
-        if not self.live.turns:
-            self._append(self.live.task.turns)
+        if not self.live.messages:
+            self._append(self.live.task.encoded)
         self.state.started_at = self.state.started_at or self.now
         self.state.fault, self.state.status = fault, status
         self._end()
@@ -109,7 +109,7 @@ class Machine(Ending):
         if kind in ("generate", "ask") and reply.fault is None:
             answer = _GENERATED.decode(reply.value)
         name = self._judge() if asking else ""
-        record = call_record(kind, self.live.version, state.queued, reply, name, answer, len(self.live.turns))
+        record = call_record(kind, self.live.version, state.queued, reply, name, answer, len(self.live.messages))
         self.step.records.append(record)
         self._worked(reply)
         if reply.fault is not None:
@@ -138,7 +138,7 @@ class Machine(Ending):
 
     def _begin(self) -> None:
         self.state.started_at = self.now
-        self._append(self.live.task.turns)
+        self._append(self.live.task.encoded)
         if self.spec.open.present:
             self._open()
         else:
@@ -151,7 +151,7 @@ class Machine(Ending):
     def _opened(self, opened: Opened) -> None:
         self.opened = True
         self._remember(opened.state)
-        self._append(opened.turns)
+        self._append(opened.messages)
         self._plan(opened.tools)
         try:
             _ = self.live.declared
@@ -171,8 +171,8 @@ class Machine(Ending):
             # Servers refuse these where no tools are declared.
             kept = {key: value for key, value in msgspec.json.decode(body).items() if key not in _TOOL_FIELDS}
             body = msgspec.json.encode(kept)
-        self.live.plan = encode(Plan(body, tools, self.agent.declares_tools))
-        self.step.fields += ["q", self.live.plan]
+        self.live.parameters = encode(RequestParameters(body, tools, self.agent.declares_tools))
+        self.step.fields += ["q", self.live.parameters]
 
     # The agent decides.
 
@@ -182,7 +182,7 @@ class Machine(Ending):
     def _view(self) -> View:
         state = self.state
         tools = [] if self.agent.declares_tools else self.live.tools
-        return View(Conversation(self.live.turns), state.turns, state.finish, self.spec.respond.present, tools)
+        return View(Conversation(self.live.messages), state.turns, state.finish, self.spec.respond.present, tools)
 
     def _do(self, action: Decision) -> None:
         if self._stale():
@@ -201,7 +201,7 @@ class Machine(Ending):
 
     def _generate(self) -> None:
         mailbox = f"model:{self.config.model}"
-        way: Way = ([], 0)
+        way: Route = ([], 0)
         if not self.state.tries:  # what failed where it was, anybody may try
             group = self.live.rid.rpartition(".")[0]
             way = self.routes.conversation(mailbox, self.state.replica, group, self.config.samples)
@@ -226,7 +226,7 @@ class Machine(Ending):
         state = self.state
         while state.todo:
             limit = limits.reached(state, self.config, self.now)
-            most = limits.tools_left(state, self.config, TOGETHER)
+            most = limits.tools_left(state, self.config, MAX_PARALLEL_TOOLS)
             if limit or most <= 0:
                 self._append(self.turn.cut(limit or "max_tool_calls"))
                 return self._truncate(limit or "max_tool_calls")
@@ -282,10 +282,10 @@ class Machine(Ending):
         if responded.ask is not None:
             return self._asked(responded.ask)
         self._hear_no_more()
-        self._append(responded.turns)
+        self._append(responded.messages)
         if responded.done:
             return self._finish(Finish())
-        if not responded.turns:
+        if not responded.messages:
             return self._fail(Fault("environment", "respond gave neither a message nor done=True"))
         self._act()
 

@@ -13,7 +13,7 @@ from gymq.store.runs import TOKENS, RunConfig
 from gymq.wire.calls import Generated, Reply
 from gymq.wire.recorded_tokens import RecordedTokens
 
-from .state import Live, State
+from .state import LiveRollout, State
 
 
 class CallRecord(msgspec.Struct, omit_defaults=True):
@@ -104,7 +104,7 @@ def call_record(
     return _encoder.encode(record)
 
 
-def header(live: Live, config: RunConfig, finished_at: float) -> bytes:
+def header(live: LiveRollout, config: RunConfig, finished_at: float) -> bytes:
     """Encode the header of a rollout that has ended, without its closing brace."""
     run, row, sample = live.place
     state = live.state

@@ -9,7 +9,7 @@ import msgspec
 
 from gymq.api.agent import CallTool
 from gymq.errors import Fault
-from gymq.wire.calls import SCHEMA, Asked, Scored, Usage, decode_plan
+from gymq.wire.calls import SCHEMA, Asked, Scored, Usage, decode_parameters
 from gymq.wire.task import Task
 
 
@@ -139,29 +139,29 @@ class _Head(msgspec.Struct, array_like=True):
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
-class Live(msgspec.Struct, dict=True):
+class LiveRollout(msgspec.Struct, dict=True):
     """A rollout as an agent worker holds it: the stored state, and what it has read of the rest.
 
     Args:
         rid: the rollout's id, `run.row.sample`.
         version: how many steps were committed.
         state: the stored state.
-        turns: all encoded messages.
+        messages: all encoded messages.
         task: the task.
         task_data: the task, encoded.
-        memory: the environment's state, msgpack, or None.
-        plan: what it asks of the model, encoded; None before it has begun.
+        environment_state: the environment's state, msgpack, or None.
+        parameters: what it asks of the model, encoded; None before it has begun.
         weight: about how many bytes it takes to keep.
     """
 
     rid: str
     version: int
     state: State
-    turns: list[bytes]
+    messages: list[bytes]
     task: Task
     task_data: bytes
-    memory: bytes | None = None
-    plan: bytes | None = None
+    environment_state: bytes | None = None
+    parameters: bytes | None = None
     weight: int = WEIGHT
 
     @cached_property
@@ -173,23 +173,23 @@ class Live(msgspec.Struct, dict=True):
     @property
     def tools(self) -> list[dict[str, Any]]:
         """The declared tools."""
-        return [] if self.plan is None else _tools(self.plan)
+        return [] if self.parameters is None else _tools(self.parameters)
 
     @property
     def declared(self) -> frozenset[str]:
         """The names of the declared tools."""
-        return frozenset() if self.plan is None else _names(self.plan)
+        return frozenset() if self.parameters is None else _names(self.parameters)
 
 
-# Most rollouts of a run have the same plan.
+# Most rollouts of a run have the same parameters.
 @lru_cache(maxsize=256)
-def _tools(plan: bytes) -> list[dict[str, Any]]:
-    return msgspec.json.decode(decode_plan(plan).tools)
+def _tools(parameters: bytes) -> list[dict[str, Any]]:
+    return msgspec.json.decode(decode_parameters(parameters).tools)
 
 
 @lru_cache(maxsize=256)
-def _names(plan: bytes) -> frozenset[str]:
-    return frozenset(tool["function"]["name"] for tool in _tools(plan))
+def _names(parameters: bytes) -> frozenset[str]:
+    return frozenset(tool["function"]["name"] for tool in _tools(parameters))
 
 
 def encode_state(state: State) -> bytes:

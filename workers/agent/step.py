@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from gymq.runtime.affinity import Way
+from gymq.runtime.affinity import Route
 from gymq.runtime.mailbox import Mail
 from gymq.store.admission import INLINE
-from gymq.wire.calls import Call, CallKind, Plan, encode, mark
+from gymq.wire.calls import Call, CallKind, RequestParameters, encode, idempotency_token
 
-from .state import Live, encode_state
+from .state import LiveRollout, encode_state
 
 
 class Step(msgspec.Struct):
@@ -19,7 +19,7 @@ class Step(msgspec.Struct):
 
     Args:
         fields: hash fields to set, names and values in turn.
-        turns: messages to append.
+        messages: messages to append.
         records: call records to append.
         sends: mailbox and encoded call, for each call, and the workers that are preferred, if any are.
         final: empty while the rollout goes on.
@@ -29,7 +29,7 @@ class Step(msgspec.Struct):
     """
 
     fields: list[Any] = []
-    turns: list[bytes] = []
+    messages: list[bytes] = []
     records: list[bytes] = []
     sends: list[tuple[Any, ...]] = []
     final: list[Any] = []
@@ -37,18 +37,18 @@ class Step(msgspec.Struct):
     due: float = 0.0
     drop: bool = False
 
-    def commit(self, live: Live, stream: bytes, mail: bytes, must: bool) -> list[Any]:
+    def commit(self, live: LiveRollout, stream: bytes, mail: bytes, must: bool) -> list[Any]:
         """The step as the commit script wants it."""
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
         return [
-            live.rid, live.version, stream, mail, self.fields, self.turns, self.records, self.sends, int(self.due * 1000),
-            self.final, int(must), self.letter, int(self.drop), mark(live.state.queued),
+            live.rid, live.version, stream, mail, self.fields, self.messages, self.records, self.sends, int(self.due * 1000),
+            self.final, int(must), self.letter, int(self.drop), idempotency_token(live.state.queued),
         ]  # fmt: skip
 
     def send(
         self,
-        live: Live,
+        live: LiveRollout,
         kind: CallKind,
         *,
         born: float,
@@ -57,7 +57,7 @@ class Step(msgspec.Struct):
         name: str = "",
         arguments: str = "",
         timeout: float = 0.0,
-        way: Way = ([], 0),
+        way: Route = ([], 0),
     ) -> None:
         """Send a call, with what its callee has not seen yet where that is few bytes.
 
@@ -75,29 +75,29 @@ class Step(msgspec.Struct):
         state = live.state
         run, row, _ = live.place
         call = Call(live.rid, live.version + 1, len(self.sends), kind, run, live.task.environment, row, state.queued)
-        call.length = call.seen = len(live.turns)
+        call.length = call.seen = len(live.messages)
         call.name, call.arguments, call.born, call.timeout = name, arguments, born, timeout
         if kind == "ask":
             assert state.ask is not None
-            call.turns, call.seen, call.length = state.ask.messages, 0, len(state.ask.messages)
-            call.plan = encode(Plan(state.ask.sampling))
+            call.messages, call.seen, call.length = state.ask.messages, 0, len(state.ask.messages)
+            call.parameters = encode(RequestParameters(state.ask.sampling))
             self.sends.append((mailbox, encode(call)))
             return
         if kind == "generate":
             call.seen, state.model_seen = state.model_seen, call.length
-            if call.seen == 0 and live.plan is not None and len(live.plan) <= INLINE:
-                call.plan = live.plan
+            if call.seen == 0 and live.parameters is not None and len(live.parameters) <= INLINE:
+                call.parameters = live.parameters
         elif kind in ("respond", "verify"):
             call.seen, state.resource_seen = state.resource_seen, call.length
             if state.ask is not None:
                 call.answer, call.note = state.answer, state.ask.note
-        new = live.turns[call.seen :]
+        new = live.messages[call.seen :]
         if sum(map(len, new)) <= INLINE:
-            call.turns = new
-        if kind != "generate" and live.memory is not None:
+            call.messages = new
+        if kind != "generate" and live.environment_state is not None:
             call.has_state = True
-            if len(live.memory) <= INLINE:
-                call.state = live.memory
+            if len(live.environment_state) <= INLINE:
+                call.state = live.environment_state
         if task and len(live.task_data) <= INLINE:
             call.task = live.task_data
         self.sends.append((mailbox or f"resource:{call.environment}", encode(call), *(way if way[0] else ())))

@@ -9,24 +9,24 @@ from typing import Any
 from gymq.api.agent import Agent, Finish
 from gymq.api.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
-from gymq.runtime.affinity import Routes, Way
+from gymq.runtime.affinity import AffinityRouter, Route
 from gymq.store.runs import RunConfig
 from gymq.wire.calls import CallKind, Reply
 
-from .agent_guard import Guard
+from .agent_guard import AgentGuard
 from .record import counts, header
-from .state import Live
+from .state import LiveRollout
 from .step import Step
-from .tool_turn import Turn
+from .tool_turn import ToolTurn
 
 #: Nobody has a private mailbox.
-NOBODY = Routes()
+NOBODY = AffinityRouter()
 
 #: Closing goes where the live session is, whether `close` asks for it or not: it is disposed of there.
 _LIVE = HookSpec(present=True, session=True)
 
 
-class Ending:
+class StepContext:
     """A rollout in one step.
 
     Args:
@@ -40,12 +40,12 @@ class Ending:
 
     def __init__(
         self,
-        live: Live,
+        live: LiveRollout,
         config: RunConfig,
         spec: EnvironmentSpec,
         agent: Agent,
         current: int = 0,
-        routes: Routes = NOBODY,
+        routes: AffinityRouter = NOBODY,
     ) -> None:
         self.live = live
         self.state = live.state
@@ -54,25 +54,25 @@ class Ending:
         self.agent = agent
         self.current = current
         self.routes = routes
-        self.guard = Guard(agent, config.agent)
+        self.guard = AgentGuard(agent, config.agent)
         self.step = Step([], [], [], [], [])
         self.now = time.time()
         self.opened = live.state.phase not in ("new", "opening")
 
     @cached_property
-    def turn(self) -> Turn:
+    def turn(self) -> ToolTurn:
         """The tool calls of this turn."""
-        return Turn(self.live, self.spec, self.guard, self.step)
+        return ToolTurn(self.live, self.spec, self.guard, self.step)
 
-    def _append(self, turns: list[bytes]) -> None:
-        self.live.turns += turns
-        self.live.weight += sum(map(len, turns))
-        self.step.turns += turns
-        self.state.length = len(self.live.turns)
+    def _append(self, messages: list[bytes]) -> None:
+        self.live.messages += messages
+        self.live.weight += sum(map(len, messages))
+        self.step.messages += messages
+        self.state.length = len(self.live.messages)
 
     def _remember(self, memory: bytes | None) -> None:
         if memory is not None:
-            self.live.memory = memory
+            self.live.environment_state = memory
             self.step.fields += ["e", memory]
 
     def _send(self, kind: CallKind, phase: str, **what: Any) -> None:
@@ -91,7 +91,7 @@ class Ending:
         else:
             self._send("respond", phase, task=True, way=self._session(self.spec.respond))
 
-    def _session(self, asks: HookSpec | ToolSpec, calls: int = 1) -> Way:
+    def _session(self, asks: HookSpec | ToolSpec, calls: int = 1) -> Route:
         """The way to the rollout's live session, for a hook or tool that asks for it."""
         if not asks.session:
             return [], 0

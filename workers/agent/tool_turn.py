@@ -15,13 +15,13 @@ from gymq.api.environment import EnvironmentSpec, ToolSpec
 from gymq.errors import Fault
 from gymq.wire.calls import Reply, ToolResult
 
-from .agent_guard import Guard
+from .agent_guard import AgentGuard
 from .record import call_record
-from .state import Live, Running
+from .state import LiveRollout, Running
 from .step import Step
 
 #: Calls of one turn that run beside each other; the others follow. Lua's stack bounds how many one script can take.
-TOGETHER = 1000
+MAX_PARALLEL_TOOLS = 1000
 
 #: Faults of an isolated tool that tell of the program the model asked to run, not of us: the model is told.
 _LIMITS = frozenset({"timeout", "killed", "memory", "result_too_large"})
@@ -29,7 +29,7 @@ _LIMITS = frozenset({"timeout", "killed", "memory", "result_too_large"})
 _TOOL = msgspec.msgpack.Decoder(ToolResult)
 
 
-class Turn:
+class ToolTurn:
     """A rollout's tool calls; they stand in its state.
 
     Args:
@@ -39,7 +39,7 @@ class Turn:
         step: where call records go.
     """
 
-    def __init__(self, live: Live, spec: EnvironmentSpec, guard: Guard, step: Step) -> None:
+    def __init__(self, live: LiveRollout, spec: EnvironmentSpec, guard: AgentGuard, step: Step) -> None:
         self.live = live
         self.state = live.state
         self.specs = {tool.name: tool for tool in spec.tools}
@@ -96,13 +96,13 @@ class Turn:
 
     def results(self) -> list[bytes]:
         """The messages of the results up to the first call that has none."""
-        turns: list[bytes] = []
+        messages: list[bytes] = []
         for running in self.state.running:
             if running.content is None:
                 break
-            turns.append(self._observe(running.call, running.content))
+            messages.append(self._observe(running.call, running.content))
         self.state.running = []
-        return turns
+        return messages
 
     def cut(self, limit: str) -> list[bytes]:
         """The messages of all calls of the turn, those that have no result too: every call must be answered."""

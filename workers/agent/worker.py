@@ -15,26 +15,26 @@ from gymq.api.environment import EnvironmentSpec
 from gymq.cache import Cache
 from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
 from gymq.runtime.actor import Actor
-from gymq.runtime.affinity import Routes
-from gymq.runtime.dead_letters import bury_step
+from gymq.runtime.affinity import AffinityRouter
+from gymq.runtime.dead_letters import dead_letter_of_step
 from gymq.runtime.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.settings import Settings
 from gymq.store.admission import admit
 from gymq.store.batching import pack
-from gymq.store.connection import Link, Outage, ServerFull
+from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.model_weights import read_version
 from gymq.store.runs import RunConfig, load_config, load_environment
 from gymq.wire.calls import CALL, decode_reply
 from gymq.wire.task import decode_task
 
-from .events import Shown
+from .events import RolloutEvents
 from .machine import Machine
-from .state import WEIGHT, Live, NewerSchema, decode_state
+from .state import WEIGHT, LiveRollout, NewerSchema, decode_state
 from .step import Step, acknowledge
-from .tool_turn import TOGETHER
+from .tool_turn import MAX_PARALLEL_TOOLS
 
 #: Messages of one commit: a few milliseconds of the server's time.
-BATCH = 64
+STEPS_PER_COMMIT = 64
 
 #: Rollouts that one sweep wakes because they are due: a millisecond of the server's time.
 WAKES = 500
@@ -46,13 +46,13 @@ WAKE_AGAIN = 10.0
 CANCELLED = frozenset({"run", "group", "rollout"})
 
 #: Fields of one message: a reply to each call that may be out together, and few more.
-MOST_FIELDS = 2 * TOGETHER + 20
+MAX_REPLY_FIELDS = 2 * MAX_PARALLEL_TOOLS + 20
 
 #: How a rollout is named; numbers as `MAX_DIGITS`.
 _ROLLOUT = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.\d{1,15}\.\d{1,15}")
 
 
-class Lost(Exception):
+class RolledBack(Exception):
     """The rollout cannot be advanced: what it needs is gone."""
 
 
@@ -63,14 +63,14 @@ class AgentWorker(Actor):
 
     def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
         super().__init__(settings, options)
-        self.capacity = 2 * BATCH
-        self._cache: Cache[Live] = Cache()
+        self.capacity = 2 * STEPS_PER_COMMIT
+        self._cache: Cache[LiveRollout] = Cache()
         self._runs: dict[str, RunConfig] = {}
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
         self._versions: dict[str, int] = {}
-        self._routes = Routes()
-        self._admit_link = Link(settings, "gymq-admit")
-        self._shown = Shown(self.events, self.host)
+        self._routes = AffinityRouter()
+        self._admit_link = Connection(settings, "gymq-admit")
+        self._shown = RolloutEvents(self.events, self.host)
         self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "woken": 0}
 
     def mailboxes(self) -> list[str]:
@@ -78,7 +78,7 @@ class AgentWorker(Actor):
         return ["agent"]
 
     async def handle(self, mail: list[Mail]) -> None:
-        """Advance each message's rollout, in commits of at most `BATCH` steps."""
+        """Advance each message's rollout, in commits of at most `STEPS_PER_COMMIT` steps."""
         mail = await self._sort_out(mail)
         while mail:
             batch: list[Mail] = []
@@ -86,7 +86,7 @@ class AgentWorker(Actor):
             rids: set[bytes] = set()
             for one in mail:
                 # Two steps of one rollout do not fit into one commit: the second is decided on what the first did.
-                fits = len(batch) < BATCH and one.fields[1] not in rids
+                fits = len(batch) < STEPS_PER_COMMIT and one.fields[1] not in rids
                 (batch if fits else later).append(one)
                 rids.add(one.fields[1])
             mail = later + await self._commit(batch)
@@ -117,7 +117,7 @@ class AgentWorker(Actor):
             return []
         self._versions.clear()
         commits: list[list[Any]] = []
-        done: list[tuple[Mail, Live | None, Step | None]] = []
+        done: list[tuple[Mail, LiveRollout | None, Step | None]] = []
         for mail, live in zip(batch, known, strict=True):
             step = None
             must = b"x" in mail.fields[4::2]
@@ -158,11 +158,11 @@ class AgentWorker(Actor):
             await self._admit()
         return again
 
-    async def _advance(self, mail: Mail, live: Live, must: bool) -> Step | None:
+    async def _advance(self, mail: Mail, live: LiveRollout, must: bool) -> Step | None:
         run = live.place[0]
         try:
             config, spec, agent = await self._context(run, live.task.environment)
-        except Lost:
+        except RolledBack:
             return None
         machine = Machine(live, config, spec, agent, await self._version(config), self._routes)
         if must:
@@ -172,7 +172,7 @@ class AgentWorker(Actor):
                 return None
             return machine.cancel(Fault("cancelled", f"the {what} was cancelled"))
         if mail.strikes >= STRIKES:
-            poison, letter = bury_step(mail, live.version, live.task_data, config)
+            poison, letter = dead_letter_of_step(mail, live.version, live.task_data, config)
             step = machine.abandon(poison.fault)
             step.letter = [letter, self.settings.ttl]
             return step
@@ -202,9 +202,9 @@ class AgentWorker(Actor):
             traceback.print_exc()
             return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
-    async def _gather(self, batch: list[Mail]) -> list[Live | NewerSchema | None]:
+    async def _gather(self, batch: list[Mail]) -> list[LiveRollout | NewerSchema | None]:
         """The rollouts of some mail: kept from the last step, or begun by the mail itself, or loaded; None: gone."""
-        lives: list[Live | NewerSchema | None] = []
+        lives: list[LiveRollout | NewerSchema | None] = []
         missing: list[tuple[int, str]] = []
         for i, mail in enumerate(batch):
             fields = mail.fields
@@ -214,7 +214,7 @@ class AgentWorker(Actor):
                 live = None
             if live is None and fields[3] == b"0" and len(fields) > 5 and fields[4] == b"t":
                 with suppress(*UNREADABLE):  # then it is loaded: the ledger has it
-                    live = Live(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
+                    live = LiveRollout(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
             if live is None:
                 missing.append((i, rid))
             lives.append(live)
@@ -222,12 +222,14 @@ class AgentWorker(Actor):
             self.counts["loaded"] += len(missing)
             wanted = [[rid, 0, rid.rsplit(".", 2)[0], int(rid.rsplit(".", 2)[1])] for _, rid in missing]
             loaded = await self.link.insist("load", pack(wanted))
-            for (i, rid), (version, state, memory, plan, turns, task) in zip(missing, loaded, strict=True):
+            for (i, rid), (version, state, environment_state, parameters, messages, task) in zip(missing, loaded, strict=True):
                 if version is not None and task is not None:
-                    weight = WEIGHT + sum(map(len, turns))
+                    weight = WEIGHT + sum(map(len, messages))
                     try:
                         stored = decode_state(state)
-                        lives[i] = Live(rid, int(version), stored, turns, decode_task(task), task, memory, plan, weight)
+                        lives[i] = LiveRollout(
+                            rid, int(version), stored, messages, decode_task(task), task, environment_state, parameters, weight
+                        )
                     except NewerSchema as error:
                         lives[i] = error
                     except UNREADABLE as error:
@@ -249,11 +251,11 @@ class AgentWorker(Actor):
                 if spec is None:
                     spec = await load_environment(self.link, run, environment)
                     if spec is None:
-                        raise Lost
+                        raise RolledBack
                     self._specs[run, environment] = spec
                 return config, spec, self._agent(config.agent)
             except UnknownName:
-                raise Lost from None
+                raise RolledBack from None
             except Outage:
                 await self.link.reconnect()
 
@@ -298,7 +300,7 @@ class AgentWorker(Actor):
         await self._look()
 
     async def _look(self) -> None:
-        self._routes = Routes(await self.life.link.send("HGETALL", self.link.keys.private))
+        self._routes = AffinityRouter(await self.life.link.send("HGETALL", self.link.keys.private))
 
     async def _admit(self) -> None:
         try:
@@ -317,7 +319,7 @@ class AgentWorker(Actor):
 def _addressed(fields: list[bytes]) -> bool:
     """Whether mail names a rollout and a version, and is no larger than the largest of ours."""
     return (
-        4 <= len(fields) <= MOST_FIELDS
+        4 <= len(fields) <= MAX_REPLY_FIELDS
         and _ROLLOUT.fullmatch(fields[1]) is not None
         and len(fields[3]) < MAX_DIGITS
         and fields[3].isdigit()

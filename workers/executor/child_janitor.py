@@ -19,10 +19,10 @@ import time
 ALLOWED = 1024**2
 
 #: Seconds of that period.
-PERIOD = 10.0
+RELEASE_PERIOD = 10.0
 
 #: Seconds that clearing up may take.
-LIMIT = 5.0
+CLEAR_LIMIT = 5.0
 
 #: The variable that marks what descends from a call.
 MARK = "GYMQ_EXECUTOR"
@@ -46,7 +46,7 @@ def watch() -> None:
     while True:
         ready = select.select([0], [], [], 1.0)[0]
         now = time.monotonic()
-        if now - since >= PERIOD:
+        if now - since >= RELEASE_PERIOD:
             if cut:
                 _say(f"isolated calls printed too much: {cut} bytes were cut in {now - since:.0f} s")
             since, room, cut = now, ALLOWED, 0
@@ -68,7 +68,7 @@ def clear(name: str, folder: str) -> None:
     """Kill what descends from calls, and delete their folder."""
     pipe = os.readlink("/proc/self/fd/0")
     mark = f"{MARK}={name}".encode()
-    until = time.monotonic() + LIMIT
+    until = time.monotonic() + CLEAR_LIMIT
     while time.monotonic() < until and (found := list(_descendants(pipe, mark))):
         for pid in found:
             with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ from gymq.celery.queues import EXECUTOR
 from gymq.runtime.reply import send_sync
 from gymq.settings import Settings
 from gymq.store.keys import Keys
-from gymq.store.sync_connection import Client, clients
+from gymq.store.sync_connection import SyncConnection, sync_connections
 from gymq.wire.calls import Call, Reply
 
 from . import child_janitor, processes
@@ -47,7 +47,7 @@ class Undelivered(Exception):
     """A child's reply, encoded, that it could not deliver."""
 
 
-class Parent:
+class ExecutorParent:
     """What the parent knows and does besides Celery; its children inherit it and use its name.
 
     Args:
@@ -64,7 +64,7 @@ class Parent:
         self._folder = ""
         self._keeper: subprocess.Popen[bytes] | None = None
         self._pipe = (-1, -1)
-        self._clients = clients(settings, EXECUTOR)
+        self._clients = sync_connections(settings, EXECUTOR)
         self._undelivered: deque[tuple[Call, Reply]] = deque()
 
     def renew(self) -> None:
@@ -189,16 +189,16 @@ def _remove(folder: str) -> None:
     os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", folder])
 
 
-def of(shards: list[Client], call: Call) -> Client:
+def of(shards: list[SyncConnection], call: Call) -> SyncConnection:
     """The shard of a call."""
     return shards[call.row % len(shards)]
 
 
 #: The parent of this process, or this process; set before the first fork.
-parent: Parent | None = None
+parent: ExecutorParent | None = None
 
 
-def current() -> Parent:
+def current() -> ExecutorParent:
     """The one executor of this process.
 
     Raises:
@@ -220,7 +220,7 @@ class ExecutorStep(bootsteps.StartStopStep):
         self.enabled = role == EXECUTOR
         if self.enabled:
             global parent
-            parent = Parent(Settings.from_environment())
+            parent = ExecutorParent(Settings.from_environment())
             worker.consumer_cls = "gymq_workers.executor.consumer:ExecutorConsumer"
 
     def create(self, parent: Any) -> None:

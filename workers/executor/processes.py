@@ -19,10 +19,10 @@ from pathlib import Path
 
 #: Bytes that a call may take above what its process holds when it begins: large enough for data frames and small models,
 #: small enough that a few runaway calls do not bring the machine down.
-MEMORY = 2 * 1024**3
+DEFAULT_MEMORY = 2 * 1024**3
 
 #: Bytes of one file that a call may write: larger than any data that a tool makes in a minute, smaller than a disk.
-FILE = 4 * 1024**3
+DEFAULT_FILE_SIZE = 4 * 1024**3
 
 #: The niceness of an executor's children: they may spin, and what runs beside them (actors, the parent) waits for mail.
 #: With 5 a spinner gets a third of what a process of niceness 0 gets when both want a core: with much less, calls that do
@@ -114,9 +114,8 @@ def has_children() -> bool:
 
 
 @contextmanager
-def limits(extra: int = MEMORY) -> Iterator[None]:
-    """Let allocations within fail that go beyond what is in use now plus some, and files that grow beyond `FILE`; a
-    crash leaves no core.
+def limits(extra: int = DEFAULT_MEMORY) -> Iterator[None]:
+    """Make allocations fail beyond what is in use now plus `extra`, and files beyond `DEFAULT_FILE_SIZE`; leave no core file.
 
     Private writable memory is what counts (RLIMIT_DATA), not the address space: libraries reserve tens of gigabytes of
     that without using it. Descendants inherit the limit, each for itself.
@@ -137,7 +136,10 @@ def limits(extra: int = MEMORY) -> Iterator[None]:
     core = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, core[1]))
     file = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE if file[1] == resource.RLIM_INFINITY else min(FILE, file[1]), file[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE,
+        (DEFAULT_FILE_SIZE if file[1] == resource.RLIM_INFINITY else min(DEFAULT_FILE_SIZE, file[1]), file[1]),
+    )
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from gymq.celery.queues import EXECUTOR, ISOLATED, ISOLATED_QUEUE
 from gymq.errors import CallError, FaultKind
 from gymq.runtime.reply import send_sync
 from gymq.store.connection import script
-from gymq.store.sync_connection import Client, clients
+from gymq.store.sync_connection import SyncConnection, sync_connections
 from gymq.wire.calls import SCHEMA, Call, Reply, encode
 from gymq.wire.message import Conversation
 from gymq.wire.task import decode_task
@@ -35,13 +35,13 @@ from .request import read
 
 #: Tries to reach Redis, one a second. Then a child leaves a call that it has not begun: it is sent again; and gives the reply
 #: of one that it has done to its parent, which has no limit of time.
-TRIES = 5
+SUBMIT_TRIES = 5
 
 T = TypeVar("T")
 
 app.steps["worker"].add(ExecutorStep)
 
-_clients: dict[int, list[Client]] = {}
+_clients: dict[int, list[SyncConnection]] = {}
 
 
 @app.task(
@@ -145,17 +145,19 @@ def abort(ids: list[str]) -> None:
 def _work(call: Call) -> bytes:
     if call.has_state and call.state is None:
         raise CallError("environment", f"call {call.id} came to the executor without its state")
-    messages = None if call.seen or len(call.turns) != call.length else Conversation(call.turns)
+    messages = None if call.seen or len(call.messages) != call.length else Conversation(call.messages)
     task = None if call.task is None else decode_task(call.task)
     try:
         with processes.limits():
             return asyncio.run(invoke(call, task, messages))
     except CallError as error:
         if error.fault.kind == "memory":
-            raise CallError("memory", f"asked for more than {processes.MEMORY >> 20} MiB: {error.fault.message}") from error
+            raise CallError(
+                "memory", f"asked for more than {processes.DEFAULT_MEMORY >> 20} MiB: {error.fault.message}"
+            ) from error
         raise
     except MemoryError:
-        raise CallError("memory", f"asked for more than {processes.MEMORY >> 20} MiB") from None
+        raise CallError("memory", f"asked for more than {processes.DEFAULT_MEMORY >> 20} MiB") from None
     except BaseException as error:
         if terminate_handler_fired():
             raise  # the parent wants this process gone and sees to the call
@@ -163,12 +165,12 @@ def _work(call: Call) -> bytes:
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
-def _claim(client: Client, call: Call) -> bool:
+def _claim(client: SyncConnection, call: Call) -> bool:
     """Mark the call started; False: this message is a copy, of a call that is answered or that an executor works on.
 
     Both are looked at in one script: a call that is answered between two looks would be run again.
     """
-    arguments = [call.rollout, call.step, call.n, call.mark, current().name, int(call.kind == "close")]
+    arguments = [call.rollout, call.step, call.n, call.idempotency_token, current().name, int(call.kind == "close")]
 
     def claim(server: redis.Redis) -> bool:
         run: Any = server.register_script(script("claim"))
@@ -178,7 +180,7 @@ def _claim(client: Client, call: Call) -> bool:
 
 
 def _insist(what: Callable[[], T]) -> T:
-    for _ in range(TRIES - 1):
+    for _ in range(SUBMIT_TRIES - 1):
         try:
             return what()
         except (redis.RedisError, OSError):
@@ -186,10 +188,10 @@ def _insist(what: Callable[[], T]) -> T:
     return what()
 
 
-def _shards() -> list[Client]:
+def _shards() -> list[SyncConnection]:
     # Of each process its own; what a fork inherited is never used.
     found = _clients.get(os.getpid())
     if found is None:
         _clients.clear()
-        found = _clients[os.getpid()] = clients(current().settings, EXECUTOR)
+        found = _clients[os.getpid()] = sync_connections(current().settings, EXECUTOR)
     return found

@@ -54,7 +54,7 @@ async def invoke(
         CallError: `environment`, `verifier`, `unavailable`, `task`, `memory` or `result_too_large`.
     """
     value = await _invoke(_Run(_environment(call), call, task, messages, threads, session))
-    if len(value) > result_encoding.MOST:
+    if len(value) > result_encoding.MAX_RESULT_BYTES:
         raise result_encoding.too_large(call, len(value))
     return value
 
@@ -165,7 +165,7 @@ class _Run:
         self.keep(data)
         return Opened(
             state=data,
-            turns=result_encoding.turns(self.call, opening.messages),
+            messages=result_encoding.encode_messages(self.call, opening.messages),
             tools=None if opening.tools is None else result_encoding.json(self.call, "its tools", opening.tools),
         )
 
@@ -179,7 +179,7 @@ class _Run:
             said = Response(messages=[Message(role="user", content=said)])
         if not isinstance(said, Response):
             raise CallError("environment", f"respond returned {type(said).__name__}; it must return text, a Response or an Ask")
-        return Responded(turns=result_encoding.turns(self.call, said.messages), done=bool(said.done), state=state)
+        return Responded(messages=result_encoding.encode_messages(self.call, said.messages), done=bool(said.done), state=state)
 
     async def verify(self) -> Scored:
         verdict = await self.hook("verify")

@@ -18,13 +18,13 @@ from gymq.wire.message import Message, encode_message
 
 #: Bytes that the value of a call may have: a dozen photographs, far more text than a model reads; and Redis, the agent and
 #: every later request of the rollout must carry it.
-MOST = 16 * 1024**2
+MAX_RESULT_BYTES = 16 * 1024**2
 
 #: The types of content parts; a tool's list of such objects goes to the model as it is.
 PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
 
 
-def name_of(call: Call) -> str:
+def callable_name(call: Call) -> str:
     """What a call runs, for a person: `environment.tool`."""
     return f"{call.environment}.{call.name or call.kind}"
 
@@ -45,12 +45,12 @@ def content(call: Call, result: Any) -> bytes:
     return msgspec.json.encode(data.decode())
 
 
-def turns(call: Call, messages: list[Message]) -> list[bytes]:
-    """Messages, encoded.
+def encode_messages(call: Call, messages: list[Message]) -> list[bytes]:
+    """Encode the messages that a hook returned.
 
     Args:
-        call: whose hook gave them.
-        messages: what it gave.
+        call: the hook's call.
+        messages: its messages.
 
     Raises:
         CallError: one is none.
@@ -75,10 +75,10 @@ def asked(call: Call, ask: Ask) -> Asked:
         raise _wrong(call, "asks a model, but gives it no messages")
     if not isinstance(ask.sampling, dict):
         raise _wrong(call, f"asks a model with sampling of type {type(ask.sampling).__name__}; make it a dict")
-    messages = turns(call, ask.messages)
+    encoded = encode_messages(call, ask.messages)
     try:
         note = msgspec.msgpack.encode(ask.note)
-        return Asked(messages, note, msgspec.json.encode(ask.sampling), ask.model or "")
+        return Asked(encoded, note, msgspec.json.encode(ask.sampling), ask.model or "")
     except (TypeError, ValueError, OverflowError) as error:
         raise _wrong(call, f"asks a model with a note or sampling that cannot be sent: {error}") from error
 
@@ -94,7 +94,7 @@ def json(call: Call, what: str, value: Any) -> bytes:
     Raises:
         CallError: `environment`: it has no such form; `result_too_large`.
     """
-    if isinstance(value, str) and len(value) > MOST:  # not worth encoding
+    if isinstance(value, str) and len(value) > MAX_RESULT_BYTES:  # not worth encoding
         raise too_large(call, len(value))
     try:
         return msgspec.json.encode(value, enc_hook=_plain)
@@ -135,7 +135,8 @@ def number(what: str, value: Any) -> float:
 def too_large(call: Call, size: int) -> CallError:
     """What a call with a value of so many bytes ends with."""
     return CallError(
-        "result_too_large", f"{name_of(call)} gave {size >> 20} MiB; a result and its state may have {MOST >> 20} MiB"
+        "result_too_large",
+        f"{callable_name(call)} gave {size >> 20} MiB; a result and its state may have {MAX_RESULT_BYTES >> 20} MiB",
     )
 
 

@@ -22,10 +22,10 @@ from gymq.errors import one_line
 from gymq.wire.calls import Call
 
 #: Seconds for which nobody has used a session until it is closed: its rollout is elsewhere, or its model takes very long.
-IDLE = 600.0
+IDLE_LIMIT = 600.0
 
 #: Seconds for which nobody has used a session until one looks whether its rollout is still there.
-LOOK = 30.0
+ORPHAN_CHECK_AFTER = 30.0
 
 #: Seconds that closing a session may take.
 CLOSING = 30.0
@@ -89,7 +89,7 @@ def digest(state: bytes | None) -> bytes:
     return b"" if state is None else hashlib.blake2b(state, digest_size=16).digest()
 
 
-class _Turns:
+class _SessionQueue:
     """The calls of one rollout that use its session one after another, and how many there are."""
 
     __slots__ = ("lock", "users")
@@ -110,7 +110,7 @@ class Sessions:
     def __init__(self, threads: Executor, counts: dict[str, int]) -> None:
         self._threads = threads
         self._kept: OrderedDict[str, Session] = OrderedDict()
-        self._turns: dict[str, _Turns] = {}
+        self._queues: dict[str, _SessionQueue] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._counts = counts
         counts |= {"sessions_made": 0, "sessions_closed": 0}
@@ -127,10 +127,10 @@ class Sessions:
             most: how many sessions of its environment are kept when it is over.
             make: makes the object.
         """
-        turns = self._turns.setdefault(call.rollout, _Turns())
-        turns.users += 1
+        queue = self._queues.setdefault(call.rollout, _SessionQueue())
+        queue.users += 1
         try:
-            async with turns.lock:
+            async with queue.lock:
                 session = self._kept.get(call.rollout)
                 if session is not None and (session.born != call.born or session.state != digest(call.state)):
                     self.drop(call.rollout)
@@ -152,9 +152,9 @@ class Sessions:
                         self._kept.move_to_end(call.rollout)
                         self._trim(call.environment, most)
         finally:
-            turns.users -= 1
-            if not turns.users:
-                del self._turns[call.rollout]
+            queue.users -= 1
+            if not queue.users:
+                del self._queues[call.rollout]
 
     def _trim(self, environment: str, most: int) -> None:
         mine = [rollout for rollout, one in self._kept.items() if one.environment == environment]
@@ -180,9 +180,9 @@ class Sessions:
         for rollout, session in list(self._kept.items()):
             if session.users:
                 continue
-            if now - session.used > IDLE:
+            if now - session.used > IDLE_LIMIT:
                 self.drop(rollout)
-            elif now - session.looked > LOOK:
+            elif now - session.looked > ORPHAN_CHECK_AFTER:
                 session.looked = now
                 due.append((rollout, session.run))
         return due

@@ -124,8 +124,7 @@ class ReplayBackend(Backend):
         Raises:
             CallError: `replay_miss`: this exact prompt stands in no file.
         """
-        turns = request.messages.turns
-        digests = list(_digests(map(decode_message, turns)))
+        digests = list(_digests(map(decode_message, request.messages.encoded)))
         found = self._answers.get(digests[-1])
         if found is None:
             raise CallError("replay_miss", self._miss(request, digests))
@@ -194,7 +193,7 @@ class ReplayBackend(Backend):
     def _miss(self, request: Request, digests: list[bytes]) -> str:
         """Say what is asked that was not recorded: the first message that differs from the nearest recording."""
         known = next((i for i in range(len(digests) - 1, 0, -1) if digests[i] in self._answers), 0)
-        asked = [_plain(decode_message(turn)) for turn in request.messages.turns]
+        asked = [_plain(decode_message(turn)) for turn in request.messages.encoded]
         text = f"{self.model} has no answer to this prompt of {len(asked)} messages: "
         if not known:
             return f"{text}no recording begins with {_show(asked[0]) if asked else 'no message'}"

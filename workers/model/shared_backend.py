@@ -9,15 +9,15 @@ from typing import Any
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError
 from gymq.runtime.actor import Actor
-from gymq.runtime.rate_limit import Limiter
+from gymq.runtime.rate_limit import SharedLimiter
 from gymq.settings import Settings
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.wire.calls import Generated
 
-from .weight_updater import Replica
+from .weight_updater import WeightUpdater
 
 
-class Shared:
+class SharedBackend:
     """A backend that is started by the first who starts it, and stopped by the last of its users.
 
     Args:
@@ -41,9 +41,9 @@ class Shared:
         #: Whether its capacity or its health can change, so that somebody must look.
         self.changes = (type(backend).capacity, type(backend).health) != (Backend.capacity, Backend.health)
         #: What keeps it at the weights that are wanted; None: it takes none.
-        self.replica: Replica | None = None
+        self.replica: WeightUpdater | None = None
         if backend.versioned:
-            self.replica = Replica(
+            self.replica = WeightUpdater(
                 backend,
                 settings,
                 model,
@@ -73,14 +73,14 @@ class Shared:
                 for part in self._backend.limited():
                     account = part.account()
                     if account:
-                        part.limiter = Limiter(Link(self._settings, "gymq-rate"), account, self._backend.limits)
+                        part.limiter = SharedLimiter(Connection(self._settings, "gymq-rate"), account, self._backend.limits)
                 await self._backend.start()
                 self._started = True
                 if self.replica is not None:
                     self.replica.alone = actor.quarantine is None
                     await self._first_weights(self.replica)
 
-    async def _first_weights(self, replica: Replica) -> None:
+    async def _first_weights(self, replica: WeightUpdater) -> None:
         try:
             await replica.start()
         except GymqError as error:

@@ -20,25 +20,25 @@ import msgspec
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError, one_line
 from gymq.settings import Settings
-from gymq.store.connection import FULL_PAUSE, Link, Outage, ServerFull
-from gymq.store.model_weights import FAILURES, Failure, Weights, copy, read_weights
+from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
+from gymq.store.model_weights import MAX_FAILURES, LoadFailure, Weights, copy, read_weights
 from gymq.wire.calls import Generated
 
 #: Seconds between two looks at whether it is this replica's turn.
-TURN_PAUSE = 0.1
+LOAD_TURN_PAUSE = 0.1
 
 #: Seconds for which a replica has the turn unless it asks again; one that dies with it holds up the others for as long.
-TURN = 5.0
+LOAD_TURN = 5.0
 
 #: Seconds that loading may take, calls that are finished before it aside; then it counts as failed.
-LIMIT = 1800.0
+LOAD_LIMIT = 1800.0
 
 
 class Begun(Exception):
     """The call was cut off for other weights; it is to be begun again."""
 
 
-class Replica:
+class WeightUpdater:
     """Keeps a backend at the weights that are wanted.
 
     Args:
@@ -66,7 +66,7 @@ class Replica:
         self.alone = False
         self._backend = backend
         self._model = model
-        self._link = Link(settings.at(0), "gymq-weights")
+        self._link = Connection(settings.at(0), "gymq-weights")
         self._hold, self._changed, self._leave = hold, changed, leave
         self._me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._taken = ""
@@ -172,8 +172,8 @@ class Replica:
                     return
                 # One that does not serve yet need not wait until others do.
                 if wanted.rolling and self._sure == doubts and not self.alone:
-                    if not await self._turn(TURN):
-                        await asyncio.sleep(TURN_PAUSE)
+                    if not await self._turn(LOAD_TURN):
+                        await asyncio.sleep(LOAD_TURN_PAUSE)
                         continue
                     keeping = asyncio.create_task(self._keep_turn())
                     try:
@@ -199,8 +199,8 @@ class Replica:
 
     async def _keep_turn(self) -> None:
         while True:
-            await asyncio.sleep(TURN / 3)
-            await self._turn(TURN)
+            await asyncio.sleep(LOAD_TURN / 3)
+            await self._turn(LOAD_TURN)
 
     async def _take(self, wanted: Weights) -> None:
         where = f"weights: version {wanted.version} of {self._model} cannot be loaded on {socket.gethostname()}"
@@ -213,7 +213,7 @@ class Replica:
                 raise GymqError(f"there is no {wanted.path}")
             await self._settle(wanted.mode)
             stopped = self._stop_clocks()
-            async with asyncio.timeout(LIMIT):
+            async with asyncio.timeout(LOAD_LIMIT):
                 await self._backend.update_weights(wanted.path, wanted.version, wanted.mode)
         except Exception as error:
             said = str(error) if isinstance(error, GymqError) else f"{type(error).__name__}: {error}"
@@ -250,7 +250,7 @@ class Replica:
             stopped[task] = now
             if (when := limit.when()) is not None and not limit.expired():
                 # So far away that it cannot come before loading ends, one way or the other.
-                limit.reschedule(when + 2 * LIMIT)
+                limit.reschedule(when + 2 * LOAD_LIMIT)
         return stopped
 
     def _start_clocks(self, stopped: dict[asyncio.Task[Any], float]) -> None:
@@ -261,23 +261,23 @@ class Replica:
                 request, limit = self._calls[task]
                 request.waited += now - since
                 if (when := limit.when()) is not None and not limit.expired():
-                    limit.reschedule(when - 2 * LIMIT + now - since)
+                    limit.reschedule(when - 2 * LOAD_LIMIT + now - since)
 
     async def _report(self, version: int, error: str) -> None:
         """Say that this replica leaves, and why, where people look."""
-        failure = msgspec.json.encode(Failure(socket.gethostname(), os.getpid(), version, error, time.time()))
-        key = self._link.keys.failed(self._model)
+        failure = msgspec.json.encode(LoadFailure(socket.gethostname(), os.getpid(), version, error, time.time()))
+        key = self._link.keys.load_failures(self._model)
         while True:
             try:
                 await self._link.send("LPUSH", key, failure)
-                await self._link.send("LTRIM", key, 0, FAILURES - 1)
+                await self._link.send("LTRIM", key, 0, MAX_FAILURES - 1)
                 return
             except Outage:
                 await self._link.reconnect()
             except ServerFull:
                 await asyncio.sleep(FULL_PAUSE)
 
-    async def mirror(self, link: Link) -> None:
+    async def mirror(self, link: Connection) -> None:
         """See that another shard says what shard 0 says.
 
         Args:

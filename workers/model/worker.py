@@ -7,37 +7,37 @@ from functools import partial
 from typing import Any
 
 from gymq import plugins
-from gymq.aio import end
+from gymq.aio import cancel_and_wait
 from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, GymqError, UsageError, one_line
 from gymq.runtime.actor import Actor
-from gymq.runtime.call_worker import CallServer
+from gymq.runtime.call_worker import CallWorker
 from gymq.runtime.mailbox import Mail
 from gymq.settings import Settings
-from gymq.wire.calls import Call, Generated, decode_plan, encode
+from gymq.wire.calls import Call, Generated, decode_parameters, encode
 from gymq.wire.message import Conversation
 
-from .shared_backend import Shared
+from .shared_backend import SharedBackend
 from .weight_updater import Begun
 
 #: Calls that one model worker has in flight unless told otherwise.
-CONCURRENCY = 512
+DEFAULT_CONCURRENCY = 512
 
 #: Seconds between two looks at how many calls the backend can work on, and whether it can at all.
-LOOK = 0.02
+POLL_INTERVAL = 0.02
 
 
-class ModelWorker(CallServer):
+class ModelWorker(CallWorker):
     """Serves one model; see `Actor`. Options: `model` (SPEC), `concurrency`, and the backend's own."""
 
     role = "model"
 
-    def __init__(self, settings: Settings, options: dict[str, Any], backend: Shared | None = None) -> None:
+    def __init__(self, settings: Settings, options: dict[str, Any], backend: SharedBackend | None = None) -> None:
         self._spec: str = options.get("model") or ""
-        self._backend = backend or Shared(_make(self._spec, options), settings, self._spec, 1)
+        self._backend = backend or SharedBackend(_make(self._spec, options), settings, self._spec, 1)
         self.private = self._backend.affine
         super().__init__(settings, options)
-        self.capacity = int(options.get("concurrency") or CONCURRENCY)
+        self.capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
         self._told: dict[str, Any] = {}
         self._entered = False
         self._watch: list[asyncio.Task[None]] = []
@@ -46,7 +46,7 @@ class ModelWorker(CallServer):
     def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
         """Make an actor for each shard, all with one backend; see `Actor`."""
         spec = options.get("model") or ""
-        shared = Shared(_make(spec, options), settings[0], spec, len(settings))
+        shared = SharedBackend(_make(spec, options), settings[0], spec, len(settings))
         return [cls(one, options, shared) for one in settings]
 
     def mailboxes(self) -> list[str]:
@@ -57,7 +57,7 @@ class ModelWorker(CallServer):
         """Serve suspects only. A backend that fills a device cannot stand twice: its suspects go back to their rollouts."""
         super().isolate()
         if not self._backend.alone:
-            self._backend = Shared(_Refusing(self._spec, {}), self.settings, self._spec, 1)
+            self._backend = SharedBackend(_Refusing(self._spec, {}), self.settings, self._spec, 1)
 
     async def prepare(self) -> None:
         """Start the backend, and let it load the weights that are wanted."""
@@ -68,11 +68,11 @@ class ModelWorker(CallServer):
 
     async def close(self) -> None:
         """Stop the backend."""
-        await end(self._watch)
+        await cancel_and_wait(self._watch)
         await self._backend.stop()
 
     async def handle(self, mail: list[Mail]) -> None:
-        """Start each call; see `CallServer`."""
+        """Start each call; see `CallWorker`."""
         replica = self._backend.replica
         if replica is not None and not self._entered:
             # Weights may have been published after it looked and before it stood in the registry.
@@ -120,24 +120,24 @@ class ModelWorker(CallServer):
             if capacity > self.capacity or self._draining:
                 self._room.set()
             self.capacity = capacity
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL)
 
     async def serve(self, call: Call) -> bytes:
-        """Ask the backend for the next message; see `CallServer`."""
+        """Ask the backend for the next message; see `CallWorker`."""
         if call.kind not in ("generate", "ask"):
             raise CallError("model", f"a model cannot answer a call of kind {call.kind!r}")
         if call.kind == "ask":
             # A verifier's question is a conversation of its own: it brings all its messages, and nothing of it is kept.
-            name, turns, body = f"ask:{call.rollout}", call.turns, decode_plan(call.plan or b"").request()
+            name, messages, body = f"ask:{call.rollout}", call.messages, decode_parameters(call.parameters or b"").request()
             history = None
         else:
-            kept = await self.conversation(call, plan=True)
+            kept = await self.conversation(call, parameters=True)
             if kept.extra is None:
-                kept.extra = decode_plan(kept.plan or b"").request()
-            name, turns, body = call.rollout, kept.turns, kept.extra
+                kept.extra = decode_parameters(kept.parameters or b"").request()
+            name, messages, body = call.rollout, kept.messages, kept.extra
             history = partial(self.history, call)
         task = await self.task(call) if self._backend.needs_task(call.environment) else None
-        request = Request(name, call.environment, Conversation(turns), body, task, history=history, born=call.born)
+        request = Request(name, call.environment, Conversation(messages), body, task, history=history, born=call.born)
         try:
             while True:
                 await self._backend.enter(request)

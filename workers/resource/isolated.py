@@ -14,13 +14,13 @@ from kombu.exceptions import ChannelError, KombuError
 from redis import RedisError
 
 from gymq.store.batching import pack
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.wire.calls import Call
 
 from ..executor.task import abort, none_waits, submit
 
 #: Seconds between two looks at all calls that are out. The reply does not wait for it; only a death does.
-LOOK = 0.5
+POLL_INTERVAL = 0.5
 
 #: What `waiting.lua` says of a call that nobody wants any more and that an executor works on, or has just answered.
 GIVEN_UP = 4
@@ -33,7 +33,7 @@ RESEND = 3.0
 _UNREACHED = (KombuError, ChannelError, RedisError, OSError)
 
 
-class Isolated:
+class IsolatedCalls:
     """The calls that one resource worker has given to executors.
 
     Args:
@@ -41,7 +41,7 @@ class Isolated:
         liveness: seconds after which a silent executor counts as dead.
     """
 
-    def __init__(self, link: Link, liveness: float) -> None:
+    def __init__(self, link: Connection, liveness: float) -> None:
         self._link = link
         self._liveness = liveness
         #: Since when Redis has answered quickly; who has not been connected for longer than the limit judges nobody.
@@ -76,7 +76,7 @@ class Isolated:
 
     async def _watch(self) -> None:
         while self._out:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL)
             out = list(self._out.values())
             if not out:
                 return
@@ -125,7 +125,7 @@ class Isolated:
             try:
                 return await asyncio.to_thread(submit, call, timeout)
             except _UNREACHED:
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(POLL_INTERVAL)
 
 
 async def _none_waits() -> bool:

@@ -15,20 +15,20 @@ from typing import Any
 from gymq.wire.calls import Call
 
 from ..invocation.invoke import called
-from ..invocation.result_encoding import name_of
+from ..invocation.result_encoding import callable_name
 
 #: Threads for hooks and tools that are not `async`.
-THREADS = 16
+MAX_THREADS = 16
 
 #: The call that this task serves.
 serving: ContextVar[Call] = ContextVar("serving")
 
 
-class Threads(ThreadPoolExecutor):
+class ToolThreads(ThreadPoolExecutor):
     """Threads that know what runs in them: one that hangs cannot be stopped, only counted."""
 
     def __init__(self) -> None:
-        super().__init__(THREADS, thread_name_prefix="gymq-tool")
+        super().__init__(MAX_THREADS, thread_name_prefix="gymq-tool")
         self._running: set[str] = set()
         #: The calls that run on though they were given up: id -> environment and tool.
         self.stuck: dict[str, str] = {}
@@ -52,14 +52,14 @@ class Threads(ThreadPoolExecutor):
     def given_up(self, call: Call) -> None:
         """A call has met its limit; if it runs in a thread, that is lost until it returns."""
         if call.id in self._running:
-            self.stuck[call.id] = name_of(call)
+            self.stuck[call.id] = callable_name(call)
             if call.id not in self._running:  # it returned this moment
                 self.stuck.pop(call.id, None)
 
     @property
     def lost(self) -> bool:
         """Whether half of the threads hang: the rest will follow, and calls would wait for ever."""
-        return len(self.stuck) >= THREADS / 2
+        return len(self.stuck) >= MAX_THREADS / 2
 
 
 def watch_loop(limit: float) -> Callable[[], None]:
@@ -96,7 +96,7 @@ def _culprit(frame: FrameType | None, limit: float) -> str:
     while frame is not None:
         if (call := called(frame)) is not None:
             return (
-                f"{name_of(call)} blocks the loop for more than {limit:g} s{where}; all other calls wait: "
+                f"{callable_name(call)} blocks the loop for more than {limit:g} s{where}; all other calls wait: "
                 "make it a plain def, let it await, or say isolated=True"
             )
         frame = frame.f_back

@@ -13,26 +13,26 @@ from gymq import plugins
 from gymq.api.environment import EnvironmentSpec
 from gymq.errors import CallError, GymqError, UnknownName
 from gymq.runtime.actor import Actor
-from gymq.runtime.call_worker import CallServer
+from gymq.runtime.call_worker import CallWorker
 from gymq.settings import Settings
 from gymq.wire.calls import Call, ToolResult, encode
 from gymq.wire.message import Conversation
 from gymq.wire.task import Task, encode_task
 
 from ..invocation.invoke import build, invoke
-from ..invocation.result_encoding import name_of
+from ..invocation.result_encoding import callable_name
 from ..invocation.sessions import Session, Sessions
-from .isolated import Isolated
-from .threads import THREADS, Threads, serving, watch_loop
+from .isolated import IsolatedCalls
+from .threads import MAX_THREADS, ToolThreads, serving, watch_loop
 
 #: Calls that one resource worker has in flight unless told otherwise.
-CONCURRENCY = 1024
+DEFAULT_CONCURRENCY = 1024
 
 #: What the model is told of a call that must not be repeated and whose worker died.
 UNKNOWN = "Error: the outcome of this call is unknown: it was started and the process died. It was not run again."
 
 
-class ResourceWorker(CallServer):
+class ResourceWorker(CallWorker):
     """Serves environments; see `Actor`. Options: `environments` (comma-separated; default: all installed), `concurrency`."""
 
     role = "resource"
@@ -46,9 +46,9 @@ class ResourceWorker(CallServer):
                 raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(installed) or 'none'}")
         self._environments: list[str] = chosen
         super().__init__(settings, options)
-        self.capacity = int(options.get("concurrency") or CONCURRENCY)
-        self._threads = Threads()
-        self._isolated = Isolated(self.link, settings.liveness)
+        self.capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
+        self._threads = ToolThreads()
+        self._isolated = IsolatedCalls(self.link, settings.liveness)
         self._sessions = Sessions(self._threads, self.counts)
         self._specs: dict[str, EnvironmentSpec] = {}
 
@@ -75,7 +75,7 @@ class ResourceWorker(CallServer):
         self._end_watch()
 
     async def duties(self) -> None:
-        """Close the sessions that nobody needs any more; see `CallServer`."""
+        """Close the sessions that nobody needs any more; see `CallWorker`."""
         await super().duties()
         due = self._sessions.idle()
         found = await asyncio.gather(*(self._loads.ask([rollout, -1, run, -1]) for rollout, run in due))
@@ -93,7 +93,7 @@ class ResourceWorker(CallServer):
         return super().stats() | {"sessions": len(self._sessions)}
 
     async def serve(self, call: Call) -> bytes:
-        """Run the hook or tool; see `CallServer`."""
+        """Run the hook or tool; see `CallWorker`."""
         spec = self._specs.get(call.environment)
         if spec is None:
             # What stands in a mailbox decides nothing about what is imported.
@@ -104,10 +104,10 @@ class ResourceWorker(CallServer):
             spec = self._specs[call.environment] = type(environment).spec()
         timeout, isolated, once = _limits(spec, call)
         wants = _wants(call)
-        messages = (await self.conversation(call)).turns if "messages" in wants else []
+        messages = (await self.conversation(call)).messages if "messages" in wants else []
         task = await self.task(call) if "task" in wants else None
         if call.has_state and call.state is None:
-            call.state = await self.memory(call)
+            call.state = await self.environment_state(call)
         if once and not await self._first(call):
             return encode(ToolResult(msgspec.json.encode(UNKNOWN), error=True))
         if isolated:
@@ -134,7 +134,7 @@ class ResourceWorker(CallServer):
                 return await invoke(call, task, messages, threads=self._threads, session=session)
         except TimeoutError:
             self._given_up(call)
-            raise CallError("timeout", f"{name_of(call)} took longer than {timeout:g} s") from None
+            raise CallError("timeout", f"{callable_name(call)} took longer than {timeout:g} s") from None
 
     async def _build(self, call: Call, task: Task | None, messages: Conversation, spec: EnvironmentSpec) -> Any:
         limit = spec.session.timeout
@@ -147,7 +147,7 @@ class ResourceWorker(CallServer):
             raise CallError("timeout", f"{call.environment}.session took longer than {limit:g} s") from None
 
     def interruptible(self, call: Call) -> bool:
-        """See `CallServer`; who watches isolated calls has them killed where they run."""
+        """See `CallWorker`; who watches isolated calls has them killed where they run."""
         return super().interruptible(call) and call not in self._isolated
 
     def _given_up(self, call: Call) -> None:
@@ -155,7 +155,7 @@ class ResourceWorker(CallServer):
         if self._threads.lost and self._failure is None:
             hanging = ", ".join(sorted(set(self._threads.stuck.values())))
             self._failure = GymqError(
-                f"{len(self._threads.stuck)} of {THREADS} threads hang in {hanging}, which met its limit and runs on: "
+                f"{len(self._threads.stuck)} of {MAX_THREADS} threads hang in {hanging}, which met its limit and runs on: "
                 "say isolated=True there, and it can be killed. This worker ends, so that another takes its place"
             )
             print(f"gymq: resource: draining: {self._failure}", file=sys.stderr, flush=True)
@@ -163,7 +163,7 @@ class ResourceWorker(CallServer):
 
     async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> bytes:
         call.task = None if task is None else encode_task(task)
-        call.turns, call.seen, call.length = messages or [], 0, len(messages or [])
+        call.messages, call.seen, call.length = messages or [], 0, len(messages or [])
         await self._isolated.run(call, timeout)
         return b""  # the executor has replied; this acknowledges the mail
 

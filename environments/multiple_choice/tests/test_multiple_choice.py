@@ -20,7 +20,7 @@ def quiz():
 def grade(quiz, make_task):
     async def grade(text, expected="B", mode=STRICT, options=OPTIONS, **fields):
         task = make_task(options=options, expected_answer=expected, grading_mode=mode, **fields)
-        turns = [*task.turns, encode_message(Message(role="assistant", content=text))]
+        turns = [*task.encoded, encode_message(Message(role="assistant", content=text))]
         return await quiz.verify(task, Conversation(turns))
 
     return grade
@@ -98,9 +98,9 @@ async def test_a_wrong_letter_is_an_answer_with_no_reward(grade):
 
 async def test_only_what_the_model_wrote_is_read(quiz, make_task):
     task = make_task(options=OPTIONS, expected_answer="B")
-    task.turns.append(encode_message(Message(role="assistant", content=r"For example \boxed{B}")))
+    task.encoded.append(encode_message(Message(role="assistant", content=r"For example \boxed{B}")))
     answer = encode_message(Message(role="assistant", content="I cannot say."))
-    assert (await quiz.verify(task, Conversation([*task.turns, answer]))).reward == 0.0
+    assert (await quiz.verify(task, Conversation([*task.encoded, answer]))).reward == 0.0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def gym():
 @pytest.fixture
 def grade(gym):
     def grade(task, text):
-        return gym.verify(task, Conversation([*task.turns, encode_message(Message(role="assistant", content=text))]))
+        return gym.verify(task, Conversation([*task.encoded, encode_message(Message(role="assistant", content=text))]))
 
     return grade
 

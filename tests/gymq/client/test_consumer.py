@@ -19,7 +19,7 @@ from tests.support.shard import keys
 #: A process that takes some rollouts, acknowledges a few and is gone; prints the ids.
 TAKER = """
 import os, sys
-from gymq.results import consume
+from gymq.client.consumer import consume
 take, acknowledge = int(sys.argv[1]), int(sys.argv[2])
 results = consume("r", "trainer")
 for i, rollout in enumerate(results):

@@ -15,7 +15,7 @@ from gymq.ingest.row_parser import parse_row
 from gymq.settings import Settings
 from gymq.store import task_ledger
 from gymq.store.runs import RunConfig, cancel, close
-from gymq.store.task_ledger import CHUNK
+from gymq.store.task_ledger import CHUNK_ROWS
 from gymq.wire.task import encode_task
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, produce, status, weather, with_link
@@ -25,32 +25,32 @@ CONFIG = RunConfig("r", "weather", "tool", "scripted")
 
 
 def test_twice_enqueues_nothing_twice(settings):
-    rows = weather(CHUNK + 10)
+    rows = weather(CHUNK_ROWS + 10)
     first = produce(settings, CONFIG, rows, last=False)
-    assert (first.rows, first.known, first.bad) == (CHUNK + 10, 0, 0)
+    assert (first.rows, first.known, first.bad) == (CHUNK_ROWS + 10, 0, 0)
     again = produce(settings, CONFIG, rows)
-    assert (again.rows, again.known, again.bad) == (CHUNK + 10, CHUNK + 10, 0)
+    assert (again.rows, again.known, again.bad) == (CHUNK_ROWS + 10, CHUNK_ROWS + 10, 0)
     # And a third time, though the run is closed now
-    assert produce(settings, CONFIG, rows).known == CHUNK + 10
-    assert (status(settings, "r").rows, status(settings, "r").state) == (CHUNK + 10, "closed")
+    assert produce(settings, CONFIG, rows).known == CHUNK_ROWS + 10
+    assert (status(settings, "r").rows, status(settings, "r").state) == (CHUNK_ROWS + 10, "closed")
 
 
 def test_a_producer_that_was_broken_off_goes_on(settings):
     # Given a source that breaks in its third chunk
     def rows(whole: bool):
-        for i, row in enumerate(weather(3 * CHUNK)):
-            if i == 2 * CHUNK + 5 and not whole:
+        for i, row in enumerate(weather(3 * CHUNK_ROWS)):
+            if i == 2 * CHUNK_ROWS + 5 and not whole:
                 raise OSError("the disk broke")
             yield row
 
     with pytest.raises(OSError, match="the disk broke"):
         produce(settings, CONFIG, rows(False))
-    assert (status(settings, "r").rows, status(settings, "r").state) == (2 * CHUNK, "open")
+    assert (status(settings, "r").rows, status(settings, "r").state) == (2 * CHUNK_ROWS, "open")
     # When the same is produced again
     made = produce(settings, CONFIG, rows(True))
     # Then only the rest enters
-    assert (made.rows, made.known) == (3 * CHUNK, 2 * CHUNK)
-    assert status(settings, "r").rows == 3 * CHUNK
+    assert (made.rows, made.known) == (3 * CHUNK_ROWS, 2 * CHUNK_ROWS)
+    assert status(settings, "r").rows == 3 * CHUNK_ROWS
 
 
 def test_other_rows_under_another_name_are_added(settings):
@@ -80,19 +80,19 @@ def test_bad_rows_are_told_counted_and_passed_over(settings):
 
 def test_back_pressure_holds_a_producer_until_rollouts_end(settings, monkeypatch):
     # Given a ledger that holds two chunks
-    tasks = [parse_row(row, where="", environment="weather", known=["weather"]) for row in weather(2 * CHUNK)]
-    monkeypatch.setattr(task_ledger, "MOST", sum(len(encode_task(task)) for task in tasks))
+    tasks = [parse_row(row, where="", environment="weather", known=["weather"]) for row in weather(2 * CHUNK_ROWS)]
+    monkeypatch.setattr(task_ledger, "MAX_BYTES", sum(len(encode_task(task)) for task in tasks))
     progress: list[int] = []
     producing = threading.Thread(
         target=produce,
-        args=(settings, CONFIG, weather(4 * CHUNK)),
+        args=(settings, CONFIG, weather(4 * CHUNK_ROWS)),
         kwargs={"on_progress": lambda made: progress.append(made.rows)},
         daemon=True,
     )
     producing.start()
-    wait_until(lambda: progress == [CHUNK, 2 * CHUNK])
-    time.sleep(3 * task_ledger.PAUSE)
-    assert progress == [CHUNK, 2 * CHUNK]
+    wait_until(lambda: progress == [CHUNK_ROWS, 2 * CHUNK_ROWS])
+    time.sleep(3 * task_ledger.FULL_RETRY_PAUSE)
+    assert progress == [CHUNK_ROWS, 2 * CHUNK_ROWS]
 
     # When rollouts end
     async def end_all(link) -> None:
@@ -105,8 +105,8 @@ def test_back_pressure_holds_a_producer_until_rollouts_end(settings, monkeypatch
 
     with_link(settings, end_all)
     # Then it goes on to the end
-    assert progress == [CHUNK, 2 * CHUNK, 3 * CHUNK, 4 * CHUNK]
-    assert status(settings, "r").rows == 4 * CHUNK
+    assert progress == [CHUNK_ROWS, 2 * CHUNK_ROWS, 3 * CHUNK_ROWS, 4 * CHUNK_ROWS]
+    assert status(settings, "r").rows == 4 * CHUNK_ROWS
 
 
 def test_a_run_that_is_over_or_another_one_is_refused(settings):
@@ -129,19 +129,19 @@ def test_no_server_is_one_line():
 def test_an_outage_is_told_and_the_same_again_goes_on(settings, redis_server):
     # Given a producer whose server goes away while it waits for rows
     def rows():
-        yield from weather(CHUNK)
+        yield from weather(CHUNK_ROWS)
         redis_server.stop()
-        yield from weather(CHUNK)[:0]
+        yield from weather(CHUNK_ROWS)[:0]
 
     with pytest.raises(ServerUnreachable, match="run the same command again"):
         produce(settings, CONFIG, rows())
     redis_server.start()
-    made = produce(settings, CONFIG, weather(CHUNK))
-    assert (made.rows, made.known, status(settings, "r").state) == (CHUNK, CHUNK, "closed")
+    made = produce(settings, CONFIG, weather(CHUNK_ROWS))
+    assert (made.rows, made.known, status(settings, "r").state) == (CHUNK_ROWS, CHUNK_ROWS, "closed")
 
 
 def test_the_message_goes_to_the_server_of_the_settings(settings):
-    produce(settings, CONFIG, weather(CHUNK + 1))
+    produce(settings, CONFIG, weather(CHUNK_ROWS + 1))
     assert ask(settings, "LLEN", "gymq.rollouts") == 2
 
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gymq.client.rollout_set import Seen
+from gymq.client.rollout_set import RolloutSet
 from gymq.errors import DataError
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 3))))
 def test_it_says_what_a_set_would_say(places):
-    seen, known = Seen("r"), set()
+    seen, known = RolloutSet("r"), set()
     for row, sample in places:
         rid = f"r.{row}.{sample}"
         assert (rid in seen) == (rid in known)
@@ -30,11 +30,11 @@ def test_it_says_what_a_set_would_say(places):
 )
 def test_what_is_no_rollout_of_the_run_is_refused(rid):
     with pytest.raises(DataError):
-        Seen("r").add(rid)
+        RolloutSet("r").add(rid)
 
 
 def test_a_million_rollouts_are_a_quarter_of_a_mebibyte_at_most():
-    seen = Seen("r")
+    seen = RolloutSet("r")
     for row in range(250_000):
         for sample in range(4):
             seen.add(f"r.{row}.{sample}")

@@ -29,7 +29,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from gymq import registry
 from gymq.settings import Settings
-from gymq.sink import feed
+from gymq.client.sink_loop import feed
 
 kind, path, moment = sys.argv[1:]
 base = registry.load("gymq.sinks", kind)

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gymq.aio import cancel_and_wait
 from gymq.client.consumer import Results
 from gymq.client.publish_weights import forget, publish
 from gymq.errors import UsageError
-from gymq.runtime.actor import end
 from gymq.store.runs import RunConfig, close, status
 from gymq.store.sharded import Shards
 from tests.support.rollouts import Pretender, linked
@@ -105,7 +105,7 @@ async def test_what_is_passed_over_makes_room_while_the_run_goes_on(settings, li
     while (await status(link, "r")).unread["trainer"] and asyncio.get_running_loop().time() < until:
         await asyncio.sleep(0.02)
     assert (await status(link, "r")).unread == {"trainer": 0}
-    await end([reading])
+    await cancel_and_wait([reading])
     await results.close()
 
 

@@ -22,7 +22,7 @@ def parse(row: Any, **more: Any) -> Task:
 
 
 def turns(task: Task) -> list[Any]:
-    return [json.loads(turn) for turn in task.turns]
+    return [json.loads(turn) for turn in task.encoded]
 
 
 # --- whatever comes ---
@@ -116,7 +116,7 @@ def test_what_was_accepted_means_the_same_when_it_is_parsed_again(row: Any):
     if task.tools is not None:
         again["tools"] = json.loads(task.tools)
     second = parse(again)
-    assert (second.turns, second.sampling, second.tools) == (task.turns, task.sampling, task.tools)
+    assert (second.encoded, second.sampling, second.tools) == (task.encoded, task.sampling, task.tools)
 
 
 @given(st.text())

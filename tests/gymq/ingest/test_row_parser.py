@@ -23,7 +23,7 @@ OURS = {"prompt", "messages", "tools", "sampling", "environment", "responses_cre
 def test_a_prompt_is_one_user_message():
     task = parse({"prompt": "Hi"})
     assert task.environment == "weather"
-    assert task.turns == [b'{"role":"user","content":"Hi"}']
+    assert task.encoded == [b'{"role":"user","content":"Hi"}']
     assert (task.id, task.fields, task.sampling, task.tools) == ("", b"{}", b"{}", None)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gymq.errors import DataError, UsageError
 from gymq.ingest.sampling import KNOWN, RESERVED, check_sampling
-from gymq.local.run_options import read_request
+from gymq.local.run_options import read_run_options
 from tests.support.rows import parse, reason, sampling
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -99,7 +99,7 @@ def test_a_run_takes_them_from_its_file_and_the_command_line_wins(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("data: d\nmodel: scripted\nsampling: {top_p: 0.5, stop: END, temperature: 2}\n")
     given = {"config": str(path), "sampling": ("top_p=0.9", 'stop=["a","b"]', "user=me"), "temperature": 1.0}
-    request = read_request(given, ("data",))
+    request = read_run_options(given, ("data",))
     assert request.all_sampling == {"top_p": 0.9, "stop": ["a", "b"], "user": "me", "temperature": 1.0}
 
 
@@ -114,4 +114,4 @@ def test_a_run_takes_them_from_its_file_and_the_command_line_wins(tmp_path):
 )
 def test_a_runs_mistake_is_told_before_anything_starts(pairs, words):
     with pytest.raises(UsageError, match=words):
-        _ = read_request({"data": "d", "model": "m", "sampling": pairs}, ()).all_sampling
+        _ = read_run_options({"data": "d", "model": "m", "sampling": pairs}, ()).all_sampling

@@ -47,7 +47,7 @@ async def test_only_living_workers_of_this_machine_are_victims(settings, spawn):
 async def test_what_a_victim_holds_is_what_is_delivered_and_not_answered(settings):
     async with sharded(settings) as shards:
         link = shards.first
-        for stream in (keys.mailbox("agent"), keys.retry("agent"), keys.alone("agent")):
+        for stream in (keys.mailbox("agent"), keys.retry("agent"), keys.suspects("agent")):
             await link.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")
         await link.send("XADD", keys.mailbox("agent"), "*", "r", "r.0.0", "v", 3)
         await link.send("HSET", keys.rollout("r.0.0"), "v", 3)

@@ -19,15 +19,15 @@ from redis.exceptions import AuthenticationError
 
 from gymq.errors import GymqError
 from gymq.process import embedded_redis
-from gymq.process.embedded_redis import EmbeddedServer, running_url, server_binary
+from gymq.process.embedded_redis import EmbeddedRedis, running_url, server_binary
 from tests.support.redis_server import leaked_keys, running, wait_until
 from tests.support.shard import keys
 
 #: A process that starts a server in the folder it is given, says its number, and waits to be killed.
 PARENT = """
 import pathlib, sys, time
-from gymq.embedded import EmbeddedServer
-server = EmbeddedServer(pathlib.Path(sys.argv[1]))
+from gymq.process.embedded_redis import EmbeddedRedis
+server = EmbeddedRedis(pathlib.Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)
 time.sleep(600)
@@ -35,8 +35,8 @@ time.sleep(600)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(tmp_path / "run") as server:
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path / "run") as server:
         yield server
 
 
@@ -46,22 +46,22 @@ def client(url: str) -> Redis:
 
 def test_data_survives_a_stop_and_a_start(tmp_path: Path):
     # Given a server with a key
-    with EmbeddedServer(tmp_path) as first, client(first.url) as redis:
+    with EmbeddedRedis(tmp_path) as first, client(first.url) as redis:
         redis.xadd("stream", {"a": "1"})
     # When another server starts in its folder
-    with EmbeddedServer(tmp_path) as second, client(second.url) as redis:
+    with EmbeddedRedis(tmp_path) as second, client(second.url) as redis:
         # Then it has the key, and a password of its own
         assert redis.xlen("stream") == 1
         assert first.url != second.url
 
 
-def test_it_is_configured_to_lose_nothing_and_refuse_when_full(server: EmbeddedServer):
+def test_it_is_configured_to_lose_nothing_and_refuse_when_full(server: EmbeddedRedis):
     with client(server.url) as redis:
         wanted = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
         assert {name: redis.config_get(name)[name] for name in wanted} == wanted
 
 
-def test_a_client_without_the_password_is_refused(server: EmbeddedServer):
+def test_a_client_without_the_password_is_refused(server: EmbeddedRedis):
     address = server.url.rpartition("@")[2]
     with client(f"redis://{address}") as redis, pytest.raises(AuthenticationError):
         redis.ping()
@@ -69,13 +69,13 @@ def test_a_client_without_the_password_is_refused(server: EmbeddedServer):
         redis.ping()
 
 
-def test_it_listens_on_loopback_only(server: EmbeddedServer):
+def test_it_listens_on_loopback_only(server: EmbeddedRedis):
     assert server.pid
     listening = [each for each in psutil.Process(server.pid).net_connections() if each.status == psutil.CONN_LISTEN]
     assert [each.laddr.ip for each in listening] == ["127.0.0.1"]
 
 
-def test_the_password_is_in_no_command_line_and_in_no_file_that_others_may_read(server: EmbeddedServer):
+def test_the_password_is_in_no_command_line_and_in_no_file_that_others_may_read(server: EmbeddedRedis):
     assert server.pid
     password = server.url.split(":")[2].partition("@")[0]
     process = psutil.Process(server.pid)
@@ -87,10 +87,10 @@ def test_the_password_is_in_no_command_line_and_in_no_file_that_others_may_read(
     assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
 
 
-def test_a_second_server_in_the_same_folder_is_refused(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_server_in_the_same_folder_is_refused(server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(embedded_redis, "LOCK_LIMIT", 0.1)
     with pytest.raises(GymqError, match="another server already runs in") as refused:
-        EmbeddedServer(server.folder).start()
+        EmbeddedRedis(server.folder).start()
     assert "\n" not in str(refused.value)
     with client(server.url) as redis:
         assert redis.ping()
@@ -98,7 +98,7 @@ def test_a_second_server_in_the_same_folder_is_refused(server: EmbeddedServer, m
 
 def test_other_commands_find_a_running_server_and_only_a_running_one(tmp_path: Path):
     assert running_url(tmp_path) is None
-    server = EmbeddedServer(tmp_path)
+    server = EmbeddedRedis(tmp_path)
     server.start()
     assert running_url(tmp_path) == server.url
     assert server.pid
@@ -107,7 +107,7 @@ def test_other_commands_find_a_running_server_and_only_a_running_one(tmp_path: P
     assert running_url(tmp_path) is None
 
 
-def test_it_has_the_same_address_after_a_crash(server: EmbeddedServer):
+def test_it_has_the_same_address_after_a_crash(server: EmbeddedRedis):
     url = server.url
     with client(url) as redis:
         redis.set("key", "value")
@@ -131,7 +131,7 @@ def test_a_killed_parent_takes_its_server_along(tmp_path: Path, spawn):
     parent.kill()
     # Then the server is gone in seconds, its lock too, and its data is there
     wait_until(lambda: not running(pid), 5)
-    with EmbeddedServer(tmp_path) as server, client(server.url) as redis:
+    with EmbeddedRedis(tmp_path) as server, client(server.url) as redis:
         assert redis.get("key") == "value"
 
 
@@ -139,12 +139,12 @@ def test_a_successor_waits_for_the_lock_of_a_server_that_is_about_to_end(tmp_pat
     parent = spawn([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE)
     parent.stdout.readline()
     parent.kill()
-    with EmbeddedServer(tmp_path) as server:
+    with EmbeddedRedis(tmp_path) as server:
         assert server.alive
 
 
 def test_a_server_started_by_a_thread_outlives_the_thread(tmp_path: Path):
-    server = EmbeddedServer(tmp_path)
+    server = EmbeddedRedis(tmp_path)
     thread = threading.Thread(target=server.start)
     thread.start()
     thread.join()
@@ -154,45 +154,45 @@ def test_a_server_started_by_a_thread_outlives_the_thread(tmp_path: Path):
     server.stop()
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_it(server: EmbeddedServer):
+def test_ctrl_c_in_the_terminal_does_not_reach_it(server: EmbeddedRedis):
     assert server.pid
     assert os.getsid(server.pid) == server.pid
 
 
 def test_a_log_of_commands_that_was_cut_short_is_loaded(tmp_path: Path):
     # Given data whose last command is incomplete, as after a loss of power
-    with EmbeddedServer(tmp_path) as server, client(server.url) as redis:
+    with EmbeddedRedis(tmp_path) as server, client(server.url) as redis:
         redis.set("first", "1")
         redis.set("second", "2")
     (log,) = tmp_path.glob("appendonlydir/*.incr.aof")
     log.write_bytes(log.read_bytes()[:-3])
     # When it starts again, then all else is there
-    with EmbeddedServer(tmp_path) as server, client(server.url) as redis:
+    with EmbeddedRedis(tmp_path) as server, client(server.url) as redis:
         assert redis.get("first") == "1"
         assert redis.get("second") is None
 
 
 def test_data_that_cannot_be_read_is_an_error_with_the_end_of_the_log(tmp_path: Path):
-    with EmbeddedServer(tmp_path) as server, client(server.url) as redis:
+    with EmbeddedRedis(tmp_path) as server, client(server.url) as redis:
         redis.set("first", "1")
     (log,) = tmp_path.glob("appendonlydir/*.incr.aof")
     log.write_bytes(b"nonsense" + log.read_bytes())
     with pytest.raises(GymqError, match=r"does not come up; .*server\.log ends with: .*Bad file format") as failed:
-        EmbeddedServer(tmp_path).start()
+        EmbeddedRedis(tmp_path).start()
     assert "\n" not in str(failed.value)
 
 
-def test_a_port_that_somebody_has_is_passed_over(server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_port_that_somebody_has_is_passed_over(server: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     taken = int(server.url.rpartition(":")[2].partition("/")[0])
     free = taken + 1 if taken + 1 in embedded_redis.PORTS else taken - 1
     monkeypatch.setattr(embedded_redis.random, "sample", lambda *_: [taken, free])
-    with EmbeddedServer(tmp_path / "other") as other:
+    with EmbeddedRedis(tmp_path / "other") as other:
         assert f":{free}/" in other.url
 
 
 def test_a_folder_with_blanks_and_quotes_in_its_name_will_do(tmp_path: Path):
     folder = tmp_path / 'a "folder" of \\ münchen'
-    with EmbeddedServer(folder) as server, client(server.url) as redis:
+    with EmbeddedRedis(folder) as server, client(server.url) as redis:
         redis.set("key", "value")
     assert (folder / "appendonlydir").is_dir()
 
@@ -216,7 +216,7 @@ def test_a_recent_server_of_the_path_comes_first_and_an_old_one_is_passed_over(t
 
 def test_the_address_of_a_server_that_never_started_is_an_error(tmp_path: Path):
     with pytest.raises(GymqError, match="was not started"):
-        _ = EmbeddedServer(tmp_path).url
+        _ = EmbeddedRedis(tmp_path).url
 
 
 def test_the_search_for_leaks_finds_keys_that_stay_and_only_these(redis_url: str):

@@ -14,7 +14,7 @@ import pytest
 
 from gymq.errors import GymqError
 from gymq.process import supervisor as module
-from gymq.process.child_process import Child, describe
+from gymq.process.child_process import ChildProcess, describe
 from gymq.process.supervisor import ChildSpec, Supervisor
 from tests.support.redis_server import running, wait_until
 
@@ -42,22 +42,22 @@ while True: time.sleep(600)
 #: Starts a child, says its number, and waits to be killed.
 PARENT = """
 import pathlib, sys, time
-from gymq.child import Child
+from gymq.process.child_process import ChildProcess
 code = "import time; print('up', flush=True); time.sleep(600)"
-print(Child([sys.executable, "-c", code], {}, "child", pathlib.Path(sys.argv[1])).pid, flush=True)
+print(ChildProcess([sys.executable, "-c", code], {}, "child", pathlib.Path(sys.argv[1])).pid, flush=True)
 time.sleep(600)
 """
 
-Start = Callable[..., Child]
+Start = Callable[..., ChildProcess]
 Supervise = Callable[..., Supervisor]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    children: list[Child] = []
+    children: list[ChildProcess] = []
 
-    def start(code: str, *arguments: str, env: dict[str, str] | None = None) -> Child:
-        child = Child([sys.executable, "-c", code, *arguments], env or {}, "child", tmp_path / "child.log")
+    def start(code: str, *arguments: str, env: dict[str, str] | None = None) -> ChildProcess:
+        child = ChildProcess([sys.executable, "-c", code, *arguments], env or {}, "child", tmp_path / "child.log")
         children.append(child)
         return child
 
@@ -90,7 +90,7 @@ def spec(tmp_path: Path) -> Callable[..., ChildSpec]:
     return spec
 
 
-def grandchild(child: Child) -> int:
+def grandchild(child: ChildProcess) -> int:
     wait_until(lambda: child.tail(1))
     return int(child.tail(1)[0])
 
@@ -184,14 +184,14 @@ def test_a_child_has_its_own_session_so_that_ctrl_c_does_not_reach_it(start: Sta
 
 
 def test_a_broken_pipe_ends_a_program_as_in_a_shell(tmp_path: Path):
-    child = Child(["sh", "-c", "yes | head -n 1"], {}, "pipe", tmp_path / "log")
+    child = ChildProcess(["sh", "-c", "yes | head -n 1"], {}, "pipe", tmp_path / "log")
     assert child.wait(10)
     assert child.tail(5) == ["y"]
 
 
 def test_a_program_that_does_not_exist_is_an_error(tmp_path: Path):
     with pytest.raises(GymqError, match="sink: there is no program 'no-such-program'"):
-        Child(["no-such-program"], {}, "sink", tmp_path / "log")
+        ChildProcess(["no-such-program"], {}, "sink", tmp_path / "log")
 
 
 def test_exit_codes_are_told_in_words():

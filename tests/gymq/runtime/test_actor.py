@@ -15,7 +15,7 @@ from tests.support.shard import keys
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(call_worker, "PATIENCE", 0.2)
+    monkeypatch.setattr(call_worker, "WANTED_CHECK_AFTER", 0.2)
 
 
 @pytest.mark.parametrize("how", ["ended", "gone on", "answered"])
@@ -96,7 +96,7 @@ async def test_calls_that_lay_long_are_asked_about_before_they_are_begun(setting
 
 
 async def test_calls_that_are_young_or_short_cost_no_look(settings, link, monkeypatch):
-    monkeypatch.setattr(call_worker.CallServer, "_wanted", None)  # who looks, fails
+    monkeypatch.setattr(call_worker.CallWorker, "_wanted", None)  # who looks, fails
     worker = Server(settings)
     worker.duties = lambda: asyncio.sleep(0)
     async with living(worker):
@@ -143,14 +143,14 @@ async def test_a_suspect_of_a_newer_schema_is_a_suspect_again_when_it_is_taken_u
     quarantine = Server(settings)
     quarantine.isolate()
     fields = (f"c{SCHEMA + 1}", "body", "k", 1, "w", "victim", "a", 3)
-    await link.send("XADD", keys.alone(BOX), "*", *fields)
+    await link.send("XADD", keys.suspects(BOX), "*", *fields)
     # When the quarantine takes it
     async with living(quarantine):
         await until(lambda: quarantine.counts["parked"] == 1)
         await until(lambda: quarantine.stats()["held"] == 0)
     # Then newer workers find it, and no ordinary one reads it
     assert await link.run("unpark", SCHEMA + 1, 100, BOX) == [1, 0]
-    ((_, back),) = await link.send("XRANGE", keys.alone(BOX), "-", "+")
+    ((_, back),) = await link.send("XRANGE", keys.suspects(BOX), "-", "+")
     assert back == [str(field).encode() for field in fields]
     assert await link.send("EXISTS", keys.retry(BOX)) == 0 or await link.send("XLEN", keys.retry(BOX)) == 0
 

@@ -6,21 +6,21 @@ from collections import Counter
 
 import msgspec
 
-from gymq.runtime.affinity import CHOICES, MARGIN, NEVER, Routes
+from gymq.runtime.affinity import CHOICES, MARGIN, NEVER, AffinityRouter
 
 BOX = "model:m"
 
 
-def routes(count: int, box: str = BOX) -> Routes:
+def routes(count: int, box: str = BOX) -> AffinityRouter:
     flat = [part for n in range(count) for part in (b"w%d" % n, msgspec.json.encode([box, "other"]))]
-    return Routes([*flat, b"draining", b"", b"forged", b"{"])
+    return AffinityRouter([*flat, b"draining", b"", b"forged", b"{"])
 
 
 def test_nobody_is_proposed_where_nobody_has_a_private_mailbox():
-    assert Routes().conversation(BOX, "w0", "r.0", 4) == ([], 0)
+    assert AffinityRouter().conversation(BOX, "w0", "r.0", 4) == ([], 0)
     assert routes(3).conversation("model:else", "w0", "r.0", 4) == ([], 0)
-    assert Routes().session(BOX, "w0", "r.0.0", 4) == ([], 0)
-    assert not Routes().knows(BOX)
+    assert AffinityRouter().session(BOX, "w0", "r.0.0", 4) == ([], 0)
+    assert not AffinityRouter().knows(BOX)
     assert routes(1).knows(BOX)
 
 

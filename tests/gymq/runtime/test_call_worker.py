@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 import pytest
 from gymq_workers.agent.record import call_record
 
+from gymq.aio import cancel_and_wait
 from gymq.errors import CallError, GymqError
 from gymq.runtime import actor, mailbox
-from gymq.runtime.actor import Actor, end
-from gymq.runtime.call_worker import STRIKES, CallServer
+from gymq.runtime.actor import Actor
+from gymq.runtime.call_worker import STRIKES, CallWorker
 from gymq.settings import Settings
 from gymq.wire.calls import Call, Generated, Reply, Tokens, Usage, decode_reply, encode
 from tests.support.rollouts import letters
@@ -30,10 +31,10 @@ def settings(redis_url) -> Settings:
 def hurry(monkeypatch):
     """Actors look and wait as often as the short liveness wants it."""
     monkeypatch.setattr(actor, "SWEEP", 0.05)
-    monkeypatch.setattr(mailbox, "BLOCK", 50)
+    monkeypatch.setattr(mailbox, "BLOCK_MS", 50)
 
 
-class Server(CallServer):
+class Server(CallWorker):
     """Serves calls whose arguments say what becomes of them."""
 
     role = "resource"
@@ -76,7 +77,7 @@ async def living(*servers):
         for task in tasks:
             assert not task.done() or task.exception() is None, task.exception()
     finally:
-        await end(tasks)
+        await cancel_and_wait(tasks)
 
 
 async def until(condition, limit: float = 8.0) -> None:

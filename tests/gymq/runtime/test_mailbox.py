@@ -9,13 +9,13 @@ from gymq.runtime.mailbox import Mailboxes
 from tests.support.shard import keys
 
 BOX = "resource:e"
-STREAM, RETRY, ALONE = keys.mailbox(BOX), keys.retry(BOX), keys.alone(BOX)
+STREAM, RETRY, ALONE = keys.mailbox(BOX), keys.retry(BOX), keys.suspects(BOX)
 
 
 @pytest.fixture
 async def boxes(link, monkeypatch):
     """One mailbox, of a reader that does not wait long."""
-    monkeypatch.setattr(mailbox, "BLOCK", 20)
+    monkeypatch.setattr(mailbox, "BLOCK_MS", 20)
     boxes = Mailboxes([BOX], keys)
     await boxes.create(link)
     return boxes
@@ -112,7 +112,7 @@ async def test_a_reader_waits_and_comes_back_empty_handed(link, boxes):
 
 
 async def test_mail_that_was_sent_before_anybody_read_the_mailbox_is_delivered(link, monkeypatch):
-    monkeypatch.setattr(mailbox, "BLOCK", 20)
+    monkeypatch.setattr(mailbox, "BLOCK_MS", 20)
     await post(link, b"early")
     boxes = Mailboxes([BOX], keys)
     await boxes.create(link)

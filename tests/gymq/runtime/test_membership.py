@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gymq.runtime.actor import end
+from gymq.aio import cancel_and_wait
 from gymq.runtime.mailbox import Mailboxes
-from gymq.runtime.membership import BATCH, Liveness
+from gymq.runtime.membership import HANDBACK_BATCH, Membership
 from gymq.settings import Settings
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from tests.support.rollouts import linked
 from tests.support.shard import keys
 
@@ -39,10 +39,10 @@ async def join(settings, link):
     """Makes members: `await join("a")`; each has its own connection and stands in the registry."""
     members = []
 
-    async def make(name: str) -> Liveness:
-        own = Link(settings, name)
+    async def make(name: str) -> Membership:
+        own = Connection(settings, name)
         await own.connect()
-        life = Liveness(settings, own, {"role": "resource", "host": name, "pid": 1, "mailboxes": [BOX]})
+        life = Membership(settings, own, {"role": "resource", "host": name, "pid": 1, "mailboxes": [BOX]})
         await life.begin()
         members.append(life)
         return life
@@ -53,16 +53,16 @@ async def join(settings, link):
 
 
 @asynccontextmanager
-async def beating(*lives: Liveness):
+async def beating(*lives: Membership):
     """Renew and sweep in the background, as actors do."""
 
-    async def beat(life: Liveness) -> None:
+    async def beat(life: Membership) -> None:
         while True:
             await asyncio.sleep(LIMIT / 3)
             if not await life.renew():
                 await life.begin()
 
-    async def look(life: Liveness) -> None:
+    async def look(life: Membership) -> None:
         while True:
             await asyncio.sleep(LIMIT / 4)
             await life.sweep()
@@ -72,10 +72,10 @@ async def beating(*lives: Liveness):
         yield
         assert not any(task.done() for task in tasks)
     finally:
-        await end(tasks)
+        await cancel_and_wait(tasks)
 
 
-async def hold(link, life: Liveness, count: int = 1) -> None:
+async def hold(link, life: Membership, count: int = 1) -> None:
     """Let a worker take that much mail."""
     for n in range(count):
         await link.send("XADD", keys.mailbox(BOX), "*", "c", b"%d" % n)
@@ -84,7 +84,7 @@ async def hold(link, life: Liveness, count: int = 1) -> None:
     )  # fmt: skip
 
 
-async def held(link, life: Liveness) -> int:
+async def held(link, life: Membership) -> int:
     return len(await link.send("XPENDING", keys.mailbox(BOX), keys.GROUP, "-", "+", 1000, life.worker))
 
 
@@ -104,7 +104,7 @@ async def until(condition, limit: float = 5.0) -> None:
         await asyncio.sleep(0.02)
 
 
-async def connected(*lives: Liveness) -> None:
+async def connected(*lives: Membership) -> None:
     """Wait until somebody who joined now may judge; those given stay alive."""
     for _ in range(5):
         await asyncio.sleep(LIMIT / 4)
@@ -115,21 +115,21 @@ async def connected(*lives: Liveness) -> None:
 async def test_the_mail_of_a_worker_that_falls_silent_comes_back(link, join):
     # Given two workers, one of which holds more mail than one script hands back
     silent, judge = await join("silent"), await join("judge")
-    await hold(link, silent, BATCH + 7)
+    await hold(link, silent, HANDBACK_BATCH + 7)
     # When that one falls silent
     async with beating(judge):
-        await until(lambda: _counted(judge, BATCH + 7))
+        await until(lambda: _counted(judge, HANDBACK_BATCH + 7))
     # Then all that it held waits for others, and the worker is gone
-    assert await handed_back(link) == BATCH + 7
+    assert await handed_back(link) == HANDBACK_BATCH + 7
     assert await _gone(link, silent)
     assert await held(link, silent) == 0
 
 
-async def _counted(judge: Liveness, count: int) -> bool:
+async def _counted(judge: Membership, count: int) -> bool:
     return judge.handed_back == count
 
 
-async def _gone(link, life: Liveness) -> bool:
+async def _gone(link, life: Membership) -> bool:
     return life.worker not in await registry(link)
 
 
@@ -337,8 +337,8 @@ async def test_what_a_zombie_takes_under_its_old_name_comes_back(link, join):
 
 async def test_who_leaves_hands_back_what_it_holds_and_is_gone_from_the_registry(link, join):
     life, other = await join("w"), await join("other")
-    await hold(link, life, 2 * BATCH + 1)
+    await hold(link, life, 2 * HANDBACK_BATCH + 1)
     await life.leave()
-    assert await handed_back(link) == 2 * BATCH + 1
+    assert await handed_back(link) == 2 * HANDBACK_BATCH + 1
     assert set(await registry(link)) == {other.worker}
     assert await link.send("EXISTS", keys.alive(life.worker)) == 0

@@ -10,10 +10,10 @@ import pytest
 from gymq.ops.status import overview
 from gymq.runtime import mailbox, membership
 from gymq.runtime.actor import Actor
-from gymq.runtime.mailbox import Gone, Mailboxes
-from gymq.runtime.membership import Liveness
+from gymq.runtime.mailbox import Mailboxes, MailboxGone
+from gymq.runtime.membership import Membership
 from gymq.store.batching import pack
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from tests.support.rollouts import Pretender, linked
@@ -25,7 +25,7 @@ RETRY = keys.retry(BOX)
 
 @pytest.fixture
 async def boxes(link, monkeypatch):
-    monkeypatch.setattr(mailbox, "BLOCK", 20)
+    monkeypatch.setattr(mailbox, "BLOCK_MS", 20)
     boxes = Mailboxes([BOX], keys, private=True)
     await boxes.create(link)
     return boxes
@@ -60,7 +60,7 @@ async def lies(link, stream: str) -> list[bytes]:
 
 async def where(link, *workers: str) -> list[int]:
     """How much lies with each worker, and in the shared mailbox."""
-    return [await link.send("XLEN", key) for key in (*map(keys.own, workers), keys.mailbox(BOX))]
+    return [await link.send("XLEN", key) for key in (*map(keys.private_mailbox, workers), keys.mailbox(BOX))]
 
 
 # Sending.
@@ -69,7 +69,7 @@ async def where(link, *workers: str) -> list[int]:
 async def test_mail_goes_to_the_first_worker_and_says_what_it_was_meant_for(link, run):
     await enter(link, "a", "b")
     await send(link, 0, ["a", "b"])
-    ((_, fields),) = await link.send("XRANGE", keys.own("a"), "-", "+")
+    ((_, fields),) = await link.send("XRANGE", keys.private_mailbox("a"), "-", "+")
     assert fields == [b"c", b"0.0", b"m", BOX.encode()]
     assert await where(link, "a", "b") == [1, 0, 0]
 
@@ -106,7 +106,7 @@ async def test_a_worker_that_is_not_there_for_it_gets_nothing(link, run, why):
         await link.send("DEL", keys.alive("a"))
     if why == "dead":
         assert await link.run("handback", "a", 1, "0", BOX) == 1
-    before = await link.send("XLEN", keys.own("a"))
+    before = await link.send("XLEN", keys.private_mailbox("a"))
     # When something is sent to it, with and without an alternative
     await send(link, 0, ["a", "b"], 100)
     await send(link, 1, ["a"], 100)
@@ -117,7 +117,7 @@ async def test_a_worker_that_is_not_there_for_it_gets_nothing(link, run, why):
 
 async def test_a_private_mailbox_that_somebody_deleted_is_not_made_anew(link, run):
     await enter(link, "a")
-    await link.send("DEL", keys.own("a"))
+    await link.send("DEL", keys.private_mailbox("a"))
     await send(link, 0, ["a"])
     assert await where(link, "a") == [0, 1]
     # And its worker leaves it for a new name
@@ -164,10 +164,10 @@ async def test_who_was_declared_dead_hears_of_it_when_it_reads(link, settings, b
         await other.send("DEL", keys.alive("a"))
         assert await other.run("handback", "a", 100, "0", BOX) == 0
     # It may have come back empty-handed just before.
-    with pytest.raises(Gone):
+    with pytest.raises(MailboxGone):
         await reading
         await boxes.take(link, "a", free)
-    with pytest.raises(Gone):
+    with pytest.raises(MailboxGone):
         await boxes.held(link, "a")
 
 
@@ -212,15 +212,15 @@ async def test_all_that_lies_with_a_worker_is_handed_back_and_what_it_had_counts
     for body, fields in back.items():
         assert fields[2:] == [b"a", b"1" if body in held and why != "1" else b"0"]
     # and of the worker nothing is left
-    assert await link.send("EXISTS", keys.own("a"), keys.private, keys.workers, keys.alive("a")) == 0
+    assert await link.send("EXISTS", keys.private_mailbox("a"), keys.private, keys.workers, keys.alive("a")) == 0
 
 
 async def test_mail_that_nobody_of_ours_sent_is_dropped_with_its_worker(link, boxes):
     await enter(link, "a")
-    await link.send("XADD", keys.own("a"), "*", "c", "no mailbox")
-    await link.send("XADD", keys.own("a"), "*", "m", BOX)
+    await link.send("XADD", keys.private_mailbox("a"), "*", "c", "no mailbox")
+    await link.send("XADD", keys.private_mailbox("a"), "*", "m", BOX)
     assert await link.run("shut", "a", 100) == 2
-    await link.send("XADD", keys.own("a"), "*", "m", BOX)
+    await link.send("XADD", keys.private_mailbox("a"), "*", "m", BOX)
     assert await link.run("handback", "a", 100, "1", BOX) == 1
     assert await link.send("XLEN", RETRY) == 0
 
@@ -256,9 +256,9 @@ async def test_mail_that_is_too_new_is_put_aside_and_taken_up_for_anybody(link, 
 
 
 async def test_who_wants_none_has_none(link, settings):
-    life = Liveness(settings, link, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]})
+    life = Membership(settings, link, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]})
     await life.begin()
-    assert await link.send("EXISTS", keys.own(life.worker), keys.private) == 0
+    assert await link.send("EXISTS", keys.private_mailbox(life.worker), keys.private) == 0
     await life.shut()
     assert await life.renew()
 
@@ -318,10 +318,10 @@ async def test_an_actor_that_was_declared_dead_begins_anew_and_gets_private_mail
     await until(lambda: actor.bodies[2:] == [b"1.0"])
     assert await link.send("HKEYS", keys.private) == [actor.worker.encode()]
     # and when it ends, nothing of it is left
-    monkeypatch.setattr("gymq.actor.DRAIN", 0.1)
+    monkeypatch.setattr("gymq.runtime.actor.DRAIN", 0.1)
     actor.drain()
     await life
-    assert await link.send("EXISTS", keys.private, keys.workers, keys.own(actor.worker)) == 0
+    assert await link.send("EXISTS", keys.private, keys.workers, keys.private_mailbox(actor.worker)) == 0
     assert sorted(await lies(link, RETRY)) == [b"0.0", b"1.0"]
 
 
@@ -350,7 +350,7 @@ async def test_a_draining_actor_gives_away_what_it_has_not_begun_at_once(setting
 async def test_a_worker_that_cannot_work_for_a_while_closes_its_mailbox_and_opens_it_again(settings, link, run):
     await Mailboxes([BOX], keys).create(link)
     async with linked(settings) as own:
-        life = Liveness(settings, own, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]}, private=True)
+        life = Membership(settings, own, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]}, private=True)
         await life.begin()
         await send(link, 0, [life.worker])
         await life.shut()
@@ -371,14 +371,14 @@ async def test_a_worker_that_cannot_work_for_a_while_closes_its_mailbox_and_open
         assert await link.send("HSTRLEN", keys.private, life.worker) == 0
         assert await link.run("handback", life.worker, 1, "0", BOX) == 0
         await life.open()
-        assert await link.send("EXISTS", keys.own(life.worker)) == 0
+        assert await link.send("EXISTS", keys.private_mailbox(life.worker)) == 0
 
 
 async def test_judges_hand_back_more_than_one_script_moves(settings, link, run):
-    assert membership.BATCH < 150
-    other = Link(settings, "judge")
+    assert membership.HANDBACK_BATCH < 150
+    other = Connection(settings, "judge")
     await other.connect()
-    judge = Liveness(settings, other, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]})
+    judge = Membership(settings, other, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]})
     await Mailboxes([BOX], keys).create(link)
     await judge.begin()
     await enter(link, "a")
@@ -389,6 +389,6 @@ async def test_judges_hand_back_more_than_one_script_moves(settings, link, run):
             await judge.renew()
             await judge.sweep()
             await asyncio.sleep(0.1)
-    assert await link.send("EXISTS", keys.own("a"), keys.private) == 0
+    assert await link.send("EXISTS", keys.private_mailbox("a"), keys.private) == 0
     await judge.leave()
     await other.close()

@@ -10,11 +10,11 @@ import pytest
 
 from gymq.api.backend import Limit
 from gymq.errors import CallError
-from gymq.process.embedded_redis import EmbeddedServer
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.runtime import rate_limit
-from gymq.runtime.rate_limit import Fading, Limiter, digest
+from gymq.runtime.rate_limit import DecayingCount, SharedLimiter, digest
 from gymq.store.batching import pack
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from tests.support.shard import keys
 
 NAME = "endpoint"
@@ -29,7 +29,7 @@ async def limiters(settings):
     made = []
 
     def make(*limits):
-        made.append(Limiter(Link(settings, "rate"), NAME, list(limits)))
+        made.append(SharedLimiter(Connection(settings, "rate"), NAME, list(limits)))
         return made[-1]
 
     yield make
@@ -282,7 +282,7 @@ async def test_an_absurd_pause_is_cut_short(limiters, link):
     with pytest.raises(CallError):
         await one.enter(patience=0.3)
     _, wait, _, _ = await ask(link)
-    assert 50_000 < wait <= 1000 * rate_limit.LONGEST_RETRY_AFTER
+    assert 50_000 < wait <= 1000 * rate_limit.MAX_RETRY_AFTER
 
 
 async def test_who_waits_too_long_gets_a_fault(limiters):
@@ -322,7 +322,7 @@ async def test_what_was_used_is_corrected(limiters, link):
     assert (await notes(link))["l:tokens"] == pytest.approx(50, abs=1)
 
 
-async def test_who_waits_waits_through_an_outage(limiters, link, redis_server: EmbeddedServer, monkeypatch):
+async def test_who_waits_waits_through_an_outage(limiters, link, redis_server: EmbeddedRedis, monkeypatch):
     one = limiters(Limit("requests", 20.0, 1.0))
     await one.enter()
     redis_server.stop()
@@ -334,7 +334,7 @@ async def test_who_waits_waits_through_an_outage(limiters, link, redis_server: E
 
 
 def test_what_happened_long_ago_is_forgotten():
-    fading = Fading(5.0)
+    fading = DecayingCount(5.0)
     for i in range(1000):
         fading.add(i / 100)
     assert fading.rate(10.0) == pytest.approx(100, rel=0.2)

@@ -75,7 +75,7 @@ async def test_an_applied_step_writes_all_that_it_decided_and_acknowledges_its_m
     flat = await link.send("HGETALL", keys.rollout(RID))
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     assert fields == {b"v": b"1", b"s": b"state", b"e": b"memory", b"c1.0": b"2", b"c1.1": b"2", b"l": b"2"}
-    assert await link.send("LRANGE", keys.turns(RID), 0, -1) == [b'{"a":1}', b'{"b":2}']
+    assert await link.send("LRANGE", keys.messages(RID), 0, -1) == [b'{"a":1}', b'{"b":2}']
     assert await link.send("LRANGE", keys.calls(RID), 0, -1) == [b'{"c":3}']
     assert await link.send("ZSCORE", keys.due, RID) == b"77"
     assert (await link.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1] == [b"c", b"first"]
@@ -146,7 +146,7 @@ async def test_each_step_of_a_batch_has_its_own_outcome_in_order(link, run):
     )
     # Then each met what is stored
     assert outcomes == [STALE, CONFLICT, APPLIED, STALE]
-    assert await link.send("LLEN", keys.turns("r.0.0")) == 1
+    assert await link.send("LLEN", keys.messages("r.0.0")) == 1
 
 
 async def test_the_end_of_a_rollout_joins_its_record_and_deletes_all_its_keys(link, run):
@@ -166,7 +166,7 @@ async def test_the_end_of_a_rollout_joins_its_record_and_deletes_all_its_keys(li
     }
     # and nothing is left of it but that
     left = await link.send(
-        "EXISTS", keys.rollout(RID), keys.turns(RID), keys.calls(RID), keys.live("r"), keys.due, keys.rows("r")
+        "EXISTS", keys.rollout(RID), keys.messages(RID), keys.calls(RID), keys.live("r"), keys.due, keys.rows("r")
     )
     assert left == 0
 
@@ -239,18 +239,18 @@ async def test_what_is_due_is_woken_once_and_what_is_gone_is_forgotten(link, run
 async def test_a_step_may_append_more_messages_than_luas_stack_holds(link, run):
     turns = [b'{"n":%d}' % n for n in range(20_000)]
     assert await commit(link, step(turns=turns)) == [APPLIED]
-    assert await link.send("LRANGE", keys.turns(RID), 0, -1) == turns
+    assert await link.send("LRANGE", keys.messages(RID), 0, -1) == turns
 
 
 async def test_a_turn_may_have_as_many_calls_as_the_machine_sends_at_once(link, run):
     # When so many calls are sent by one step
-    from gymq_workers.agent.machine import TOGETHER
+    from gymq_workers.agent.tool_turn import MAX_PARALLEL_TOOLS
 
-    sends = [("resource:e", b"call %d" % n) for n in range(TOGETHER)]
+    sends = [("resource:e", b"call %d" % n) for n in range(MAX_PARALLEL_TOOLS)]
     assert await commit(link, step(sends=sends)) == [APPLIED]
     # and all are answered in one batch
-    replies = [[RID, 1, n, b"reply %d" % n, "", ""] for n in range(TOGETHER)]
-    assert await link.run("reply", pack(replies)) == [1] * TOGETHER
+    replies = [[RID, 1, n, b"reply %d" % n, "", ""] for n in range(MAX_PARALLEL_TOOLS)]
+    assert await link.run("reply", pack(replies)) == [1] * MAX_PARALLEL_TOOLS
     # Then one mail brings all replies in order
     ((_, fields),) = await link.send("XRANGE", keys.mailbox("agent"), "-", "+")
-    assert fields[5::2] == [b"reply %d" % n for n in range(TOGETHER)]
+    assert fields[5::2] == [b"reply %d" % n for n in range(MAX_PARALLEL_TOOLS)]

@@ -12,7 +12,7 @@ from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.settings import Settings
 from gymq.store import connection
 from gymq.store.batching import pack
-from gymq.store.connection import Link, Outage, ServerFull
+from gymq.store.connection import Connection, Outage, ServerFull
 from tests.support.rollouts import linked
 from tests.support.shard import keys
 
@@ -31,7 +31,7 @@ async def other(settings):
         yield other
 
 
-async def cut(other: Link) -> None:
+async def cut(other: Connection) -> None:
     """Break all connections but this one."""
     await other.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
@@ -166,20 +166,20 @@ async def test_a_server_that_does_not_answer_in_time_is_an_outage(settings, redi
 @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:port/0"])
 def test_an_address_that_cannot_be_understood_is_refused_in_one_line(url):
     with pytest.raises(UsageError) as refusal:
-        Link(Settings(redis_url=url), "x")
+        Connection(Settings(redis_url=url), "x")
     assert "--redis" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 async def test_a_password_that_is_refused_is_told_at_once(redis_url):
-    stranger = Link(Settings(redis_url=redis_url.replace("redis://:", "redis://:wrong")), "x")
+    stranger = Connection(Settings(redis_url=redis_url.replace("redis://:", "redis://:wrong")), "x")
     with pytest.raises(ServerUnreachable, match="Redis cannot be reached"):
         await stranger.connect()
 
 
 async def test_a_server_that_is_not_there_is_told_at_once():
     with pytest.raises(ServerUnreachable, match="Redis cannot be reached"):
-        await Link(Settings(redis_url="redis://127.0.0.1:1/0"), "x").connect()
+        await Connection(Settings(redis_url="redis://127.0.0.1:1/0"), "x").connect()
 
 
 def test_every_script_lists_the_keys_that_it_touches():

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from gymq.client.publish_weights import forget, publish
-from gymq.client.replica_status import check, survey, taken
+from gymq.client.replica_status import check_loaded, wait_until_loaded, weights_status
 from gymq.errors import GymqError, UsageError
 from gymq.settings import Settings
-from gymq.store.model_weights import Failure, copy, read_version, read_weights
+from gymq.store.model_weights import LoadFailure, copy, read_version, read_weights
 from gymq.store.sharded import Shards
 
 
@@ -105,34 +105,34 @@ async def test_the_survey_tells_who_has_what(shards):
     await worker(first, "7", version=1)
     await first.send("DEL", first.keys.alive("7"))
     await first.send("HSET", first.keys.workers, "8", b"dead{}", "9", b"nonsense")
-    (found,) = await survey(shards)
+    (found,) = await weights_status(shards)
     assert (found.model, found.wanted) == ("m", wanted)
     assert [(one.pid, one.version, one.loading) for one in found.replicas] == [(1, 1, None), (2, 1, 2), (3, None, None)]
     assert [one.pid for one in found.behind] == [1, 2]
     with pytest.raises(GymqError, match="2 replicas have not taken it in time: h pid 1"):
-        check(await taken(shards, wanted, 0.2), wanted)
+        check_loaded(await wait_until_loaded(shards, wanted, 0.2), wanted)
     # When all have it
     await worker(second, "1", version=2)
     await worker(first, "2", version=2, loading=None)
-    check(await taken(shards, wanted, 5), wanted)
+    check_loaded(await wait_until_loaded(shards, wanted, 5), wanted)
     # or one could not
-    failure = Failure("h", 9, 2, "broken", 1.0)
-    await first.send("LPUSH", first.keys.failed("m"), msgspec.json.encode(failure))
+    failure = LoadFailure("h", 9, 2, "broken", 1.0)
+    await first.send("LPUSH", first.keys.load_failures("m"), msgspec.json.encode(failure))
     with pytest.raises(GymqError, match="1 replicas could not load it, h pid 9: broken"):
-        check(await taken(shards, wanted, 5), wanted)
+        check_loaded(await wait_until_loaded(shards, wanted, 5), wanted)
     # What is published next has not failed yet
     await publish(shards, "m", 3, "/w")
-    (found,) = await survey(shards, "m")
+    (found,) = await weights_status(shards, "m")
     assert found.failed == []
 
 
 async def test_a_publisher_that_waits_says_who_is_missing(shards):
     wanted = await publish(shards, "m", 2, "/w")
     with pytest.raises(GymqError, match="no replica is alive"):
-        check(await taken(shards, wanted, 0.1), wanted)
+        check_loaded(await wait_until_loaded(shards, wanted, 0.1), wanted)
     await worker(shards.first, "1")
     with pytest.raises(GymqError, match="takes no weights"):
-        check(await taken(shards, wanted, 0.1), wanted)
+        check_loaded(await wait_until_loaded(shards, wanted, 0.1), wanted)
 
 
 async def test_what_somebody_else_wrote_is_named_in_a_line(shards):

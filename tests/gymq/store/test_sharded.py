@@ -11,7 +11,7 @@ from gymq.settings import Settings
 from gymq.store import runs
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
-from gymq.store.task_ledger import Ledger, deal
+from gymq.store.task_ledger import TaskLedger, deal
 from gymq.wire.task import Task
 from tests.support.rollouts import Pretender
 
@@ -47,7 +47,7 @@ def tasks(count: int) -> list[Task]:
 
 async def test_a_shards_rows_and_rollouts_carry_the_numbers_of_all(shards):
     await shards.create(config(samples=2, concurrency=5, backlog=9))
-    book = Ledger(shards.links, "r")
+    book = TaskLedger(shards.links, "r")
     assert await book.write("a", tasks(3), 0) == 3
     assert await book.write("a", tasks(3), 0) == 0
     assert await book.write("b", tasks(2), 3) == 2
@@ -67,7 +67,7 @@ async def test_a_shards_rows_and_rollouts_carry_the_numbers_of_all(shards):
 
 async def test_single_rows_go_to_different_shards_and_to_the_same_when_written_again(shards):
     await shards.create(config())
-    book = Ledger(shards.links, "r")
+    book = TaskLedger(shards.links, "r")
     for name in "abcdefgh" * 2:
         await book.write(name, tasks(1))
     rows = [len(chunks) for chunks in await book.chunks()]
@@ -77,7 +77,7 @@ async def test_single_rows_go_to_different_shards_and_to_the_same_when_written_a
 async def test_a_run_is_done_when_it_is_done_on_every_shard(shards):
     await shards.create(config())
     assert await shards.declare("r", "sink") == 0
-    await Ledger(shards.links, "r").write("a", tasks(3), 0)
+    await TaskLedger(shards.links, "r").write("a", tasks(3), 0)
     assert (await shards.status("r")).state == "open"
     await shards.close_run("r")
     for link, rows in zip(shards.links, ([0, 2], [1]), strict=True):
@@ -103,7 +103,7 @@ async def test_a_run_is_done_when_it_is_done_on_every_shard(shards):
 async def test_a_run_is_cancelled_and_removed_everywhere(shards):
     await shards.create(config())
     assert await shards.names() == ["r"]
-    await Ledger(shards.links, "r").write("a", tasks(4), 0)
+    await TaskLedger(shards.links, "r").write("a", tasks(4), 0)
     for link in shards.links:
         await link.run("admit", 100, 4096, 100, 1 << 40)
     assert await shards.cancel("r") == 4

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from gymq.errors import RunClosed, UnknownName
 from gymq.settings import Settings
 from gymq.store import task_ledger
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, cancel, close, status
-from gymq.store.task_ledger import Ledger
+from gymq.store.task_ledger import TaskLedger
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
 from tests.support.rollouts import Pretender, linked
@@ -46,7 +46,7 @@ async def run(settings):
 
 
 async def test_a_chunk_enters_once(run):
-    book = Ledger([run.link], "r")
+    book = TaskLedger([run.link], "r")
     assert await book.write("c1", tasks(3)) == 3
     assert await book.write("c1", tasks(3)) == 0
     assert await book.write("c2", tasks(2)) == 2
@@ -57,14 +57,14 @@ async def test_a_chunk_enters_once(run):
 async def test_a_chunk_that_two_producers_write_at_once_enters_once(settings, run):
     async with linked(settings) as other:
         written = await asyncio.gather(
-            Ledger([run.link], "r").write("c1", tasks(3)), Ledger([other], "r").write("c1", tasks(3))
+            TaskLedger([run.link], "r").write("c1", tasks(3)), TaskLedger([other], "r").write("c1", tasks(3))
         )
     assert sorted(written) == [0, 3]
     assert (await status(run.link, "r")).rows == 3
 
 
 async def test_a_run_that_is_over_takes_no_rows_but_knows_those_it_has(run):
-    book = Ledger([run.link], "r")
+    book = TaskLedger([run.link], "r")
     await book.write("c1", tasks(3))
     await close(run.link, "r")
     assert await book.write("c1", tasks(3)) == 0
@@ -77,16 +77,16 @@ async def test_a_run_that_is_over_takes_no_rows_but_knows_those_it_has(run):
 
 async def test_an_environment_that_is_not_installed_is_refused(run):
     with pytest.raises(UnknownName, match="unknown environment 'nowhere'"):
-        await Ledger([run.link], "r").write("c1", tasks(1, "nowhere"))
+        await TaskLedger([run.link], "r").write("c1", tasks(1, "nowhere"))
 
 
 async def test_a_producer_waits_while_the_ledger_is_full_and_then_goes_on(run, monkeypatch):
     # Given a ledger that has room for five rows
-    monkeypatch.setattr(task_ledger, "MOST", 5 * len(encode_task(tasks(1)[0])))
-    book = Ledger([run.link], "r")
+    monkeypatch.setattr(task_ledger, "MAX_BYTES", 5 * len(encode_task(tasks(1)[0])))
+    book = TaskLedger([run.link], "r")
     await book.write("c1", tasks(3))
     writing = asyncio.create_task(book.write("c2", tasks(3)))
-    await asyncio.sleep(3 * task_ledger.PAUSE)
+    await asyncio.sleep(3 * task_ledger.FULL_RETRY_PAUSE)
     assert not writing.done()
     # When a row is done with
     await run.admit()
@@ -112,8 +112,8 @@ async def test_finished_rollouts_bound_a_run_by_their_bytes_too(run):
 
 
 async def test_a_chunk_larger_than_the_ledger_enters_an_empty_one(run, monkeypatch):
-    monkeypatch.setattr(task_ledger, "MOST", 2)
-    assert await asyncio.wait_for(Ledger([run.link], "r").write("c1", tasks(3)), 2) == 3
+    monkeypatch.setattr(task_ledger, "MAX_BYTES", 2)
+    assert await asyncio.wait_for(TaskLedger([run.link], "r").write("c1", tasks(3)), 2) == 3
 
 
 # Admission.
@@ -335,7 +335,7 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
 class Reader:
     """A consumer that uses what it has in any order; of groups only those that are whole."""
 
-    def __init__(self, link: Link, consumer: str) -> None:
+    def __init__(self, link: Connection, consumer: str) -> None:
         self.link = link
         self.consumer = consumer
         self.seen: list[str] = []
@@ -357,13 +357,13 @@ class Reader:
         await self.link.run("ack", "r", self.consumer, 60, *used)
 
 
-async def read(link: Link, consumer: str, count: int = 1000) -> list:
+async def read(link: Connection, consumer: str, count: int = 1000) -> list:
     """What a consumer was not given before."""
     stream = keys.results("r")
     reply = await link.send("XREADGROUP", "GROUP", consumer, "reader", "COUNT", count, "STREAMS", stream, ">")
     return reply[0][1] if reply else []
 
 
-async def acknowledge(link: Link, consumer: str) -> None:
+async def acknowledge(link: Connection, consumer: str) -> None:
     """Read and acknowledge all that is new."""
     await link.run("ack", "r", consumer, 60, *[entry for entry, _ in await read(link, consumer)])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gymq.api.agent import CallTool
 from gymq.errors import UNREADABLE, Fault
-from gymq.wire.calls import Call, Plan, Reply, Usage, decode_call, decode_plan, decode_reply, encode
+from gymq.wire.calls import Call, Reply, RequestParameters, Usage, decode_call, decode_parameters, decode_reply, encode
 from gymq.wire.message import Function, Message, ToolCall, decode_message, encode_message, without_reasoning
 from gymq.wire.task import Task, decode_task, encode_task
 
@@ -70,9 +70,9 @@ def test_a_reply_comes_back_as_it_was(reply: Reply):
     assert decode_reply(encode(reply)) == reply
 
 
-@given(st.builds(Plan, st.binary(), st.binary(), st.booleans()))
-def test_a_plan_comes_back_as_it_was(plan: Plan):
-    assert decode_plan(encode(plan)) == plan
+@given(st.builds(RequestParameters, st.binary(), st.binary(), st.booleans()))
+def test_a_plan_comes_back_as_it_was(plan: RequestParameters):
+    assert decode_parameters(encode(plan)) == plan
 
 
 @given(STATES)
@@ -85,7 +85,7 @@ def test_a_task_comes_back_as_it_was(task: Task):
     assert decode_task(encode_task(task)) == task
 
 
-@pytest.mark.parametrize("decode", [decode_call, decode_reply, decode_plan, decode_state, decode_task, decode_message])
+@pytest.mark.parametrize("decode", [decode_call, decode_reply, decode_parameters, decode_state, decode_task, decode_message])
 @given(
     data=st.binary(max_size=200)
     | st.integers(0, 3000).map(lambda depth: b"\x91" * depth)

@@ -17,13 +17,13 @@ from gymq.wire.calls import (
     CALL,
     SCHEMA,
     Call,
-    Plan,
     Reply,
+    RequestParameters,
     ToolResult,
     Usage,
     call_schema,
     decode_call,
-    decode_plan,
+    decode_parameters,
     decode_reply,
     encode,
 )  # fmt: skip
@@ -184,7 +184,7 @@ def make_next(known: type[msgspec.Struct]) -> type[msgspec.Struct]:
     [
         Call("r.0.0", 1, 0, "tool", "r", "e", 0, 1.5, born=2.5),
         Reply(0, 1.0, 2.0, "w", Fault("timeout", "late"), b"value", 1),
-        Plan(b'{"a":1}', b"[]", False),
+        RequestParameters(b'{"a":1}', b"[]", False),
         Task("t", "e", [b"{}"], b'{"a":1}', b"{}", b"[]"),
         State(phase="tools", tool_calls=3, shown=True),
     ],
@@ -212,11 +212,11 @@ def test_a_newer_call_and_a_newer_state_are_known_before_they_are_read():
 
 
 @given(
-    rollout=st.text(min_size=1), turns=st.lists(st.binary()), state=st.none() | st.binary(), arguments=st.text(),
+    rollout=st.text(min_size=1), messages=st.lists(st.binary()), state=st.none() | st.binary(), arguments=st.text(),
     task=st.none() | st.binary(), has_state=st.booleans(), length=st.integers(0, 1 << 40),
 )  # fmt: skip
-def test_a_call_comes_back_as_it_was_sent(rollout, turns, state, arguments, task, has_state, length):
-    call = Call(rollout, 3, 1, "tool", "r", "e", 7, 1.5, length, 0, turns, "look", arguments, state, has_state, task)
+def test_a_call_comes_back_as_it_was_sent(rollout, messages, state, arguments, task, has_state, length):
+    call = Call(rollout, 3, 1, "tool", "r", "e", 7, 1.5, length, 0, messages, "look", arguments, state, has_state, task)
     assert decode_call(encode(call)) == call
     assert call.id == f"{rollout}:3:1"
 
@@ -235,16 +235,16 @@ def test_a_reply_without_a_fault_has_none():
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        (Plan(b'{"seed":1}', b"[1]"), b'{"tools":[1],"seed":1}'),
-        (Plan(b"{}", b"[1]"), b'{"tools":[1]}'),
-        (Plan(b'{"seed":1}', b"[]"), b'{"seed":1}'),
-        (Plan(b'{"seed":1}', b"[1]", declare=False), b'{"seed":1}'),
+        (RequestParameters(b'{"seed":1}', b"[1]"), b'{"tools":[1],"seed":1}'),
+        (RequestParameters(b"{}", b"[1]"), b'{"tools":[1]}'),
+        (RequestParameters(b'{"seed":1}', b"[]"), b'{"seed":1}'),
+        (RequestParameters(b'{"seed":1}', b"[1]", declare=False), b'{"seed":1}'),
     ],
     ids=["both", "tools", "sampling", "undeclared"],
 )
 def test_a_request_names_the_tools_only_where_there_are_some_to_declare(plan, expected):
     assert plan.request() == expected
-    assert decode_plan(encode(plan)) == plan
+    assert decode_parameters(encode(plan)) == plan
 
 
 def test_usage_adds_up():

@@ -22,9 +22,9 @@ async def admit(link, most: int = 128, skip: int = 2000) -> list[str]:
     return [fields[1].decode() for _, fields in mail]
 
 
-@given(id=st.text(), turns=st.lists(st.binary()), tools=st.none() | st.binary())
-def test_a_task_comes_back_as_it_was_written(id, turns, tools):
-    task = Task(id, "weather", turns, b'{"answer":4}', b'{"seed":1}', tools)
+@given(id=st.text(), encoded=st.lists(st.binary()), tools=st.none() | st.binary())
+def test_a_task_comes_back_as_it_was_written(id, encoded, tools):
+    task = Task(id, "weather", encoded, b'{"answer":4}', b'{"seed":1}', tools)
     assert decode_task(encode_task(task)) == task
 
 

@@ -30,7 +30,7 @@ def call(number: int, start: int, prompt, output, logprobs=(), versions=(), **fi
 
 
 def lists(branch: Branch) -> tuple:
-    return (list(branch.token_ids), list(branch.loss_mask), list(branch.versions), branch.prompt_len, branch.turns)
+    return (list(branch.token_ids), list(branch.loss_mask), list(branch.versions), branch.prompt_len, branch.answers)
 
 
 def test_calls_that_go_on_from_each_other_are_one_branch():
@@ -111,14 +111,14 @@ def test_whatever_the_calls_branches_are_contiguous_and_train_each_token_once(tu
         before = whole + output
         wholes.append((whole, output))
     found = branches({"calls": calls})
-    spans = [(branch, span) for branch in found for span in branch.turns]
+    spans = [(branch, span) for branch in found for span in branch.answers]
     # Then each call stands in one branch, in order, with exactly its prompt before it
     assert [span.call for _, span in spans] == [f"{number}.0" for number in range(1, len(turns) + 1)]
     for (branch, span), (whole, output) in zip(spans, wholes, strict=True):
         assert list(branch.token_ids[: span.start]) == whole
         assert list(branch.token_ids[span.start : span.end]) == output
     for branch in found:
-        sampled = {i for span in branch.turns for i in range(span.start, span.end)}
+        sampled = {i for span in branch.answers for i in range(span.start, span.end)}
         assert branch.loss_mask == array("B", [i in sampled for i in range(len(branch.token_ids))])
         assert [bool(p) for p in branch.logprobs] == [v >= 0 for v in branch.versions] == [bool(m) for m in branch.loss_mask]
-        assert branch.prompt_len == branch.turns[0].start
+        assert branch.prompt_len == branch.answers[0].start

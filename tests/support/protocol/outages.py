@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from gymq.runtime.membership import Liveness
+from gymq.runtime.membership import Membership
 from tests.support.protocol.worker import Worker
 from tests.support.protocol.world import LIVENESS, World
 from tests.support.shard import keys
@@ -23,7 +23,7 @@ class Clock:
 
 
 class Outages(RuleBasedStateMachine):
-    """Outages and roll-backs; `gymq.liveness` is to go by `clock`."""
+    """Outages and roll-backs; `gymq.runtime.membership` is to go by `clock`."""
 
     world: World
     clock = Clock()
@@ -39,9 +39,9 @@ class Outages(RuleBasedStateMachine):
             world.redis.delete(key)
         clock.now += 10 * LIVENESS
         back = clock.now
-        lives: list[tuple[float, Liveness]] = []
+        lives: list[tuple[float, Membership]] = []
         for worker in world.workers:
-            life = Liveness(world.settings, world.link, {"mailboxes": [worker.box]}, worker.private)
+            life = Membership(world.settings, world.link, {"mailboxes": [worker.box]}, worker.private)
             life.worker = worker.name
             life._connected = 0.0
             lives.append((back + random.uniform(0.0, LIVENESS / 3), life))

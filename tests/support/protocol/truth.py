@@ -28,15 +28,15 @@ def check(world: World) -> None:
 def _private(world: World) -> None:
     """A private mailbox is known as long as it is there, and open only for who may be alive and does not drain."""
     known = world.redis.hgetall(keys.private)
-    streams = {raw.decode() for raw in world.redis.keys(keys.own("*"))}
-    assert streams == {keys.own(worker.decode()) for worker in known}
+    streams = {raw.decode() for raw in world.redis.keys(keys.private_mailbox("*"))}
+    assert streams == {keys.private_mailbox(worker.decode()) for worker in known}
     registry = world.redis.hgetall(keys.workers)
     for worker, open_for in known.items():
         assert worker in registry, f"nobody will find the private mailbox of {worker.decode()}"
         assert not open_for or not registry[worker].startswith(b"dead")
     for worker in (*world.workers, *world.zombies):
         if worker.private and worker.drains:
-            own = keys.own(worker.name)
+            own = keys.private_mailbox(worker.name)
             waits = world.redis.xlen(own) - (world.redis.xpending(own, "g")["pending"] if world.redis.exists(own) else 0)
             assert not waits, "mail waits for a worker that takes none"
 

@@ -19,7 +19,7 @@ from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.settings import Settings
 from gymq.store import runs
 from gymq.store.batching import pack
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from tests.support.protocol.history import Consumed, History, Run
 from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
@@ -57,7 +57,7 @@ class World:
         self._raw.set_response_callback("XRANGE", lambda entries, **_: entries)
         self.redis.flushall()
         self.settings = Settings(redis_url=url, liveness=LIVENESS)
-        self.link = Link(self.settings, "protocol")
+        self.link = Connection(self.settings, "protocol")
         self.runner.run(self.link.connect())
         for box in BOXES:
             self.runner.run(Mailboxes([box], keys).create(self.link))
@@ -91,9 +91,9 @@ class World:
     def entries(self, box: str) -> list[tuple[str, bytes, Fields]]:
         """All that lies in a mailbox or for it in private ones, delivered or not: stream, id, fields; what was put aside
         without its schema."""
-        streams = [keys.alone(box), keys.retry(box), keys.mailbox(box), keys.newer(box)]
+        streams = [keys.suspects(box), keys.retry(box), keys.mailbox(box), keys.newer(box)]
         if box == RESOURCE:
-            streams += [raw.decode() for raw in self.redis.keys(keys.own("*"))]
+            streams += [raw.decode() for raw in self.redis.keys(keys.private_mailbox("*"))]
         pipe = self._raw.pipeline(transaction=False)
         for stream in streams:
             pipe.execute_command("XRANGE", stream, "-", "+")
@@ -105,20 +105,20 @@ class World:
 
     def held(self, worker: Worker) -> list[Mail]:
         """What Redis says that a worker holds."""
-        private = worker.private and self.redis.exists(keys.own(worker.name)) == 1
+        private = worker.private and self.redis.exists(keys.private_mailbox(worker.name)) == 1
         return self.runner.run(Mailboxes([worker.box], keys, worker.alone, private).held(self.link, worker.name))
 
     def take(self, worker: Worker, most: int, lost: bool = False) -> None:
         """Take mail; or lose the answer and ask, after the outage, what it was."""
-        streams = [keys.alone(worker.box)] if worker.alone else [keys.retry(worker.box), keys.mailbox(worker.box)]
+        streams = [keys.suspects(worker.box)] if worker.alone else [keys.retry(worker.box), keys.mailbox(worker.box)]
         if worker.private:
-            if self.redis.exists(keys.own(worker.name)):
-                streams.insert(1, keys.own(worker.name))
+            if self.redis.exists(keys.private_mailbox(worker.name)):
+                streams.insert(1, keys.private_mailbox(worker.name))
             else:
                 # It was declared dead, and its next read tells it; what it had taken before that it may still do.
                 assert worker in self.zombies
                 with pytest.raises(GymqError, match="NOGROUP"):
-                    self.script("take", worker.name, most, keys.own(worker.name))
+                    self.script("take", worker.name, most, keys.private_mailbox(worker.name))
                 return
         mail = mailbox._parse(self.script("take", worker.name, most, *streams))
         assert len(mail) <= most
@@ -159,7 +159,7 @@ class World:
 
     def shut(self, worker: Worker, most: int) -> int:
         """A worker that drains closes its private mailbox; what it has not taken goes to others, and nothing else moves."""
-        own = keys.own(worker.name)
+        own = keys.private_mailbox(worker.name)
         untaken = self.redis.xlen(own) - self.redis.xpending(own, "g")["pending"] if self.redis.exists(own) else 0
         before = Counter((_plain(fields), *_deaths(fields)) for _, _, fields in self.entries(RESOURCE))
         holds = {one.id for one in self.held(worker)}
@@ -184,8 +184,8 @@ class World:
         alive, info = self.redis.exists(keys.alive(name)), self.redis.hget(keys.workers, name)
         before = self.entries(box)
         expected = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in before)
-        own = keys.own(name)
-        streams = [keys.alone(box), keys.retry(box), keys.mailbox(box), *([own] if self.redis.exists(own) else [])]
+        own = keys.private_mailbox(name)
+        streams = [keys.suspects(box), keys.retry(box), keys.mailbox(box), *([own] if self.redis.exists(own) else [])]
         pipe = self.redis.pipeline(transaction=False)
         for stream in streams:
             pipe.xpending_range(stream, "g", "-", "+", 1000, name)
@@ -204,8 +204,8 @@ class World:
             deaths, strikes = _deaths(fields)
             died = death if (stream, id_) in pending else 0
             expected[stream, _plain(fields), deaths, strikes] -= 1
-            alone = stream == keys.alone(box)
-            to = keys.alone(box) if alone or deaths + died >= 2 else keys.retry(box)
+            alone = stream == keys.suspects(box)
+            to = keys.suspects(box) if alone or deaths + died >= 2 else keys.retry(box)
             expected[to, _plain(fields), deaths + died, strikes + (died if alone else 0)] += 1
         now = Counter((stream, _plain(fields), *_deaths(fields)) for stream, _, fields in self.entries(box))
         assert now == +expected
@@ -331,7 +331,7 @@ class World:
         assert (fields[b"l"] == b"1") == all(other in known.ended for other in known.members(row))
         check_story(record["messages"])
         assert record["calls"] == record["messages"]
-        assert not self.redis.exists(keys.rollout(rid), keys.turns(rid), keys.calls(rid))
+        assert not self.redis.exists(keys.rollout(rid), keys.messages(rid), keys.calls(rid))
 
 
 def check_story(turns: list[dict[str, Any]]) -> None:

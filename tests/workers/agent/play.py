@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 from gymq_workers.agent.machine import Machine
-from gymq_workers.agent.state import Live, State, decode_state, encode_state
+from gymq_workers.agent.state import LiveRollout, State, decode_state, encode_state
 from gymq_workers.agent.step import Step
 
 from gymq.api.agent import Agent
 from gymq.api.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
-from gymq.runtime.affinity import Routes
+from gymq.runtime.affinity import AffinityRouter
 from gymq.store.runs import RunConfig
 from gymq.wire.calls import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, decode_call, encode
 from gymq.wire.message import Function, Message, ToolCall, encode_message
@@ -56,21 +56,21 @@ class Play:
         tools=(),
         hooks=("verify",),
         config: dict | None = None,
-        routes: Routes | None = None,
+        routes: AffinityRouter | None = None,
         **task: Any,
     ) -> None:
         self.agent = agent
-        self.routes = routes or Routes()
+        self.routes = routes or AffinityRouter()
         specs = [tool if isinstance(tool, ToolSpec) else spec(tool) for tool in tools]
         # A hook that ends with "!" asks for the live session.
         present = {hook.rstrip("!"): HookSpec(present=True, session=hook.endswith("!")) for hook in hooks}
         self.spec = EnvironmentSpec("world", specs, **present)
         self.config = RunConfig("r", "world", agent.name, "model", **(config or {}))
-        task.setdefault("turns", [encode_message(Message("user", "go"))])
+        task.setdefault("encoded", [encode_message(Message("user", "go"))])
         task = Task("t", "world", **task)
         #: The policy version that the model is to sample with.
         self.current = 0
-        self.live = Live("r.7.1", 0, State(), [], task, encode_task(task))
+        self.live = LiveRollout("r.7.1", 0, State(), [], task, encode_task(task))
 
     @property
     def state(self) -> State:
@@ -111,9 +111,9 @@ class Play:
             step.commit(self.live, b"", b"", False)
             old = self.live
             fields = dict(zip(step.fields[::2], step.fields[1::2], strict=True))
-            self.live = Live(
-                old.rid, old.version + 1, decode_state(fields["s"]), list(old.turns), old.task, old.task_data,
-                fields.get("e", old.memory), fields.get("q", old.plan),
+            self.live = LiveRollout(
+                old.rid, old.version + 1, decode_state(fields["s"]), list(old.messages), old.task, old.task_data,
+                fields.get("e", old.environment_state), fields.get("q", old.parameters),
             )  # fmt: skip
             assert encode_state(self.live.state) == fields["s"]
         return step
@@ -201,7 +201,7 @@ def record(step: Step) -> dict[str, Any]:
 
 def messages(play: Play) -> list[dict[str, Any]]:
     """The conversation."""
-    return [json.loads(turn) for turn in play.live.turns]
+    return [json.loads(turn) for turn in play.live.messages]
 
 
 def records(*steps: Step) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from gymq_workers.agent.react_agent import ReActAgent
 from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.api.agent import CallTool, Extend, Finish, Generate, Respond, View
-from gymq.wire.calls import decode_plan
+from gymq.wire.calls import decode_parameters
 from gymq.wire.message import Conversation, Function, Message, ToolCall, encode_message
 from tests.workers.agent.play import Play, messages, only, record, result, said, scored, spec
 
@@ -78,7 +78,7 @@ def test_the_react_agent_tells_of_the_tools_once_and_by_itself():
     call = only(play.go())
     # Then the tools stand in a message, not in the request
     assert '"name": "look"' in messages(play)[1]["content"]
-    assert decode_plan(call.plan).request() == b"{}"
+    assert decode_parameters(call.parameters).request() == b"{}"
     # and a call is answered by an observation, without telling of the tools again
     play.go(said("Action: look {}"))
     assert only(play.go(result("a house"))).kind == "generate"

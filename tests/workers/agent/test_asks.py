@@ -8,7 +8,7 @@ from gymq_workers.agent.machine import ASKS
 
 from gymq.api.agent import Finish, Generate, Respond
 from gymq.store.runs import TOKENS
-from gymq.wire.calls import Asked, Generated, Responded, Scored, Tokens, Usage, decode_plan
+from gymq.wire.calls import Asked, Generated, Responded, Scored, Tokens, Usage, decode_parameters
 from gymq.wire.message import Message, encode_message
 from tests.workers.agent.play import (
     Play,
@@ -52,8 +52,8 @@ def test_a_question_goes_to_the_judge_with_all_that_it_needs(config, ask, mailbo
     play = judged(call_timeout=9.0, **config)
     step = play.go(asked(sampling=b'{"temperature":0}', **ask))
     ((to, call),) = calls(step)
-    assert (to, call.kind, call.turns, call.seen, call.length) == (mailbox, "ask", QUESTION, 0, 1)
-    assert (decode_plan(call.plan).request(), call.timeout) == (b'{"temperature":0}', 9.0)
+    assert (to, call.kind, call.messages, call.seen, call.length) == (mailbox, "ask", QUESTION, 0, 1)
+    assert (decode_parameters(call.parameters).request(), call.timeout) == (b'{"temperature":0}', 9.0)
 
 
 def test_the_hook_is_called_again_with_the_answer_and_its_note():

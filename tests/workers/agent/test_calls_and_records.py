@@ -8,7 +8,7 @@ import pytest
 from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.store.admission import INLINE
-from gymq.wire.calls import Tokens, decode_plan
+from gymq.wire.calls import Tokens, decode_parameters
 from gymq.wire.message import Message, encode_message
 from tests.workers.agent.play import Play, only, opened, record, records, result, said, scored, spec
 
@@ -30,18 +30,18 @@ def test_the_tools_are_those_of_open_or_the_row_or_the_environment(row, by_open,
     play.live.task.tools = None if row is None else json.dumps(row).encode()
     play.go()
     call = only(play.go(opened(tools=by_open)))
-    assert [tool["function"]["name"] for tool in json.loads(decode_plan(call.plan).tools)] == declared
+    assert [tool["function"]["name"] for tool in json.loads(decode_parameters(call.parameters).tools)] == declared
 
 
 def test_a_rows_sampling_comes_before_the_runs():
     play = Play(ToolAgent(), config={"sampling": {"temperature": 1, "seed": 3}}, sampling=b'{"temperature":0}')
-    assert json.loads(decode_plan(only(play.go()).plan).body) == {"temperature": 0, "seed": 3}
+    assert json.loads(decode_parameters(only(play.go()).parameters).body) == {"temperature": 0, "seed": 3}
 
 
 @pytest.mark.parametrize("tools", [[], ["look"]])
 def test_fields_that_belong_to_tools_are_dropped_where_there_are_none(tools):
     play = Play(ToolAgent(), tools=tools, sampling=b'{"tool_choice":"auto","parallel_tool_calls":true,"seed":1}')
-    body = json.loads(decode_plan(only(play.go()).plan).body)
+    body = json.loads(decode_parameters(only(play.go()).parameters).body)
     assert set(body) == ({"tool_choice", "parallel_tool_calls", "seed"} if tools else {"seed"})
 
 
@@ -51,12 +51,12 @@ def test_fields_that_belong_to_tools_are_dropped_where_there_are_none(tools):
 @pytest.mark.parametrize(("size", "travels"), [(INLINE // 2, True), (INLINE, False)])
 def test_what_is_small_travels_and_what_is_large_is_loaded(size, travels):
     turn = encode_message(Message("user", "x" * size))
-    play = Play(ToolAgent(), hooks=("open", "verify"), turns=[turn])
+    play = Play(ToolAgent(), hooks=("open", "verify"), encoded=[turn])
     assert (only(play.go()).task is not None) == travels
     call = only(play.go(opened("s" * size)))
-    assert (call.turns, call.seen, call.length) == ([turn] if travels else [], 0, 1)
+    assert (call.messages, call.seen, call.length) == ([turn] if travels else [], 0, 1)
     call = only(play.go(said()))
-    assert (call.kind, call.has_state, call.state is not None, bool(call.turns)) == ("verify", True, travels, travels)
+    assert (call.kind, call.has_state, call.state is not None, bool(call.messages)) == ("verify", True, travels, travels)
 
 
 def test_a_model_is_sent_only_what_is_new_and_the_plan_once():
@@ -64,15 +64,15 @@ def test_a_model_is_sent_only_what_is_new_and_the_plan_once():
     first = only(play.go())
     play.go(said(None, "look"))
     second = only(play.go(result("seen")))
-    assert (first.seen, first.length, len(first.turns)) == (0, 1, 1)
-    assert (second.seen, second.length, len(second.turns)) == (1, 3, 2)
-    assert decode_plan(first.plan) and second.plan is None
+    assert (first.seen, first.length, len(first.messages)) == (0, 1, 1)
+    assert (second.seen, second.length, len(second.messages)) == (1, 3, 2)
+    assert decode_parameters(first.parameters) and second.parameters is None
 
 
 def test_a_plan_that_is_too_large_is_loaded():
     play = Play(ToolAgent(), sampling=b'{"stop":"%s"}' % (b"x" * INLINE))
-    assert only(play.go()).plan is None
-    assert len(play.live.plan) > INLINE
+    assert only(play.go()).parameters is None
+    assert len(play.live.parameters) > INLINE
 
 
 # Records.

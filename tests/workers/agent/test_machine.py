@@ -146,7 +146,7 @@ def test_a_rollout_can_be_abandoned_in_any_phase(phase):
     assert (header["status"], header["error"]["kind"]) == ("cancelled", "cancelled")
     assert header["started_at"] > 0
     assert messages(play)[0] == {"role": "user", "content": "go"}
-    assert step.turns == (play.live.turns if phase == "new" else [])
+    assert step.messages == (play.live.messages if phase == "new" else [])
 
 
 CANCELLED = Fault("cancelled", "the run was cancelled")

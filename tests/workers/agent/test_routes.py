@@ -6,15 +6,15 @@ import msgspec
 from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.errors import Fault
-from gymq.runtime.affinity import MARGIN, NEVER, Routes
+from gymq.runtime.affinity import MARGIN, NEVER, AffinityRouter
 from tests.workers.agent.play import Play, calls, failed, only, opened, record, result, said, scored, spec, ways
 
 NOBODY: tuple = ()
 GO, LOOK, REST = spec("go", session=True), spec("look", session=True, read_only=True), spec("rest")
 
 
-def routes(*workers: str, box: str) -> Routes:
-    return Routes([part for worker in workers for part in (worker.encode(), msgspec.json.encode([box]))])
+def routes(*workers: str, box: str) -> AffinityRouter:
+    return AffinityRouter([part for worker in workers for part in (worker.encode(), msgspec.json.encode([box]))])
 
 
 MODELS, RESOURCES = routes("m1", "m2", box="model:model"), routes("w", "w2", "w3", "w4", box="resource:world")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from gymq_workers.agent.machine import TOGETHER
 from gymq_workers.agent.tool_agent import ToolAgent
+from gymq_workers.agent.tool_turn import MAX_PARALLEL_TOOLS
 
 from gymq.api.agent import CallTool, Finish
 from tests.workers.agent.play import Play, Script, calls, failed, messages, only, opened, record, reply, result, said, spec
@@ -143,12 +143,12 @@ def test_results_before_a_fault_are_kept_and_the_rest_of_the_turn_does_not_run()
 
 
 def test_a_turn_of_thousands_of_calls_is_sent_in_portions():
-    one, sent = play(*["look"] * (TOGETHER + 5))
-    assert len(sent) == TOGETHER
-    sent = calls(one.go(*[result("x", n) for n in range(TOGETHER)]))
+    one, sent = play(*["look"] * (MAX_PARALLEL_TOOLS + 5))
+    assert len(sent) == MAX_PARALLEL_TOOLS
+    sent = calls(one.go(*[result("x", n) for n in range(MAX_PARALLEL_TOOLS)]))
     assert [call.name for _, call in sent] == ["look"] * 5
     one.go(*[result("y", n) for n in range(5)])
-    assert results(one) == ["x"] * TOGETHER + ["y"] * 5
+    assert results(one) == ["x"] * MAX_PARALLEL_TOOLS + ["y"] * 5
 
 
 def test_tools_that_an_agent_calls_in_plain_text_are_observed_as_it_wants():

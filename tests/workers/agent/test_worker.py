@@ -64,7 +64,7 @@ async def answer(link) -> None:
         call = decode_call(fields[1])
         value = encode(Generated(encode_message(Message("assistant", "hi")), "stop", Usage()))
         reply = encode(Reply(call.n, 1.0, 2.0, "w", value=value))
-        assert await link.run("reply", pack([[call.rollout, call.step, call.n, reply, "", "", call.mark]])) == [1]
+        assert await link.run("reply", pack([[call.rollout, call.step, call.n, reply, "", "", call.idempotency_token]])) == [1]
         await link.send("XDEL", MODEL, entry)
 
 
@@ -211,7 +211,7 @@ async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, 
     # and the answer that comes after all finds nothing
     call = decode_call(body)
     late = encode(Reply(call.n, 1.0, 2.0, "w"))
-    assert await link.run("reply", pack([[call.rollout, call.step, call.n, late, "", "", call.mark]])) == [0]
+    assert await link.run("reply", pack([[call.rollout, call.step, call.n, late, "", "", call.idempotency_token]])) == [0]
 
 
 async def test_a_rollout_that_is_woken_too_early_goes_on_waiting(worker, link, make):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from gymq_workers.executor.parent import Parent
+from gymq_workers.executor.parent import ExecutorParent
 
 from gymq.store.batching import pack
 from tests.support.rollouts import linked
@@ -57,7 +57,7 @@ async def test_the_reply_of_an_isolated_call_ends_its_claim_and_that_of_a_lost_h
 
 async def test_what_redis_has_of_an_executor_after_a_roll_back_is_forgotten(link, settings):
     # Given claims: of this executor, which works on none; of a dead one, of calls that nobody waits for and that one waits for
-    parent = Parent(settings)
+    parent = ExecutorParent(settings)
     claims = {f"{RID}:2:0": parent.name, f"{RID}:1:0": "dead", f"{RID}:3:0": "dead", f"{RID}:1:1": "b"}
     await link.send("HSET", keys.isolated, *[text for pair in claims.items() for text in pair])
     # When it renews its liveness

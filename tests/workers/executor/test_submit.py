@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from gymq_workers.executor.task import _closed_channels
-from gymq_workers.resource.isolated import Isolated
+from gymq_workers.resource.isolated import IsolatedCalls
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
@@ -26,7 +26,7 @@ def test_a_defect_of_ours_is_none_of_kombus():
 
 async def test_a_watcher_that_fails_leaves_no_call_waiting(settings):
     # Given a call that is out, and a watcher
-    isolated = Isolated(None, settings.liveness)
+    isolated = IsolatedCalls(None, settings.liveness)
     answered = asyncio.get_running_loop().create_future()
     isolated._out["r:1:0"] = (None, 1.0, 0.0, answered)
     watcher = asyncio.create_task(isolated._watch())

@@ -116,7 +116,7 @@ async def result(*args, **kwargs) -> ToolResult:
 async def test_open_gives_state_messages_and_tools():
     opened = msgspec.msgpack.decode(await run("open", word="w"), type=Opened)
     assert msgspec.msgpack.decode(opened.state) == {"seen": ["w"]}
-    assert decode_message(opened.turns[0]).text == "hello"
+    assert decode_message(opened.messages[0]).text == "hello"
     assert opened.tools == b"[]"
 
 
@@ -162,7 +162,7 @@ async def test_what_is_the_models_fault_goes_back_to_the_model(name, arguments, 
 
 async def test_respond_is_text_or_a_response():
     said = msgspec.msgpack.decode(await run("respond"), type=Responded)
-    assert (decode_message(said.turns[0]).content, said.done) == ("you said hi", False)
+    assert (decode_message(said.messages[0]).content, said.done) == ("you said hi", False)
     assert msgspec.msgpack.decode(said.state) == {"seen": ["r"]}
     assert msgspec.msgpack.decode(await run("respond", text="bye"), type=Responded).done
 
@@ -256,7 +256,7 @@ async def test_a_verifier_asks_and_is_told_the_answer_and_its_note(in_court):
 async def test_an_environment_that_speaks_asks_too(in_court):
     assert msgspec.msgpack.decode(await court("respond"), type=Responded).ask is not None
     said = msgspec.msgpack.decode(await court("respond", answer="go on"), type=Responded)
-    assert [decode_message(turn).content for turn in said.turns] == ["go on"]
+    assert [decode_message(turn).content for turn in said.messages] == ["go on"]
 
 
 @pytest.mark.parametrize("word", WRONG)

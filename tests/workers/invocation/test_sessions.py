@@ -252,12 +252,12 @@ async def test_sessions_of_rollouts_that_are_gone_and_of_those_that_nobody_uses_
     await worker.duties()
     assert worker.stats()["sessions"] == 2
     # When they were not used for a while, then that of the rollout which has ended is closed
-    monkeypatch.setattr(module, "LOOK", -1.0)
+    monkeypatch.setattr(module, "ORPHAN_CHECK_AFTER", -1.0)
     await worker.duties()
     await settle(worker)
     assert [one.closed for one in live.made] == [1, 0]
     # and later that of the other
-    monkeypatch.setattr(module, "IDLE", -1.0)
+    monkeypatch.setattr(module, "IDLE_LIMIT", -1.0)
     await worker.duties()
     await settle(worker)
     assert [one.closed for one in live.made] == [1, 1]

@@ -16,16 +16,16 @@ from gymq_workers.model.openai.backend import OpenAIBackend
 
 from gymq.api.backend import Request
 from gymq.errors import CallError
-from gymq.runtime.rate_limit import Limiter
+from gymq.runtime.rate_limit import SharedLimiter
 from gymq.settings import Settings
-from gymq.store.connection import Link
+from gymq.store.connection import Connection
 from gymq.wire.message import Conversation, Message, encode_message
 
 
 async def main(redis_url: str, base_url: str, seconds: float, calls: int, options: dict[str, str]) -> None:
     backend = OpenAIBackend("mock", {"base_url": base_url, **options})
     for part in backend.limited():
-        part.limiter = Limiter(Link(Settings(redis_url=redis_url), "caller"), part.account(), backend.limits)
+        part.limiter = SharedLimiter(Connection(Settings(redis_url=redis_url), "caller"), part.account(), backend.limits)
     await backend.start()
     until = time.monotonic() + seconds
     said: Counter[str] = Counter()

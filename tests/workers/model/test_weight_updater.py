@@ -14,10 +14,10 @@ from gymq_workers.model.worker import ModelWorker
 from gymq import plugins
 from gymq.api.backend import Backend
 from gymq.client.publish_weights import forget, publish
-from gymq.client.replica_status import survey
+from gymq.client.replica_status import weights_status
 from gymq.errors import CallError, GymqError
 from gymq.store.sharded import Shards
-from gymq.wire.calls import Call, Generated, Plan, Usage, encode
+from gymq.wire.calls import Call, Generated, RequestParameters, Usage, encode
 from gymq.wire.message import Message, decode_message, encode_message
 
 #: Seconds that an answer of the backend takes when it is not asked to take longer.
@@ -95,8 +95,8 @@ async def make(settings, monkeypatch, tmp_path):
 async def ask(worker: ModelWorker, seconds: float = QUICK, timeout: float = 0.0, n: int = 0) -> int:
     """Ask for an answer; the version that gave it."""
     turns = [encode_message(Message("user", str(seconds)))]
-    call = Call(f"r.{n}.0", 1, 0, "generate", "r", "world", 0, time.time(), length=1, turns=turns, timeout=timeout)
-    call.plan = encode(Plan())
+    call = Call(f"r.{n}.0", 1, 0, "generate", "r", "world", 0, time.time(), length=1, messages=turns, timeout=timeout)
+    call.parameters = encode(RequestParameters())
     value = await worker.serve(call)
     return int(decode_message(msgspec.msgpack.decode(value, type=Generated).message).text)
 
@@ -283,7 +283,7 @@ async def test_weights_that_cannot_be_loaded_end_it_and_no_call_is_answered_afte
     assert worker.host in str(error)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(ask(worker), 0.3)
-    (found,) = await survey(shards, "policy")
+    (found,) = await weights_status(shards, "policy")
     assert [failure.version for failure in found.failed] == [1]
     assert said in found.failed[0].error
     # One that starts now ends before it serves
@@ -292,7 +292,7 @@ async def test_weights_that_cannot_be_loaded_end_it_and_no_call_is_answered_afte
 
 
 async def test_loading_for_ever_is_a_failure(make, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_updater, "LIMIT", 0.2)
+    monkeypatch.setattr(weight_updater, "LOAD_LIMIT", 0.2)
     monkeypatch.setattr(Policy, "loads", 60)
     worker = await make()
     await publish(shards, "policy", 1, str(tmp_path))

@@ -12,7 +12,7 @@ from gymq_workers.model.worker import ModelWorker
 from gymq import plugins
 from gymq.api.backend import Backend
 from gymq.errors import CallError
-from gymq.wire.calls import Call, Generated, Plan, Usage, encode
+from gymq.wire.calls import Call, Generated, RequestParameters, Usage, encode
 from gymq.wire.message import Message, encode_message
 
 
@@ -39,8 +39,8 @@ def worker(settings, monkeypatch):
 
 def call(kind: str, *texts: str, **fields) -> Call:
     turns = [encode_message(Message("user", text)) for text in texts]
-    made = Call("r.0.3", 1, 0, kind, "r", "world", 0, time.time(), length=len(turns), turns=turns, born=1.0, **fields)
-    made.plan = encode(Plan(b'{"seed":1}' if kind == "ask" else b"{}"))
+    made = Call("r.0.3", 1, 0, kind, "r", "world", 0, time.time(), length=len(turns), messages=turns, born=1.0, **fields)
+    made.parameters = encode(RequestParameters(b'{"seed":1}' if kind == "ask" else b"{}"))
     return made
 
 

@@ -21,10 +21,10 @@ from ..tokens.prefixes import Prefixes
 from . import chat_api, generate_api, responses_api
 from .chat_api import Answer
 from .endpoint import Endpoint, HttpEndpoint
-from .endpoint_pool import Replicas
-from .request_pacing import Pace, Sizes
-from .retry import RETRIES, Retries, Transient
-from .token_client import Exact
+from .endpoint_pool import EndpointPool
+from .request_pacing import RequestPacing, SizeEstimate
+from .retry import RETRIES, RetrySchedule, Transient
+from .token_client import TokenClient
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
@@ -32,7 +32,7 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = 600.0
 
 #: Rollouts of which the last call's token ids, and the server, are remembered, 450 bytes each.
-REMEMBERED = 16384
+MAX_CONVERSATIONS = 16384
 
 #: Fields by which vLLM gives token ids and logprobs, and as what they stand in a request.
 _TOKEN_FIELDS = {b'"return_token_ids"': b'"return_token_ids":true,', b'"logprobs"': b'"logprobs":true,'}
@@ -76,15 +76,15 @@ class OpenAIBackend(Backend):
             raise UsageError(f"model {self.name}: token_ids needs api chat; the Responses API has no field for them")
         if options.get("tokenizer") and api != "generate":
             raise UsageError(f"model {self.name}: tokenizer is of api generate; with api {api} the server has it")
-        self._exact = Exact(model, options.get("tokenizer") or model) if api == "generate" else None
+        self._exact = TokenClient(model, options.get("tokenizer") or model) if api == "generate" else None
         self._head = b'{"model":' + msgspec.json.encode(model) + b","
         self._endpoints = self._connect()
         names = [str(endpoint.url) for endpoint in self._endpoints]
         if len(set(names)) < len(names):
             raise UsageError(f"model {self.name}: base_url names a server twice")
-        self._replicas = Replicas(names, REMEMBERED)
-        self._prefixes = Prefixes(REMEMBERED)
-        self._sizes = Sizes()
+        self._replicas = EndpointPool(names, MAX_CONVERSATIONS)
+        self._prefixes = Prefixes(MAX_CONVERSATIONS)
+        self._sizes = SizeEstimate()
 
     def _connect(self) -> Sequence[Endpoint]:
         """The servers, not yet started."""
@@ -130,7 +130,7 @@ class OpenAIBackend(Backend):
             tokens = await self._tokens(request, answer, host)
         return Generated(answer.message, answer.finish, answer.usage, tokens, answer.model)
 
-    async def _generate(self, request: Request, exact: Exact) -> Generated:
+    async def _generate(self, request: Request, exact: TokenClient) -> Generated:
         """Ask in token ids, then what message the answer's are."""
         prompt, body = await exact.prompt(request)
         answer, _ = await self._answer(request, body, _ask)
@@ -141,8 +141,8 @@ class OpenAIBackend(Backend):
     async def _answer(self, request: Request, body: bytes, attempt: _Try) -> tuple[Answer, str]:
         """The answer, and the host that gave it."""
         replicas = self._replicas
-        pace = Pace(self._sizes, request, body)
-        retries = Retries(self._retries, time.monotonic())
+        pace = RequestPacing(self._sizes, request, body)
+        retries = RetrySchedule(self._retries, time.monotonic())
         tried: set[int] = set()
         while True:
             began = time.monotonic()

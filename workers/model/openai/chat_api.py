@@ -22,11 +22,11 @@ _FINISHES = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "co
 _BROKEN_OFF = frozenset({"abort", "error"})
 
 
-class Nonsense(Exception):
+class MalformedAnswer(Exception):
     """The server's answer makes no sense; the text is one line."""
 
 
-class BrokenOff(Exception):
+class InterruptedAnswer(Exception):
     """The server broke its answer off, or says in a 200 that it failed; worth another try unless `status` says no.
 
     Args:
@@ -138,9 +138,9 @@ def request_body(head: bytes, request: Request) -> bytes:
         request: the conversation and the other fields.
     """
     fields = request.body.strip()[1:-1].strip()
-    messages = b",".join(request.messages.turns)
+    messages = b",".join(request.messages.encoded)
     if b'"reasoning":' in messages:
-        messages = b",".join([without_reasoning(turn) for turn in request.messages.turns])
+        messages = b",".join([without_reasoning(turn) for turn in request.messages.encoded])
     if fields:
         return b"".join((head, fields, b',"messages":[', messages, b"]}"))
     return b"".join((head, b'"messages":[', messages, b"]}"))
@@ -158,16 +158,16 @@ def read_answer(data: bytes) -> Answer:
     if not completion.choices:
         if completion.error is not None:
             raise failed(completion.error)
-        raise Nonsense("no choices")
+        raise MalformedAnswer("no choices")
     choice = completion.choices[0]
     said = choice.message
     finish = choice.finish_reason or "stop"
     if finish in _BROKEN_OFF:
-        raise BrokenOff(f"the server broke its answer off: finish_reason {finish!r}")
+        raise InterruptedAnswer(f"the server broke its answer off: finish_reason {finish!r}")
     calls = distinct([_tool_call(call) for call in said.tool_calls or ()])
     content = said.content
     if isinstance(content, list) and not all(isinstance(part.get("text", ""), str) for part in content):
-        raise Nonsense("a content part's text is no text")
+        raise MalformedAnswer("a content part's text is no text")
     if content is None and said.refusal:
         content = said.refusal
     if content is None and not calls:
@@ -211,11 +211,11 @@ def count(tokens: int | None) -> int:
     if tokens is None:
         return 0
     if not 0 <= tokens < 1 << 40:
-        raise Nonsense(f"usage of {str(tokens)[:20]} tokens")
+        raise MalformedAnswer(f"usage of {str(tokens)[:20]} tokens")
     return tokens
 
 
-def failed(error: Any) -> BrokenOff:
+def failed(error: Any) -> InterruptedAnswer:
     """An error that stands in an answer with status 200, as OpenRouter and the Responses API send it."""
     code = error.get("code") if isinstance(error, dict) else None
     if isinstance(code, str) and code.isdigit():
@@ -224,7 +224,7 @@ def failed(error: Any) -> BrokenOff:
         status = code
     else:
         status = {"server_error": 500, "rate_limit_exceeded": 429, None: 500}.get(code if isinstance(code, str) else None, 400)
-    return BrokenOff(error_text(_encoder.encode({"error": error})), status)
+    return InterruptedAnswer(error_text(_encoder.encode({"error": error})), status)
 
 
 def error_text(data: bytes) -> str:

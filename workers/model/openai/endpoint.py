@@ -21,7 +21,7 @@ from gymq.errors import CallError, UsageError, one_line
 from gymq.runtime.rate_limit import digest
 
 from . import chat_api, generate_api
-from .chat_api import Answer, BrokenOff, Nonsense, error_text
+from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, error_text
 from .retry import Transient, passes, retry_after
 
 #: Seconds in which a connection must stand; a host that does not answer to SYN is down.
@@ -112,9 +112,9 @@ class Endpoint(Limited):
         try:
             answer: Answer = (api or self._api).read_answer(content)
             return answer
-        except BrokenOff as error:
+        except InterruptedAnswer as error:
             raise self.refused(error.status, str(error), None) from None
-        except (msgspec.ValidationError, Nonsense, RecursionError) as error:
+        except (msgspec.ValidationError, MalformedAnswer, RecursionError) as error:
             raise CallError("model", self.line(f"nonsense from {self.host}: {error}")) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None

@@ -11,7 +11,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Collection
 
-from gymq.runtime.affinity import rank
+from gymq.runtime.affinity import rendezvous_rank
 
 #: Calls that the first choice of a new conversation may have more in flight than another before that gets it.
 SLACK_NEW = 4
@@ -26,7 +26,7 @@ FIRST_REST = 1.0
 LONGEST_REST = 30.0
 
 
-class Replicas:
+class EndpointPool:
     """The servers, by number.
 
     Args:
@@ -111,4 +111,4 @@ class Replicas:
     def _home(self, rollout: str, usable: list[int]) -> int:
         """Where the samples of a group begin; of several servers one that leaves takes none of the others' groups along."""
         group = rollout.rpartition(".")[0]
-        return max(usable, key=lambda i: rank(group, self._names[i]))
+        return max(usable, key=lambda i: rendezvous_rank(group, self._names[i]))

@@ -14,7 +14,7 @@ from gymq.errors import CallError
 from gymq.wire.calls import Usage
 from gymq.wire.message import decode_message, encode_message
 
-from .chat_api import Answer, BrokenOff, Nonsense, count, error_text
+from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, count, error_text
 
 PATH = "/inference/v1/generate"
 
@@ -131,13 +131,13 @@ def read_answer(data: bytes) -> Answer:
     generated = _decoder.decode(data)
     if not generated.choices:
         if generated.error is not None:
-            raise BrokenOff(error_text(data))
-        raise Nonsense("no choices")
+            raise InterruptedAnswer(error_text(data))
+        raise MalformedAnswer("no choices")
     choice = generated.choices[0]
     if choice.finish_reason in ("abort", "error"):
-        raise BrokenOff(f"the server broke its answer off: finish_reason {choice.finish_reason!r}")
+        raise InterruptedAnswer(f"the server broke its answer off: finish_reason {choice.finish_reason!r}")
     if choice.token_ids is None:
-        raise Nonsense("no token_ids")
+        raise MalformedAnswer("no token_ids")
     listed = choice.logprobs.content if choice.logprobs is not None else None
     usage = generated.usage or _Usage()
     details = usage.prompt_tokens_details

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gymq.api.backend import PATIENCE, Limiter, Permit, Request
+from gymq.api.backend import PERMIT_WAIT, Limiter, Permit, Request
 from gymq.errors import CallError
 from gymq.wire.calls import Usage
 
@@ -22,7 +22,7 @@ NEWEST = 0.05
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens":\s*(\d{1,9})\b')
 
 
-class Sizes:
+class SizeEstimate:
     """How long a model's answers are."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Sizes:
         return float(stated[1]) if stated else FIRST_GUESS
 
 
-class Pace:
+class RequestPacing:
     """The requests of one call, one after another.
 
     Args:
@@ -49,7 +49,7 @@ class Pace:
         body: what is sent.
     """
 
-    def __init__(self, sizes: Sizes, request: Request, body: bytes) -> None:
+    def __init__(self, sizes: SizeEstimate, request: Request, body: bytes) -> None:
         self._limiter: Limiter | None = None
         self._sizes = sizes
         self._request = request
@@ -71,7 +71,7 @@ class Pace:
         if limiter is None:
             return
         # Of all tries together, for the sum must end before the call is overdue.
-        patience = max(0.001, PATIENCE - self._gated)
+        patience = max(0.001, PERMIT_WAIT - self._gated)
         tokens = self._size / BYTES_PER_TOKEN + self._sizes.expect(self._request.body)
         try:
             self._permit = await limiter.enter(patience, tokens=tokens)

@@ -14,7 +14,7 @@ from gymq.wire.calls import Usage
 from gymq.wire.message import Function, Message, ToolCall, encode_message
 
 from ..tool_calls import distinct, finish_reason, new_call_id
-from .chat_api import Answer, BrokenOff, Nonsense, count, failed, named_ids
+from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, count, failed, named_ids
 
 PATH = "/responses"
 
@@ -154,13 +154,13 @@ def read_answer(data: bytes) -> Answer:
     if response.error is not None:
         raise failed(response.error)
     if response.output is None:
-        raise Nonsense("no output")
+        raise MalformedAnswer("no output")
     finish = "stop"
     if response.status == "incomplete":
         reason = response.incomplete_details.reason if response.incomplete_details is not None else None
         finish = _INCOMPLETE.get(reason or "max_output_tokens", "stop")
     elif response.status not in ("completed", None):
-        raise BrokenOff(f"the server broke its answer off: status {response.status!r}")
+        raise InterruptedAnswer(f"the server broke its answer off: status {response.status!r}")
     texts: list[str] = []
     reasons: list[str] = []
     calls: list[ToolCall] = []

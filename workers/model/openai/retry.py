@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from gymq.api.backend import LONGEST_RETRY_AFTER
+from gymq.api.backend import MAX_RETRY_AFTER
 from gymq.errors import CallError, FaultKind
 
 #: Further tries after the first. With the waits below they span about a minute: a load balancer's hiccup, not an outage,
@@ -20,7 +20,7 @@ from gymq.errors import CallError, FaultKind
 RETRIES = 8
 
 #: Seconds after the first try in which a further one may begin: two time-outs of the default 600 s, and the waits between.
-BUDGET = 1500.0
+RETRY_WINDOW = 1500.0
 
 #: Seconds that the first wait may last; a connection closed by the server while idle is tried again at once, on average.
 FIRST_WAIT = 0.5
@@ -56,7 +56,7 @@ class Transient(Exception):
         self.limited = limited
 
 
-class Retries:
+class RetrySchedule:
     """The tries of one call.
 
     Args:
@@ -68,7 +68,7 @@ class Retries:
 
     def __init__(self, retries: int, start: float) -> None:
         self._retries = retries
-        self._deadline = start + BUDGET
+        self._deadline = start + RETRY_WINDOW
         self.tries = 1
 
     def wait(self, failure: Transient, now: float, chance: float) -> float:
@@ -84,7 +84,7 @@ class Retries:
         """
         wait = chance * min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (self.tries - 1))
         if failure.retry_after is not None:
-            wait += min(LONGEST_RETRY_AFTER, failure.retry_after)
+            wait += min(MAX_RETRY_AFTER, failure.retry_after)
         if self.tries > self._retries or now + wait > self._deadline:
             tried = "once" if self.tries == 1 else f"{self.tries} times"
             raise CallError(failure.kind, f"{failure.message} (tried {tried})")

@@ -23,10 +23,10 @@ from gymq.errors import CallError, UsageError
 from ..options import flag, number
 from . import responses_api
 from .backend import DEFAULT_BASE_URL, OpenAIBackend, secret
-from .chat_api import Answer, BrokenOff, Nonsense, error_text, failed
+from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, error_text, failed
 from .endpoint import CONNECT_TIMEOUT, LARGEST_BODY, Endpoint, join
 from .retry import Transient, retry_after
-from .sse import ChatPieces, ResponsePieces
+from .sse import ChatStream, ResponsesStream
 
 #: Seconds between two pieces of a streamed answer; models that think say so, or send something now and then.
 CHUNK_TIMEOUT = 60.0
@@ -106,11 +106,11 @@ class SdkEndpoint(Endpoint):
             after = retry_after(error.response.headers, time.time())
             raise self.refused(error.status_code, error_text(error.response.content), after) from None
         except openai.APIError as error:  # inside of a stream
-            told = failed(error.body) if error.body else BrokenOff(str(error))
+            told = failed(error.body) if error.body else InterruptedAnswer(str(error))
             raise self.refused(told.status, str(told), None) from None
         except _http.TransportError as error:
             raise self._unreachable(error) from None
-        except (Nonsense, openai.OpenAIError) as error:
+        except (MalformedAnswer, openai.OpenAIError) as error:
             raise CallError("model", self.line(f"nonsense from {self.host}: {error}")) from None
         except ValueError as error:  # of the library's decoder
             raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
@@ -130,7 +130,7 @@ class SdkEndpoint(Endpoint):
 
     async def _streamed(self, create: Any, named: dict[str, Any]) -> bytes:
         """The body that a streamed answer would have had in one piece."""
-        pieces = ResponsePieces() if self._api is responses_api else ChatPieces(LARGEST_BODY)
+        pieces = ResponsesStream() if self._api is responses_api else ChatStream(LARGEST_BODY)
         stream = await create.create(stream=True, **named)
         try:
             parts = aiter(stream)

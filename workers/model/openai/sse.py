@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .chat_api import Nonsense
+from .chat_api import MalformedAnswer
 
 #: Texts of a message that come piece by piece.
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
-class ChatPieces:
+class ChatStream:
     """The chunks of one chat completion.
 
     Args:
@@ -43,7 +43,7 @@ class ChatPieces:
         try:
             self._add(chunk)
         except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise Nonsense(f"a piece of a stream that is none: {error}") from None
+            raise MalformedAnswer(f"a piece of a stream that is none: {error}") from None
 
     def _add(self, chunk: dict[str, Any]) -> None:
         for name in ("model", "usage", "prompt_token_ids"):
@@ -84,11 +84,11 @@ class ChatPieces:
     def _take(self, text: str) -> str:
         self._left -= len(text)
         if self._left < 0:
-            raise Nonsense("a stream without an end")
+            raise MalformedAnswer("a stream without an end")
         return text
 
 
-class ResponsePieces:
+class ResponsesStream:
     """The events of one Responses answer: the last of them holds it whole."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class ResponsePieces:
             Nonsense: it is none.
         """
         if not isinstance(event, dict):
-            raise Nonsense("a piece of a stream that is none")
+            raise MalformedAnswer("a piece of a stream that is none")
         if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
             self._whole = event.get("response")
         elif event.get("type") == "error":

@@ -11,17 +11,17 @@ from gymq.errors import CallError, UsageError, one_line
 from gymq.wire.calls import Generated
 from gymq.wire.message import Message, encode_message
 
-from ..tokens.chat_template import Renderer
+from ..tokens.chat_template import ChatTemplate
 from ..tokens.token_log import TokenLog
 from ..tokens.token_prompt import Prompt
 from . import generate_api
 from .chat_api import Answer
 
 #: Bytes of token ids and texts that are remembered.
-REMEMBERED = 256 * 1024 * 1024
+MAX_BYTES = 256 * 1024 * 1024
 
 
-class Exact:
+class TokenClient:
     """What a backend needs of a model to speak to it in token ids.
 
     Args:
@@ -38,7 +38,7 @@ class Exact:
         self._model = model
         self._tokenizer = tokenizer
         self._log: TokenLog | None = None
-        self._renderer: Renderer | None = None
+        self._renderer: ChatTemplate | None = None
 
     def start(self) -> None:
         """Load the tokenizer.
@@ -56,16 +56,16 @@ class Exact:
             ends = GenerationConfig.from_pretrained(self._tokenizer).eos_token_id
         except OSError:
             ends = None
-        self.use(Renderer(tokenizer, None, ends))
+        self.use(ChatTemplate(tokenizer, None, ends))
 
-    def use(self, renderer: Renderer) -> None:
+    def use(self, renderer: ChatTemplate) -> None:
         """Take a renderer that is there.
 
         Args:
             renderer: the model's.
         """
         self._renderer = renderer
-        self._log = TokenLog(renderer, REMEMBERED)
+        self._log = TokenLog(renderer, MAX_BYTES)
 
     async def prompt(self, request: Request) -> tuple[Prompt, bytes]:
         """A call's prompt, and the body of the request for its answer.

@@ -45,7 +45,7 @@ class TurnEnd(NamedTuple):
     token: str
 
 
-class Renderer:
+class ChatTemplate:
     """Writes prompts as a model's chat template wants them.
 
     Args:

@@ -48,11 +48,11 @@ class Prefixes:
 
     async def _known(self, request: Request, prompt: bytes) -> int:
         """How many bytes of a prompt are the ids of the rollout's previous call, whoever answered that."""
-        turns = request.messages.turns
-        index, answer, length, digest = self._seen.get(request.rollout, (len(turns), 0, 0, b""))
-        if index < len(turns) and hash(turns[index]) == answer and not any(map(_assistant, turns[index + 1 :])):
+        encoded = request.messages.encoded
+        index, answer, length, digest = self._seen.get(request.rollout, (len(encoded), 0, 0, b""))
+        if index < len(encoded) and hash(encoded[index]) == answer and not any(map(_assistant, encoded[index + 1 :])):
             return length if _digest(prompt[:length]) == digest else 0
-        if request.history is None or not any(map(_assistant, turns)):
+        if request.history is None or not any(map(_assistant, encoded)):
             return 0
         before = b""
         for _, tokens in await request.history():
@@ -61,7 +61,7 @@ class Prefixes:
 
     def _remember(self, request: Request, answer: bytes, ids: bytes) -> None:
         """Note a call's ids, prompt and output, and the answer that they belong to."""
-        self._seen[request.rollout] = (len(request.messages.turns), hash(answer), len(ids), _digest(ids))
+        self._seen[request.rollout] = (len(request.messages.encoded), hash(answer), len(ids), _digest(ids))
         self._seen.move_to_end(request.rollout)
         if len(self._seen) > self._size:
             self._seen.popitem(last=False)

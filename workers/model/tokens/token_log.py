@@ -25,11 +25,11 @@ import msgspec
 
 from gymq.api.backend import Request
 from gymq.cache import Cache
-from gymq.wire.calls import Place, Tokens
+from gymq.wire.calls import ImageSpan, Tokens
 from gymq.wire.message import Message
 
-from .chat_template import Body, Renderer, TurnEnd
-from .token_prompt import Pictures, Prompt, Turn
+from .chat_template import Body, ChatTemplate, TurnEnd
+from .token_prompt import Pictures, Prompt, PromptMessage
 
 
 class _Entry(msgspec.Struct):
@@ -40,9 +40,9 @@ class _Entry(msgspec.Struct):
 
     ids: array[int]
     text: str | None
-    turns: list[Turn]
+    answers: list[PromptMessage]
     answer: int
-    places: list[Place]
+    places: list[ImageSpan]
 
 
 class _Plan(NamedTuple):
@@ -50,12 +50,12 @@ class _Plan(NamedTuple):
 
     Args:
         length: so many first ids of the last call are kept.
-        turns: the answers in them.
+        answers: the answers in them.
         new: the ids behind them, with a placeholder for each image.
     """
 
     length: int
-    turns: list[Turn]
+    answers: list[PromptMessage]
     new: list[int]
 
 
@@ -67,7 +67,7 @@ class TokenLog:
         size: bytes to keep; what was dropped is read from the rollout's records again.
     """
 
-    def __init__(self, renderer: Renderer, size: int) -> None:
+    def __init__(self, renderer: ChatTemplate, size: int) -> None:
         self._renderer = renderer
         self._entries: Cache[_Entry] = Cache(size)
         #: Prompts made, those that forked, and those whose history was read from Redis.
@@ -86,7 +86,7 @@ class TokenLog:
         body = _body(request.body)
         entry = self._entries.get(_key(request))
         if not (entry is not None and _newest(entry, request)):
-            asked_before = entry is not None or any(map(_assistant, request.messages.turns))
+            asked_before = entry is not None or any(map(_assistant, request.messages.encoded))
             entry = None
             if asked_before and request.history is not None:
                 entry = self._rebuilt(request, body, await request.history())
@@ -99,12 +99,12 @@ class TokenLog:
             first = len(places)
             new, spans = await pictures.expand(new, first)
             named = zip(spans, pictures.names[first:], strict=True)
-            places += [Place(plan.length + start, plan.length + end, name) for (start, end), name in named]
+            places += [ImageSpan(plan.length + start, plan.length + end, name) for (start, end), name in named]
         ids = entry.ids[: plan.length] + array("i", new)
         start = min(_same(ids, entry.ids), _same_images(places, entry.places, len(ids)))
         forked = start < len(entry.ids)
         self.counts["forks"] += forked
-        return Prompt(ids, start, forked, text, plan.turns, places)
+        return Prompt(ids, start, forked, text, plan.answers, places)
 
     def answered(self, request: Request, prompt: Prompt, output: list[int], message: bytes) -> None:
         """Note the answer to a prompt.
@@ -116,11 +116,11 @@ class TokenLog:
             message: the encoded message that becomes part of the conversation.
         """
         ids = prompt.ids + array("i", output)
-        turn = Turn(len(request.messages), len(prompt.ids), len(ids), len(prompt.text))
-        self._keep(request, _Entry(ids, prompt.text, [*prompt.turns, turn], hash(message), prompt.places))
+        turn = PromptMessage(len(request.messages), len(prompt.ids), len(ids), len(prompt.text))
+        self._keep(request, _Entry(ids, prompt.text, [*prompt.answers, turn], hash(message), prompt.places))
 
     def _keep(self, request: Request, entry: _Entry) -> _Entry:
-        lists = 150 * len(entry.turns) + 200 * len(entry.places)
+        lists = 150 * len(entry.answers) + 200 * len(entry.places)
         self._entries.put(_key(request), entry, 500 + 4 * len(entry.ids) + sys.getsizeof(entry.text) + lists)
         return entry
 
@@ -129,27 +129,27 @@ class TokenLog:
         if not history:
             return None
         self.counts["reloads"] += 1
-        ids, turns, places = array("i"), list[Turn](), list[Place]()
+        ids, answers, places = array("i"), list[PromptMessage](), list[ImageSpan]()
         for index, tokens in history:
-            turns = [turn for turn in turns if turn.end <= tokens.prompt_start]
+            answers = [turn for turn in answers if turn.end <= tokens.prompt_start]
             places = [place for place in places if place.end <= tokens.prompt_start] + tokens.images
             ids = ids[: tokens.prompt_start] + _unpacked(tokens.prompt)
             start = len(ids)
             ids += _unpacked(tokens.output)
-            turns.append(Turn(index, start, len(ids)))
-        messages, last = list(request.messages), turns[-1].index
+            answers.append(PromptMessage(index, start, len(ids)))
+        messages, last = list(request.messages), answers[-1].index
         if last < len(messages) and messages[last].role == "assistant":
             text = self._renderer.render(messages[:last], body)
-            turns[-1].asked = len(text)
-            return self._keep(request, _Entry(ids, text, turns, hash(request.messages.turns[last]), places))
+            answers[-1].asked = len(text)
+            return self._keep(request, _Entry(ids, text, answers, hash(request.messages.encoded[last]), places))
         # The answer was taken back: nothing goes on from it.
-        there = [turn for turn in turns if turn.index < len(messages) and messages[turn.index].role == "assistant"]
+        there = [turn for turn in answers if turn.index < len(messages) and messages[turn.index].role == "assistant"]
         return _Entry(ids, None, there, 0, places)
 
     def _next(self, entry: _Entry, messages: list[Message], body: Body, text: str, pictures: Pictures | None) -> _Plan:
         """Go on from the last answer if the text does, else from one before it, else begin anew."""
-        for count in range(len(entry.turns), 0, -1):
-            turn, turns = entry.turns[count - 1], entry.turns[:count]
+        for count in range(len(entry.answers), 0, -1):
+            turn, answers = entry.answers[count - 1], entry.answers[:count]
             if entry.text is not None and turn.asked >= 0:
                 asked = entry.text[: turn.asked]
             else:
@@ -160,12 +160,14 @@ class TokenLog:
             if text.startswith(asked) and as_it_was and images == [p.image for p in entry.places if p.end <= turn.start]:
                 end = self._end(entry, turn, asked, messages, body, text)
                 if end is not None:
-                    return _Plan(turn.end, turns, self._renderer.ids(text[end.at :], end.token))
+                    return _Plan(turn.end, answers, self._renderer.ids(text[end.at :], end.token))
                 # All that the model saw stands as it stood, but not what it said.
-                return _Plan(turn.start, turns[:-1], self._renderer.ids(text[len(asked) :]))
+                return _Plan(turn.start, answers[:-1], self._renderer.ids(text[len(asked) :]))
         return _Plan(0, [], self._renderer.ids(text))
 
-    def _end(self, entry: _Entry, turn: Turn, asked: str, messages: list[Message], body: Body, text: str) -> TurnEnd | None:
+    def _end(
+        self, entry: _Entry, turn: PromptMessage, asked: str, messages: list[Message], body: Body, text: str
+    ) -> TurnEnd | None:
         """Where an answer ends in a text that begins with its prompt's, behind the special token that ends it if the model
         sampled one; None if the text has another answer there.
         """
@@ -198,10 +200,10 @@ def _key(request: Request) -> str:
 
 def _newest(entry: _Entry, request: Request) -> bool:
     """Whether a rollout's last known call is its last: nobody else has answered since, and its answer stands in its place."""
-    index, turns = entry.turns[-1].index, request.messages.turns
-    if index >= len(turns) or hash(turns[index]) != entry.answer:
+    index, encoded = entry.answers[-1].index, request.messages.encoded
+    if index >= len(encoded) or hash(encoded[index]) != entry.answer:
         return False
-    return request.history is None or not any(map(_assistant, turns[index + 1 :]))
+    return request.history is None or not any(map(_assistant, encoded[index + 1 :]))
 
 
 def _assistant(turn: bytes) -> bool:
@@ -231,7 +233,7 @@ def _same(one: Any, other: Any) -> int:
     return low
 
 
-def _same_images(one: list[Place], other: list[Place], most: int) -> int:
+def _same_images(one: list[ImageSpan], other: list[ImageSpan], most: int) -> int:
     """Up to which index two prompts have the same images."""
     for here, there in zip_longest(one, other):
         if here != there:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from gymq.wire.calls import Place, Tokens
+from gymq.wire.calls import ImageSpan, Tokens
 
 
 class Pictures(Protocol):
@@ -37,7 +37,7 @@ class Pictures(Protocol):
         ...
 
 
-class Turn(msgspec.Struct):
+class PromptMessage(msgspec.Struct):
     """An answer in a chain of ids.
 
     Args:
@@ -61,7 +61,7 @@ class Prompt(msgspec.Struct):
         start: so many first ids are those of the rollout's previous call, its prompt and its output.
         forked: whether those are not all of them: the template rewrote what came before.
         text: what the template rendered.
-        turns: the answers that stand in it as they were sampled.
+        answers: the answers that stand in it as they were sampled.
         places: where its images stand.
     """
 
@@ -69,8 +69,8 @@ class Prompt(msgspec.Struct):
     start: int
     forked: bool
     text: str
-    turns: list[Turn]
-    places: list[Place]
+    answers: list[PromptMessage]
+    places: list[ImageSpan]
 
     def tokens(self, output: list[int], logprobs: list[float], versions: list[tuple[int, int]]) -> Tokens:
         """Pack the call's tokens for its record.

@@ -10,7 +10,7 @@ from gymq.api.backend import Backend, Request
 from gymq.wire.calls import Generated, Usage
 from gymq.wire.message import encode_message
 
-from ..tokens.chat_template import Renderer
+from ..tokens.chat_template import ChatTemplate
 from ..tokens.token_log import TokenLog
 from ..tool_calls import finish_reason
 from .engine import Engine
@@ -20,7 +20,7 @@ from .parsers import Parsers
 from .sampling import Bodies
 
 #: Bytes of token ids and prompts' texts that are remembered: those of a few thousand conversations.
-REMEMBERED = 256 << 20
+MAX_BYTES = 256 << 20
 
 
 class VllmBackend(Backend):
@@ -59,7 +59,7 @@ class VllmBackend(Backend):
         tokenizer = self._engine.tokenizer
         template = None if getattr(tokenizer, "chat_template", None) else self._images.template
         given = {} if template is None else {"chat_template": template}
-        self._log = TokenLog(Renderer(tokenizer, given, self._engine.ends()), REMEMBERED)
+        self._log = TokenLog(ChatTemplate(tokenizer, given, self._engine.ends()), MAX_BYTES)
         tool, reasoning = self._parsers.names
         print(f"gymq: model vllm:{self.model}: tool parser {tool}, reasoning parser {reasoning}", file=sys.stderr)
 

@@ -20,7 +20,7 @@ import msgspec
 from gymq.errors import CallError, GymqError, one_line
 
 from ..tokens.chat_template import Ends
-from .load import Load
+from .load import EngineLoad
 from .options import VllmOptions
 from .process import HOSTED
 
@@ -71,7 +71,7 @@ class Engine:
         self._llm: Any = None
         self._updating = asyncio.Lock()
         self._count = 0
-        self.load = Load()
+        self.load = EngineLoad()
         #: Whether it runs on a CPU.
         self.on_cpu = False
         #: Tokens that a prompt and its answer may have together.

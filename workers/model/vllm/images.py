@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from gymq.cache import Cache
 from gymq.errors import CallError, one_line
-from gymq.wire.calls import Place
+from gymq.wire.calls import ImageSpan
 from gymq.wire.message import Message
 
 #: Bytes of decoded images that are kept, so that an image is decoded once and not at each turn.
-KEPT = 256 << 20
+CACHE_BYTES = 256 << 20
 
 
 class Picture(NamedTuple):
@@ -70,7 +70,7 @@ class Images:
             self.most = renderer.mm_processor.info.allowed_mm_limits.get("image", 0)
             options = model_config.multimodal_config.media_io_kwargs
             self._open = ImageMediaIO(**options.get("image", {})).load_bytes
-        self._kept: Cache[Any] = Cache(KEPT)
+        self._kept: Cache[Any] = Cache(CACHE_BYTES)
         self._lock = threading.Lock()
 
     @property
@@ -198,7 +198,7 @@ class Pictures:
         expanded, spans, self._made[first:] = await self._images.expand(ids, self._pictures[first:])
         return expanded, spans
 
-    async def input(self, ids: list[int], places: list[Place]) -> Any:
+    async def input(self, ids: list[int], places: list[ImageSpan]) -> Any:
         """The engine's input; asked for again, all is made again, as the engine may have lost what it had.
 
         Args:

@@ -7,19 +7,19 @@ from collections import deque
 from typing import Any
 
 #: Calls that should wait in the engine: those that begin when others end, so that no step is smaller than it could be.
-SPARE = 8
+SPARE_CALLS = 8
 
 #: Calls that an engine gets before anything is known of how many fit.
-FIRST = 64
+FIRST_CALLS = 64
 
 #: The share of the KV cache above which no more calls are let in: those that run need room for what they will say.
-FULL = 0.9
+KV_CACHE_LIMIT = 0.9
 
 #: Seconds over which tokens per second and the prefix cache's hits are counted.
-WINDOW = 10.0
+WINDOW_SECONDS = 10.0
 
 
-class Load:
+class EngineLoad:
     """The engine's load.
 
     How many calls fit is not known beforehand: it is their tokens that fill the cache. So the number begins small and
@@ -37,8 +37,8 @@ class Load:
         #: Prompt tokens that were looked up in the prefix cache since the engine started, and found there.
         self.looked = 0
         self.found = 0
-        self.room = FIRST
-        self._most = FIRST
+        self.room = FIRST_CALLS
+        self._most = FIRST_CALLS
         # When; tokens of an answer, or prompt tokens that a step has looked up in the prefix cache, and found there.
         self._counts: deque[tuple[float, int, int, int]] = deque()
 
@@ -48,17 +48,17 @@ class Load:
         Args:
             most: calls that it runs at once.
         """
-        self._most = most + SPARE
-        self.room = min(FIRST, self._most)
+        self._most = most + SPARE_CALLS
+        self.room = min(FIRST_CALLS, self._most)
 
     def record(self, scheduler: Any) -> None:
         """Take vLLM's `SchedulerStats` of one step."""
         self.running = scheduler.num_running_reqs
         self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
         self.cache = scheduler.kv_cache_usage
-        if self.waiting > SPARE:
-            self.room = max(1, self.running + SPARE)
-        elif self.running + self.waiting >= self.room - SPARE and not self.waiting and self.cache < FULL:
+        if self.waiting > SPARE_CALLS:
+            self.room = max(1, self.running + SPARE_CALLS)
+        elif self.running + self.waiting >= self.room - SPARE_CALLS and not self.waiting and self.cache < KV_CACHE_LIMIT:
             self.room = min(2 * self.room, self._most)
         prefix = scheduler.prefix_cache_stats
         if prefix is not None and prefix.queries:
@@ -84,14 +84,14 @@ class Load:
             "room": float(self.room),
             "kv_cache": round(self.cache, 4),
             "prefix_hits": round(found / looked, 4) if looked else 0.0,
-            "tokens_per_second": round(sampled / WINDOW, 1),
+            "tokens_per_second": round(sampled / WINDOW_SECONDS, 1),
             "prompt_tokens": float(self.looked),
             "cached_tokens": float(self.found),
             "malformed_calls": float(self.malformed),
         }
 
     def _forget(self, now: float) -> None:
-        while self._counts and self._counts[0][0] < now - WINDOW:
+        while self._counts and self._counts[0][0] < now - WINDOW_SECONDS:
             self._counts.popleft()
 
     def logger(self) -> Any:

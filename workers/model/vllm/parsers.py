@@ -10,7 +10,7 @@ from gymq.wire.message import Function, Message, ToolCall
 
 from ..tool_calls import distinct, new_call_id
 from .engine import Sampled
-from .load import Load
+from .load import EngineLoad
 from .options import VllmOptions
 from .sampling import Body
 
@@ -41,7 +41,7 @@ class Parsers:
         Exception: vLLM does not know a parser, or it does not go with this tokenizer.
     """
 
-    def __init__(self, options: VllmOptions, tokenizer: Any, model_config: Any, load: Load) -> None:
+    def __init__(self, options: VllmOptions, tokenizer: Any, model_config: Any, load: EngineLoad) -> None:
         from vllm.parser import ParserManager
 
         tool, reasoning = options.parsers()

@@ -8,6 +8,7 @@ import time
 
 import msgspec
 import pytest
+from gymq_workers.model.openai import backend as openai_backend
 from gymq_workers.model.openai import endpoint
 
 from gymq.wire.message import Message, decode_message
@@ -219,6 +220,6 @@ async def test_a_probe_tells_a_server_that_is_not_there_and_says_nothing_of_one_
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         base = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
-        said = await backend.OpenAIBackend("mock", {"base_url": base}).probe()
+        said = await openai_backend.OpenAIBackend("mock", {"base_url": base}).probe()
     assert "does not answer" in said
     assert "\n" not in said

@@ -10,6 +10,7 @@ import time
 
 import msgspec
 import pytest
+from gymq_workers.model.openai import backend as openai_backend
 from gymq_workers.model.openai import endpoint
 from gymq_workers.model.openai.backend import OpenAIBackend
 from hypothesis import HealthCheck, given, settings
@@ -320,7 +321,7 @@ async def test_calls_of_responses_with_the_same_id_get_their_own(backend):
 @pytest.mark.parametrize("after", ["100000000", DATE, "1e308", "inf"])
 async def test_an_absurd_retry_after_is_cut_short(backend, monkeypatch, after):
     slept = []
-    monkeypatch.setattr(backend.asyncio, "sleep", lambda seconds: slept.append(seconds) or asyncio.wait_for(noop(), 1))
+    monkeypatch.setattr(openai_backend.asyncio, "sleep", lambda seconds: slept.append(seconds) or asyncio.wait_for(noop(), 1))
     async with Endpoint(http(b"{}", 429, Retry_After=after)).running() as url:
         with pytest.raises(CallError):
             await (await backend(base_url=url, retries=1)).generate(ask("Hello"))

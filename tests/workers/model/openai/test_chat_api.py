@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from gymq_workers.model.openai.chat_api import BrokenOff, Nonsense, error_text, read_answer, request_body
+from gymq_workers.model.openai.chat_api import InterruptedAnswer, MalformedAnswer, error_text, read_answer, request_body
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,7 +100,7 @@ def test_logprobs_may_come_without_token_ids():
 
 
 def test_an_answer_that_was_broken_off_is_none():
-    with pytest.raises(BrokenOff):
+    with pytest.raises(InterruptedAnswer):
         read_answer(answer(finish_reason="abort", message={"content": "The capi"}))
 
 
@@ -115,13 +115,13 @@ def test_an_answer_that_was_broken_off_is_none():
     ],
 )
 def test_an_error_in_an_answer_has_a_status(error, status):
-    with pytest.raises(BrokenOff) as caught:
+    with pytest.raises(InterruptedAnswer) as caught:
         read_answer(json.dumps({"error": error}).encode())
     assert caught.value.status == status
 
 
 def test_no_choices_is_nonsense():
-    with pytest.raises(Nonsense):
+    with pytest.raises(MalformedAnswer):
         read_answer(b"{}")
 
 
@@ -137,7 +137,7 @@ def test_no_choices_is_nonsense():
     )
 )
 def test_any_json_is_an_answer_or_a_known_error(value):
-    with suppress(msgspec.DecodeError, Nonsense, BrokenOff):
+    with suppress(msgspec.DecodeError, MalformedAnswer, InterruptedAnswer):
         read_answer(json.dumps(value).encode())
 
 

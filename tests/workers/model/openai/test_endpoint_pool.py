@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from gymq_workers.model.openai.backend import OpenAIBackend
-from gymq_workers.model.openai.endpoint_pool import FIRST_REST, LONGEST_REST, SLACK_KEPT, SLACK_NEW, Replicas
+from gymq_workers.model.openai.endpoint_pool import FIRST_REST, LONGEST_REST, SLACK_KEPT, SLACK_NEW, EndpointPool
 
 from gymq.errors import CallError, UsageError
 from gymq.wire.message import Message, decode_message
@@ -17,8 +17,8 @@ from tests.workers.model.mock import ask, servers
 NAMES = [f"http://host{i}:8000/v1" for i in range(4)]
 
 
-def replicas(names: list[str] = NAMES, size: int = 100) -> Replicas:
-    return Replicas(names, size, random.Random(1))
+def replicas(names: list[str] = NAMES, size: int = 100) -> EndpointPool:
+    return EndpointPool(names, size, random.Random(1))
 
 
 def test_a_conversation_stays_and_the_samples_of_a_group_begin_together():

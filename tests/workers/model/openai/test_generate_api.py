@@ -7,7 +7,7 @@ import struct
 import pytest
 from gymq_workers.model.openai import token_client
 from gymq_workers.model.openai.backend import OpenAIBackend
-from gymq_workers.model.tokens.chat_template import Renderer
+from gymq_workers.model.tokens.chat_template import ChatTemplate
 
 from bench.mock_tokens import END, OK, decode
 from gymq.errors import CallError, UsageError
@@ -26,7 +26,7 @@ def ids(packed: bytes) -> list[int]:
 async def make(server, monkeypatch):
     """Makes started backends that speak to the mock server in token ids."""
     monkeypatch.setattr(token_client, "find_spec", lambda name: True)
-    monkeypatch.setattr(token_client.Exact, "start", lambda self: self.use(Renderer(Bytes())))
+    monkeypatch.setattr(token_client.TokenClient, "start", lambda self: self.use(ChatTemplate(Bytes())))
     monkeypatch.setattr("gymq_workers.model.openai.retry.FIRST_WAIT", 0.005)
     made = []
 

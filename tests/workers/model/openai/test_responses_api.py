@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from gymq_workers.model.openai.chat_api import BrokenOff, Nonsense
+from gymq_workers.model.openai.chat_api import InterruptedAnswer, MalformedAnswer
 from gymq_workers.model.openai.responses_api import input_items, read_answer, request_body, request_fields
 
 from gymq.api.backend import Request
@@ -148,11 +148,11 @@ def test_logprobs_are_read_from_the_text():
     ],
 )
 def test_a_failed_response_has_a_status(fields, status):
-    with pytest.raises(BrokenOff) as caught:
+    with pytest.raises(InterruptedAnswer) as caught:
         read_answer(response(**fields))
     assert caught.value.status == status
 
 
 def test_no_output_is_nonsense():
-    with pytest.raises(Nonsense):
+    with pytest.raises(MalformedAnswer):
         read_answer(b"{}")

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 from gymq_workers.model.openai import retry
-from gymq_workers.model.openai.retry import Retries, Transient, passes, retry_after
+from gymq_workers.model.openai.retry import RetrySchedule, Transient, passes, retry_after
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,18 +15,18 @@ from gymq.errors import CallError
 
 
 def test_waits_double_up_to_the_longest():
-    retries = Retries(10, start=0.0)
+    retries = RetrySchedule(10, start=0.0)
     waits = [retries.wait(Transient("no"), now=0.0, chance=1.0) for _ in range(9)]
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
 
 
 def test_chance_spreads_a_wait_over_its_whole_length():
-    assert Retries(1, start=0.0).wait(Transient("no"), now=0.0, chance=0.0) == 0.0
-    assert Retries(1, start=0.0).wait(Transient("no"), now=0.0, chance=0.5) == 0.25
+    assert RetrySchedule(1, start=0.0).wait(Transient("no"), now=0.0, chance=0.0) == 0.0
+    assert RetrySchedule(1, start=0.0).wait(Transient("no"), now=0.0, chance=0.5) == 0.25
 
 
 def test_the_number_of_tries_is_bounded():
-    retries = Retries(2, start=0.0)
+    retries = RetrySchedule(2, start=0.0)
     retries.wait(Transient("no"), 0.0, 0.0)
     retries.wait(Transient("no"), 0.0, 0.0)
     with pytest.raises(CallError) as caught:
@@ -37,42 +37,42 @@ def test_the_number_of_tries_is_bounded():
 
 def test_without_retries_the_first_failure_ends_the_call():
     with pytest.raises(CallError, match="tried once"):
-        Retries(0, start=0.0).wait(Transient("no"), 0.0, 0.0)
+        RetrySchedule(0, start=0.0).wait(Transient("no"), 0.0, 0.0)
 
 
 def test_the_time_is_bounded():
-    retries = Retries(1000, start=100.0)
-    assert retries.wait(Transient("no"), now=100.0 + retry.BUDGET - 1, chance=1.0) == 0.5
+    retries = RetrySchedule(1000, start=100.0)
+    assert retries.wait(Transient("no"), now=100.0 + retry.RETRY_WINDOW - 1, chance=1.0) == 0.5
     with pytest.raises(CallError):
-        retries.wait(Transient("no"), now=100.0 + retry.BUDGET - 1, chance=1.0 + 1e-9 + 0.5)
+        retries.wait(Transient("no"), now=100.0 + retry.RETRY_WINDOW - 1, chance=1.0 + 1e-9 + 0.5)
 
 
 def test_the_last_failure_names_the_fault():
     with pytest.raises(CallError) as caught:
-        Retries(0, start=0.0).wait(Transient("too slow", kind="timeout"), 0.0, 0.0)
+        RetrySchedule(0, start=0.0).wait(Transient("too slow", kind="timeout"), 0.0, 0.0)
     assert caught.value.fault.kind == "timeout"
 
 
 def test_a_server_is_not_asked_sooner_than_it_wants():
-    assert Retries(3, start=0.0).wait(Transient("no", retry_after=7.0), 0.0, chance=1.0) == 7.5
+    assert RetrySchedule(3, start=0.0).wait(Transient("no", retry_after=7.0), 0.0, chance=1.0) == 7.5
 
 
 def test_a_long_retry_after_is_capped():
-    assert Retries(3, start=0.0).wait(Transient("no", retry_after=86400.0), 0.0, chance=0.0) == retry.LONGEST_RETRY_AFTER
+    assert RetrySchedule(3, start=0.0).wait(Transient("no", retry_after=86400.0), 0.0, chance=0.0) == retry.MAX_RETRY_AFTER
 
 
 @given(st.integers(0, 50), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1000), st.none() | st.floats(0, 1e6)), max_size=80))
 def test_no_try_begins_after_the_budget(allowed, failures):
-    retries, now = Retries(allowed, start=0.0), 0.0
+    retries, now = RetrySchedule(allowed, start=0.0), 0.0
     for chance, took, after in failures:
         now += took
         try:
             wait = retries.wait(Transient("no", after), now, chance)
         except CallError:
             break
-        assert wait >= min(after or 0.0, retry.LONGEST_RETRY_AFTER)
+        assert wait >= min(after or 0.0, retry.MAX_RETRY_AFTER)
         now += wait
-        assert now <= retry.BUDGET
+        assert now <= retry.RETRY_WINDOW
     assert retries.tries <= allowed + 1
 
 

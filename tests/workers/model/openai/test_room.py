@@ -8,14 +8,14 @@ import pytest
 from gymq_workers.model.worker import ModelWorker
 
 from gymq import plugins
+from gymq.aio import cancel_and_wait
 from gymq.api.backend import Backend
 from gymq.errors import CallError, GymqError
 from gymq.ops.status import overview
 from gymq.runtime import actor, mailbox
-from gymq.runtime.actor import end
 from gymq.settings import Settings
 from gymq.store.sharded import Shards
-from gymq.wire.calls import Call, Generated, Plan, Usage, encode
+from gymq.wire.calls import Call, Generated, RequestParameters, Usage, encode
 from gymq.wire.message import Message, encode_message
 from tests.support.shard import keys
 
@@ -59,7 +59,7 @@ def settings(redis_url) -> Settings:
 @pytest.fixture
 def worker(settings, monkeypatch):
     monkeypatch.setattr(actor, "SWEEP", 0.05)
-    monkeypatch.setattr(mailbox, "BLOCK", 50)
+    monkeypatch.setattr(mailbox, "BLOCK_MS", 50)
     monkeypatch.setattr(plugins, "load", lambda group, name: Small)
     return ModelWorker(settings, {"model": "small", "concurrency": 6})
 
@@ -71,7 +71,18 @@ async def until(condition, limit: float = 8.0) -> None:
 
 
 async def ask(link, n: int) -> None:
-    one = Call(f"r.{n}.0", 1, 0, "ask", "r", "e", n, 0.0, turns=[encode_message(Message("user", "?"))], plan=encode(Plan()))
+    one = Call(
+        f"r.{n}.0",
+        1,
+        0,
+        "ask",
+        "r",
+        "e",
+        n,
+        0.0,
+        messages=[encode_message(Message("user", "?"))],
+        parameters=encode(RequestParameters()),
+    )
     await link.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
     await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one))
 
@@ -103,7 +114,7 @@ async def test_a_worker_takes_what_its_backend_has_room_for_and_never_more_than_
         await until(lambda: worker.counts["served"] == 12)
         assert backend.most == 6
     finally:
-        await end([life])
+        await cancel_and_wait([life])
 
 
 async def test_a_broken_backends_calls_end_with_what_may_pass_and_the_worker_ends(worker, link):
@@ -127,7 +138,18 @@ async def test_a_broken_backends_calls_end_with_what_may_pass_and_the_worker_end
 async def test_suspects_of_a_backend_that_cannot_stand_twice_may_try_again(worker, link):
     worker.isolate()
     await worker.prepare()
-    one = Call("r.0.0", 1, 0, "ask", "r", "e", 0, 0.0, turns=[encode_message(Message("user", "?"))], plan=encode(Plan()))
+    one = Call(
+        "r.0.0",
+        1,
+        0,
+        "ask",
+        "r",
+        "e",
+        0,
+        0.0,
+        messages=[encode_message(Message("user", "?"))],
+        parameters=encode(RequestParameters()),
+    )
     with pytest.raises(CallError) as raised:
         await worker.serve(one)
     assert raised.value.fault.kind == "model_unavailable"

@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 from gymq_workers.agent.record import call_record
+from gymq_workers.model.openai import backend as openai_backend
 
 from gymq.errors import CallError
 from gymq.wire.calls import Reply, Tokens
@@ -52,8 +53,8 @@ async def test_answers_that_go_on_from_each_other_are_one_branch(backend):
         records.append(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(said)))
         said += [decode_message(answer.message), "And now?"]
     (branch,) = branches({"calls": [msgspec.json.decode(record) for record in records]})
-    assert [span.message for span in branch.turns] == [1, 3, 5]
-    texts = [bytes(branch.token_ids[span.start : span.end].tolist()) for span in branch.turns]
+    assert [span.message for span in branch.answers] == [1, 3, 5]
+    texts = [bytes(branch.token_ids[span.start : span.end].tolist()) for span in branch.answers]
     assert texts == [b'"You said: Hi"', b'"You said: And now?"', b'"You said: And now?"']
     assert list(branch.logprobs) == [-id / 8 * m for id, m in zip(branch.token_ids, branch.loss_mask, strict=True)]
 
@@ -97,7 +98,7 @@ def recorded(*calls: tuple[int, Tokens]):
 
 async def test_only_so_many_rollouts_are_remembered(backend):
     one = await backend("mock-tokens")
-    one._prefixes = backend.Prefixes(2)
+    one._prefixes = openai_backend.Prefixes(2)
     for sample in range(5):
         await one.generate(ask("Hi", rollout=f"run.3.{sample}"))
     assert list(one._prefixes._seen) == ["run.3.3", "run.3.4"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from gymq_workers.agent.record import call_record
-from gymq_workers.model.tokens.chat_template import Renderer
+from gymq_workers.model.tokens.chat_template import ChatTemplate
 from gymq_workers.model.tokens.token_log import TokenLog
 from gymq_workers.model.vllm.images import Images, Picture, Pictures, content, urls
 
@@ -106,7 +106,7 @@ class Talk:
     def __init__(self):
         self.processor = Processor()
         self.messages, self.records = [], []
-        self.log = TokenLog(Renderer(Bytes()), 1 << 20)
+        self.log = TokenLog(ChatTemplate(Bytes()), 1 << 20)
 
     async def say(self, said, output=(OK, END)):
         self.messages.append(Message("user", said))
@@ -162,7 +162,7 @@ async def test_a_log_that_knows_nothing_reads_from_the_record_where_images_stand
     await talk.say([image("a")])
     await talk.say([image("b")])
     known = talk.log
-    talk.log = TokenLog(Renderer(Bytes()), 1 << 20)
+    talk.log = TokenLog(ChatTemplate(Bytes()), 1 << 20)
     third = await talk.say([image("c")])
     assert not third.forked and [place.image for place in third.places] == ["a", "b", "c"]
     assert talk.log.counts["reloads"] == 1 and known.counts["reloads"] == 0
@@ -175,10 +175,10 @@ async def test_an_image_that_was_changed_forks_the_prompt_where_it_stands(known)
     second = await talk.say([image("b")])
     talk.messages[2].content = [image("c")]
     if not known:
-        talk.log = TokenLog(Renderer(Bytes()), 1 << 20)
+        talk.log = TokenLog(ChatTemplate(Bytes()), 1 << 20)
     third = await talk.say("Well?")
     assert third.forked and third.start == second.places[1].start
-    assert [turn.index for turn in third.turns] == [1]
+    assert [turn.index for turn in third.answers] == [1]
 
 
 async def test_images_of_the_same_ids_are_told_apart():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from gymq_workers.model.vllm import load
-from gymq_workers.model.vllm.load import Load
+from gymq_workers.model.vllm.load import EngineLoad
 
 
-def step(engine: Load, looked: int, found: int) -> None:
+def step(engine: EngineLoad, looked: int, found: int) -> None:
     scheduler = SimpleNamespace(
         num_running_reqs=1,
         num_waiting_reqs=0,
@@ -22,10 +22,10 @@ def step(engine: Load, looked: int, found: int) -> None:
 def test_shares_are_of_the_last_seconds_and_tokens_of_all_time(monkeypatch):
     now = 100.0
     monkeypatch.setattr(load.time, "monotonic", lambda: now)
-    engine = Load()
+    engine = EngineLoad()
     step(engine, 300, 0)
     engine.answered(7)
-    now += load.WINDOW + 1
+    now += load.WINDOW_SECONDS + 1
     step(engine, 100, 80)
     engine.answered(20)
     numbers = engine.numbers()
