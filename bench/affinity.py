@@ -38,11 +38,11 @@ def shared(replicas: Engines) -> Iterator[None]:
     boxes: Any = replicas.client.hgetall(Keys().private)
 
     async def each(script: str, *more: Any) -> None:
-        link = Connection(replicas.settings, "bench")
-        await link.connect()
+        connection = Connection(replicas.settings, "bench")
+        await connection.connect()
         for worker, open_for in boxes.items():
-            await link.run(script, worker, *(more or (open_for,)))
-        await link.close()
+            await connection.run(script, worker, *(more or (open_for,)))
+        await connection.close()
 
     asyncio.run(each("shut", BATCH))
     time.sleep(SEEN)

@@ -53,11 +53,11 @@ class Load(msgspec.Struct):
 
 
 async def _declare(load: Load, settings: Settings) -> None:
-    link = Connection(settings, "bench")
-    await link.connect()
-    await create(link, load.config())
-    await link.run("declare", load.run, CONSUMER)
-    await link.close()
+    connection = Connection(settings, "bench")
+    await connection.connect()
+    await create(connection, load.config())
+    await connection.run("declare", load.run, CONSUMER)
+    await connection.close()
 
 
 def _wait() -> None:

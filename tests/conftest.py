@@ -70,10 +70,10 @@ def settings(redis_url: str) -> Settings:
 
 
 @pytest.fixture
-async def link(settings: Settings) -> AsyncIterator[Connection]:
+async def connection(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to it."""
-    async with linked(settings) as link:
-        yield link
+    async with linked(settings) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -49,18 +49,18 @@ async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | N
         for i, row in enumerate(rows, 1):
             tasks.append(parse_row(row, where=f"{chunk}:{i}", environment=config.environment, known=known))
             ids.add(tasks[-1], f"{chunk}:{i}")
-        await TaskLedger(shards.links, run).write(chunk, tasks, wait=False)
+        await TaskLedger(shards.connections, run).write(chunk, tasks, wait=False)
         return sum(await shards.each(admit))
     finally:
         await shards.close()
 
 
-async def _try(link: Connection) -> int:
+async def _try(connection: Connection) -> int:
     """Admit on a shard; one that is away is seen to by the agents when it is back."""
     try:
-        await link.connect()
-        return await admit(link)
+        await connection.connect()
+        return await admit(connection)
     except (ServerUnreachable, Outage):
-        if link.shards == 1:
+        if connection.shards == 1:
             raise
         return 0

@@ -43,8 +43,8 @@ def _want(name: str | None, redis: str | None, of: str | None, paused: bool) -> 
     # What is wanted stands in Redis; the message only makes workers look now.
     app = _app(redis, of)
 
-    def want(link: Any) -> Any:
-        return link.send("SET", link.keys.paused, "1") if paused else link.send("DEL", link.keys.paused)
+    def want(connection: Any) -> Any:
+        return connection.send("SET", connection.keys.paused, "1") if paused else connection.send("DEL", connection.keys.paused)
 
     with_shards(find_server(redis, of), lambda shards: shards.each(want))
     app.control.broadcast("pause" if paused else "resume")

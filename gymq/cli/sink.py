@@ -85,12 +85,12 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
     """
     from gymq.store.connection import Connection
 
-    link = Connection(settings, "gymq-sink")
-    await link.connect()
+    connection = Connection(settings, "gymq-sink")
+    await connection.connect()
     try:
-        key, place = link.keys.run(made.run), str(made.path.absolute())
+        key, place = connection.keys.run(made.run), str(made.path.absolute())
         told = False
-        while not await link.send("HEXISTS", key, "config"):
+        while not await connection.send("HEXISTS", key, "config"):
             if not told:
                 click.echo(f"waiting for run {made.run}", err=True)
                 told = True
@@ -98,8 +98,8 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
                 return False
             await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=WAIT)
         field = f"to:{consumer}"
-        if not await link.send("HSETNX", key, field, place):
-            other = (await link.send("HGET", key, field)).decode()
+        if not await connection.send("HSETNX", key, field, place):
+            other = (await connection.send("HGET", key, field)).decode()
             if other != place:
                 raise UsageError(
                     f"consumer {consumer!r} of run {made.run!r} writes to {other}; choose another --consumer, or move it with "
@@ -107,4 +107,4 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
                 )
         return True
     finally:
-        await link.close()
+        await connection.close()

@@ -96,7 +96,7 @@ class Producer:
             await shards.create(self._config)
             for consumer in consumers:
                 await shards.declare(self._config.name, consumer)
-            await self._enqueue(TaskLedger(shards.links, self._config.name), rows)
+            await self._enqueue(TaskLedger(shards.connections, self._config.name), rows)
             await shards.first.send("HSET", shards.first.keys.run(self._config.name), "bad", self.produced.bad)
             if last:
                 await shards.close_run(self._config.name)

@@ -37,7 +37,7 @@ async def publish(shards: Shards, model: str, version: int, path: str, *, mode: 
             f"weights: model {model} is at version {there[0]}, and versions only grow: {version} is refused; "
             f"publish a higher one, or begin again with `gymq weights forget --model {model}`"
         )
-    await _elsewhere(shards, lambda link: copy(link, wanted))
+    await _elsewhere(shards, lambda connection: copy(connection, wanted))
     return wanted
 
 
@@ -54,11 +54,11 @@ def _make(model: str, version: int, path: str, mode: Mode, rolling: bool) -> Wei
 
 
 async def _elsewhere(shards: Shards, work: Callable[[Connection], Awaitable[Any]]) -> None:
-    async def one(link: Connection) -> None:
+    async def one(connection: Connection) -> None:
         with suppress(Outage):  # the workers see to it when that shard is back
-            await work(link)
+            await work(connection)
 
-    await asyncio.gather(*map(one, shards.links[1:]))
+    await asyncio.gather(*map(one, shards.connections[1:]))
 
 
 async def forget(shards: Shards, model: str) -> bool:
@@ -69,7 +69,7 @@ async def forget(shards: Shards, model: str) -> bool:
     """
     there = await shards.first.send("DEL", shards.first.keys.weights(model))
     await shards.first.send("DEL", shards.first.keys.load_failures(model))
-    await _elsewhere(shards, lambda link: link.send("DEL", link.keys.weights(model)))
+    await _elsewhere(shards, lambda connection: connection.send("DEL", connection.keys.weights(model)))
     return bool(there)
 
 

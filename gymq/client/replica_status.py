@@ -118,10 +118,10 @@ async def weights_status(shards: Shards, model: str | None = None) -> list[Model
 async def _replicas(shards: Shards) -> dict[str, list[ReplicaStatus]]:
     """The model workers alive, by what they serve."""
     found: dict[tuple[str, int], tuple[str, ReplicaStatus]] = {}
-    for link in shards.links:
-        flat = await link.send("HGETALL", link.keys.workers)
+    for connection in shards.connections:
+        flat = await connection.send("HGETALL", connection.keys.workers)
         entries = dict(zip(flat[::2], flat[1::2], strict=True))
-        signs = await link.send("MGET", *[link.keys.alive(name.decode()) for name in entries]) if entries else []
+        signs = await connection.send("MGET", *[connection.keys.alive(name.decode()) for name in entries]) if entries else []
         for data, sign in zip(entries.values(), signs, strict=True):
             try:
                 told = msgspec.json.decode(data, type=_Worker)

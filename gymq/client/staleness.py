@@ -19,7 +19,7 @@ class StalenessLimit:
     """
 
     def __init__(self, settings: Settings, run: str, most: int) -> None:
-        self._link = Connection(settings.at(0), "gymq-staleness")
+        self._connection = Connection(settings.at(0), "gymq-staleness")
         self._run = run
         self._most = most
         self._model = ""
@@ -38,13 +38,13 @@ class StalenessLimit:
         while True:
             try:
                 if not self._model:
-                    await self._link.reconnect()
-                    self._model = (await load_config(self._link, self._run)).model
-                return await read_version(self._link, self._model)
+                    await self._connection.reconnect()
+                    self._model = (await load_config(self._connection, self._run)).model
+                return await read_version(self._connection, self._model)
             except Outage:
-                await self._link.reconnect()
+                await self._connection.reconnect()
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._link.close()
+        await self._connection.close()
         self._model = ""

@@ -41,9 +41,11 @@ class ShardStream:
         self._run = run
         self._consumer = consumer
         self._ttl = settings.ttl
-        self._link = Connection(settings, f"gymq-consumer-{consumer}")
+        self._connection = Connection(settings, f"gymq-consumer-{consumer}")
         # Where reads of several shards are always under way, an acknowledgement must not wait for them.
-        self._ack_link = self._link if self._link.shards == 1 else Connection(settings, f"gymq-consumer-{consumer}")
+        self._ack_connection = (
+            self._connection if self._connection.shards == 1 else Connection(settings, f"gymq-consumer-{consumer}")
+        )
         self.repeated = 0
         self.rolled_back = 0
         self._seen = seen
@@ -62,15 +64,17 @@ class ShardStream:
             ServerUnreachable: the shard cannot be reached.
             UsageError: the server is another shard than here.
         """
-        for link in {self._link, self._ack_link}:
-            await link.connect()
+        for connection in {self._connection, self._ack_connection}:
+            await connection.connect()
         while True:
             try:
-                await check(self._link)
-                samples, backlog = await self._link.send("HMGET", self._link.keys.run(self._run), "samples", "backlog")
+                await check(self._connection)
+                samples, backlog = await self._connection.send(
+                    "HMGET", self._connection.keys.run(self._run), "samples", "backlog"
+                )
                 break
             except Outage:
-                await self._link.reconnect()
+                await self._connection.reconnect()
         if samples is None:
             raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
         return int(samples), int(backlog)
@@ -81,7 +85,7 @@ class ShardStream:
         Raises:
             UnknownName: there is no such run.
         """
-        missed: int = await self._link.insist("declare", self._run, self._consumer)
+        missed: int = await self._connection.insist("declare", self._run, self._consumer)
         if missed < 0:
             raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
         return missed
@@ -102,7 +106,7 @@ class ShardStream:
                 self._compare(batch)
                 return await self._fresh(batch)
             except Outage:
-                await self._link.reconnect()
+                await self._connection.reconnect()
                 again = await self.unacknowledged()
                 if again:
                     return again
@@ -120,7 +124,7 @@ class ShardStream:
                 known = {entry for entries in self._held.values() for entry in entries}
                 return await self._fresh([rollout for rollout in found if rollout.entry not in known])
             except Outage:
-                await self._link.reconnect()
+                await self._connection.reconnect()
 
     def resume(self, seen: RolloutSet, newest: int) -> None:
         """Go on where another process has stopped.
@@ -164,10 +168,10 @@ class ShardStream:
 
     async def _take(self, after: str, block: int | None) -> list[Rollout]:
         wait = () if block is None else ("BLOCK", block)
-        stream = self._link.keys.results(self._run)
+        stream = self._connection.keys.results(self._run)
         while True:
             try:
-                reply = await self._link.send(
+                reply = await self._connection.send(
                     "XREADGROUP", "GROUP", self._consumer, READER, "COUNT", READ_BATCH, *wait, "STREAMS", stream, after
                 )
             except GymqError as error:
@@ -182,7 +186,10 @@ class ShardStream:
             for entry, fields in entries:
                 if fields is None:
                     continue
-                if is_rollout_entry(fields, self._run) and shard_of(fields[1].decode(), self._link.shards) == self._link.shard:
+                if (
+                    is_rollout_entry(fields, self._run)
+                    and shard_of(fields[1].decode(), self._connection.shards) == self._connection.shard
+                ):
                     ours.append(Rollout(fields[1].decode(), fields[7], fields[3] == b"1", entry, int(fields[5])))
                 else:
                     forged.append(entry)
@@ -196,10 +203,10 @@ class ShardStream:
             told = f"gymq: entry {entry.decode()} in the results of run {self._run!r} is no rollout of it; it is left out"
             print(told, file=sys.stderr)
         # Not as rollouts that were used: those are counted.
-        await self._link.send("XACK", stream, self._consumer, *entries)
+        await self._connection.send("XACK", stream, self._consumer, *entries)
 
     async def _over(self) -> bool:
-        state, rows, samples, ended, live = await self._link.run("progress", self._run)
+        state, rows, samples, ended, live = await self._connection.run("progress", self._run)
         if state is None:
             raise UnknownName(f"run {self._run!r} was removed")
         if state == b"cancelled":
@@ -214,9 +221,9 @@ class ShardStream:
         await self._acknowledge(entries)
 
     async def _acknowledge(self, entries: list[bytes]) -> None:
-        self.done = await self._ack_link.insist("ack", self._run, self._consumer, self._ttl, *entries) == 1
+        self.done = await self._ack_connection.insist("ack", self._run, self._consumer, self._ttl, *entries) == 1
 
     async def close(self) -> None:
         """Close the connections."""
-        for link in {self._link, self._ack_link}:
-            await link.close()
+        for connection in {self._connection, self._ack_connection}:
+            await connection.close()

@@ -128,17 +128,17 @@ class RunSession:
                 await shards.create(self._config)
                 await shards.reopen(name)
             else:
-                for link in shards.links:
+                for connection in shards.connections:
                     with suppress(GymqError):
-                        await runs.remove(link, name)
+                        await runs.remove(connection, name)
                 await shards.create(self._config)
-                for shard, link in enumerate(shards.links):
-                    ids = (rid for rid in self._kept if shard_of(rid, len(shards.links)) == shard)
+                for shard, connection in enumerate(shards.connections):
+                    ids = (rid for rid in self._kept if shard_of(rid, len(shards.connections)) == shard)
                     while batch := list(islice(ids, _BATCH)):
-                        await link.send("SADD", link.keys.skip(name), *batch)
+                        await connection.send("SADD", connection.keys.skip(name), *batch)
             self._parts = await source_ranges(shards.first, name, self._source, self._request.limit)
             to = str(self._place.out.absolute())
-            await shards.each(lambda link: link.send("HSET", link.keys.run(name), f"to:{CONSUMER}", to))
+            await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{CONSUMER}", to))
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
             await shards.declare(name, CONSUMER)
         finally:
@@ -152,7 +152,7 @@ class RunSession:
         """
         name, place = self._config.name, str(self._place.out.absolute())
         fields = ("state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}")
-        told = await shards.each(lambda link: link.send("HMGET", link.keys.run(name), *fields))
+        told = await shards.each(lambda connection: connection.send("HMGET", connection.keys.run(name), *fields))
         states = {state for state, *_ in told}
         to = next((to for *_, to in told if to is not None), None)
         # A server of our own lies beside the file and moves with it; on a shared one somebody else may be at it.

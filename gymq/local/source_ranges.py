@@ -17,24 +17,26 @@ from gymq.store.runs import RunConfig
 _END = "end"
 
 
-async def source_ranges(link: Connection, run: str, source: str, limit: int | None) -> list[tuple[int, int | None]]:
+async def source_ranges(connection: Connection, run: str, source: str, limit: int | None) -> list[tuple[int, int | None]]:
     """The parts in which a run takes a source, noted in the run's record.
 
     A producer's chunks are the same only if the same rows end a part each time. So the limits of earlier commands stay
     the ends of parts, and a smaller limit than an earlier one changes nothing.
 
     Args:
-        link: a connection.
+        connection: a connection.
         run: the run's name; the run exists.
         source: what the source is called.
         limit: rows that the run is to take from it now.
     """
     field = f"parts:{source}"
-    known = await link.send("HGET", link.keys.run(run), field)
+    known = await connection.send("HGET", connection.keys.run(run), field)
     ends = [None if end == _END else int(end) for end in known.decode().split(",")] if known else []
     if not ends or (ends[-1] is not None and (limit is None or limit > ends[-1])):
         ends.append(limit)
-        await link.send("HSET", link.keys.run(run), field, ",".join(_END if end is None else str(end) for end in ends))
+        await connection.send(
+            "HSET", connection.keys.run(run), field, ",".join(_END if end is None else str(end) for end in ends)
+        )
     return list(zip([0, *[end for end in ends if end is not None]], ends, strict=False))
 
 

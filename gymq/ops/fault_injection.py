@@ -237,9 +237,9 @@ async def victims(shards: Shards, roles: Collection[str] = ()) -> list[Victim]:
     return [found[place] for place in sorted(found)]
 
 
-async def _alive(link: Connection) -> list[Victim]:
-    keys = link.keys
-    flat = await link.send("HGETALL", keys.workers)
+async def _alive(connection: Connection) -> list[Victim]:
+    keys = connection.keys
+    flat = await connection.send("HGETALL", keys.workers)
     found: list[Victim] = []
     for name, info in zip(flat[::2], flat[1::2], strict=True):
         if not info.startswith(DEAD):
@@ -248,11 +248,11 @@ async def _alive(link: Connection) -> list[Victim]:
                 boxes = tuple(told["mailboxes"])
                 found.append(Victim(told["role"], told["pid"], (name.decode(),), boxes, told.get("alone", False)))
     prefix = keys.alive(f"{EXECUTOR}-{socket.gethostname()}-")
-    async for key in _scan(link, f"{prefix}*"):
+    async for key in _scan(connection, f"{prefix}*"):
         pid, _, _ = key.removeprefix(prefix).partition("-")
         if pid.isdigit():
             found.append(Victim(EXECUTOR, int(pid), (key.removeprefix(keys.alive("")),)))
-    signs = await link.send("MGET", *[keys.alive(one.workers[0]) for one in found]) if found else []
+    signs = await connection.send("MGET", *[keys.alive(one.workers[0]) for one in found]) if found else []
     return [one for one, sign in zip(found, signs, strict=True) if sign is not None]
 
 
@@ -270,10 +270,10 @@ def _ours(pid: int) -> bool:
         return False
 
 
-async def _scan(link: Connection, pattern: str) -> AsyncIterator[str]:
+async def _scan(connection: Connection, pattern: str) -> AsyncIterator[str]:
     cursor: Any = 0
     while True:
-        cursor, some = await link.send("SCAN", cursor, "MATCH", pattern.replace("[", "\\["), "COUNT", 1000)
+        cursor, some = await connection.send("SCAN", cursor, "MATCH", pattern.replace("[", "\\["), "COUNT", 1000)
         for key in some:
             yield key.decode()
         if int(cursor) == 0:
@@ -287,17 +287,17 @@ async def held(shards: Shards, victim: Victim) -> set[str]:
         Outage: a connection broke.
     """
     look = _begun if victim.role == EXECUTOR else _pending
-    return {one for some in await shards.each(lambda link: look(link, victim)) for one in some}
+    return {one for some in await shards.each(lambda connection: look(connection, victim)) for one in some}
 
 
-async def _begun(link: Connection, victim: Victim) -> set[str]:
-    flat = await link.send("HGETALL", link.keys.isolated)
+async def _begun(connection: Connection, victim: Victim) -> set[str]:
+    flat = await connection.send("HGETALL", connection.keys.isolated)
     return {call.decode() for call, who in zip(flat[::2], flat[1::2], strict=True) if who.decode() in victim.workers}
 
 
-async def _pending(link: Connection, victim: Victim) -> set[str]:
+async def _pending(connection: Connection, victim: Victim) -> set[str]:
     found: set[str] = set()
-    keys = link.keys
+    keys = connection.keys
     streams = [key(box) for box in victim.mailboxes for key in (keys.mailbox, keys.retry, keys.suspects)]
     pairs = [
         *itertools.product(streams, victim.workers),
@@ -305,11 +305,11 @@ async def _pending(link: Connection, victim: Victim) -> set[str]:
     ]
     for stream, worker in pairs:
         try:
-            entries = await link.send("XPENDING", stream, Keys.GROUP, "-", "+", 10_000, worker)
+            entries = await connection.send("XPENDING", stream, Keys.GROUP, "-", "+", 10_000, worker)
         except GymqError:
             continue  # nobody has read it yet
         for entry in entries:
-            for _, fields in await link.send("XRANGE", stream, entry[0], entry[0]):
+            for _, fields in await connection.send("XRANGE", stream, entry[0], entry[0]):
                 found.add(name(fields))
     return found
 
@@ -332,12 +332,12 @@ async def unanswered(shards: Shards, waiting: Collection[str]) -> set[str]:
     left: set[str] = set()
     for one in waiting:
         rollout, step, *n = one.split(":")
-        link = shards.links[shard_of(rollout, len(shards.links))]
+        connection = shards.connections[shard_of(rollout, len(shards.connections))]
         if n:
-            if await link.send("HEXISTS", link.keys.rollout(rollout), f"c{step}.{n[0]}"):
+            if await connection.send("HEXISTS", connection.keys.rollout(rollout), f"c{step}.{n[0]}"):
                 left.add(one)
         else:
-            version = await link.send("HGET", link.keys.rollout(rollout), "v")
+            version = await connection.send("HGET", connection.keys.rollout(rollout), "v")
             if version is not None and int(version) <= int(step):
                 left.add(one)
     return left

@@ -86,7 +86,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
         for need, waiting in sorted(needs.items())
         if not (workers.get("executor") if need == "executor" else readers[need])
     ]
-    paused = any(await shards.each(lambda link: link.send("EXISTS", link.keys.paused)))
+    paused = any(await shards.each(lambda connection: connection.send("EXISTS", connection.keys.paused)))
     if paused:
         warnings.append("admission is paused; `gymq control resume` ends that")
     warnings += [
@@ -97,7 +97,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
     for box in boxes:
         if box.newer:
             warnings.append(f"{box.newer} messages of a newer schema wait for {box.name}; start newer workers")
-    dead: int = sum(await shards.each(lambda link: link.send("XLEN", link.keys.dead)))
+    dead: int = sum(await shards.each(lambda connection: connection.send("XLEN", connection.keys.dead)))
     weights = await weights_status(shards)
     for model in weights:
         if model.failed:
@@ -110,10 +110,10 @@ async def _runs(shards: Shards, name: str | None) -> list[RunStatus]:
     if name is not None:
         return [await shards.status(name)]
     names: set[str] = set()
-    for link in shards.links:
+    for connection in shards.connections:
         # Not `runs`: runs that are done are no longer there, but stay readable until they lapse.
-        prefix = link.keys.run("")
-        names.update(key.removeprefix(prefix) for key in await scan(link, f"{prefix}*"))
+        prefix = connection.keys.run("")
+        names.update(key.removeprefix(prefix) for key in await scan(connection, f"{prefix}*"))
     found: list[RunStatus] = []
     for one in sorted(names):
         try:
@@ -127,18 +127,20 @@ async def _workers(shards: Shards) -> tuple[dict[str, int], Counter[str], dict[s
     """The workers alive by role, how many of them read each mailbox, and what those say of their load that do."""
     alive: dict[tuple[str, str, int], dict[str, Any]] = {}
     executors: set[str] = set()
-    for link in shards.links:
-        flat = await link.send("HGETALL", link.keys.workers)
+    for connection in shards.connections:
+        flat = await connection.send("HGETALL", connection.keys.workers)
         infos = {worker.decode(): info for worker, info in zip(flat[::2], flat[1::2], strict=True)}
-        signs: list[bytes | None] = await link.send("MGET", *[link.keys.alive(worker) for worker in infos]) if infos else []
+        signs: list[bytes | None] = (
+            await connection.send("MGET", *[connection.keys.alive(worker) for worker in infos]) if infos else []
+        )
         for info, sign in zip(infos.values(), signs, strict=True):
             if sign is not None and info.startswith(b"{"):
                 told: dict[str, Any] = msgspec.json.decode(info)
                 # A process has a name of its own on each shard.
                 alive[told["role"], told["host"], told["pid"]] = told
         # Executors hold no mail, so they stand in no registry.
-        prefix = link.keys.alive("")
-        executors.update(key.removeprefix(prefix) for key in await scan(link, link.keys.alive("executor-*")))
+        prefix = connection.keys.alive("")
+        executors.update(key.removeprefix(prefix) for key in await scan(connection, connection.keys.alive("executor-*")))
     roles: Counter[str] = Counter()
     readers: Counter[str] = Counter()
     for told in alive.values():
@@ -156,7 +158,7 @@ async def _workers(shards: Shards) -> tuple[dict[str, int], Counter[str], dict[s
 async def _needs(shards: Shards, one: RunStatus) -> list[str]:
     """The mailboxes, and perhaps `executor`, without which a run stands still."""
     needs = ["agent", *(f"model:{spec}" for spec in dict.fromkeys((one.config.model, one.config.judge)) if spec)]
-    for fields in await shards.each(lambda link: link.send("HGETALL", link.keys.run(one.config.name))):
+    for fields in await shards.each(lambda connection: connection.send("HGETALL", connection.keys.run(one.config.name))):
         for field, value in zip(fields[::2], fields[1::2], strict=True):
             if field.startswith(b"spec:"):
                 spec = msgspec.json.decode(value, type=EnvironmentSpec)
@@ -169,26 +171,26 @@ async def _needs(shards: Shards, one: RunStatus) -> list[str]:
 async def _mailbox(shards: Shards, name: str, workers: int) -> Mailbox:
     length = taken = 0
     newer = 0
-    for link in shards.links:
-        for stream in (link.keys.mailbox(name), link.keys.retry(name), link.keys.suspects(name)):
-            if await link.send("EXISTS", stream):
-                length += await link.send("XLEN", stream)
+    for connection in shards.connections:
+        for stream in (connection.keys.mailbox(name), connection.keys.retry(name), connection.keys.suspects(name)):
+            if await connection.send("EXISTS", stream):
+                length += await connection.send("XLEN", stream)
                 # The first worker makes the group; mail may come before it.
-                for group in await link.send("XINFO", "GROUPS", stream):
+                for group in await connection.send("XINFO", "GROUPS", stream):
                     taken += dict(zip(group[::2], group[1::2], strict=True))[b"pending"]
-        newer += await link.send("XLEN", link.keys.newer(name))
+        newer += await connection.send("XLEN", connection.keys.newer(name))
     return Mailbox(name, max(length - taken, 0) + newer, taken, workers, newer)
 
 
-async def _own(link: Connection) -> list[Mailbox]:
+async def _own(connection: Connection) -> list[Mailbox]:
     """The private mailboxes with mail."""
     found: list[Mailbox] = []
-    for worker in sorted(await link.send("HKEYS", link.keys.private)):
-        own = link.keys.private_mailbox(worker.decode())
-        length = await link.send("XLEN", own)
+    for worker in sorted(await connection.send("HKEYS", connection.keys.private)):
+        own = connection.keys.private_mailbox(worker.decode())
+        length = await connection.send("XLEN", own)
         if length:
             with suppress(GymqError):  # it is gone by now
-                taken = (await link.send("XPENDING", own, link.keys.GROUP))[0]
+                taken = (await connection.send("XPENDING", own, connection.keys.GROUP))[0]
                 found.append(Mailbox(f"@{worker.decode()}", max(length - taken, 0), taken, 1))
     return found
 

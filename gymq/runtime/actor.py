@@ -85,17 +85,17 @@ class Actor:
         self._failure: BaseException | None = None
         self._to_blame = True  # whether what is held may be, for the failure
         self.reader = Connection(settings, f"gymq-{self.role}-reader")
-        self.link = Connection(settings, f"gymq-{self.role}")
-        self.boxes = Mailboxes(self.mailboxes(), self.link.keys, private=self.private)
+        self.connection = Connection(settings, f"gymq-{self.role}")
+        self.boxes = Mailboxes(self.mailboxes(), self.connection.keys, private=self.private)
         self.quarantine: Quarantine | None = Quarantine(self.role, settings, options)
         self.life = Membership(settings, Connection(settings, f"gymq-{self.role}-alive"), self.describe(), self.private)
 
     def isolate(self) -> None:
         """Before `main`: serve suspects and nothing else, one at a time; see `gymq.runtime.quarantine_main`."""
         self.capacity = 1
-        self.boxes = Mailboxes(self.mailboxes(), self.link.keys, alone=True)
+        self.boxes = Mailboxes(self.mailboxes(), self.connection.keys, alone=True)
         self.quarantine = None
-        self.life = Membership(self.settings, self.life.link, self.describe())
+        self.life = Membership(self.settings, self.life.connection, self.describe())
 
     # What a role says.
 
@@ -192,13 +192,13 @@ class Actor:
         for first in range(0, len(mail), PARK_BATCH):
             batch = list(zip(mail, schemas, strict=True))[first : first + PARK_BATCH]
             items = [[self.boxes.of(one), one.stream, one.id, schema] for one, schema in batch]
-            await self.link.insist("park", pack(items))
+            await self.connection.insist("park", pack(items))
         for one in mail:
             self.release(one)
 
     async def _unpark(self) -> None:
         while not self._draining:
-            moved, dropped = await self.life.link.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
+            moved, dropped = await self.life.connection.run("unpark", SCHEMA, PARK_BATCH, *self.boxes.names)
             if dropped:
                 print(f"gymq: {dropped} messages that were put aside as newer are no mail; they were dropped", file=sys.stderr)
             if moved + dropped < PARK_BATCH:
@@ -216,7 +216,7 @@ class Actor:
         if not await self._connect():
             return
         await self.prepare()
-        await self.boxes.create(self.link)
+        await self.boxes.create(self.connection)
         await self.life.begin()
         background = [asyncio.create_task(job()) for job in (self._read, self._renew, self._sweep)]
         try:
@@ -227,16 +227,16 @@ class Actor:
         finally:
             await cancel_and_wait(background)
             await self.close()
-            for link in (self.reader, self.link, self.life.link):
-                await link.close()
+            for connection in (self.reader, self.connection, self.life.connection):
+                await connection.close()
 
     async def _connect(self) -> bool:
         """Open the connections; False: asked to end while one shard of several was away."""
         while True:
             try:
-                for link in (self.reader, self.link, self.life.link):
-                    await link.connect()
-                await check(self.link)
+                for connection in (self.reader, self.connection, self.life.connection):
+                    await connection.connect()
+                await check(self.connection)
                 return True
             except (ServerUnreachable, Outage) as error:
                 # The actors of the other shards must not wait for this one.

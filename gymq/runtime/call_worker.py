@@ -135,7 +135,7 @@ class CallWorker(Actor):
         letter = None
         try:
             if mail.strikes >= STRIKES:
-                poison, letter = await dead_letter_of_call(self.link, mail, call, self.role)
+                poison, letter = await dead_letter_of_call(self.connection, mail, call, self.role)
                 raise poison
             value = await self.serve(call)
         except CallError as error:
@@ -174,7 +174,7 @@ class CallWorker(Actor):
         found: list[bool] = []
         for first in range(0, len(calls), PENDING_BATCH):
             asked = [[call.rollout, call.step, call.n] for call in calls[first : first + PENDING_BATCH]]
-            found += map(bool, await self.link.insist("pending", pack(asked)))
+            found += map(bool, await self.connection.insist("pending", pack(asked)))
         return found
 
     def _acknowledge(self, mail: Mail) -> None:
@@ -193,7 +193,7 @@ class CallWorker(Actor):
         )
 
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
-        outcomes = await self.link.insist("reply", pack([reply for _, reply in batch]))
+        outcomes = await self.connection.insist("reply", pack([reply for _, reply in batch]))
         for (mail, _), outcome in zip(batch, outcomes, strict=True):
             self.release(mail)
             self.counts["served" if outcome else "stale"] += 1
@@ -201,7 +201,7 @@ class CallWorker(Actor):
 
     async def _load(self, wanted: list[list[Any]]) -> list[Any]:
         self.counts["loaded"] += len(wanted)
-        return await self.link.insist("load", pack(wanted))
+        return await self.connection.insist("load", pack(wanted))
 
     async def conversation(self, call: Call, parameters: bool = False) -> ConversationCopy:
         """The rollout's messages up to the call's length, and its parameters if asked for; reads only what is not kept.

@@ -82,23 +82,23 @@ _decoder = msgspec.msgpack.Decoder(DeadLetter)
 # Writing.
 
 
-async def dead_letter_of_call(link: Connection, mail: Mail, call: Call, role: str) -> tuple[CallError, bytes]:
+async def dead_letter_of_call(connection: Connection, mail: Mail, call: Call, role: str) -> tuple[CallError, bytes]:
     """A call's end: the error that answers it, and its encoded letter, which the reply script writes if it is pending.
 
     Args:
-        link: a connection.
+        connection: a connection.
         mail: the mail, with all its strikes.
         call: the call in it.
         role: whose processes died.
     """
-    ((_, _, _, _, _, task),) = await link.insist("load", pack([[call.rollout, -1, call.run, call.row]]))
+    ((_, _, _, _, _, task),) = await connection.insist("load", pack([[call.rollout, -1, call.run, call.row]]))
     while True:
         try:
-            config = await link.send("HGET", link.keys.run(call.run), "config")
+            config = await connection.send("HGET", connection.keys.run(call.run), "config")
             break
         except Outage:
-            await link.reconnect()
-    box = mail.stream.decode().removeprefix(link.keys.mailbox("")).removesuffix(":alone")
+            await connection.reconnect()
+    box = mail.stream.decode().removeprefix(connection.keys.mailbox("")).removesuffix(":alone")
     name = call.name or box.partition(":")[2]
     return _bury(DeadLetter(call.id, call.rollout, role, box, call.kind, name, mail.fields, task or b"", config or b""), mail)
 
@@ -130,7 +130,7 @@ def _bury(letter: DeadLetter, mail: Mail) -> tuple[CallError, bytes]:
 class Found:
     """A letter and the entry in which it stands."""
 
-    link: Connection
+    connection: Connection
     entry: bytes
     letter: DeadLetter
 
@@ -143,18 +143,20 @@ async def letters(shards: Shards, name: str | None = None) -> list[Found]:
         name: only those of this run.
     """
     found: list[Found] = []
-    for link in shards.links:
+    for connection in shards.connections:
         first = "-"
         while True:
-            entries = await link.send("XRANGE", link.keys.dead, first, "+", "COUNT", PAGE)
-            found += [Found(link, entry, letter) for entry, fields in entries if (letter := _read(link, entry, fields))]
+            entries = await connection.send("XRANGE", connection.keys.dead, first, "+", "COUNT", PAGE)
+            found += [
+                Found(connection, entry, letter) for entry, fields in entries if (letter := _read(connection, entry, fields))
+            ]
             if len(entries) < PAGE:
                 break
             first = f"({entries[-1][0].decode()}"
     return sorted((one for one in found if name is None or one.letter.run == name), key=lambda one: one.letter.at)
 
 
-def _read(link: Connection, entry: bytes, fields: list[bytes]) -> DeadLetter | None:
+def _read(connection: Connection, entry: bytes, fields: list[bytes]) -> DeadLetter | None:
     """The letter in an entry; None: it is none, which is said: whoever may write to Redis may write there, too."""
     try:
         letter = _decoder.decode(fields[1])
@@ -166,7 +168,10 @@ def _read(link: Connection, entry: bytes, fields: list[bytes]) -> DeadLetter | N
         if letter.config:
             msgspec.json.decode(letter.config, type=RunConfig)
     except UNREADABLE as error:
-        print(f"gymq: entry {entry.decode()} in {link.keys.dead} is no dead letter: {error}; it is left out", file=sys.stderr)
+        print(
+            f"gymq: entry {entry.decode()} in {connection.keys.dead} is no dead letter: {error}; it is left out",
+            file=sys.stderr,
+        )
         return None
     return letter
 
@@ -185,13 +190,13 @@ async def find(shards: Shards, id_: str) -> Found:
 
 async def messages(found: Found) -> list[bytes]:
     """The rollout's messages, each as JSON, or nothing: they go with the rollout, and with what its consumers have read."""
-    link, letter = found.link, found.letter
-    there: list[bytes] = await link.send("LRANGE", link.keys.messages(letter.rollout), 0, -1)
+    connection, letter = found.connection, found.letter
+    there: list[bytes] = await connection.send("LRANGE", connection.keys.messages(letter.rollout), 0, -1)
     if there:
         return there
     first = "-"
     while True:
-        entries = await link.send("XRANGE", link.keys.results(letter.run), first, "+", "COUNT", PAGE)
+        entries = await connection.send("XRANGE", connection.keys.results(letter.run), first, "+", "COUNT", PAGE)
         for _, fields in entries:
             if is_rollout_entry(fields, letter.run) and fields[1] == letter.rollout.encode():
                 with suppress(*UNREADABLE):
@@ -234,7 +239,7 @@ async def replay(shards: Shards, id_: str, name: str | None = None) -> tuple[str
     config = msgspec.json.decode(letter.config, type=RunConfig)
     if not await shards.create(msgspec.structs.replace(config, name=name, samples=1, created=0.0)):
         await shards.reopen(name)
-    written = await TaskLedger(shards.links, name).write(f"dead:{id_}", [task], wait=False)
+    written = await TaskLedger(shards.connections, name).write(f"dead:{id_}", [task], wait=False)
     await shards.close_run(name)
     return name, bool(written)
 
@@ -243,5 +248,5 @@ async def drop(found: list[Found]) -> int:
     """Forget letters; returns how many there were."""
     gone = 0
     for one in found:
-        gone += await one.link.send("XDEL", one.link.keys.dead, one.entry)
+        gone += await one.connection.send("XDEL", one.connection.keys.dead, one.entry)
     return gone

@@ -69,7 +69,7 @@ class Mailboxes:
         self._first = [(keys.suspects if alone else keys.mailbox)(name) for name in names]
         self._turn = 0
 
-    async def create(self, link: Connection) -> None:
+    async def create(self, connection: Connection) -> None:
         """Make the streams and their groups where they do not exist; what already lies there will be delivered.
 
         Raises:
@@ -77,16 +77,16 @@ class Mailboxes:
         """
         for stream in self._all:
             try:
-                await link.send("XGROUP CREATE", stream, Keys.GROUP, "0", "MKSTREAM")
+                await connection.send("XGROUP CREATE", stream, Keys.GROUP, "0", "MKSTREAM")
             except GymqError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
 
-    async def take(self, link: Connection, worker: str, free: int) -> list[Mail]:
+    async def take(self, connection: Connection, worker: str, free: int) -> list[Mail]:
         """Take mail, what was handed back first; wait a while if there is none.
 
         Args:
-            link: a connection of the reader's own, since the read blocks.
+            connection: a connection of the reader's own, since the read blocks.
             worker: who takes it.
             free: how many calls the worker can start now; it gets no more than that.
 
@@ -95,11 +95,11 @@ class Mailboxes:
             Gone: the worker was declared dead.
         """
         try:
-            return await self._take(link, worker, free)
+            return await self._take(connection, worker, free)
         except GymqError as error:
             raise self._gone(error) from None
 
-    async def _take(self, link: Connection, worker: str, free: int) -> list[Mail]:
+    async def _take(self, connection: Connection, worker: str, free: int) -> list[Mail]:
         first = self._first_of(worker)
         streams, block = self._retry + first, BLOCK_MS
         if free < len(streams):
@@ -107,13 +107,13 @@ class Mailboxes:
             # the wait for the next mail is on a few streams, all in turn.
             self._turn = (self._turn + 1) % len(streams)
             in_turn = first[self._turn % len(first) :] + first[: self._turn % len(first)]
-            reply = await link.run("take", worker, free, *self._retry, *in_turn)
+            reply = await connection.run("take", worker, free, *self._retry, *in_turn)
             if reply:
                 return _parse(reply)
             streams = (streams[self._turn :] + streams[: self._turn])[:free]
             block = BLOCK_IN_TURN
         count = max(1, free // len(streams))
-        reply = await link.send(
+        reply = await connection.send(
             "XREADGROUP",
             "GROUP",
             Keys.GROUP,
@@ -128,7 +128,7 @@ class Mailboxes:
         )
         return _parse(reply)
 
-    async def held(self, link: Connection, worker: str) -> list[Mail]:
+    async def held(self, connection: Connection, worker: str) -> list[Mail]:
         """All mail that was delivered to a worker and is not acknowledged.
 
         Raises:
@@ -137,7 +137,7 @@ class Mailboxes:
         """
         streams = self._retry + self._first_of(worker)
         try:
-            reply = await link.send("XREADGROUP", "GROUP", Keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
+            reply = await connection.send("XREADGROUP", "GROUP", Keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
         except GymqError as error:
             raise self._gone(error) from None
         return _parse(reply)

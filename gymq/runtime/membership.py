@@ -34,13 +34,13 @@ class Membership:
 
     Args:
         settings: the limit.
-        link: a connection of its own, so that nothing delays the renewal but the loop itself.
+        connection: a connection of its own, so that nothing delays the renewal but the loop itself.
         info: what the registry says of this worker: role, host, pid, mailboxes.
         private: it has a private mailbox.
     """
 
-    def __init__(self, settings: Settings, link: Connection, info: dict[str, Any], private: bool = False) -> None:
-        self.link = link
+    def __init__(self, settings: Settings, connection: Connection, info: dict[str, Any], private: bool = False) -> None:
+        self.connection = connection
         self.worker = ""
         self.handed_back = 0
         self._limit = settings.liveness
@@ -61,7 +61,7 @@ class Membership:
                 started = time.monotonic()
                 open_for = self._open_for if self._private else b""
                 info = msgspec.json.encode(self._info)
-                await self.link.run("enter", self.worker, info, self._milliseconds, open_for)
+                await self.connection.run("enter", self.worker, info, self._milliseconds, open_for)
                 self._until, self._doubt = started + self._limit, False
                 return await self.shut() if self._shut else None
             except Outage:
@@ -80,7 +80,7 @@ class Membership:
         """
         self._info |= what
         if self.worker:
-            await self.link.run("tell", self.worker, msgspec.json.encode(self._info))
+            await self.connection.run("tell", self.worker, msgspec.json.encode(self._info))
 
     async def renew(self) -> bool:
         """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
@@ -88,11 +88,11 @@ class Membership:
             started = time.monotonic()
             try:
                 # PEXPIRE works even when the server's memory is full.
-                alive = self.link.keys.alive(self.worker)
-                if not self._doubt and await self.link.send("PEXPIRE", alive, self._milliseconds):
+                alive = self.connection.keys.alive(self.worker)
+                if not self._doubt and await self.connection.send("PEXPIRE", alive, self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
                         self._connected = time.monotonic()
-                elif not await self.link.run("rejoin", self.worker, self._milliseconds, int(self._private)):
+                elif not await self.connection.run("rejoin", self.worker, self._milliseconds, int(self._private)):
                     return False
                 self._until, self._doubt = started + self._limit, False
                 return True
@@ -124,10 +124,10 @@ class Membership:
 
     async def _judge(self) -> bool:
         started = time.monotonic()
-        registry = await self.link.send("HGETALL", self.link.keys.workers)
+        registry = await self.connection.send("HGETALL", self.connection.keys.workers)
         pairs = zip(registry[::2], registry[1::2], strict=True)
         others = {worker.decode(): info for worker, info in pairs if worker != self.worker.encode()}
-        signs = await self.link.send("MGET", *[self.link.keys.alive(worker) for worker in others]) if others else []
+        signs = await self.connection.send("MGET", *[self.connection.keys.alive(worker) for worker in others]) if others else []
         now = time.monotonic()
         if now - started > self._limit / 3:
             self._connected = now
@@ -139,7 +139,7 @@ class Membership:
         for worker, since in self._missing.items():
             if now - since >= self._limit / 3 or others[worker].startswith(DEAD):
                 await self._hand_back(worker, self._mailboxes(worker, others[worker].removeprefix(DEAD)))
-        orphans, waiting = await self.link.run("orphans", *self._info["mailboxes"])
+        orphans, waiting = await self.connection.run("orphans", *self._info["mailboxes"])
         for orphan in orphans:
             await self._hand_back(orphan.decode(), self._info["mailboxes"])
         return bool(waiting)
@@ -155,7 +155,7 @@ class Membership:
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         while True:
-            moved = await self.link.run("handback", worker, HANDBACK_BATCH, "0", *mailboxes)
+            moved = await self.connection.run("handback", worker, HANDBACK_BATCH, "0", *mailboxes)
             self.handed_back += max(moved, 0)
             if moved < HANDBACK_BATCH:
                 return
@@ -188,7 +188,7 @@ class Membership:
     async def _insist(self, script: str, *args: Any) -> Any:
         while True:
             try:
-                return await self.link.run(script, *args)
+                return await self.connection.run(script, *args)
             except Outage:
                 await self.recover()
             except ServerFull:
@@ -196,7 +196,7 @@ class Membership:
 
     async def recover(self) -> None:
         """Connect again after an outage; from now on it counts how long this worker has been connected."""
-        await self.link.reconnect()
+        await self.connection.reconnect()
         self._connected = time.monotonic()
         self._missing.clear()
 

@@ -61,12 +61,12 @@ class MultiShardActor:
             await cancel_and_wait(lives)
 
     async def _reach(self) -> None:
-        links = Shards(self._settings, "gymq-check").links
-        found = await asyncio.gather(*(link.connect() for link in links), return_exceptions=True)
-        for link in links:
-            await link.close()
+        connections = Shards(self._settings, "gymq-check").connections
+        found = await asyncio.gather(*(connection.connect() for connection in connections), return_exceptions=True)
+        for connection in connections:
+            await connection.close()
         failures = [failure for failure in found if failure is not None]
-        if len(failures) == len(links):
+        if len(failures) == len(connections):
             raise failures[0]
 
     def drain(self) -> None:

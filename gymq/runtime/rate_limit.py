@@ -36,13 +36,13 @@ class SharedLimiter:
     """One endpoint's limits, as one process sees them; requests of one event loop share it.
 
     Args:
-        link: a connection of its own to shard 0; opened when it is needed first.
+        connection: a connection of its own to shard 0; opened when it is needed first.
         name: of what the limits are, the same in all processes that share them: see `digest`.
         limits: what a person asked for; without any, only a learned rate limits.
     """
 
-    def __init__(self, link: Connection, name: str, limits: list[Limit]) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, name: str, limits: list[Limit]) -> None:
+        self._connection = connection
         self._name = name
         self._limits = limits
         self._me = f"{socket.gethostname()}-{os.getpid()}-{id(self):x}"
@@ -125,7 +125,7 @@ class SharedLimiter:
         """Close the connection."""
         if self._task is not None:
             await cancel_and_wait([self._task])
-        await self._link.close()
+        await self._connection.close()
 
     def _give_back(self, permit: Permit) -> None:
         for i, cost in enumerate(permit.costs):
@@ -159,7 +159,7 @@ class SharedLimiter:
         refusal, self._refusal = self._refusal, []
         limits = [[limit.name, limit.rate, limit.burst] for limit in self._limits]
         # Sent again after an outage it may take permits twice; the buckets fill again.
-        reply = await self._link.insist("rate", pack([self._name, self._me, limits, asks, back, refusal]))
+        reply = await self._connection.insist("rate", pack([self._name, self._me, limits, asks, back, refusal]))
         granted, wait, now, learned = reply
         self._learned = bool(learned or self._refusal)
         for permit, future in batch[:granted]:

@@ -20,7 +20,7 @@ INLINE = 4096
 BACKLOG_BYTES = 256 * 2**20
 
 
-async def admit(link: Connection) -> int:
+async def admit(connection: Connection) -> int:
     """Start rollouts while their runs have credits; returns how many.
 
     Raises:
@@ -28,7 +28,7 @@ async def admit(link: Connection) -> int:
     """
     total = 0
     while True:
-        admitted, skipped = await link.run("admit", ADMIT, INLINE, SKIP, BACKLOG_BYTES)
+        admitted, skipped = await connection.run("admit", ADMIT, INLINE, SKIP, BACKLOG_BYTES)
         total += admitted
         if admitted < ADMIT and skipped < SKIP:
             return total

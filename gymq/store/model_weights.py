@@ -69,36 +69,38 @@ class LoadFailure(msgspec.Struct):
         return f"{self.host} pid {self.pid}"
 
 
-async def read_weights(link: Connection, model: str) -> Weights | None:
+async def read_weights(connection: Connection, model: str) -> Weights | None:
     """What a model is to sample with, as a shard knows it; None: nothing was published.
 
     Raises:
         Outage: the connection broke.
         GymqError: what stands there cannot be read.
     """
-    data = await link.send("HGET", link.keys.weights(model), "weights")
+    data = await connection.send("HGET", connection.keys.weights(model), "weights")
     try:
         return None if data is None else msgspec.json.decode(data, type=Weights)
     except UNREADABLE as error:
         raise GymqError(f"weights: what Redis says of model {model} cannot be read: {error}; publish again") from None
 
 
-async def read_version(link: Connection, model: str) -> int:
+async def read_version(connection: Connection, model: str) -> int:
     """The version that a model is to sample with, as a shard knows it; 0: nothing was published.
 
     Raises:
         Outage: the connection broke.
     """
-    return int(await link.send("HGET", link.keys.weights(model), "version") or 0)
+    return int(await connection.send("HGET", connection.keys.weights(model), "version") or 0)
 
 
-async def copy(link: Connection, wanted: Weights) -> None:
+async def copy(connection: Connection, wanted: Weights) -> None:
     """Write what shard 0 says onto another shard, unless that knows it, or newer words of shard 0.
 
     Raises:
         Outage: the connection broke.
     """
-    there = await read_weights(link, wanted.model)
+    there = await read_weights(connection, wanted.model)
     if there is None or there.published < wanted.published:
         data = msgspec.json.encode(wanted)
-        await link.send("HSET", link.keys.weights(wanted.model), "version", wanted.version, "id", wanted.id, "weights", data)
+        await connection.send(
+            "HSET", connection.keys.weights(wanted.model), "version", wanted.version, "id", wanted.id, "weights", data
+        )

@@ -127,11 +127,11 @@ class RunStatus(msgspec.Struct):
         return self.rows * self.config.samples
 
 
-async def create(link: Connection, config: RunConfig) -> bool:
+async def create(connection: Connection, config: RunConfig) -> bool:
     """Create a run, or find it as it was created.
 
     Args:
-        link: a connection; its shard gets its part of the concurrency and of the backlog.
+        connection: a connection; its shard gets its part of the concurrency and of the backlog.
         config: what the run is to be.
 
     Returns:
@@ -142,81 +142,81 @@ async def create(link: Connection, config: RunConfig) -> bool:
     """
     check_name(config.name)
     config = config if config.created else msgspec.structs.replace(config, created=time.time())
-    made = await link.send("HSETNX", link.keys.run(config.name), "config", msgspec.json.encode(config))
+    made = await connection.send("HSETNX", connection.keys.run(config.name), "config", msgspec.json.encode(config))
     if not made:
-        there = await load_config(link, config.name)
+        there = await load_config(connection, config.name)
         for field in config.__struct_fields__:
             if field not in _FREE and getattr(there, field) != getattr(config, field):
                 raise UsageError(
                     f"run {config.name!r} exists with {field}={getattr(there, field)!r}, not {getattr(config, field)!r}; "
                     "choose another name, or `gymq rm` it"
                 )
-    await link.send(
+    await connection.send(
         "HSET",
-        link.keys.run(config.name),
+        connection.keys.run(config.name),
         "samples",
         config.samples,
         "concurrency",
-        -(-config.concurrency // link.shards),
+        -(-config.concurrency // connection.shards),
         "backlog",
-        -(-config.backlog // link.shards),
+        -(-config.backlog // connection.shards),
         "ahead",
-        -(-config.ahead // link.shards),
-        *(("shards", link.shards, "shard", link.shard) if link.shards > 1 else ()),
+        -(-config.ahead // connection.shards),
+        *(("shards", connection.shards, "shard", connection.shard) if connection.shards > 1 else ()),
     )
-    await link.send("HSETNX", link.keys.run(config.name), "state", "open")
-    await link.send("ZADD", link.keys.runs, "NX", config.created, config.name)
+    await connection.send("HSETNX", connection.keys.run(config.name), "state", "open")
+    await connection.send("ZADD", connection.keys.runs, "NX", config.created, config.name)
     return bool(made)
 
 
-async def load_config(link: Connection, name: str) -> RunConfig:
+async def load_config(connection: Connection, name: str) -> RunConfig:
     """Read what a run is.
 
     Raises:
         UnknownName: there is no such run.
     """
-    data = await link.send("HGET", link.keys.run(name), "config")
+    data = await connection.send("HGET", connection.keys.run(name), "config")
     if data is None:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
     return msgspec.json.decode(data, type=RunConfig)
 
 
-async def add_environment(link: Connection, name: str, spec: EnvironmentSpec) -> None:
+async def add_environment(connection: Connection, name: str, spec: EnvironmentSpec) -> None:
     """Write an environment's description into the run's record, where agents find it."""
-    await link.send("HSET", link.keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
+    await connection.send("HSET", connection.keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
 
 
-async def load_environment(link: Connection, name: str, environment: str) -> EnvironmentSpec | None:
+async def load_environment(connection: Connection, name: str, environment: str) -> EnvironmentSpec | None:
     """Read an environment's description from the run's record."""
-    data = await link.send("HGET", link.keys.run(name), f"spec:{environment}")
+    data = await connection.send("HGET", connection.keys.run(name), f"spec:{environment}")
     return None if data is None else msgspec.json.decode(data, type=EnvironmentSpec)
 
 
-async def close(link: Connection, name: str) -> None:
+async def close(connection: Connection, name: str) -> None:
     """Say that the run gets no more rows.
 
     Raises:
         RunClosed: it was cancelled.
     """
-    if await link.run("close", name) < 0:
+    if await connection.run("close", name) < 0:
         raise RunClosed(f"run {name!r} was cancelled or removed")
 
 
-async def reopen(link: Connection, name: str) -> None:
+async def reopen(connection: Connection, name: str) -> None:
     """Let a closed run take rows again.
 
     Raises:
         RunClosed: it was cancelled, or is done.
     """
-    if not await link.run("reopen", name):
+    if not await connection.run("reopen", name):
         raise RunClosed(f"run {name!r} was cancelled, removed, or is done")
 
 
-async def drop_consumer(link: Connection, name: str, consumer: str, ttl: int) -> None:
+async def drop_consumer(connection: Connection, name: str, consumer: str, ttl: int) -> None:
     """Forget a consumer: nothing waits for it any more.
 
     Args:
-        link: a connection.
+        connection: a connection.
         name: the run's name.
         consumer: the consumer's name.
         ttl: seconds for which the run is kept if it is done by this.
@@ -224,14 +224,14 @@ async def drop_consumer(link: Connection, name: str, consumer: str, ttl: int) ->
     Raises:
         UnknownName: there is no such run or consumer.
     """
-    others = (await status(link, name)).unread.keys() - {consumer}
-    if not await link.run("drop", name, consumer):
+    others = (await status(connection, name)).unread.keys() - {consumer}
+    if not await connection.run("drop", name, consumer):
         raise UnknownName(f"run {name!r} has no consumer {consumer!r}; it has {', '.join(sorted(others)) or 'none'}")
     for other in sorted(others)[:1]:
-        await link.run("ack", name, other, ttl)  # trims, and sees whether the run is done now
+        await connection.run("ack", name, other, ttl)  # trims, and sees whether the run is done now
 
 
-async def cancel(link: Connection, name: str) -> int:
+async def cancel(connection: Connection, name: str) -> int:
     """Stop admitting and end what is in flight.
 
     Returns:
@@ -241,18 +241,18 @@ async def cancel(link: Connection, name: str) -> int:
         UnknownName: there is no such run.
         RunClosed: it is done.
     """
-    await load_config(link, name)
-    flying = await link.run("cancel", name)
+    await load_config(connection, name)
+    flying = await connection.run("cancel", name)
     if flying < 0:
         raise RunClosed(f"run {name!r} is done: nothing is left to cancel")
     return flying
 
 
-async def cancel_some(link: Connection, name: str, which: list[str]) -> tuple[int, int]:
+async def cancel_some(connection: Connection, name: str, which: list[str]) -> tuple[int, int]:
     """End some groups and rollouts of a run that goes on with the others.
 
     Args:
-        link: a connection.
+        connection: a connection.
         name: the run's name.
         which: of a group the row's number, of a rollout `ROW.SAMPLE`.
 
@@ -267,7 +267,7 @@ async def cancel_some(link: Connection, name: str, which: list[str]) -> tuple[in
     for one in which:
         if not _PLACE.fullmatch(one):
             raise UsageError(f"{one!r} is no group (ROW) and no rollout (ROW.SAMPLE)")
-    state, *found = await link.run("cancel_some", name, *which)
+    state, *found = await connection.run("cancel_some", name, *which)
     if state is None:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
     if not found:
@@ -281,50 +281,50 @@ async def cancel_some(link: Connection, name: str, which: list[str]) -> tuple[in
     return sum(one[0] for one in found), sum(one[1] for one in found)
 
 
-async def pause(link: Connection, name: str, paused: bool) -> None:
+async def pause(connection: Connection, name: str, paused: bool) -> None:
     """Admit no more rollouts of a run, or admit them again; those in flight go on.
 
     Raises:
         UnknownName: there is no such run.
         RunClosed: it was cancelled, or is done.
     """
-    there = await status(link, name)
+    there = await status(connection, name)
     if there.state in ("cancelled", "done"):
         raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
     if paused:
-        await link.send("HSET", link.keys.run(name), "paused", 1)
+        await connection.send("HSET", connection.keys.run(name), "paused", 1)
     else:
-        await link.send("HDEL", link.keys.run(name), "paused")
+        await connection.send("HDEL", connection.keys.run(name), "paused")
 
 
-async def remove(link: Connection, name: str) -> None:
+async def remove(connection: Connection, name: str) -> None:
     """Forget a run and all that it holds, results too.
 
     Raises:
         UnknownName: there is no such run.
     """
-    await load_config(link, name)
-    await link.run("remove", name)
+    await load_config(connection, name)
+    await connection.run("remove", name)
 
 
-async def status(link: Connection, name: str) -> RunStatus:
+async def status(connection: Connection, name: str) -> RunStatus:
     """Read how far a run is.
 
     Raises:
         UnknownName: there is no such run.
     """
-    flat = await link.send("HGETALL", link.keys.run(name))
+    flat = await connection.send("HGETALL", connection.keys.run(name))
     fields = {k.decode(): v for k, v in zip(flat[::2], flat[1::2], strict=True)}
     if "config" not in fields:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
-    lag = await link.run("lag", name)
+    lag = await connection.run("lag", name)
     return RunStatus(
         config=msgspec.json.decode(fields["config"], type=RunConfig),
         state=fields.get("state", b"open").decode(),  # a run that is being created has none yet
         rows=int(fields.get("rows", 0)),
         admitted=int(fields.get("cursor", 0)),
         ended=int(fields.get("ended", 0)),
-        live=await link.send("SCARD", link.keys.live(name)),
+        live=await connection.send("SCARD", connection.keys.live(name)),
         by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
         unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
         paused="paused" in fields,
@@ -342,6 +342,6 @@ def _tokens(fields: dict[str, bytes]) -> dict[str, Usage]:
     return found
 
 
-async def names(link: Connection) -> list[str]:
+async def names(connection: Connection) -> list[str]:
     """All runs that Redis knows, oldest first."""
-    return [name.decode() for name in await link.send("ZRANGE", link.keys.runs, 0, -1)]
+    return [name.decode() for name in await connection.send("ZRANGE", connection.keys.runs, 0, -1)]

@@ -39,16 +39,16 @@ class Shards:
 
     def __init__(self, settings: Settings, name: str) -> None:
         first = Connection(settings.at(0), name)
-        self.links = [first, *(Connection(settings.at(shard), name) for shard in range(1, first.shards))]
+        self.connections = [first, *(Connection(settings.at(shard), name) for shard in range(1, first.shards))]
 
     @property
     def first(self) -> Connection:
         """Shard 0; what a run has only once stands there."""
-        return self.links[0]
+        return self.connections[0]
 
     async def each(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
         """Do something on every shard at the same time; the results in their order."""
-        return list(await asyncio.gather(*map(work, self.links)))
+        return list(await asyncio.gather(*map(work, self.connections)))
 
     async def connect(self) -> None:
         """Open all connections.
@@ -75,44 +75,44 @@ class Shards:
         new = await runs.create(self.first, config)
         # Its creation is part of what callees keep things by: the same everywhere.
         born = (await runs.load_config(self.first, config.name)).created
-        for link in self.links[1:]:
-            await runs.create(link, msgspec.structs.replace(config, created=born))
+        for connection in self.connections[1:]:
+            await runs.create(connection, msgspec.structs.replace(config, created=born))
         return new
 
     async def declare(self, name: str, consumer: str) -> int:
         """Declare a consumer; returns how many finished rollouts it will not see, -1 if there is no such run."""
-        missed = await self.each(lambda link: link.insist("declare", name, consumer))
+        missed = await self.each(lambda connection: connection.insist("declare", name, consumer))
         return -1 if min(missed) < 0 else sum(missed)
 
     async def close_run(self, name: str) -> None:
         """Say that the run gets no more rows; see `run.close`."""
-        await self.each(lambda link: runs.close(link, name))
+        await self.each(lambda connection: runs.close(connection, name))
 
     async def reopen(self, name: str) -> None:
         """Let a closed run take rows again; see `run.reopen`."""
-        await self.each(lambda link: runs.reopen(link, name))
+        await self.each(lambda connection: runs.reopen(connection, name))
 
     async def drop_consumer(self, name: str, consumer: str, ttl: int) -> None:
         """Forget a consumer; see `run.drop_consumer`."""
-        await self.each(lambda link: runs.drop_consumer(link, name, consumer, ttl))
+        await self.each(lambda connection: runs.drop_consumer(connection, name, consumer, ttl))
 
     async def cancel(self, name: str) -> int:
         """Cancel a run; returns how many rollouts were in flight."""
-        return sum(await self._where_open(lambda link: runs.cancel(link, name)))
+        return sum(await self._where_open(lambda connection: runs.cancel(connection, name)))
 
     async def cancel_some(self, name: str, which: list[str]) -> tuple[int, int]:
         """Cancel groups and rollouts, each on its shard; see `run.cancel_some`."""
         flying = waiting = 0
-        for link in self.links:
-            part = [one for one in which if int(one.partition(".")[0]) % link.shards == link.shard]
+        for connection in self.connections:
+            part = [one for one in which if int(one.partition(".")[0]) % connection.shards == connection.shard]
             if part:
-                found = await runs.cancel_some(link, name, part)
+                found = await runs.cancel_some(connection, name, part)
                 flying, waiting = flying + found[0], waiting + found[1]
         return flying, waiting
 
     async def pause(self, name: str, paused: bool) -> None:
         """Pause a run, or let it go on; see `run.pause`."""
-        await self._where_open(lambda link: runs.pause(link, name, paused))
+        await self._where_open(lambda connection: runs.pause(connection, name, paused))
 
     async def _where_open(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
         """Do something on the shards on which a run goes on: one may be done before the others.
@@ -121,9 +121,9 @@ class Shards:
             RunClosed: it goes on nowhere.
         """
 
-        async def one(link: Connection) -> T | RunClosed:
+        async def one(connection: Connection) -> T | RunClosed:
             try:
-                return await work(link)
+                return await work(connection)
             except RunClosed as error:
                 return error
 
@@ -136,7 +136,7 @@ class Shards:
 
     async def remove(self, name: str) -> None:
         """Forget a run; see `run.remove`."""
-        await self.each(lambda link: runs.remove(link, name))
+        await self.each(lambda connection: runs.remove(connection, name))
 
     async def status(self, name: str) -> RunStatus:
         """How far a run is, over all shards.
@@ -145,9 +145,9 @@ class Shards:
             UnknownName: there is no such run.
         """
 
-        async def read(link: Connection) -> RunStatus | UnknownName:
+        async def read(connection: Connection) -> RunStatus | UnknownName:
             try:
-                return await runs.status(link, name)
+                return await runs.status(connection, name)
             except UnknownName as error:
                 return error  # what is left of a run lapses on one shard a moment before the others
 
@@ -189,18 +189,18 @@ def merge(parts: list[RunStatus]) -> RunStatus:
     )
 
 
-async def check(link: Connection) -> None:
+async def check(connection: Connection) -> None:
     """See that a server is the shard that we take it for; the first who comes decides what it is.
 
     Raises:
         UsageError: it is another one, or one of another number of shards.
     """
-    if link.address.kind == "cluster" and link.shard:
+    if connection.address.kind == "cluster" and connection.shard:
         return  # shard 0 tells for all
-    key, ours = Keys().shards, f"{link.shard} of {link.shards}"
-    theirs = await link.send("GET", key)
-    if theirs is None and not await link.send("SETNX", key, ours):
-        theirs = await link.send("GET", key)
+    key, ours = Keys().shards, f"{connection.shard} of {connection.shards}"
+    theirs = await connection.send("GET", key)
+    if theirs is None and not await connection.send("SETNX", key, ours):
+        theirs = await connection.send("GET", key)
     if theirs is not None and theirs.decode() != ours:
         raise UsageError(
             f"--redis: this server is shard {theirs.decode()}, and here it is named as shard {ours}: all processes must name "
@@ -208,17 +208,17 @@ async def check(link: Connection) -> None:
         )
 
 
-async def scan(link: Connection, pattern: str) -> list[str]:
+async def scan(connection: Connection, pattern: str) -> list[str]:
     """The keys of a server that match a pattern whose only special character is `*`, sorted.
 
     Args:
-        link: a connection.
+        connection: a connection.
         pattern: with `*` for anything.
     """
     found: set[str] = set()
     cursor: Any = 0
     while True:
-        cursor, some = await link.send("SCAN", cursor, "MATCH", _literal(pattern), "COUNT", _SCAN)
+        cursor, some = await connection.send("SCAN", cursor, "MATCH", _literal(pattern), "COUNT", _SCAN)
         found.update(key.decode() for key in some)
         if int(cursor) == 0:
             return sorted(found)

@@ -33,20 +33,20 @@ class TaskLedger:
     """One run's ledger, dealt out to the shards: a row after the other to the next one.
 
     Args:
-        links: a connection to each shard, in their order.
+        connections: a connection to each shard, in their order.
         run: the run's name.
     """
 
-    def __init__(self, links: Sequence[Connection], run: str) -> None:
-        self._links = links
+    def __init__(self, connections: Sequence[Connection], run: str) -> None:
+        self._connections = connections
         self._run = run
         self._described: set[str] = set()
 
     async def chunks(self) -> list[dict[str, int]]:
         """Of each shard: the ids of the chunks that its ledger has, each with the number of its rows there."""
         found: list[dict[str, int]] = []
-        for link in self._links:
-            flat = await link.send("HGETALL", link.keys.chunks(self._run))
+        for connection in self._connections:
+            flat = await connection.send("HGETALL", connection.keys.chunks(self._run))
             found.append({chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)})
         return found
 
@@ -73,24 +73,24 @@ class TaskLedger:
         """
         for environment in {task.environment for task in tasks} - self._described:
             found: Environment = await asyncio.to_thread(plugins.environment, environment)
-            for link in self._links:
-                await self._describe(link, found.spec())
+            for connection in self._connections:
+                await self._describe(connection, found.spec())
             self._described.add(environment)
         rows = [encode_task(task) for task in tasks]
         # Single rows, each a chunk, must not all go to one shard. Whoever writes a chunk again must deal it the same way.
-        dealt = deal(rows, crc32(chunk.encode()) if first is None else first, len(self._links))
+        dealt = deal(rows, crc32(chunk.encode()) if first is None else first, len(self._connections))
         most = MAX_BYTES if wait else 1 << 60
         written = 0
-        for link, part, before in zip(self._links, dealt, after or [""] * len(dealt), strict=True):
-            written += await self._write(link, chunk, part, most, before) if part else 0
+        for connection, part, before in zip(self._connections, dealt, after or [""] * len(dealt), strict=True):
+            written += await self._write(connection, chunk, part, most, before) if part else 0
         return written
 
-    async def _write(self, link: Connection, chunk: str, rows: list[bytes], most: int, after: str) -> int:
+    async def _write(self, connection: Connection, chunk: str, rows: list[bytes], most: int, after: str) -> int:
         while True:
             try:
-                written = await link.run("enqueue", self._run, chunk, most, *rows)
+                written = await connection.run("enqueue", self._run, chunk, most, *rows)
             except Outage:
-                await self._recover(link, after)
+                await self._recover(connection, after)
                 continue
             except ServerFull:
                 written = _FULL
@@ -100,17 +100,17 @@ class TaskLedger:
                 return written
             await asyncio.sleep(FULL_RETRY_PAUSE)
 
-    async def _recover(self, link: Connection, after: str) -> None:
-        await link.reconnect()
-        if after and not await link.send("HEXISTS", link.keys.chunks(self._run), after):
+    async def _recover(self, connection: Connection, after: str) -> None:
+        await connection.reconnect()
+        if after and not await connection.send("HEXISTS", connection.keys.chunks(self._run), after):
             raise Outage("it has lost rows that it had confirmed")
 
-    async def _describe(self, link: Connection, spec: EnvironmentSpec) -> None:
+    async def _describe(self, connection: Connection, spec: EnvironmentSpec) -> None:
         while True:
             try:
-                return await add_environment(link, self._run, spec)
+                return await add_environment(connection, self._run, spec)
             except Outage:
-                await link.reconnect()
+                await connection.reconnect()
 
 
 def deal(rows: list[Row], first: int, shards: int) -> list[list[Row]]:

@@ -128,8 +128,8 @@ def test_live_sessions_over_shards_survive_the_death_of_their_worker(farm, serve
     wait_until(lambda: not [leak for client in servers.clients for leak in leaked_keys(client)], 5, "the keys to go")
 
 
-async def ended(link) -> int:
-    return int(await link.send("HGET", link.keys.run("kills"), "ended"))
+async def ended(connection) -> int:
+    return int(await connection.send("HGET", connection.keys.run("kills"), "ended"))
 
 
 @pytest.mark.chaos

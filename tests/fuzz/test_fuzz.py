@@ -178,11 +178,11 @@ def test_codecs():
 
 async def test_mail(settings, capsys):
     """Actors take mutated mail: nothing is raised out of them, and all of it is acknowledged."""
-    async with linked(settings) as link:
+    async with linked(settings) as connection:
         actors = [AgentWorker(settings, {}), ResourceWorker(settings, {"environments": "weather"})]
         for actor in actors:
-            await actor.boxes.create(link)
-            for one in (actor.link, actor.reader, actor.life.link):
+            await actor.boxes.create(connection)
+            for one in (actor.connection, actor.reader, actor.life.connection):
                 await one.connect()
             await actor.prepare()
             await actor.life.begin()
@@ -218,5 +218,5 @@ async def test_mail(settings, capsys):
         assert [actor._failure for actor in actors] == [None, None]
         for actor in actors:
             await actor.close()
-            for one in (actor.link, actor.reader, actor.life.link):
+            for one in (actor.connection, actor.reader, actor.life.connection):
                 await one.close()

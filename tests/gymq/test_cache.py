@@ -24,9 +24,9 @@ class Server(CallWorker):
 @pytest.fixture
 async def server(settings):
     server = Server(settings, {})
-    await server.link.connect()
+    await server.connection.connect()
     yield server
-    await server.link.close()
+    await server.connection.close()
 
 
 def test_the_least_recently_used_is_dropped_beyond_the_budget():
@@ -70,11 +70,11 @@ def test_an_entry_that_is_put_again_weighs_what_it_weighs_now():
 # Conversations, tasks and states that a server has read.
 
 
-async def test_a_conversation_is_put_together_from_what_calls_bring_and_reads_only_the_rest(server, link):
+async def test_a_conversation_is_put_together_from_what_calls_bring_and_reads_only_the_rest(server, connection):
     # Given a server that serves the second call of a rollout without having seen the first
     messages = [b'"%d"' % n for n in range(6)]
-    await link.send("RPUSH", keys.messages("r.0.0"), *messages)
-    await link.send("HSET", keys.rollout("r.0.0"), "v", 3, "q", encode(RequestParameters(b"{}")))
+    await connection.send("RPUSH", keys.messages("r.0.0"), *messages)
+    await connection.send("HSET", keys.rollout("r.0.0"), "v", 3, "q", encode(RequestParameters(b"{}")))
     asked = Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2, messages=messages[2:4])
     # When it needs the conversation, then it loads all up to the call's length, and the plan
     kept = await server.conversation(asked, parameters=True)
@@ -88,7 +88,7 @@ async def test_a_conversation_is_put_together_from_what_calls_bring_and_reads_on
     assert server.counts["loaded"] == 1
 
 
-async def test_news_that_overlap_what_is_kept_are_not_added_twice(server, link):
+async def test_news_that_overlap_what_is_kept_are_not_added_twice(server, connection):
     messages = [b'"%d"' % n for n in range(5)]
     await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=3, messages=messages[:3]))
     kept = await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=5, seen=1, messages=messages[1:]))
@@ -96,14 +96,14 @@ async def test_news_that_overlap_what_is_kept_are_not_added_twice(server, link):
     assert server.counts["loaded"] == 0
 
 
-async def test_news_that_are_too_large_to_travel_are_loaded(server, link):
+async def test_news_that_are_too_large_to_travel_are_loaded(server, connection):
     messages = [b'"%d"' % n for n in range(4)]
     await server.conversation(Call("r.0.0", 1, 0, "generate", "r", "e", 0, 0.0, length=2, messages=messages[:2]))
-    await link.send("RPUSH", keys.messages("r.0.0"), *messages)
+    await connection.send("RPUSH", keys.messages("r.0.0"), *messages)
     assert (await server.conversation(Call("r.0.0", 2, 0, "generate", "r", "e", 0, 0.0, length=4, seen=2))).messages == messages
 
 
-async def test_what_belongs_to_a_rollout_that_is_gone_cannot_be_read(server, link):
+async def test_what_belongs_to_a_rollout_that_is_gone_cannot_be_read(server, connection):
     gone = Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, length=1)
     for read in (server.conversation(gone), server.task(gone)):
         with pytest.raises(CallError, match="has ended meanwhile") as error:
@@ -111,8 +111,10 @@ async def test_what_belongs_to_a_rollout_that_is_gone_cannot_be_read(server, lin
         assert error.value.fault.kind == "cancelled"
 
 
-async def test_a_task_comes_with_the_call_or_from_the_ledger_and_is_read_once(server, link):
-    await link.send("HSET", keys.rows("r"), 0, encode_task(Task("stored", "e", [])), 1, encode_task(Task("other", "e", [])))
+async def test_a_task_comes_with_the_call_or_from_the_ledger_and_is_read_once(server, connection):
+    await connection.send(
+        "HSET", keys.rows("r"), 0, encode_task(Task("stored", "e", [])), 1, encode_task(Task("other", "e", []))
+    )
     brought = encode_task(Task("brought", "e", []))
     assert (await server.task(Call("r.1.0", 1, 0, "open", "r", "e", 1, 0.0, task=brought))).id == "brought"
     for sample in range(2):
@@ -120,8 +122,8 @@ async def test_a_task_comes_with_the_call_or_from_the_ledger_and_is_read_once(se
     assert server.counts["loaded"] == 1
 
 
-async def test_a_state_that_is_too_large_to_travel_is_loaded(server, link):
-    await link.send("HSET", keys.rollout("r.0.0"), "e", b"large")
+async def test_a_state_that_is_too_large_to_travel_is_loaded(server, connection):
+    await connection.send("HSET", keys.rollout("r.0.0"), "e", b"large")
     assert (
         await server.environment_state(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0, state=b"small", has_state=True))
         == b"small"
@@ -130,7 +132,7 @@ async def test_a_state_that_is_too_large_to_travel_is_loaded(server, link):
     assert await server.environment_state(Call("r.0.0", 1, 0, "tool", "r", "e", 0, 0.0)) is None
 
 
-async def test_a_run_that_took_a_removed_ones_name_gets_its_own_tasks_and_messages(server, link):
+async def test_a_run_that_took_a_removed_ones_name_gets_its_own_tasks_and_messages(server, connection):
     # Given a server that has served a rollout of a run that was removed since
     old = Call("r.0.0", 1, 0, "verify", "r", "e", 0, 0.0, 1, 0, [b'"old"'], task=encode_task(Task("old", "e", [])), born=1.0)
     await server.conversation(old)

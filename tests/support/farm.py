@@ -81,7 +81,7 @@ class Farm:
 
     def cancel(self, name: str) -> int:
         """Cancel a run."""
-        return rollouts.with_link(self.settings, lambda link: runs.cancel(link, name))
+        return rollouts.with_link(self.settings, lambda connection: runs.cancel(connection, name))
 
     def finish(self, name: str, out: Path, limit: float = 60) -> list[dict[str, Any]]:
         """Run a sink until the run is done; returns the records, in the order in which they ended."""

@@ -83,7 +83,7 @@ def start_worker(
 
 def registered(settings: Settings) -> dict[str, dict[str, Any]]:
     """The workers in the registry that are not declared dead, with what they say of themselves (role, pid, mailboxes)."""
-    flat = with_link(settings, lambda link: link.send("HGETALL", link.keys.workers))
+    flat = with_link(settings, lambda connection: connection.send("HGETALL", connection.keys.workers))
     found = zip(flat[::2], flat[1::2], strict=True)
     return {name.decode(): msgspec.json.decode(info) for name, info in found if not info.startswith(b"dead")}
 
@@ -203,15 +203,15 @@ def wait_for_state(settings: Settings, name: str, state: str, limit: float = RUN
 
 def ask(settings: Settings, *command: Any) -> Any:
     """Send Redis one command; the raw reply."""
-    return with_link(settings, lambda link: link.send(*command))
+    return with_link(settings, lambda connection: connection.send(*command))
 
 
 def with_link(settings: Settings, what: Callable[[Connection], Awaitable[Any]]) -> Any:
     """Do something with a connection, from a test that has no loop."""
 
     async def go() -> Any:
-        async with linked(settings) as link:
-            return await what(link)
+        async with linked(settings) as connection:
+            return await what(connection)
 
     return asyncio.run(go())
 
@@ -219,12 +219,12 @@ def with_link(settings: Settings, what: Callable[[Connection], Awaitable[Any]]) 
 @asynccontextmanager
 async def linked(settings: Settings) -> AsyncIterator[Connection]:
     """A connection, for a test that has a loop."""
-    link = Connection(settings, "test")
-    await link.connect()
+    connection = Connection(settings, "test")
+    await connection.connect()
     try:
-        yield link
+        yield connection
     finally:
-        await link.close()
+        await connection.close()
 
 
 # Results without workers: the scripts are real, the agent is a stand-in.
@@ -234,34 +234,34 @@ class Pretender:
     """Does what agent workers do to a run, as the scripts see it: admits rollouts and ends them as the test says.
 
     Args:
-        link: a connection.
+        connection: a connection.
         config: the run; `create` makes it.
     """
 
-    def __init__(self, link: Connection, config: RunConfig) -> None:
-        self.link = link
+    def __init__(self, connection: Connection, config: RunConfig) -> None:
+        self.connection = connection
         self.config = config
         self.live: list[str] = []
         self._chunk = 0
 
     async def create(self, *consumers: str) -> None:
         """Create the run and declare its consumers."""
-        await runs.create(self.link, self.config)
+        await runs.create(self.connection, self.config)
         for consumer in consumers:
-            await self.link.run("declare", self.config.name, consumer)
+            await self.connection.run("declare", self.config.name, consumer)
 
     async def enqueue(self, rows: int) -> None:
         """Write rows into the ledger, without content."""
         self._chunk += 1
-        assert await self.link.run("enqueue", self.config.name, self._chunk, 1 << 60, *[b"task"] * rows) == rows
+        assert await self.connection.run("enqueue", self.config.name, self._chunk, 1 << 60, *[b"task"] * rows) == rows
 
     async def admit(self, most: int = ADMIT) -> int:
         """Admit what credits allow, at most so many; they stand in `live`, in order."""
-        admitted, _ = await self.link.run("admit", most, INLINE, SKIP, BACKLOG_BYTES)
+        admitted, _ = await self.connection.run("admit", most, INLINE, SKIP, BACKLOG_BYTES)
         mailbox = keys.mailbox("agent")
-        for entry, fields in await self.link.send("XRANGE", mailbox, "-", "+"):
+        for entry, fields in await self.connection.send("XRANGE", mailbox, "-", "+"):
             self.live.append(fields[1].decode())
-            await self.link.send("XDEL", mailbox, entry)
+            await self.connection.send("XDEL", mailbox, entry)
         return admitted
 
     async def end(self, *rollouts: str, status: str = "completed", **fields: Any) -> None:
@@ -275,7 +275,7 @@ class Pretender:
             final = [name, int(row), self.config.samples, status, msgspec.json.encode(record)[:-1]]
             commits.append([rid, 0, b"", b"", [], [], [], [], 0, final, 0])
             self.live.remove(rid)
-        assert await self.link.run("commit", pack(commits)) == [1] * len(rollouts)
+        assert await self.connection.run("commit", pack(commits)) == [1] * len(rollouts)
 
     async def finish(self, count: int, *, close: bool = True) -> None:
         """Enqueue that many rows, and end all rollouts in order."""
@@ -283,7 +283,7 @@ class Pretender:
         while await self.admit():
             await self.end(*self.live)
         if close:
-            await runs.close(self.link, self.config.name)
+            await runs.close(self.connection, self.config.name)
 
 
 def finished(rid: str, **fields: Any) -> dict[str, Any]:
@@ -320,9 +320,9 @@ def finished(rid: str, **fields: Any) -> dict[str, Any]:
     return record | fields
 
 
-async def make_run(link: Connection, name: str = "r", rows: int = 0, **fields: Any) -> Pretender:
+async def make_run(connection: Connection, name: str = "r", rows: int = 0, **fields: Any) -> Pretender:
     """A run with its consumer and some rows."""
-    pretender = Pretender(link, RunConfig(name, "weather", "tool", "scripted", **fields))
+    pretender = Pretender(connection, RunConfig(name, "weather", "tool", "scripted", **fields))
     await pretender.create("sink")
     if rows:
         await pretender.enqueue(rows)

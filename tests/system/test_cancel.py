@@ -129,7 +129,7 @@ def test_groups_and_rollouts_are_cancelled_while_their_run_goes_on(farm, tmp_pat
     wait_until(lambda: len(journal_of(journal)) == 6, 20, "six calls at work")
     # When a rollout and a group in flight are cancelled, and a rollout and a group that did not begin
     cancelled = ["0.1", "1", "3.0", "4"]
-    flying, waiting = rollouts.with_link(farm.settings, lambda link: runs.cancel_some(link, "some", cancelled))
+    flying, waiting = rollouts.with_link(farm.settings, lambda connection: runs.cancel_some(connection, "some", cancelled))
     assert (flying, waiting) == (4, 4)
     found = {record["rollout_id"]: record for record in farm.finish("some", tmp_path / "out.jsonl", 60)}
     # Then exactly those ended so, the others as ever, and all groups are whole
@@ -195,9 +195,11 @@ def test_isolated_calls_are_killed_with_their_children(farm, tmp_path, no_leaks)
 
 def test_a_pause_is_obeyed_by_a_worker_that_was_down_when_it_was_said(farm, tmp_path, no_leaks):
     # Given a pause, said when no worker ran, and another of one run
-    rollouts.with_link(farm.settings, lambda link: runs.create(link, RunConfig("two", "weather", "tool", "scripted")))
+    rollouts.with_link(
+        farm.settings, lambda connection: runs.create(connection, RunConfig("two", "weather", "tool", "scripted"))
+    )
     farm.ask("SET", keys.paused, 1)
-    rollouts.with_link(farm.settings, lambda link: runs.pause(link, "two", True))
+    rollouts.with_link(farm.settings, lambda connection: runs.pause(connection, "two", True))
     farm.produce(RunConfig("one", "weather", "tool", "scripted"), rollouts.weather(3))
     farm.produce(RunConfig("two", "weather", "tool", "scripted"), rollouts.weather(3))
     # When workers start, then they admit nothing
@@ -213,5 +215,5 @@ def test_a_pause_is_obeyed_by_a_worker_that_was_down_when_it_was_said(farm, tmp_
     time.sleep(1.5)
     assert farm.status("two").admitted == 0
     # and that one when it is said of it
-    rollouts.with_link(farm.settings, lambda link: runs.pause(link, "two", False))
+    rollouts.with_link(farm.settings, lambda connection: runs.pause(connection, "two", False))
     assert len(farm.finish("two", tmp_path / "two.jsonl")) == 3

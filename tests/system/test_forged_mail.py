@@ -141,9 +141,9 @@ def test_all_forged_mail_differs():
     assert len(AGENT) + len(CALLS) > 50
 
 
-async def started(worker, link):
-    await worker.boxes.create(link)
-    for one in (worker.link, worker.reader, worker.life.link):
+async def started(worker, connection):
+    await worker.boxes.create(connection)
+    for one in (worker.connection, worker.reader, worker.life.connection):
         await one.connect()
     await worker.prepare()
     await worker.life.begin()
@@ -152,21 +152,23 @@ async def started(worker, link):
 
 async def stopped(worker) -> None:
     await worker.close()
-    for one in (worker.link, worker.reader, worker.life.link):
+    for one in (worker.connection, worker.reader, worker.life.connection):
         await one.close()
 
 
-async def pending(link, box: str) -> int:
-    return (await link.send("XPENDING", keys.mailbox(box), keys.GROUP))[0]
+async def pending(connection, box: str) -> int:
+    return (await connection.send("XPENDING", keys.mailbox(box), keys.GROUP))[0]
 
 
 @pytest.fixture
-async def agent(settings, link):
+async def agent(settings, connection):
     """An agent worker with one rollout, whose first call is pending."""
-    await runs.create(link, RunConfig("r", "world", "tool", "m"))
-    await runs.add_environment(link, "r", EnvironmentSpec("world"))
-    await link.run("enqueue", "r", "chunk", 1000, encode_task(Task("t", "world", [encode_message(Message("user", "go"))])))
-    worker = await started(AgentWorker(settings, {}), link)
+    await runs.create(connection, RunConfig("r", "world", "tool", "m"))
+    await runs.add_environment(connection, "r", EnvironmentSpec("world"))
+    await connection.run(
+        "enqueue", "r", "chunk", 1000, encode_task(Task("t", "world", [encode_message(Message("user", "go"))]))
+    )
+    worker = await started(AgentWorker(settings, {}), connection)
     await worker._admit()
     await work(worker)
     yield worker
@@ -178,44 +180,44 @@ async def work(worker) -> None:
 
 
 @pytest.mark.parametrize(("fields", "reason"), [pytest.param(*case[1:], id=case[0]) for case in AGENT])
-async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, link, capsys, fields: list[Any], reason: str | None):
-    entry = await link.send("XADD", keys.mailbox("agent"), "*", *fields)
-    before = await link.send("HGETALL", keys.rollout(LIVE))
+async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, connection, capsys, fields: list[Any], reason: str | None):
+    entry = await connection.send("XADD", keys.mailbox("agent"), "*", *fields)
+    before = await connection.send("HGETALL", keys.rollout(LIVE))
     await work(agent)
     said = capsys.readouterr().err
     if reason is None:
         assert said == ""
     else:
         assert said == f"gymq: mail {entry.decode()} in {keys.mailbox('agent')} is no mail of a rollout: {reason}\n"
-    assert await pending(link, "agent") == 0
+    assert await pending(connection, "agent") == 0
     assert not agent._held
-    assert await link.send("HGETALL", keys.rollout(LIVE)) == before
+    assert await connection.send("HGETALL", keys.rollout(LIVE)) == before
     # And the rollout goes on
-    answer = decode_call((await link.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1][1])
+    answer = decode_call((await connection.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1][1])
     fault = Fault("model", "the end")
-    await link.run(
+    await connection.run(
         "reply",
         msgpack.packb(
             [[LIVE, answer.step, 0, encode(Reply(0, 0, 0, "w", fault)), "", "", answer.idempotency_token]], use_bin_type=False
         ),
     )
     await work(agent)
-    assert (await runs.status(link, "r")).by_status == {"failed": 1}
+    assert (await runs.status(connection, "r")).by_status == {"failed": 1}
 
 
 @pytest.mark.parametrize("role", ["model", "resource"])
-async def test_calls_that_are_forged_are_answered_or_dropped(settings, link, capsys, role: str):
+async def test_calls_that_are_forged_are_answered_or_dropped(settings, connection, capsys, role: str):
     if role == "model":
         worker, box = ModelWorker(settings, {"model": "scripted"}), "model:scripted"
     else:
         worker, box = ResourceWorker(settings, {"environments": "weather"}), "resource:weather"
-    await started(worker, link)
+    await started(worker, connection)
     named = [
         (f"a field {field!r}", field, b"\xc1", "is no call")
         for field in (b"", b"\xff\xfe", b"cx", b"c-1", b"z9", b"c2.0", b"c" + b"9" * 5000)
     ]
     for name, field, body, said in [*((name, b"c", body, said) for name, body, said in CALLS), *named]:
-        await link.send("XADD", keys.mailbox(box), "*", field, body)
+        await connection.send("XADD", keys.mailbox(box), "*", field, body)
         await work(worker)
         limit = time.monotonic() + 20
         while worker._held and time.monotonic() < limit:
@@ -226,15 +228,15 @@ async def test_calls_that_are_forged_are_answered_or_dropped(settings, link, cap
         assert "Traceback" not in heard, name
         if said is not None:
             assert said in heard and heard.count("\n") == 1, (name, heard)
-    assert await pending(link, box) == 0
-    assert not await link.send("KEYS", keys.rollout("*"))
+    assert await pending(connection, box) == 0
+    assert not await connection.send("KEYS", keys.rollout("*"))
     await stopped(worker)
 
 
-async def test_calls_that_are_marked_newer_are_put_aside_only_if_they_are_mail(settings, link, capsys):
-    worker = await started(ResourceWorker(settings, {"environments": "weather"}), link)
+async def test_calls_that_are_marked_newer_are_put_aside_only_if_they_are_mail(settings, connection, capsys):
+    worker = await started(ResourceWorker(settings, {"environments": "weather"}), connection)
     box = "resource:weather"
-    await link.send("XADD", keys.mailbox(box), "*", *[f"c{SCHEMA + 1}", "x"] * 5000)
+    await connection.send("XADD", keys.mailbox(box), "*", *[f"c{SCHEMA + 1}", "x"] * 5000)
     await work(worker)
     await asyncio.sleep(0.05)
     assert "is no call: it has 5000 fields" in capsys.readouterr().err
@@ -245,11 +247,11 @@ async def test_calls_that_are_marked_newer_are_put_aside_only_if_they_are_mail(s
         ["x", "1", "c", "x"],
         ["s", str(SCHEMA), *["c", "x"] * 5000],
     ):
-        await link.send("XADD", keys.newer(box), "*", *fields)
-    await link.send("XADD", keys.newer(box), "*", "s", str(SCHEMA), "c", "x")
+        await connection.send("XADD", keys.newer(box), "*", *fields)
+    await connection.send("XADD", keys.newer(box), "*", "s", str(SCHEMA), "c", "x")
     await worker._unpark()
     assert capsys.readouterr().err == "gymq: 5 messages that were put aside as newer are no mail; they were dropped\n"
-    assert not await link.send("EXISTS", keys.newer(box))
+    assert not await connection.send("EXISTS", keys.newer(box))
     await work(worker)
     await asyncio.sleep(0.05)
     assert capsys.readouterr().err.count("is no call") == 1
@@ -258,51 +260,53 @@ async def test_calls_that_are_marked_newer_are_put_aside_only_if_they_are_mail(s
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc1", DEEP, listed("x"), listed(b"\xff", 3, [])])
-async def test_a_reply_of_garbage_ends_its_rollout_in_one_line(agent, link, capsys, value: bytes):
-    await link.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "1", "y", encode(Reply(0, 0, 0, "w", None, value)))
+async def test_a_reply_of_garbage_ends_its_rollout_in_one_line(agent, connection, capsys, value: bytes):
+    await connection.send(
+        "XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "1", "y", encode(Reply(0, 0, 0, "w", None, value))
+    )
     await work(agent)
     said = capsys.readouterr().err
     assert "is no mail of a rollout: what a reply brings cannot be read: " in said and said.count("\n") == 1
-    assert (await runs.status(link, "r")).by_status == {"failed": 1}
-    assert await pending(link, "agent") == 0 and not agent._held
+    assert (await runs.status(connection, "r")).by_status == {"failed": 1}
+    assert await pending(connection, "agent") == 0 and not agent._held
 
 
-async def test_a_reply_to_a_call_that_waits_to_be_sent_again_is_refused(agent, link, capsys):
+async def test_a_reply_to_a_call_that_waits_to_be_sent_again_is_refused(agent, connection, capsys):
     fault = encode(Reply(0, 0, 0, "w", Fault("model_unavailable", "away")))
-    await link.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "1", "y", fault)
+    await connection.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "1", "y", fault)
     await work(agent)
     capsys.readouterr()
-    before = await link.send("HGETALL", keys.rollout(LIVE))
+    before = await connection.send("HGETALL", keys.rollout(LIVE))
     forged = encode(Reply(0, 0, 0, "w", None, encode(Generated(TURN, "stop", Usage()))))
-    await link.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "2", "y", forged)
+    await connection.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "2", "y", forged)
     await work(agent)
     assert "it has 1 replies and 0 calls are pending" in capsys.readouterr().err
-    assert await link.send("HGETALL", keys.rollout(LIVE)) == before
+    assert await connection.send("HGETALL", keys.rollout(LIVE)) == before
 
 
-async def test_nothing_is_due_before_a_rollout_has_begun(settings, link, capsys):
-    await runs.create(link, RunConfig("r", "world", "tool", "m", max_seconds=5.0))
-    await runs.add_environment(link, "r", EnvironmentSpec("world"))
-    await link.run("enqueue", "r", "chunk", 1000, encode_task(Task("t", "world", [TURN])))
-    worker = await started(AgentWorker(settings, {}), link)
-    await link.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "0", "d", "1")
+async def test_nothing_is_due_before_a_rollout_has_begun(settings, connection, capsys):
+    await runs.create(connection, RunConfig("r", "world", "tool", "m", max_seconds=5.0))
+    await runs.add_environment(connection, "r", EnvironmentSpec("world"))
+    await connection.run("enqueue", "r", "chunk", 1000, encode_task(Task("t", "world", [TURN])))
+    worker = await started(AgentWorker(settings, {}), connection)
+    await connection.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "0", "d", "1")
     await worker._admit()
     await work(worker)
     assert "nothing is due before the rollout has begun" in capsys.readouterr().err
-    assert (await runs.status(link, "r")).live == 1
-    assert await link.send("XLEN", keys.mailbox("model:m")) == 1
+    assert (await runs.status(connection, "r")).live == 1
+    assert await connection.send("XLEN", keys.mailbox("model:m")) == 1
     await stopped(worker)
 
 
-async def test_a_worker_that_nobody_registered_ends_nobody(settings, link, capsys):
-    worker = await started(AgentWorker(settings, {}), link)
+async def test_a_worker_that_nobody_registered_ends_nobody(settings, connection, capsys):
+    worker = await started(AgentWorker(settings, {}), connection)
     for name, info in {"a": b"{", "b": b"[]", "c": b'{"mailboxes": 3}', "d": b"dead\xff", "e": b"{}"}.items():
-        await link.send("HSET", keys.workers, name, info)
+        await connection.send("HSET", keys.workers, name, info)
     worker.life._connected -= 1000
     for _ in range(2):
         await worker.life.sweep()
         worker.life._missing = {name: since - 1000 for name, since in worker.life._missing.items()}
-    assert await link.send("HKEYS", keys.workers) == [worker.worker.encode()]
+    assert await connection.send("HKEYS", keys.workers) == [worker.worker.encode()]
     assert capsys.readouterr().err.count("is no worker: what is written of it cannot be read") == 5
     await stopped(worker)
 
@@ -322,13 +326,13 @@ LETTERS: list[list[Any]] = [
 ]
 
 
-async def test_dead_letters_that_are_forged_are_left_out(settings, link, capsys):
+async def test_dead_letters_that_are_forged_are_left_out(settings, connection, capsys):
     real = DeadLetter("r.1.0:1:0", "r.1.0", "model", "model:m", "generate", "m", [b"c", call(rollout="r.1.0")], TASK, b"")
     for fields in [*LETTERS, ["b", encode(real)]]:
-        await link.send("XADD", keys.dead, "*", *fields)
+        await connection.send("XADD", keys.dead, "*", *fields)
     for fields in RESULTS.values():
-        await link.send("XADD", keys.results("r"), "*", *fields)
-    await link.send("XADD", keys.results("r"), "*", "r", "r.1.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.1.0",}')
+        await connection.send("XADD", keys.results("r"), "*", *fields)
+    await connection.send("XADD", keys.results("r"), "*", "r", "r.1.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.1.0",}')
     found = await letters(settings)
     assert [one.letter.id for one in found] == ["r.1.0:1:0"]
     lines = capsys.readouterr().err.splitlines()
@@ -340,14 +344,14 @@ async def test_dead_letters_that_are_forged_are_left_out(settings, link, capsys)
     await shards.close()
 
 
-async def test_mail_with_a_nonsensical_count_can_be_handed_back(settings, link):
-    first = await started(AgentWorker(settings, {}), link)
+async def test_mail_with_a_nonsensical_count_can_be_handed_back(settings, connection):
+    first = await started(AgentWorker(settings, {}), connection)
     for fields in (["r", LIVE, "v", "1", "a", "many"], ["x", "y"] * 4000):
-        await link.send("XADD", keys.mailbox("agent"), "*", *fields)
+        await connection.send("XADD", keys.mailbox("agent"), "*", *fields)
     assert len(await first.boxes.take(first.reader, first.worker, 100)) == 2
     await first.life.leave()
-    assert await pending(link, "agent") == 0
-    assert await link.send("XLEN", keys.retry("agent")) == 1
+    assert await pending(connection, "agent") == 0
+    assert await connection.send("XLEN", keys.retry("agent")) == 1
     await stopped(first)
 
 
@@ -367,18 +371,20 @@ RESULTS: dict[str, list[Any]] = {
 }
 
 
-async def test_results_that_are_forged_reach_no_sink(settings, link, capsys):
-    await runs.create(link, RunConfig("r", "world", "tool", "m"))
+async def test_results_that_are_forged_reach_no_sink(settings, connection, capsys):
+    await runs.create(connection, RunConfig("r", "world", "tool", "m"))
     results = Results("r", "sink", settings=settings)
     await results.start()
     for fields in RESULTS.values():
-        await link.send("XADD", keys.results("r"), "*", *fields)
-    await link.send("XADD", keys.results("r"), "*", "r", "r.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.0.0","run":"r"}')
+        await connection.send("XADD", keys.results("r"), "*", *fields)
+    await connection.send(
+        "XADD", keys.results("r"), "*", "r", "r.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.0.0","run":"r"}'
+    )
     assert [rollout.id for rollout in await results.read() or ()] == ["r.0.0"]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(RESULTS)
     assert all(line.endswith("in the results of run 'r' is no rollout of it; it is left out") for line in lines)
-    assert (await link.send("XPENDING", keys.results("r"), "sink"))[0] == 1
+    assert (await connection.send("XPENDING", keys.results("r"), "sink"))[0] == 1
     await results.close()
 
 
@@ -405,7 +411,7 @@ async def test_results_that_are_forged_reach_no_consumer_of_several_shards(redis
         assert (await shards.first.send("XPENDING", shards.first.keys.results("r"), "sink"))[0] == 1
         await results.close()
     finally:
-        await shards.links[1].send("FLUSHDB")
+        await shards.connections[1].send("FLUSHDB")
         await shards.close()
 
 

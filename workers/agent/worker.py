@@ -96,7 +96,7 @@ class AgentWorker(Actor):
         forged = [one for one in mail if not _addressed(one.fields)]
         if not forged:
             return mail
-        await self.link.insist("commit", pack([acknowledge(one) for one in forged]))
+        await self.connection.insist("commit", pack([acknowledge(one) for one in forged]))
         for one in forged:
             self._refuse(one, "it names no rollout and version, or has too many fields")
             self.release(one)
@@ -129,7 +129,7 @@ class AgentWorker(Actor):
             else:
                 commits.append(step.commit(live, mail.stream, mail.id, must))
             done.append((mail, live, step))
-        outcomes = await self.link.insist("commit", pack(commits), CALL)
+        outcomes = await self.connection.insist("commit", pack(commits), CALL)
         again: list[Mail] = []
         ended = 0
         for (mail, live, step), outcome in zip(done, outcomes, strict=True):
@@ -221,7 +221,7 @@ class AgentWorker(Actor):
         if missing:
             self.counts["loaded"] += len(missing)
             wanted = [[rid, 0, rid.rsplit(".", 2)[0], int(rid.rsplit(".", 2)[1])] for _, rid in missing]
-            loaded = await self.link.insist("load", pack(wanted))
+            loaded = await self.connection.insist("load", pack(wanted))
             for (i, rid), (version, state, environment_state, parameters, messages, task) in zip(missing, loaded, strict=True):
                 if version is not None and task is not None:
                     weight = WEIGHT + sum(map(len, messages))
@@ -246,10 +246,10 @@ class AgentWorker(Actor):
             try:
                 config = self._runs.get(run)
                 if config is None:
-                    config = self._runs[run] = await load_config(self.link, run)
+                    config = self._runs[run] = await load_config(self.connection, run)
                 spec = self._specs.get((run, environment))
                 if spec is None:
-                    spec = await load_environment(self.link, run, environment)
+                    spec = await load_environment(self.connection, run, environment)
                     if spec is None:
                         raise RolledBack
                     self._specs[run, environment] = spec
@@ -257,7 +257,7 @@ class AgentWorker(Actor):
             except UnknownName:
                 raise RolledBack from None
             except Outage:
-                await self.link.reconnect()
+                await self.connection.reconnect()
 
     async def _version(self, config: RunConfig) -> int:
         """The policy version of a run's model, read once for a batch, and only where staleness is bounded."""
@@ -265,9 +265,9 @@ class AgentWorker(Actor):
             return 0
         while config.model not in self._versions:
             try:
-                self._versions[config.model] = await read_version(self.link, config.model)
+                self._versions[config.model] = await read_version(self.connection, config.model)
             except Outage:
-                await self.link.reconnect()
+                await self.connection.reconnect()
         return self._versions[config.model]
 
     def _agent(self, name: str) -> Agent:
@@ -295,12 +295,12 @@ class AgentWorker(Actor):
         self._specs.clear()
         await self._admit()
         now = int(time.time() * 1000)
-        self.counts["woken"] += await self.life.link.run("wake", now, WAKES, int(WAKE_AGAIN * 1000))
+        self.counts["woken"] += await self.life.connection.run("wake", now, WAKES, int(WAKE_AGAIN * 1000))
 
         await self._look()
 
     async def _look(self) -> None:
-        self._routes = AffinityRouter(await self.life.link.send("HGETALL", self.link.keys.private))
+        self._routes = AffinityRouter(await self.life.connection.send("HGETALL", self.connection.keys.private))
 
     async def _admit(self) -> None:
         try:

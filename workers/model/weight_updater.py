@@ -66,7 +66,7 @@ class WeightUpdater:
         self.alone = False
         self._backend = backend
         self._model = model
-        self._link = Connection(settings.at(0), "gymq-weights")
+        self._connection = Connection(settings.at(0), "gymq-weights")
         self._hold, self._changed, self._leave = hold, changed, leave
         self._me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._taken = ""
@@ -92,7 +92,7 @@ class WeightUpdater:
         Raises:
             GymqError: that is not possible.
         """
-        await self._link.reconnect()
+        await self._connection.reconnect()
         await self._catch_up()
         if self._failed is not None:
             raise self._failed
@@ -102,7 +102,7 @@ class WeightUpdater:
         if self._look is not None:
             self._look.cancel()
             await asyncio.wait([self._look])
-        await self._link.close()
+        await self._connection.close()
 
     def look(self) -> None:
         """See soon what is wanted, unless that is under way."""
@@ -156,7 +156,7 @@ class WeightUpdater:
         try:
             await self._catch_up()
         except Outage:
-            await self._link.reconnect()
+            await self._connection.reconnect()
         except GymqError as error:
             print(f"gymq: {error}", file=sys.stderr)
         if self._failed is not None:
@@ -189,13 +189,13 @@ class WeightUpdater:
     async def _wanted(self) -> Weights | None:
         while True:
             try:
-                self._last = await read_weights(self._link, self._model)
+                self._last = await read_weights(self._connection, self._model)
                 return self._last
             except Outage:
-                await self._link.reconnect()
+                await self._connection.reconnect()
 
     async def _turn(self, seconds: float) -> bool:
-        return bool(await self._link.insist("turn", self._model, self._me, round(seconds * 1000)))
+        return bool(await self._connection.insist("turn", self._model, self._me, round(seconds * 1000)))
 
     async def _keep_turn(self) -> None:
         while True:
@@ -266,26 +266,26 @@ class WeightUpdater:
     async def _report(self, version: int, error: str) -> None:
         """Say that this replica leaves, and why, where people look."""
         failure = msgspec.json.encode(LoadFailure(socket.gethostname(), os.getpid(), version, error, time.time()))
-        key = self._link.keys.load_failures(self._model)
+        key = self._connection.keys.load_failures(self._model)
         while True:
             try:
-                await self._link.send("LPUSH", key, failure)
-                await self._link.send("LTRIM", key, 0, MAX_FAILURES - 1)
+                await self._connection.send("LPUSH", key, failure)
+                await self._connection.send("LTRIM", key, 0, MAX_FAILURES - 1)
                 return
             except Outage:
-                await self._link.reconnect()
+                await self._connection.reconnect()
             except ServerFull:
                 await asyncio.sleep(FULL_PAUSE)
 
-    async def mirror(self, link: Connection) -> None:
+    async def mirror(self, connection: Connection) -> None:
         """See that another shard says what shard 0 says.
 
         Args:
-            link: to that shard.
+            connection: to that shard.
 
         Raises:
             Outage: the connection broke.
         """
         # What it has read last: shard 0 may be away, and the others go on.
         if self._last is not None:
-            await copy(link, self._last)
+            await copy(connection, self._last)

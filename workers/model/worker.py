@@ -87,7 +87,7 @@ class ModelWorker(CallWorker):
         if replica is not None:
             replica.look()
             if self.settings.shard:
-                await replica.mirror(self.life.link)
+                await replica.mirror(self.life.connection)
         await self._tell()
 
     async def forget(self) -> None:

@@ -37,12 +37,12 @@ class IsolatedCalls:
     """The calls that one resource worker has given to executors.
 
     Args:
-        link: a connection.
+        connection: a connection.
         liveness: seconds after which a silent executor counts as dead.
     """
 
-    def __init__(self, link: Connection, liveness: float) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, liveness: float) -> None:
+        self._connection = connection
         self._liveness = liveness
         #: Since when Redis has answered quickly; who has not been connected for longer than the limit judges nobody.
         self._connected = time.monotonic()
@@ -81,7 +81,7 @@ class IsolatedCalls:
             if not out:
                 return
             asked = time.monotonic()
-            states = await self._link.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
+            states = await self._connection.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
             now = time.monotonic()
             if now - asked > self._liveness / 3:
                 # Redis was away, or slow: all executors' keys may have lapsed meanwhile, and nobody is dead.

@@ -48,7 +48,7 @@ class ResourceWorker(CallWorker):
         super().__init__(settings, options)
         self.capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
         self._threads = ToolThreads()
-        self._isolated = IsolatedCalls(self.link, settings.liveness)
+        self._isolated = IsolatedCalls(self.connection, settings.liveness)
         self._sessions = Sessions(self._threads, self.counts)
         self._specs: dict[str, EnvironmentSpec] = {}
 
@@ -168,7 +168,7 @@ class ResourceWorker(CallWorker):
         return b""  # the executor has replied; this acknowledges the mail
 
     async def _first(self, call: Call) -> bool:
-        begun = await self.link.insist("once", call.rollout, f"{call.step}.{call.n}", self.worker)
+        begun = await self.connection.insist("once", call.rollout, f"{call.step}.{call.n}", self.worker)
         if begun < 0:
             raise CallError("cancelled", "the rollout has ended meanwhile")
         return begun == 1

@@ -38,8 +38,8 @@ def config(samples: int = 1, **fields) -> RunConfig:
 @pytest.fixture
 async def run(settings):
     """A run of one sample a task, with the consumer `trainer` and an agent that does what the test says."""
-    async with linked(settings) as link:
-        pretender = Pretender(link, config())
+    async with linked(settings) as connection:
+        pretender = Pretender(connection, config())
         await pretender.create("trainer")
         yield pretender
 
@@ -47,18 +47,18 @@ async def run(settings):
 @pytest.fixture
 async def pairs(settings):
     """The same, with two samples a task."""
-    async with linked(settings) as link:
-        pretender = Pretender(link, config(samples=2))
+    async with linked(settings) as connection:
+        pretender = Pretender(connection, config(samples=2))
         await pretender.create("trainer")
         yield pretender
 
 
 async def length(run: Pretender) -> int:
-    return await run.link.send("XLEN", keys.results("r"))
+    return await run.connection.send("XLEN", keys.results("r"))
 
 
 async def state(run: Pretender) -> str:
-    return (await run.link.send("HGET", keys.run("r"), "state")).decode()
+    return (await run.connection.send("HGET", keys.run("r"), "state")).decode()
 
 
 async def drain(settings, consumer: str = "trainer", unit="rollout") -> list:
@@ -113,7 +113,7 @@ def test_a_cancelled_run_ends_the_iteration_and_flags_groups_that_are_incomplete
     produce(settings, config(samples=2, concurrency=3), weather(4), consumers=["trainer"])
     wait_until(lambda: status(settings, "r").live == 3)
     # When it is cancelled
-    with_link(settings, lambda link: cancel(link, "r"))
+    with_link(settings, lambda connection: cancel(connection, "r"))
     results = consume("r", "trainer", "group", settings)
     groups = list(results)
     # Then the iteration ends with what had begun, and says which group never got all its samples
@@ -171,7 +171,7 @@ async def test_a_group_comes_when_its_last_member_ends_while_the_run_goes_on(pai
 
 async def test_every_consumer_sees_everything_at_its_own_pace(run, settings):
     # Given two consumers, of which one reads everything while the other reads nothing
-    await run.link.run("declare", "r", "metrics")
+    await run.connection.run("declare", "r", "metrics")
     await run.finish(10)
     assert len(await drain(settings, "metrics")) == 10
     # Then nothing is trimmed and the run is not done
@@ -183,7 +183,7 @@ async def test_every_consumer_sees_everything_at_its_own_pace(run, settings):
 
 
 async def test_results_are_trimmed_by_the_slowest_consumer(run, settings):
-    await run.link.run("declare", "r", "metrics")
+    await run.connection.run("declare", "r", "metrics")
     await run.finish(10, close=False)
     slow, fast = Results("r", "trainer", settings=settings), Results("r", "metrics", settings=settings)
     ten = await take(fast, 10)
@@ -197,7 +197,7 @@ async def test_results_are_trimmed_by_the_slowest_consumer(run, settings):
     await slow.ack(four[0])
     assert await length(run) == 6
     # And both have the right number unread
-    assert (await run.link.run("lag", "r")) == [b"metrics", 0, b"trainer", 6]
+    assert (await run.connection.run("lag", "r")) == [b"metrics", 0, b"trainer", 6]
     await slow.close()
     await fast.close()
 
@@ -209,7 +209,7 @@ async def test_a_late_consumer_starts_at_what_is_left_and_is_told(run, settings)
     await first.ack(*(await take(first, 6)))
     await first.close()
     # When another consumer comes
-    await close(run.link, "r")
+    await close(run.connection, "r")
     late = Results("r", "late", settings=settings)
     found = [rollout.id async for rollout in late]
     # Then it sees the other four, and knows
@@ -232,7 +232,7 @@ async def test_a_group_of_which_a_member_was_trimmed_is_flagged(pairs, settings)
     await first.close()
     # When a consumer of groups comes late
     await pairs.end("r.0.1")
-    await close(pairs.link, "r")
+    await close(pairs.connection, "r")
     (group,) = await drain(settings, "late", "group")
     # Then it does not take the rest for the whole
     assert (group.complete, [rollout.sample for rollout in group.rollouts]) == (False, [1])
@@ -251,7 +251,7 @@ async def test_an_iteration_that_was_broken_off_goes_on_where_it_was_left(run, s
 
 async def test_every_key_of_a_done_run_has_a_ttl(run, settings, no_leaks):
     await run.finish(5)
-    await run.link.run("declare", "r", "late")
+    await run.connection.run("declare", "r", "late")
     await drain(settings, "late")
     assert await state(run) == "closed"
     await drain(settings)
@@ -266,7 +266,7 @@ async def test_a_run_that_is_closed_after_all_was_acknowledged_is_done_when_the_
     while await length(run):
         await asyncio.sleep(0.02)
     assert await state(run) == "open"
-    await close(run.link, "r")
+    await close(run.connection, "r")
     assert len(await asyncio.wait_for(draining, 5)) == 3
     assert await state(run) == "done"
 
@@ -275,7 +275,7 @@ async def test_a_run_that_is_removed_ends_its_consumers_with_an_error(run, setti
     await run.finish(2, close=False)
     results = Results("r", "trainer", settings=settings)
     await take(results, 2)
-    await run.link.run("remove", "r")
+    await run.connection.run("remove", "r")
     with pytest.raises(UnknownName, match="'r' was removed"):
         await results.read()
     await results.close()
@@ -315,15 +315,15 @@ async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told
             redis.client_kill_filter(_id=client["id"])
     run.live = live
     await run.end("r.7.0", "r.5.0", "r.4.0", "r.3.0", "r.2.0", "r.6.0")
-    await close(run.link, "r")
+    await close(run.connection, "r")
     # Then the trainer gets only what it did not have
     third = await take(results, 2)
     assert [rollout.id for rollout in third] == ["r.7.0", "r.6.0"]
     assert results.rolled_back == 4
     assert "Redis lost the last 4 rollouts" in capsys.readouterr().err
     # And what it had acknowledged is acknowledged, and what it had not is when it does
-    assert (await run.link.run("lag", "r")) == [b"trainer", 4]
+    assert (await run.connection.run("lag", "r")) == [b"trainer", 4]
     await results.ack(*second, *third)
-    assert (await run.link.run("lag", "r")) == [b"trainer", 0]
+    assert (await run.connection.run("lag", "r")) == [b"trainer", 0]
     assert await state(run) == "done"
     await results.close()

@@ -95,8 +95,8 @@ def test_back_pressure_holds_a_producer_until_rollouts_end(settings, monkeypatch
     assert progress == [CHUNK_ROWS, 2 * CHUNK_ROWS]
 
     # When rollouts end
-    async def end_all(link) -> None:
-        run = Pretender(link, CONFIG)
+    async def end_all(connection) -> None:
+        run = Pretender(connection, CONFIG)
         while producing.is_alive():
             await run.admit()
             if run.live:
@@ -113,10 +113,10 @@ def test_a_run_that_is_over_or_another_one_is_refused(settings):
     produce(settings, CONFIG, weather(2), last=False)
     with pytest.raises(UsageError, match="exists with samples=1, not 2"):
         produce(settings, RunConfig("r", "weather", "tool", "scripted", samples=2), weather(2))
-    with_link(settings, lambda link: close(link, "r"))
+    with_link(settings, lambda connection: close(connection, "r"))
     with pytest.raises(RunClosed, match="takes no more rows"):
         produce(settings, CONFIG, weather(2), source="more")
-    with_link(settings, lambda link: cancel(link, "r"))
+    with_link(settings, lambda connection: cancel(connection, "r"))
     with pytest.raises(RunClosed):
         produce(settings, CONFIG, weather(2))
 

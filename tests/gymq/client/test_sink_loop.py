@@ -54,8 +54,8 @@ KINDS = {"jsonl": JsonlSink, "parquet": ParquetSink}
 @pytest.fixture
 async def run(settings):
     """A run with the consumer `sink`, and an agent that does what the test says."""
-    async with linked(settings) as link:
-        pretender = Pretender(link, RunConfig("r", "weather", "tool", "scripted"))
+    async with linked(settings) as connection:
+        pretender = Pretender(connection, RunConfig("r", "weather", "tool", "scripted"))
         await pretender.create("sink")
         yield pretender
 
@@ -89,14 +89,14 @@ async def test_nothing_is_lost_or_there_twice_after_kill_9_around_a_commit(
     victim = spawn([*doomed, moment], env)
     assert await asyncio.to_thread(victim.wait, 30) == -9
     # When it is started again, and the rest ends
-    assert (await run.link.send("XPENDING", keys.results("r"), "sink"))[0] == 5
+    assert (await run.connection.send("XPENDING", keys.results("r"), "sink"))[0] == 5
     await run.end(*run.live)
     await run.finish(2)
     again = spawn([*doomed, "never"], env, stderr=subprocess.PIPE)
     assert await asyncio.to_thread(again.wait, 30) == 0, again.stderr.read().decode()
     # Then every rollout stands there once, and the run is done
     assert ids(kind, path) == names(10)
-    assert await run.link.send("HGET", keys.run("r"), "state") == b"done"
+    assert await run.connection.send("HGET", keys.run("r"), "state") == b"done"
 
 
 @pytest.mark.chaos
@@ -138,7 +138,7 @@ async def test_a_sink_that_is_told_to_stop_keeps_what_it_has_and_goes_on_later(s
     stop.set()
     assert await asyncio.wait_for(feeding, 5) is False
     assert ids(kind, path) == names(4)
-    assert (await run.link.run("lag", "r")) == [b"sink", 0]
+    assert (await run.connection.run("lag", "r")) == [b"sink", 0]
     await run.finish(3)
     assert await feed(KINDS[kind](path, "r"), "sink", settings, asyncio.Event()) is True
     assert ids(kind, path) == names(7)
@@ -152,14 +152,14 @@ async def test_a_slow_trickle_is_on_the_disk_at_once(settings, run, tmp_path):
     await run.end("r.0.0")
     await asyncio.sleep(4 * COMMIT_EVERY)
     assert ids("jsonl", path) == ["r.0.0"]
-    assert (await run.link.run("lag", "r")) == [b"sink", 0]
+    assert (await run.connection.run("lag", "r")) == [b"sink", 0]
     feeding.cancel()
 
 
 async def test_a_parquet_part_never_stops_a_run_with_a_small_backlog(settings, tmp_path):
     # Given a run whose consumers may be four rollouts behind, and a sink that would rather wait for thousands
-    async with linked(settings) as link:
-        run = Pretender(link, RunConfig("r", "weather", "tool", "scripted", backlog=4))
+    async with linked(settings) as connection:
+        run = Pretender(connection, RunConfig("r", "weather", "tool", "scripted", backlog=4))
         await run.create("sink")
         await run.enqueue(12)
         feeding = asyncio.create_task(feed(ParquetSink(tmp_path, "r"), "sink", settings, asyncio.Event()))
@@ -182,7 +182,7 @@ async def test_a_sink_that_cannot_write_is_no_consumer(settings, run, tmp_path):
     with pytest.raises(SinkBusy):
         await feed(JsonlSink(tmp_path / "out.jsonl", "r"), "other", settings, asyncio.Event())
     # Then the run waits for nobody of that name
-    assert [group[1] for group in await run.link.send("XINFO", "GROUPS", keys.results("r"))] == [b"sink"]
+    assert [group[1] for group in await run.connection.send("XINFO", "GROUPS", keys.results("r"))] == [b"sink"]
     first.close()
 
 
@@ -220,11 +220,11 @@ async def test_what_a_sink_could_not_write_is_not_acknowledged(settings, run, tm
 
 
 async def test_a_group_of_which_a_sink_has_a_member_from_an_earlier_life_is_flagged_and_comes_at_once(settings):
-    async with linked(settings) as link:
-        run = Pretender(link, RunConfig("r", "weather", "tool", "scripted", samples=3))
+    async with linked(settings) as connection:
+        run = Pretender(connection, RunConfig("r", "weather", "tool", "scripted", samples=3))
         await run.create("trainer")
         # Given that the sink has the last member of the first group and all of the second
-        await link.send("SADD", keys.skip("r"), "r.0.2", "r.1.0", "r.1.1", "r.1.2")
+        await connection.send("SADD", keys.skip("r"), "r.0.2", "r.1.0", "r.1.1", "r.1.2")
         await run.enqueue(3)
         await run.admit()
         assert run.live == ["r.0.0", "r.0.1", "r.2.0", "r.2.1", "r.2.2"]
@@ -235,13 +235,13 @@ async def test_a_group_of_which_a_sink_has_a_member_from_an_earlier_life_is_flag
         # Then the group comes while the run is open, flagged; the whole one is not
         assert (first.id, first.complete, third.id, third.complete) == ("r.0", False, "r.2", True)
         # And what counts the members of partial groups is back at nothing
-        assert await link.send("HGET", keys.run("r"), "partial") == b"0"
-        assert await link.send("HLEN", keys.rows("r")) == 0
+        assert await connection.send("HGET", keys.run("r"), "partial") == b"0"
+        assert await connection.send("HLEN", keys.rows("r")) == 0
 
 
 async def test_a_sink_and_a_trainer_live_through_a_restart_of_the_server(redis_server, settings, run, tmp_path):
     # Given a sink, and a trainer that has taken two of four rollouts and acknowledged none
-    await run.link.run("declare", "r", "trainer")
+    await run.connection.run("declare", "r", "trainer")
     await run.finish(4, close=False)
     feeding = asyncio.create_task(feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event()))
     trainer = aiter(results := Results("r", "trainer", settings=settings))
@@ -250,7 +250,7 @@ async def test_a_sink_and_a_trainer_live_through_a_restart_of_the_server(redis_s
     await asyncio.to_thread(redis_server.stop)
     await asyncio.sleep(0.5)
     await asyncio.to_thread(redis_server.start)
-    await run.link.reconnect()
+    await run.connection.reconnect()
     await run.finish(3)
     # Then both get everything, once
     assert await asyncio.wait_for(feeding, 20) is True
@@ -258,5 +258,5 @@ async def test_a_sink_and_a_trainer_live_through_a_restart_of_the_server(redis_s
     assert [rollout.id for rollout in taken] == [f"r.{i}.0" for i in range(7)]
     assert ids("jsonl", tmp_path / "out") == names(7)
     await results.ack(*taken)
-    assert await run.link.send("HGET", keys.run("r"), "state") == b"done"
+    assert await run.connection.send("HGET", keys.run("r"), "state") == b"done"
     await results.close()

@@ -28,17 +28,17 @@ async def reach(settings, version: int) -> None:
 
 
 @pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        yield link
+async def connection(settings):
+    async with linked(settings) as connection:
+        yield connection
         shards = Shards(settings, "test")
         await shards.connect()
         await forget(shards, "policy")
         await shards.close()
 
 
-async def make(link, samples: int = 1, rows: int = 4) -> Pretender:
-    run = Pretender(link, RunConfig("r", "weather", "tool", "policy", samples=samples))
+async def make(connection, samples: int = 1, rows: int = 4) -> Pretender:
+    run = Pretender(connection, RunConfig("r", "weather", "tool", "policy", samples=samples))
     await run.create("trainer")
     await run.enqueue(rows)
     await run.admit()
@@ -53,37 +53,37 @@ async def take(results: Results) -> list:
     return found
 
 
-async def test_what_is_too_old_is_passed_over_counted_and_acknowledged(settings, link):
-    run = await make(link)
+async def test_what_is_too_old_is_passed_over_counted_and_acknowledged(settings, connection):
+    run = await make(connection)
     await run.end("r.0.0", versions=[3, 9])
     await run.end("r.1.0", versions=[4, 4])
     await run.end("r.2.0", versions=[6, 6])
     await run.end("r.3.0")  # nobody said of which version it is
-    await close(link, "r")
+    await close(connection, "r")
     await reach(settings, 6)
     results = Results("r", "trainer", settings=settings, max_staleness=2)
     assert [item.id for item in await take(results)] == ["r.1.0", "r.2.0", "r.3.0"]
     assert results.stale == 1
-    assert (await status(link, "r")).state == "done"
+    assert (await status(connection, "r")).state == "done"
 
 
-async def test_a_group_with_a_member_that_is_too_old_is_passed_over_as_a_whole(settings, link):
-    run = await make(link, samples=2, rows=2)
+async def test_a_group_with_a_member_that_is_too_old_is_passed_over_as_a_whole(settings, connection):
+    run = await make(connection, samples=2, rows=2)
     await run.end("r.0.0", versions=[5, 5])
     await run.end("r.1.0", "r.1.1", versions=[6, 6])
     await run.end("r.0.1", versions=[3, 6])
-    await close(link, "r")
+    await close(connection, "r")
     await reach(settings, 6)
     results = Results("r", "trainer", "group", settings, max_staleness=1)
     assert [item.id for item in await take(results)] == ["r.1"]
     assert results.stale == 2
-    assert (await status(link, "r")).state == "done"
+    assert (await status(connection, "r")).state == "done"
 
 
-async def test_what_grows_too_old_while_it_waits_for_its_turn_is_not_delivered(settings, link):
-    run = await make(link)
+async def test_what_grows_too_old_while_it_waits_for_its_turn_is_not_delivered(settings, connection):
+    run = await make(connection)
     await run.end(*run.live, versions=[1, 1])
-    await close(link, "r")
+    await close(connection, "r")
     await reach(settings, 1)
     results = Results("r", "trainer", settings=settings, max_staleness=0)
     found = []
@@ -95,24 +95,24 @@ async def test_what_grows_too_old_while_it_waits_for_its_turn_is_not_delivered(s
     assert results.stale == 2
 
 
-async def test_what_is_passed_over_makes_room_while_the_run_goes_on(settings, link):
-    run = await make(link)
+async def test_what_is_passed_over_makes_room_while_the_run_goes_on(settings, connection):
+    run = await make(connection)
     await reach(settings, 5)
     await run.end(*run.live, versions=[1, 1])
     results = Results("r", "trainer", settings=settings, max_staleness=0)
     reading = asyncio.create_task(anext(aiter(results)))
     until = asyncio.get_running_loop().time() + 5
-    while (await status(link, "r")).unread["trainer"] and asyncio.get_running_loop().time() < until:
+    while (await status(connection, "r")).unread["trainer"] and asyncio.get_running_loop().time() < until:
         await asyncio.sleep(0.02)
-    assert (await status(link, "r")).unread == {"trainer": 0}
+    assert (await status(connection, "r")).unread == {"trainer": 0}
     await cancel_and_wait([reading])
     await results.close()
 
 
-async def test_without_a_limit_everything_is_delivered(settings, link):
-    run = await make(link)
+async def test_without_a_limit_everything_is_delivered(settings, connection):
+    run = await make(connection)
     await run.end(*run.live, versions=[1, 1])
-    await close(link, "r")
+    await close(connection, "r")
     await reach(settings, 1000)
     assert len(await take(Results("r", "trainer", settings=settings))) == 4
 
@@ -131,9 +131,9 @@ def test_nothing_delivered_is_ever_too_old_and_nothing_hangs(settings, samples, 
 
 async def _play(settings, samples: int, most: int, chance: random.Random) -> None:
     rows = 6
-    async with linked(settings) as link:
-        await link.send("FLUSHALL")
-        run = await make(link, samples, rows)
+    async with linked(settings) as connection:
+        await connection.send("FLUSHALL")
+        run = await make(connection, samples, rows)
         unit = chance.choice(("rollout", "group"))
         results = Results("r", "trainer", unit, settings, max_staleness=most)
         current, delivered = 0, 0
@@ -150,7 +150,7 @@ async def _play(settings, samples: int, most: int, chance: random.Random) -> Non
                 await run.end(rid, versions=[max(0, current - chance.randint(0, 3)), current])
             if chance.random() < 0.5:
                 await bump()
-        await close(link, "r")
+        await close(connection, "r")
         async for item in results:
             members = item.rollouts if unit == "group" else [item]
             assert all(current - member.versions[0] <= most for member in members)
@@ -159,5 +159,5 @@ async def _play(settings, samples: int, most: int, chance: random.Random) -> Non
             if chance.random() < 0.3:
                 await bump()
         assert delivered + results.stale == rows * samples
-        assert (await status(link, "r")).state == "done"
-        await link.send("FLUSHALL")
+        assert (await status(connection, "r")).state == "done"
+        await connection.send("FLUSHALL")

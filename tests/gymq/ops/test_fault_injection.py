@@ -24,39 +24,41 @@ async def sharded(settings):
     await shards.close()
 
 
-async def register(link, name: str, pid: int, host: str) -> None:
+async def register(connection, name: str, pid: int, host: str) -> None:
     info = {"role": "agent", "host": host, "pid": pid, "mailboxes": ["agent"]}
-    await link.send("HSET", keys.workers, name, msgspec.json.encode(info))
-    await link.send("SET", keys.alive(name), 1, "PX", 10_000)
+    await connection.send("HSET", keys.workers, name, msgspec.json.encode(info))
+    await connection.send("SET", keys.alive(name), 1, "PX", 10_000)
 
 
 async def test_only_living_workers_of_this_machine_are_victims(settings, spawn):
     other = spawn(["sleep", "60"])
     named = spawn([sys.executable, "-c", "import time; time.sleep(60)", "celery", "worker"])
     async with sharded(settings) as shards:
-        link = shards.first
-        await register(link, "agent-elsewhere", named.pid, "elsewhere")
-        await register(link, "agent-other", other.pid, socket.gethostname())  # its pid was given to somebody else
-        await register(link, "agent-dead", named.pid, socket.gethostname())
-        await link.send("DEL", keys.alive("agent-dead"))
-        await register(link, "agent-here", named.pid, socket.gethostname())
+        connection = shards.first
+        await register(connection, "agent-elsewhere", named.pid, "elsewhere")
+        await register(connection, "agent-other", other.pid, socket.gethostname())  # its pid was given to somebody else
+        await register(connection, "agent-dead", named.pid, socket.gethostname())
+        await connection.send("DEL", keys.alive("agent-dead"))
+        await register(connection, "agent-here", named.pid, socket.gethostname())
         assert await victims(shards) == [Victim("agent", named.pid, ("agent-here",), ("agent",))]
         assert await victims(shards, ["model"]) == []
 
 
 async def test_what_a_victim_holds_is_what_is_delivered_and_not_answered(settings):
     async with sharded(settings) as shards:
-        link = shards.first
+        connection = shards.first
         for stream in (keys.mailbox("agent"), keys.retry("agent"), keys.suspects("agent")):
-            await link.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")
-        await link.send("XADD", keys.mailbox("agent"), "*", "r", "r.0.0", "v", 3)
-        await link.send("HSET", keys.rollout("r.0.0"), "v", 3)
+            await connection.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")
+        await connection.send("XADD", keys.mailbox("agent"), "*", "r", "r.0.0", "v", 3)
+        await connection.send("HSET", keys.rollout("r.0.0"), "v", 3)
         victim = Victim("agent", 1, ("agent-here",), ("agent",))
         assert await held(shards, victim) == set()
-        await link.send("XREADGROUP", "GROUP", keys.GROUP, "agent-here", "COUNT", 1, "STREAMS", keys.mailbox("agent"), ">")
+        await connection.send(
+            "XREADGROUP", "GROUP", keys.GROUP, "agent-here", "COUNT", 1, "STREAMS", keys.mailbox("agent"), ">"
+        )
         found = await held(shards, victim)
         assert found == await unanswered(shards, found) == {"r.0.0:3"}
-        await link.send("HSET", keys.rollout("r.0.0"), "v", 4)
+        await connection.send("HSET", keys.rollout("r.0.0"), "v", 4)
         assert await unanswered(shards, found) == set()
 
 

@@ -19,29 +19,29 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["ended", "gone on", "answered"])
-async def test_a_call_in_work_that_nobody_wants_any_more_is_cut_off_and_its_place_is_free(settings, link, impatient, how):
+async def test_a_call_in_work_that_nobody_wants_any_more_is_cut_off_and_its_place_is_free(settings, connection, impatient, how):
     # Given a worker at two calls
     worker = Server(settings)
     async with living(worker):
-        unwanted = await call(link, 1, "wait")
-        await call(link, 2, "wait")
+        unwanted = await call(connection, 1, "wait")
+        await call(connection, 2, "wait")
         await until(lambda: len(worker.started) == 2)
         # When one is not wanted any more
         rollout = keys.rollout("r.1.0")
         if how == "answered":
-            assert await link.run("reply", pack([["r.1.0", 1, 0, b"", "", ""]])) == [1]
+            assert await connection.run("reply", pack([["r.1.0", 1, 0, b"", "", ""]])) == [1]
         else:
-            await link.send(*(("DEL", rollout) if how == "ended" else ("HSET", rollout, "v", 2)))
+            await connection.send(*(("DEL", rollout) if how == "ended" else ("HSET", rollout, "v", 2)))
         # Then it is cut off, its mail is gone, and the other goes on
         await until(lambda: worker.cancelled == [unwanted.id])
         await until(lambda: worker.stats()["held"] == 1)
-        assert await link.send("XLEN", keys.mailbox(BOX)) == 1
+        assert await connection.send("XLEN", keys.mailbox(BOX)) == 1
         worker.gate.set()
         await until(lambda: worker.stats()["held"] == 0)
     assert worker.counts["unwanted"] == 1
 
 
-async def test_a_worker_that_stood_still_takes_no_mail_before_it_has_renewed_its_name(settings, link, monkeypatch):
+async def test_a_worker_that_stood_still_takes_no_mail_before_it_has_renewed_its_name(settings, connection, monkeypatch):
     # Given a worker that stood still for longer than the limit of liveness
     worker = Server(settings)
     async with living(worker):
@@ -57,7 +57,7 @@ async def test_a_worker_that_stood_still_takes_no_mail_before_it_has_renewed_its
         monkeypatch.setattr(worker.life, "_until", 0.0)
         # When mail comes, at once or while it reads
         for n in (1, 2):
-            await call(link, n, "wait")
+            await call(connection, n, "wait")
         # Then it begins none of it: others may have taken it for dead
         await asyncio.sleep(0.5)
         assert not worker.started
@@ -68,101 +68,103 @@ async def test_a_worker_that_stood_still_takes_no_mail_before_it_has_renewed_its
         await until(lambda: worker.stats()["held"] == 0)
 
 
-async def test_a_close_is_not_cut_off(settings, link, impatient):
+async def test_a_close_is_not_cut_off(settings, connection, impatient):
     worker = Server(settings)
     async with living(worker):
-        await call(link, 1, "wait", kind="close")
+        await call(connection, 1, "wait", kind="close")
         await until(lambda: worker.started)
-        await link.send("DEL", keys.rollout("r.1.0"))
+        await connection.send("DEL", keys.rollout("r.1.0"))
         await asyncio.sleep(0.6)
         assert worker.cancelled == []
         worker.gate.set()
         await until(lambda: worker.stats()["held"] == 0)
 
 
-async def test_calls_that_lay_long_are_asked_about_before_they_are_begun(settings, link, impatient):
+async def test_calls_that_lay_long_are_asked_about_before_they_are_begun(settings, connection, impatient):
     # Given calls that lay for a while, one of which nobody wants any more
     for n in range(4):
-        await call(link, n)
-    await link.send("DEL", keys.rollout("r.2.0"))
+        await call(connection, n)
+    await connection.send("DEL", keys.rollout("r.2.0"))
     await asyncio.sleep(0.4)
     # When a worker takes them, then it does not begin that one
     worker = Server(settings)
     async with living(worker):
-        await replies(link, 3)
+        await replies(connection, 3)
         await until(lambda: worker.stats()["held"] == 0)
     assert sorted(worker.started) == [f"r.{n}.0:1:0" for n in (0, 1, 3)]
-    assert await link.send("XLEN", keys.mailbox(BOX)) == 0
+    assert await connection.send("XLEN", keys.mailbox(BOX)) == 0
 
 
-async def test_calls_that_are_young_or_short_cost_no_look(settings, link, monkeypatch):
+async def test_calls_that_are_young_or_short_cost_no_look(settings, connection, monkeypatch):
     monkeypatch.setattr(call_worker.CallWorker, "_wanted", None)  # who looks, fails
     worker = Server(settings)
     worker.duties = lambda: asyncio.sleep(0)
     async with living(worker):
         for n in range(50):
-            await call(link, n)
-        await replies(link, 50)
+            await call(connection, n)
+        await replies(connection, 50)
     assert len(worker.started) == 50
 
 
-async def test_mail_of_a_newer_schema_is_put_aside_until_a_worker_that_reads_it_comes(settings, link, monkeypatch, capsys):
+async def test_mail_of_a_newer_schema_is_put_aside_until_a_worker_that_reads_it_comes(
+    settings, connection, monkeypatch, capsys
+):
     # Given a call of this schema and several of the next, one of which was handed back twice
-    one = await call(link, 1)
+    one = await call(connection, 1)
     for n in range(2, 6):
-        later = await call(link, n)
-        await link.send("XTRIM", keys.mailbox(BOX), "MAXLEN", 1)
+        later = await call(connection, n)
+        await connection.send("XTRIM", keys.mailbox(BOX), "MAXLEN", 1)
         fields = (f"c{SCHEMA + 1}", actor.pack([n]), *(("a", 2) if n == 2 else ()))
-        await link.send("XADD", keys.retry(BOX), "*", *fields)
-        await link.send("DEL", keys.mailbox(BOX), keys.rollout(later.rollout))
-    await call(link, 1)
+        await connection.send("XADD", keys.retry(BOX), "*", *fields)
+        await connection.send("DEL", keys.mailbox(BOX), keys.rollout(later.rollout))
+    await call(connection, 1)
     worker = Server(settings)
     async with living(worker):
         # When a worker takes them
-        await replies(link, 1)
+        await replies(connection, 1)
         await until(lambda: worker.stats()["held"] == 0)
         await asyncio.sleep(0.3)
         # Then it serves what it can read, and puts the others aside as they are, once
         assert worker.started == [one.id]
         assert worker.counts["parked"] == 4
-        aside = [fields for _, fields in await link.send("XRANGE", keys.newer(BOX), "-", "+")]
+        aside = [fields for _, fields in await connection.send("XRANGE", keys.newer(BOX), "-", "+")]
         assert aside[0] == [b"s", b"2", b"c2", actor.pack([2]), b"a", b"2"]
         assert len(aside) == 4
-        assert await link.send("XLEN", keys.retry(BOX)) == 0
+        assert await connection.send("XLEN", keys.retry(BOX)) == 0
     assert capsys.readouterr().err.count("mail of a newer schema (2; this worker reads up to 1) waits") == 1
     # When one that reads them looks, then they are read before all others, with their count of attempts
-    assert await link.run("unpark", SCHEMA, 100, BOX) == [0, 0]
-    assert await link.run("unpark", SCHEMA + 1, 100, BOX) == [4, 0]
-    back = [fields for _, fields in await link.send("XRANGE", keys.retry(BOX), "-", "+")]
+    assert await connection.run("unpark", SCHEMA, 100, BOX) == [0, 0]
+    assert await connection.run("unpark", SCHEMA + 1, 100, BOX) == [4, 0]
+    back = [fields for _, fields in await connection.send("XRANGE", keys.retry(BOX), "-", "+")]
     assert back[0] == [b"c2", actor.pack([2]), b"a", b"2"] and len(back) == 4
-    assert await link.send("EXISTS", keys.newer(BOX)) == 0
+    assert await connection.send("EXISTS", keys.newer(BOX)) == 0
 
 
-async def test_a_suspect_of_a_newer_schema_is_a_suspect_again_when_it_is_taken_up(settings, link):
+async def test_a_suspect_of_a_newer_schema_is_a_suspect_again_when_it_is_taken_up(settings, connection):
     # Given a suspect that this version cannot read, and a quarantine of this version
     quarantine = Server(settings)
     quarantine.isolate()
     fields = (f"c{SCHEMA + 1}", "body", "k", 1, "w", "victim", "a", 3)
-    await link.send("XADD", keys.suspects(BOX), "*", *fields)
+    await connection.send("XADD", keys.suspects(BOX), "*", *fields)
     # When the quarantine takes it
     async with living(quarantine):
         await until(lambda: quarantine.counts["parked"] == 1)
         await until(lambda: quarantine.stats()["held"] == 0)
     # Then newer workers find it, and no ordinary one reads it
-    assert await link.run("unpark", SCHEMA + 1, 100, BOX) == [1, 0]
-    ((_, back),) = await link.send("XRANGE", keys.suspects(BOX), "-", "+")
+    assert await connection.run("unpark", SCHEMA + 1, 100, BOX) == [1, 0]
+    ((_, back),) = await connection.send("XRANGE", keys.suspects(BOX), "-", "+")
     assert back == [str(field).encode() for field in fields]
-    assert await link.send("EXISTS", keys.retry(BOX)) == 0 or await link.send("XLEN", keys.retry(BOX)) == 0
+    assert await connection.send("EXISTS", keys.retry(BOX)) == 0 or await connection.send("XLEN", keys.retry(BOX)) == 0
 
 
-async def test_mail_is_put_aside_once_by_whoever_holds_it(link):
+async def test_mail_is_put_aside_once_by_whoever_holds_it(connection):
     # Given newer mail that a worker holds
     stream = keys.mailbox(BOX)
-    await link.send("XGROUP CREATE", stream, keys.GROUP, 0, "MKSTREAM")
-    entry = await link.send("XADD", stream, "*", "c9", "body")
-    await link.send("XREADGROUP", "GROUP", keys.GROUP, "w", "STREAMS", stream, ">")
+    await connection.send("XGROUP CREATE", stream, keys.GROUP, 0, "MKSTREAM")
+    entry = await connection.send("XADD", stream, "*", "c9", "body")
+    await connection.send("XREADGROUP", "GROUP", keys.GROUP, "w", "STREAMS", stream, ">")
     # When it says twice that it cannot read it, then it is there once
-    assert await link.run("park", pack([[BOX, stream, entry, 9]])) == 1
-    assert await link.run("park", pack([[BOX, stream, entry, 9]])) == 0
-    assert await link.send("XLEN", keys.newer(BOX)) == 1
-    assert await link.send("XLEN", stream) == 0
+    assert await connection.run("park", pack([[BOX, stream, entry, 9]])) == 1
+    assert await connection.run("park", pack([[BOX, stream, entry, 9]])) == 0
+    assert await connection.send("XLEN", keys.newer(BOX)) == 1
+    assert await connection.send("XLEN", stream) == 0

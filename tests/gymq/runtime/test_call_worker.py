@@ -87,134 +87,134 @@ async def until(condition, limit: float = 8.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def call(link, n: int, arguments: str = "", strikes: int = 0, kind: str = "tool", **fields) -> Call:
+async def call(connection, n: int, arguments: str = "", strikes: int = 0, kind: str = "tool", **fields) -> Call:
     """Send a call of a rollout of its own."""
     one = Call(f"r.{n}.0", 1, 0, kind, "r", "e", n, 0.0, arguments=arguments, **fields)
-    await link.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
+    await connection.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
     marks = (("k", strikes, "w", "victim") if strikes else ()) + (("a", strikes + 2) if strikes else ())
-    await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *marks)
+    await connection.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *marks)
     return one
 
 
-async def replies(link, count: int, limit: float = 8.0) -> dict:
+async def replies(connection, count: int, limit: float = 8.0) -> dict:
     """The replies so far, when there are so many, by rollout."""
     end = time.monotonic() + limit
-    while await link.send("XLEN", keys.mailbox("agent")) < count:
+    while await connection.send("XLEN", keys.mailbox("agent")) < count:
         assert time.monotonic() < end, "not in time"
         await asyncio.sleep(0.01)
-    found = await link.send("XRANGE", keys.mailbox("agent"), "-", "+")
+    found = await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")
     return {fields[1].decode(): decode_reply(fields[5]) for _, fields in found}
 
 
-async def test_a_reply_says_how_long_its_call_waited_for_limits(settings, link):
+async def test_a_reply_says_how_long_its_call_waited_for_limits(settings, connection):
     server = Server(settings)
     async with living(server):
-        await call(link, 1, arguments="waited")
-        (reply,) = (await replies(link, 1)).values()
+        await call(connection, 1, arguments="waited")
+        (reply,) = (await replies(connection, 1)).values()
     assert reply.waited == 1.5
     assert not server.waited
 
 
-async def test_a_call_is_answered_and_its_mail_is_gone(settings, link):
+async def test_a_call_is_answered_and_its_mail_is_gone(settings, connection):
     server = Server(settings)
     async with living(server):
-        one = await call(link, 1)
-        (reply,) = (await replies(link, 1)).values()
+        one = await call(connection, 1)
+        (reply,) = (await replies(connection, 1)).values()
         await until(lambda: server.stats()["held"] == 0)
     assert (reply.fault, reply.value, reply.attempt, reply.worker) == (None, b"value", 0, server.worker)
     assert server.started == [one.id]
-    assert await link.send("XLEN", keys.mailbox(BOX)) == 0
+    assert await connection.send("XLEN", keys.mailbox(BOX)) == 0
 
 
-async def test_faults_and_defects_of_a_call_are_its_reply_and_the_worker_lives_on(settings, link, capsys):
+async def test_faults_and_defects_of_a_call_are_its_reply_and_the_worker_lives_on(settings, connection, capsys):
     async with living(Server(settings)):
         for n, arguments in enumerate(["fault", "defect", ""]):
-            await call(link, n, arguments)
-        found = await replies(link, 3)
+            await call(connection, n, arguments)
+        found = await replies(connection, 3)
     assert found["r.0.0"].fault.kind == "environment"
     assert found["r.1.0"].fault.kind == "internal" and "ZeroDivisionError: a defect" in found["r.1.0"].fault.message
     assert found["r.2.0"].fault is None
     assert "Traceback" in capsys.readouterr().err
 
 
-async def test_mail_that_is_no_call_is_put_aside_and_the_next_one_served(settings, link, capsys):
-    await link.send("XADD", keys.mailbox(BOX), "*", "c", b"\xc1 forged")
+async def test_mail_that_is_no_call_is_put_aside_and_the_next_one_served(settings, connection, capsys):
+    await connection.send("XADD", keys.mailbox(BOX), "*", "c", b"\xc1 forged")
     server = Server(settings)
     async with living(server):
-        one = await call(link, 1)
-        await replies(link, 1)
+        one = await call(connection, 1)
+        await replies(connection, 1)
         await until(lambda: server.stats()["held"] == 0)
     assert server.started == [one.id]
     assert "is no call" in capsys.readouterr().err
-    assert await link.send("XLEN", keys.mailbox(BOX)) == 0
+    assert await connection.send("XLEN", keys.mailbox(BOX)) == 0
 
 
-async def test_a_call_that_killed_its_process_alone_three_times_is_a_dead_letter_and_not_run(settings, link):
+async def test_a_call_that_killed_its_process_alone_three_times_is_a_dead_letter_and_not_run(settings, connection):
     server = Server(settings)
     async with living(server):
-        await call(link, 1, "fatal", strikes=STRIKES)
-        await call(link, 2, strikes=STRIKES - 1)
-        found = await replies(link, 2)
+        await call(connection, 1, "fatal", strikes=STRIKES)
+        await call(connection, 2, strikes=STRIKES - 1)
+        found = await replies(connection, 2)
     assert (found["r.1.0"].fault.kind, found["r.1.0"].attempt) == ("poison", STRIKES + 2)
     assert (found["r.2.0"].fault, found["r.2.0"].attempt) == (None, STRIKES + 1)
     assert server.started == ["r.2.0:1:0"]
     (letter,) = [one.letter for one in await letters(settings)]
     assert (letter.id, letter.mailbox, letter.kind, letter.worker) == ("r.1.0:1:0", BOX, "tool", "victim")
     assert letter.call is not None and letter.call.arguments == "fatal"
-    assert await link.send("TTL", keys.dead) > 0
+    assert await connection.send("TTL", keys.dead) > 0
 
 
-async def test_a_call_whose_rollout_has_ended_makes_no_dead_letter(settings, link):
+async def test_a_call_whose_rollout_has_ended_makes_no_dead_letter(settings, connection):
     server = Server(settings)
     async with living(server):
-        await call(link, 1, strikes=STRIKES)
-        await link.send("DEL", keys.rollout("r.1.0"))
+        await call(connection, 1, strikes=STRIKES)
+        await connection.send("DEL", keys.rollout("r.1.0"))
         await until(lambda: server.counts["stale"] == 1)
     assert await letters(settings) == []
 
 
-async def test_a_worker_holds_no_more_than_it_can_start(settings, link):
+async def test_a_worker_holds_no_more_than_it_can_start(settings, connection):
     server = Server(settings)
     async with living(server):
         for n in range(10):
-            await call(link, n, "wait")
+            await call(connection, n, "wait")
         await until(lambda: len(server.started) == server.capacity)
         await asyncio.sleep(0.2)
         assert len(server.started) == server.stats()["held"] == server.capacity
         server.gate.set()
-        await replies(link, 10)
+        await replies(connection, 10)
     assert sorted(server.started) == sorted({f"r.{n}.0:1:0" for n in range(10)})
 
 
-async def test_draining_finishes_what_is_held_and_takes_nothing_more(settings, link):
+async def test_draining_finishes_what_is_held_and_takes_nothing_more(settings, connection):
     # Given a worker that holds a call
     server = Server(settings)
     async with living(server) as (life,):
-        await call(link, 1, "wait")
+        await call(connection, 1, "wait")
         await until(lambda: server.started)
         # When it drains while another call comes
         server.drain()
         await asyncio.sleep(0.2)
-        await call(link, 2)
+        await call(connection, 2)
         assert not life.done()
         server.gate.set()
         await asyncio.wait_for(life, 5)
     # Then the first was answered here, the second waits for others, and the worker is gone
-    assert set(await replies(link, 1)) == {"r.1.0"}
+    assert set(await replies(connection, 1)) == {"r.1.0"}
     assert server.started == ["r.1.0:1:0"]
-    assert await link.send("XLEN", keys.mailbox(BOX)) == 1
-    assert await link.send("HLEN", keys.workers) == 0
+    assert await connection.send("XLEN", keys.mailbox(BOX)) == 1
+    assert await connection.send("HLEN", keys.workers) == 0
 
 
-async def test_stopping_hands_back_what_is_held(settings, link):
+async def test_stopping_hands_back_what_is_held(settings, connection):
     server = Server(settings)
     async with living(server) as (life,):
-        await call(link, 1, "wait")
+        await call(connection, 1, "wait")
         await until(lambda: server.started)
         server.stop()
         await asyncio.wait_for(life, 5)
     assert server.cancelled == ["r.1.0:1:0"]
-    ((_, fields),) = await link.send("XRANGE", keys.retry(BOX), "-", "+")
+    ((_, fields),) = await connection.send("XRANGE", keys.retry(BOX), "-", "+")
     assert fields[2:] == [b"a", b"0"]
 
 
@@ -249,87 +249,87 @@ class BrokenDuty(Broken):
 
 
 @pytest.mark.parametrize("kind", [BrokenHandle, BrokenWork, BrokenDuty])
-async def test_a_defect_ends_the_actor_with_that_exception_and_its_mail_is_not_lost(settings, link, kind):
-    await call(link, 1)
+async def test_a_defect_ends_the_actor_with_that_exception_and_its_mail_is_not_lost(settings, connection, kind):
+    await call(connection, 1)
     with pytest.raises(ZeroDivisionError, match="a defect"):
         await asyncio.wait_for(kind(settings, {}).main(), 5)
     server = Server(settings)
     async with living(server):
-        await replies(link, 1)
+        await replies(connection, 1)
 
 
-async def test_replies_that_the_server_refuses_end_the_actor(settings, link):
+async def test_replies_that_the_server_refuses_end_the_actor(settings, connection):
     # Given a call whose reply cannot be written
-    await call(link, 1)
-    await link.send("SET", keys.rollout("r.1.0"), "not a hash")
+    await call(connection, 1)
+    await connection.send("SET", keys.rollout("r.1.0"), "not a hash")
     # When somebody answers it, then it ends: it does not sit on what it holds
     with pytest.raises(GymqError, match="WRONGTYPE"):
         await asyncio.wait_for(Server(settings).main(), 5)
     # and the call is answered by another, once that is possible
-    await link.send("DEL", keys.rollout("r.1.0"))
-    await link.send("HSET", keys.rollout("r.1.0"), "v", 1, "c1.0", 1)
+    await connection.send("DEL", keys.rollout("r.1.0"))
+    await connection.send("HSET", keys.rollout("r.1.0"), "v", 1, "c1.0", 1)
     async with living(Server(settings)):
-        assert (await replies(link, 1))["r.1.0"].attempt == 1
+        assert (await replies(connection, 1))["r.1.0"].attempt == 1
 
 
-async def test_a_worker_that_was_declared_dead_drops_its_work_and_comes_back_under_a_new_name(settings, link):
+async def test_a_worker_that_was_declared_dead_drops_its_work_and_comes_back_under_a_new_name(settings, connection):
     # Given a worker that holds calls
     server = Server(settings)
     async with living(server):
         old = server.worker
-        await call(link, 1, "wait")
-        await call(link, 2, "wait")
+        await call(connection, 1, "wait")
+        await call(connection, 2, "wait")
         await until(lambda: len(server.started) == 2)
         # When it is declared dead
-        await link.send("DEL", keys.alive(old))
-        assert await link.run("handback", old, 100, "0", BOX) == 2
+        await connection.send("DEL", keys.alive(old))
+        assert await connection.run("handback", old, 100, "0", BOX) == 2
         await until(lambda: server.worker != old and len(server.cancelled) >= 2)
         # Then its work was cancelled, and it takes it up again like anybody
         assert {"r.1.0:1:0", "r.2.0:1:0"} == set(server.cancelled)
         server.gate.set()
-        found = await replies(link, 2)
+        found = await replies(connection, 2)
         await until(lambda: server.stats()["held"] == 0)
     assert min(reply.attempt for reply in found.values()) >= 1
     assert server.counts["lapses"] == 1
 
 
-async def test_mail_that_a_zombie_took_under_its_old_name_is_not_forgotten(settings, link):
+async def test_mail_that_a_zombie_took_under_its_old_name_is_not_forgotten(settings, connection):
     # Given a worker that was declared dead, handed back, and does not know it yet
     server, judge = Server(settings), Server(settings)
     async with living(server, judge):
         await asyncio.sleep(0.4)
         old = server.worker
-        await link.send("DEL", keys.alive(old))
-        await link.run("handback", old, 100, "0", BOX)
+        await connection.send("DEL", keys.alive(old))
+        await connection.run("handback", old, 100, "0", BOX)
         # When mail is delivered to it under that name
         for n in range(3):
-            await call(link, n)
-            await link.send("XREADGROUP", "GROUP", keys.GROUP, old, "COUNT", 1, "STREAMS", keys.mailbox(BOX), ">")
+            await call(connection, n)
+            await connection.send("XREADGROUP", "GROUP", keys.GROUP, old, "COUNT", 1, "STREAMS", keys.mailbox(BOX), ">")
         # Then every call is answered all the same
-        assert set(await replies(link, 3)) == {"r.0.0", "r.1.0", "r.2.0"}
+        assert set(await replies(connection, 3)) == {"r.0.0", "r.1.0", "r.2.0"}
 
 
-async def test_mail_in_an_answer_that_was_lost_is_found_after_the_outage(settings, link):
+async def test_mail_in_an_answer_that_was_lost_is_found_after_the_outage(settings, connection):
     # Given a worker, and mail that was given to it in an answer that never arrived
     server = Server(settings)
     async with living(server):
         server.capacity = 0
         await asyncio.sleep(0.2)
-        await call(link, 1)
-        await link.send("XREADGROUP", "GROUP", keys.GROUP, server.worker, "STREAMS", keys.mailbox(BOX), ">")
+        await call(connection, 1)
+        await connection.send("XREADGROUP", "GROUP", keys.GROUP, server.worker, "STREAMS", keys.mailbox(BOX), ">")
         server.capacity = 4
         server._room.set()
         await asyncio.sleep(0.1)
         assert server.started == []
         # When its connections break
-        await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await connection.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         # Then it asks what it holds, and answers
-        await replies(link, 1)
+        await replies(connection, 1)
         assert server.counts["outages"] == 1
     assert server.started == ["r.1.0:1:0"]
 
 
-async def test_what_is_answered_while_the_worker_asks_what_it_holds_is_not_run_again(settings, link, monkeypatch):
+async def test_what_is_answered_while_the_worker_asks_what_it_holds_is_not_run_again(settings, connection, monkeypatch):
     # Given a worker whose call is answered while it asks, after an outage, what it holds
     server = Server(settings)
     held = server.boxes.held
@@ -337,36 +337,36 @@ async def test_what_is_answered_while_the_worker_asks_what_it_holds_is_not_run_a
     async def meanwhile(*args):
         found = await held(*args)
         server.gate.set()
-        await replies(link, 1)
+        await replies(connection, 1)
         await until(lambda: server.stats()["held"] == 0)
         return found
 
     monkeypatch.setattr(server.boxes, "held", meanwhile)
     async with living(server):
-        await call(link, 1, "wait")
+        await call(connection, 1, "wait")
         await until(lambda: server.started)
-        await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await connection.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await until(lambda: server.gate.is_set() and server.stats()["held"] == 0)
         await asyncio.sleep(0.1)
     # Then it ran once
     assert server.started == ["r.1.0:1:0"]
 
 
-async def test_calls_are_each_served_once_through_broken_connections(settings, link):
+async def test_calls_are_each_served_once_through_broken_connections(settings, connection):
     server = Server(settings)
     async with living(server):
         for n in range(60):
-            await call(link, n)
+            await call(connection, n)
             if n % 10 == 5:
-                await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        found = await replies(link, 60)
+                await connection.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        found = await replies(connection, 60)
         await until(lambda: server.stats()["held"] == 0)
-    assert await link.send("XLEN", keys.mailbox("agent")) == len(found) == 60
+    assert await connection.send("XLEN", keys.mailbox("agent")) == len(found) == 60
     assert all(reply.fault is None for reply in found.values())
     assert sorted(server.started) == sorted(f"r.{n}.0:1:0" for n in range(60))
 
 
-async def test_the_token_ids_of_earlier_answers_are_read_from_the_records_of_their_calls(settings, link):
+async def test_the_token_ids_of_earlier_answers_are_read_from_the_records_of_their_calls(settings, connection):
     # Given a rollout with two answers that have token ids, a tool's call between them, and one that this call does not follow
     def record(step: int, message: int, tokens: Tokens | None, kind: str = "generate") -> bytes:
         reply = Reply(0, 1.0, 2.0, "w")
@@ -377,7 +377,7 @@ async def test_the_token_ids_of_earlier_answers_are_read_from_the_records_of_the
     records = [
         record(1, 1, first), record(2, 3, None), record(3, 5, second), record(3, 6, of_a_judge, "ask"), record(5, 7, second),
     ]  # fmt: skip
-    await link.send("RPUSH", keys.calls("r.7.0"), *records)
+    await connection.send("RPUSH", keys.calls("r.7.0"), *records)
     server = Server(settings)
     async with living(server):
         one = Call("r.7.0", 5, 0, "generate", "r", "e", 7, 0.0)

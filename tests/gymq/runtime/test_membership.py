@@ -28,14 +28,14 @@ def settings(redis_url) -> Settings:
 
 
 @pytest.fixture
-async def link(settings):
-    async with linked(settings) as link:
-        await Mailboxes([BOX], keys).create(link)
-        yield link
+async def connection(settings):
+    async with linked(settings) as connection:
+        await Mailboxes([BOX], keys).create(connection)
+        yield connection
 
 
 @pytest.fixture
-async def join(settings, link):
+async def join(settings, connection):
     """Makes members: `await join("a")`; each has its own connection and stands in the registry."""
     members = []
 
@@ -49,7 +49,7 @@ async def join(settings, link):
 
     yield make
     for life in members:
-        await life.link.close()
+        await life.connection.close()
 
 
 @asynccontextmanager
@@ -75,25 +75,25 @@ async def beating(*lives: Membership):
         await cancel_and_wait(tasks)
 
 
-async def hold(link, life: Membership, count: int = 1) -> None:
+async def hold(connection, life: Membership, count: int = 1) -> None:
     """Let a worker take that much mail."""
     for n in range(count):
-        await link.send("XADD", keys.mailbox(BOX), "*", "c", b"%d" % n)
-    await link.send(
+        await connection.send("XADD", keys.mailbox(BOX), "*", "c", b"%d" % n)
+    await connection.send(
         "XREADGROUP", "GROUP", keys.GROUP, life.worker, "COUNT", count, "STREAMS", keys.mailbox(BOX), ">"
     )  # fmt: skip
 
 
-async def held(link, life: Membership) -> int:
-    return len(await link.send("XPENDING", keys.mailbox(BOX), keys.GROUP, "-", "+", 1000, life.worker))
+async def held(connection, life: Membership) -> int:
+    return len(await connection.send("XPENDING", keys.mailbox(BOX), keys.GROUP, "-", "+", 1000, life.worker))
 
 
-async def handed_back(link) -> int:
-    return await link.send("XLEN", keys.retry(BOX))
+async def handed_back(connection) -> int:
+    return await connection.send("XLEN", keys.retry(BOX))
 
 
-async def registry(link) -> dict[str, bytes]:
-    flat = await link.send("HGETALL", keys.workers)
+async def registry(connection) -> dict[str, bytes]:
+    flat = await connection.send("HGETALL", keys.workers)
     return {name.decode(): info for name, info in zip(flat[::2], flat[1::2], strict=True)}
 
 
@@ -112,50 +112,50 @@ async def connected(*lives: Membership) -> None:
             assert await life.renew()
 
 
-async def test_the_mail_of_a_worker_that_falls_silent_comes_back(link, join):
+async def test_the_mail_of_a_worker_that_falls_silent_comes_back(connection, join):
     # Given two workers, one of which holds more mail than one script hands back
     silent, judge = await join("silent"), await join("judge")
-    await hold(link, silent, HANDBACK_BATCH + 7)
+    await hold(connection, silent, HANDBACK_BATCH + 7)
     # When that one falls silent
     async with beating(judge):
         await until(lambda: _counted(judge, HANDBACK_BATCH + 7))
     # Then all that it held waits for others, and the worker is gone
-    assert await handed_back(link) == HANDBACK_BATCH + 7
-    assert await _gone(link, silent)
-    assert await held(link, silent) == 0
+    assert await handed_back(connection) == HANDBACK_BATCH + 7
+    assert await _gone(connection, silent)
+    assert await held(connection, silent) == 0
 
 
 async def _counted(judge: Membership, count: int) -> bool:
     return judge.handed_back == count
 
 
-async def _gone(link, life: Membership) -> bool:
-    return life.worker not in await registry(link)
+async def _gone(connection, life: Membership) -> bool:
+    return life.worker not in await registry(connection)
 
 
-async def test_workers_that_renew_keep_their_mail_under_each_others_eyes(link, join):
+async def test_workers_that_renew_keep_their_mail_under_each_others_eyes(connection, join):
     first, second = await join("first"), await join("second")
-    await hold(link, first)
+    await hold(connection, first)
     names = {first.worker, second.worker}
     async with beating(first, second):
         await asyncio.sleep(5 * LIMIT)
-    assert set(await registry(link)) == names
-    assert await held(link, first) == 1
+    assert set(await registry(connection)) == names
+    assert await held(connection, first) == 1
 
 
-async def test_a_worker_that_lapsed_rejoins_when_nobody_declared_it_dead(link, join):
+async def test_a_worker_that_lapsed_rejoins_when_nobody_declared_it_dead(connection, join):
     life = await join("w")
-    await hold(link, life)
+    await hold(connection, life)
     name = life.worker
     await asyncio.sleep(LIMIT * 1.5)
-    assert await link.send("EXISTS", keys.alive(name)) == 0
+    assert await connection.send("EXISTS", keys.alive(name)) == 0
     assert await life.renew()
     assert life.worker == name
-    assert 0 < await link.send("PTTL", keys.alive(name)) <= LIMIT * 1000
-    assert await held(link, life) == 1
+    assert 0 < await connection.send("PTTL", keys.alive(name)) <= LIMIT * 1000
+    assert await held(connection, life) == 1
 
 
-async def test_a_worker_is_sure_of_its_name_until_its_key_may_have_lapsed(link, join):
+async def test_a_worker_is_sure_of_its_name_until_its_key_may_have_lapsed(connection, join):
     life = await join("w")
     assert life.sure
     await asyncio.sleep(LIMIT * 1.2)
@@ -165,46 +165,46 @@ async def test_a_worker_is_sure_of_its_name_until_its_key_may_have_lapsed(link, 
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["handed back", "being handed back"])
-async def test_a_worker_that_was_declared_dead_comes_back_under_a_new_name(link, join, finished):
+async def test_a_worker_that_was_declared_dead_comes_back_under_a_new_name(connection, join, finished):
     # Given a worker whose hand-back has begun, or has finished
     life = await join("w")
-    await hold(link, life, 3)
+    await hold(connection, life, 3)
     old = life.worker
-    await link.send("DEL", keys.alive(old))
-    await link.run("handback", old, 100 if finished else 2, "0", BOX)
+    await connection.send("DEL", keys.alive(old))
+    await connection.run("handback", old, 100 if finished else 2, "0", BOX)
     # When it renews, then it is told; nothing makes the old name live again
     assert not await life.renew()
-    assert await link.send("EXISTS", keys.alive(old)) == 0
+    assert await connection.send("EXISTS", keys.alive(old)) == 0
     # and it begins anew
     await life.begin()
     assert life.worker != old
     assert await life.renew()
-    assert life.worker in await registry(link)
+    assert life.worker in await registry(connection)
 
 
-async def test_a_judge_that_has_just_connected_judges_nobody(link, join):
+async def test_a_judge_that_has_just_connected_judges_nobody(connection, join):
     # Given a worker that lapsed long ago
     silent = await join("silent")
-    await hold(link, silent)
+    await hold(connection, silent)
     await asyncio.sleep(2 * LIMIT)
     # When a judge that has just come looks, again and again
     judge = await join("judge")
     began = time.monotonic()
     while time.monotonic() - began < LIMIT * 0.8:
         await judge.sweep()
-        assert await handed_back(link) == 0
+        assert await handed_back(connection) == 0
         await asyncio.sleep(0.01)
     # Then it does so only when it has been there for longer than the limit
     async with beating(judge):
-        await until(lambda: _gone(link, silent))
+        await until(lambda: _gone(connection, silent))
     assert time.monotonic() - began > LIMIT
 
 
-async def test_one_look_at_a_missing_key_is_no_judgement(link, join):
+async def test_one_look_at_a_missing_key_is_no_judgement(connection, join):
     # Given a judge that may judge, and a worker whose key is missing
     worker, judge = await join("w"), await join("judge")
     await connected(worker, judge)
-    await link.send("DEL", keys.alive(worker.worker))
+    await connection.send("DEL", keys.alive(worker.worker))
     # When it is back before the second look
     await judge.sweep()
     assert await worker.renew()
@@ -212,71 +212,71 @@ async def test_one_look_at_a_missing_key_is_no_judgement(link, join):
     assert await worker.renew()
     await judge.sweep()
     # and missing again at the third
-    await link.send("DEL", keys.alive(worker.worker))
+    await connection.send("DEL", keys.alive(worker.worker))
     await judge.sweep()
     # Then it is not dead
     assert await worker.renew()
 
 
-async def test_a_hand_back_that_somebody_began_is_finished_at_the_first_look(link, join):
+async def test_a_hand_back_that_somebody_began_is_finished_at_the_first_look(connection, join):
     dead, judge = await join("dead"), await join("judge")
-    await hold(link, dead, 5)
+    await hold(connection, dead, 5)
     await connected(judge, dead)
-    await link.send("DEL", keys.alive(dead.worker))
-    await link.run("handback", dead.worker, 2, "0", BOX)
+    await connection.send("DEL", keys.alive(dead.worker))
+    await connection.run("handback", dead.worker, 2, "0", BOX)
     await judge.sweep()
-    assert await handed_back(link) == 5
-    assert await _gone(link, dead)
+    assert await handed_back(connection) == 5
+    assert await _gone(connection, dead)
 
 
 @pytest.mark.parametrize("command", ["HGETALL", "MGET"])
-async def test_a_slow_answer_makes_the_judge_begin_anew(link, join, monkeypatch, command):
+async def test_a_slow_answer_makes_the_judge_begin_anew(connection, join, monkeypatch, command):
     # Given a judge that has seen a key missing once
     silent, judge = await join("silent"), await join("judge")
-    await hold(link, silent)
+    await hold(connection, silent)
     await connected(judge, silent)
-    await link.send("DEL", keys.alive(silent.worker))
+    await connection.send("DEL", keys.alive(silent.worker))
     await judge.sweep()
     await asyncio.sleep(LIMIT / 2)
     # When an answer of its second look takes longer than a renewal
-    send = judge.link.send
+    send = judge.connection.send
 
     async def slow(*args):
         if args[0] == command:
             await asyncio.sleep(LIMIT / 2)
         return await send(*args)
 
-    monkeypatch.setattr(judge.link, "send", slow)
+    monkeypatch.setattr(judge.connection, "send", slow)
     await judge.sweep()
     monkeypatch.undo()
     # Then it judges nobody, now and at the next look
-    assert await handed_back(link) == 0
+    assert await handed_back(connection) == 0
     await judge.sweep()
-    assert await handed_back(link) == 0
+    assert await handed_back(connection) == 0
 
 
-async def test_a_judge_whose_connection_broke_begins_anew(link, join):
+async def test_a_judge_whose_connection_broke_begins_anew(connection, join):
     # Given a judge that has seen a key missing once
     silent, judge = await join("silent"), await join("judge")
-    await hold(link, silent)
+    await hold(connection, silent)
     await connected(judge, silent)
-    await link.send("DEL", keys.alive(silent.worker))
+    await connection.send("DEL", keys.alive(silent.worker))
     await judge.sweep()
     await asyncio.sleep(LIMIT / 2)
     # When its connection breaks, then it judges nobody at the next looks
-    await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await connection.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     await judge.sweep()
     await asyncio.sleep(LIMIT / 2)
     await judge.sweep()
     await judge.sweep()
-    assert await handed_back(link) == 0
+    assert await handed_back(connection) == 0
 
 
-async def test_nobody_dies_when_the_server_hangs_for_longer_than_the_limit(link, join, redis_server):
+async def test_nobody_dies_when_the_server_hangs_for_longer_than_the_limit(connection, join, redis_server):
     # Given two workers that hold mail and look after each other
     first, second = await join("first"), await join("second")
-    await hold(link, first)
-    await hold(link, second)
+    await hold(connection, first)
+    await hold(connection, second)
     names = {first.worker, second.worker}
     async with beating(first, second):
         await asyncio.sleep(2 * LIMIT)
@@ -286,15 +286,15 @@ async def test_nobody_dies_when_the_server_hangs_for_longer_than_the_limit(link,
         os.kill(redis_server.pid, signal.SIGCONT)
         await asyncio.sleep(5 * LIMIT)
         # Then both are what they were, and hold what they held
-        assert {first.worker, second.worker} == set(await registry(link)) == names
-    assert (await held(link, first), await held(link, second)) == (1, 1)
-    assert await handed_back(link) == 0
+        assert {first.worker, second.worker} == set(await registry(connection)) == names
+    assert (await held(connection, first), await held(connection, second)) == (1, 1)
+    assert await handed_back(connection) == 0
 
 
-async def test_nobody_dies_when_the_server_is_away_for_longer_than_the_limit(link, join, redis_server):
+async def test_nobody_dies_when_the_server_is_away_for_longer_than_the_limit(connection, join, redis_server):
     # Given the same two
     first, second = await join("first"), await join("second")
-    await hold(link, first)
+    await hold(connection, first)
     names = {first.worker, second.worker}
     async with beating(first, second):
         await asyncio.sleep(2 * LIMIT)
@@ -304,41 +304,41 @@ async def test_nobody_dies_when_the_server_is_away_for_longer_than_the_limit(lin
         await asyncio.to_thread(redis_server.start)
         await asyncio.sleep(6 * LIMIT)
         assert {first.worker, second.worker} == names
-    await link.reconnect()
+    await connection.reconnect()
     # Then both are what they were
-    assert set(await registry(link)) == names
-    assert await held(link, first) == 1
-    assert await handed_back(link) == 0
+    assert set(await registry(connection)) == names
+    assert await held(connection, first) == 1
+    assert await handed_back(connection) == 0
 
 
-async def test_a_death_right_after_an_outage_is_noticed_all_the_same(link, join, redis_server):
+async def test_a_death_right_after_an_outage_is_noticed_all_the_same(connection, join, redis_server):
     first, second = await join("first"), await join("second")
-    await hold(link, first)
+    await hold(connection, first)
     async with beating(second):
         os.kill(redis_server.pid, signal.SIGSTOP)
         await asyncio.sleep(2 * LIMIT)
         os.kill(redis_server.pid, signal.SIGCONT)
-        await until(lambda: _gone(link, first))
-    assert await handed_back(link) == 1
+        await until(lambda: _gone(connection, first))
+    assert await handed_back(connection) == 1
 
 
-async def test_what_a_zombie_takes_under_its_old_name_comes_back(link, join):
+async def test_what_a_zombie_takes_under_its_old_name_comes_back(connection, join):
     # Given a worker that was declared dead and handed back
     zombie, judge = await join("zombie"), await join("judge")
     await connected(judge, zombie)
-    await link.send("DEL", keys.alive(zombie.worker))
-    await link.run("handback", zombie.worker, 100, "0", BOX)
+    await connection.send("DEL", keys.alive(zombie.worker))
+    await connection.run("handback", zombie.worker, 100, "0", BOX)
     # When it takes mail before it knows
-    await hold(link, zombie)
+    await hold(connection, zombie)
     await judge.sweep()
     # Then that comes back too
-    assert await handed_back(link) == 1
+    assert await handed_back(connection) == 1
 
 
-async def test_who_leaves_hands_back_what_it_holds_and_is_gone_from_the_registry(link, join):
+async def test_who_leaves_hands_back_what_it_holds_and_is_gone_from_the_registry(connection, join):
     life, other = await join("w"), await join("other")
-    await hold(link, life, 2 * HANDBACK_BATCH + 1)
+    await hold(connection, life, 2 * HANDBACK_BATCH + 1)
     await life.leave()
-    assert await handed_back(link) == 2 * HANDBACK_BATCH + 1
-    assert set(await registry(link)) == {other.worker}
-    assert await link.send("EXISTS", keys.alive(life.worker)) == 0
+    assert await handed_back(connection) == 2 * HANDBACK_BATCH + 1
+    assert set(await registry(connection)) == {other.worker}
+    assert await connection.send("EXISTS", keys.alive(life.worker)) == 0

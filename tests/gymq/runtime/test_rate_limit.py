@@ -37,156 +37,156 @@ async def limiters(settings):
         await one.close()
 
 
-async def ask(link, count=1, *, who="p", limits=(), back=(), refusal=(), cost=1.0):
+async def ask(connection, count=1, *, who="p", limits=(), back=(), refusal=(), cost=1.0):
     """Run the script once; returns granted, wait, now, learned."""
     back = list(back) or [0.0] * (len(limits) + 1)
-    return await link.run(
+    return await connection.run(
         "rate", pack([NAME, who, [list(limit) for limit in limits], [[cost] * len(limits)] * count, back, list(refusal)])
     )
 
 
-async def notes(link):
+async def notes(connection):
     """The hash as a dictionary of numbers."""
-    flat = await link.send("HGETALL", KEY)
+    flat = await connection.send("HGETALL", KEY)
     return {name.decode(): float(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
-async def pass_seconds(link, seconds):
+async def pass_seconds(connection, seconds):
     """Let time pass for the script."""
-    for name, value in (await notes(link)).items():
+    for name, value in (await notes(connection)).items():
         if (name in TIMES or name.startswith(("t:", "w:"))) and value:
-            await link.send("HSET", KEY, name, f"{value - seconds * 1000:.6f}")
+            await connection.send("HSET", KEY, name, f"{value - seconds * 1000:.6f}")
 
 
-async def commands(link):
+async def commands(connection):
     """How many commands the server has carried out; the question is one of them."""
-    info = await link.send("INFO", "stats")
+    info = await connection.send("INFO", "stats")
     return int(info.split(b"total_commands_processed:")[1].split()[0])
 
 
-async def scripts(link):
+async def scripts(connection):
     """How many scripts the server has run."""
-    info = await link.send("INFO", "commandstats")
+    info = await connection.send("INFO", "commandstats")
     return int(info.split(b"cmdstat_evalsha:calls=")[1].split(b",")[0])
 
 
 # What the script grants.
 
 
-async def test_a_bucket_grants_its_burst_and_then_its_rate(link):
+async def test_a_bucket_grants_its_burst_and_then_its_rate(connection):
     limits = [("requests", 2.0, 5.0)]
-    granted, wait, _, learned = await ask(link, 8, limits=limits)
+    granted, wait, _, learned = await ask(connection, 8, limits=limits)
     assert (granted, learned) == (5, 0)
     assert 400 <= wait <= 500
-    await pass_seconds(link, 1.0)
-    assert (await ask(link, 8, limits=limits))[0] == 2
-    await pass_seconds(link, 100.0)
-    assert (await ask(link, 8, limits=limits))[0] == 5
+    await pass_seconds(connection, 1.0)
+    assert (await ask(connection, 8, limits=limits))[0] == 2
+    await pass_seconds(connection, 100.0)
+    assert (await ask(connection, 8, limits=limits))[0] == 5
 
 
-async def test_what_costs_more_than_a_bucket_holds_is_granted_by_a_full_one_and_leaves_a_debt(link):
+async def test_what_costs_more_than_a_bucket_holds_is_granted_by_a_full_one_and_leaves_a_debt(connection):
     limits = [("tokens", 100.0, 200.0)]
-    assert (await ask(link, 2, limits=limits, cost=500.0))[:2] == [1, 2000]
-    assert (await notes(link))["l:tokens"] == -300
-    await pass_seconds(link, 4.9)
-    assert (await ask(link, 1, limits=limits, cost=500.0))[0] == 0
-    await pass_seconds(link, 0.2)
-    assert (await ask(link, 1, limits=limits, cost=500.0))[0] == 1
+    assert (await ask(connection, 2, limits=limits, cost=500.0))[:2] == [1, 2000]
+    assert (await notes(connection))["l:tokens"] == -300
+    await pass_seconds(connection, 4.9)
+    assert (await ask(connection, 1, limits=limits, cost=500.0))[0] == 0
+    await pass_seconds(connection, 0.2)
+    assert (await ask(connection, 1, limits=limits, cost=500.0))[0] == 1
 
 
-async def test_the_tightest_of_two_limits_counts_and_the_order_is_kept(link):
+async def test_the_tightest_of_two_limits_counts_and_the_order_is_kept(connection):
     limits = [("requests", 100.0, 100.0), ("tokens", 10.0, 10.0)]
-    first = await link.run("rate", pack([NAME, "p", [list(x) for x in limits], [[1, 6], [1, 6], [1, 1]], [0, 0, 0], []]))
+    first = await connection.run("rate", pack([NAME, "p", [list(x) for x in limits], [[1, 6], [1, 6], [1, 1]], [0, 0, 0], []]))
     assert first[0] == 1  # the third would fit, but it is not its turn
-    assert (await notes(link))["l:requests"] == pytest.approx(99, abs=0.1)
+    assert (await notes(connection))["l:requests"] == pytest.approx(99, abs=0.1)
 
 
-async def test_what_is_given_back_can_be_granted(link):
+async def test_what_is_given_back_can_be_granted(connection):
     limits = [("tokens", 0.001, 100.0)]
-    assert (await ask(link, 1, limits=limits, cost=100.0))[0] == 1
-    assert (await ask(link, 1, limits=limits, cost=40.0))[0] == 0
-    assert (await ask(link, 1, limits=limits, cost=40.0, back=[50.0, 0.0]))[0] == 1
-    await ask(link, 0, limits=limits, back=[1e9, 0.0])
-    assert (await notes(link))["l:tokens"] == 100
+    assert (await ask(connection, 1, limits=limits, cost=100.0))[0] == 1
+    assert (await ask(connection, 1, limits=limits, cost=40.0))[0] == 0
+    assert (await ask(connection, 1, limits=limits, cost=40.0, back=[50.0, 0.0]))[0] == 1
+    await ask(connection, 0, limits=limits, back=[1e9, 0.0])
+    assert (await notes(connection))["l:tokens"] == 100
 
 
-async def test_those_who_wait_share_what_there_is(link):
+async def test_those_who_wait_share_what_there_is(connection):
     limits = [("requests", 10.0, 1.0)]
     for who in ("a", "b", "c", "d"):
-        await ask(link, 100, who=who, limits=limits)
+        await ask(connection, 100, who=who, limits=limits)
     got = dict.fromkeys("abcd", 0)
-    await link.send("HSET", KEY, "l:requests", "0")
+    await connection.send("HSET", KEY, "l:requests", "0")
     for _ in range(20):
-        await pass_seconds(link, 0.4)
+        await pass_seconds(connection, 0.4)
         for who in "abcd":
-            got[who] += (await ask(link, 100, who=who, limits=[("requests", 10.0, 4.0)]))[0]
+            got[who] += (await ask(connection, 100, who=who, limits=[("requests", 10.0, 4.0)]))[0]
     assert sum(got.values()) >= 70
     assert max(got.values()) <= 1.3 * min(got.values())
 
 
-async def test_one_who_waits_no_more_takes_no_share(link):
+async def test_one_who_waits_no_more_takes_no_share(connection):
     limits = [("requests", 10.0, 10.0)]
-    await ask(link, 20, who="a", limits=limits)
-    await ask(link, 20, who="b", limits=limits)
-    await pass_seconds(link, 10)
-    assert (await ask(link, 20, who="b", limits=limits))[0] == 10
-    assert "w:a" not in await notes(link)
+    await ask(connection, 20, who="a", limits=limits)
+    await ask(connection, 20, who="b", limits=limits)
+    await pass_seconds(connection, 10)
+    assert (await ask(connection, 20, who="b", limits=limits))[0] == 10
+    assert "w:a" not in await notes(connection)
 
 
-async def test_limits_lapse_when_nobody_asks(link):
-    await ask(link, 1, limits=[("requests", 1.0, 1.0)])
-    assert 0 < await link.send("PTTL", KEY) <= 120_000
-    await ask(link, 1, limits=[("tokens", 1.0, 1.0)], cost=1000.0)
-    assert 900_000 < await link.send("PTTL", KEY) <= 1_000_000  # as long as the debt lasts
+async def test_limits_lapse_when_nobody_asks(connection):
+    await ask(connection, 1, limits=[("requests", 1.0, 1.0)])
+    assert 0 < await connection.send("PTTL", KEY) <= 120_000
+    await ask(connection, 1, limits=[("tokens", 1.0, 1.0)], cost=1000.0)
+    assert 900_000 < await connection.send("PTTL", KEY) <= 1_000_000  # as long as the debt lasts
 
 
 # What it learns.
 
 
-async def test_the_first_refusal_begins_at_half_of_what_the_process_was_doing(link):
-    _, _, now, learned = await ask(link, refusal=[0, 0, 1, 40.0])
+async def test_the_first_refusal_begins_at_half_of_what_the_process_was_doing(connection):
+    _, _, now, learned = await ask(connection, refusal=[0, 0, 1, 40.0])
     assert learned == 1
-    found = await notes(link)
+    found = await notes(connection)
     assert (found["rate"], found["top"], found["cut"]) == (20, 0, now)
 
 
-async def test_until_a_permit_is_refused_the_rate_doubles_each_second(link):
-    await ask(link, refusal=[0, 0, 1, 4.0])
-    await pass_seconds(link, 2.0)
-    _, _, now, _ = await ask(link, 50)
-    await ask(link, refusal=[now, 0, 0, 0.0])
-    found = await notes(link)
+async def test_until_a_permit_is_refused_the_rate_doubles_each_second(connection):
+    await ask(connection, refusal=[0, 0, 1, 4.0])
+    await pass_seconds(connection, 2.0)
+    _, _, now, _ = await ask(connection, 50)
+    await ask(connection, refusal=[now, 0, 0, 0.0])
+    found = await notes(connection)
     assert found["top"] == pytest.approx(8, rel=0.1)  # 2 a second, two seconds later
     assert found["rate"] == pytest.approx(4, rel=0.1)
 
 
-async def test_a_hundred_refusals_at_once_count_once(link):
-    await ask(link, refusal=[0, 0, 1, 200.0])
-    await pass_seconds(link, 1.5)
-    _, _, now, _ = await ask(link, 500)
+async def test_a_hundred_refusals_at_once_count_once(connection):
+    await ask(connection, refusal=[0, 0, 1, 200.0])
+    await pass_seconds(connection, 1.5)
+    _, _, now, _ = await ask(connection, 500)
     for number in range(100):
-        await ask(link, 500, who=f"p{number % 4}", refusal=[now, 0, 0, 0.0])
-    found = await notes(link)
+        await ask(connection, 500, who=f"p{number % 4}", refusal=[now, 0, 0, 0.0])
+    found = await notes(connection)
     assert found["rate"] == pytest.approx(found["top"] / 2)
-    await pass_seconds(link, 1.5)  # a permit from before the cut says nothing of the rate after it
-    await ask(link, 500, refusal=[now - 1500, 0, 0, 0.0])
-    assert (await notes(link))["rate"] == found["rate"]
+    await pass_seconds(connection, 1.5)  # a permit from before the cut says nothing of the rate after it
+    await ask(connection, 500, refusal=[now - 1500, 0, 0, 0.0])
+    assert (await notes(connection))["rate"] == found["rate"]
 
 
-async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(link):
-    await ask(link, refusal=[0, 0, 1, 200.0])
-    await pass_seconds(link, 1.0)
-    _, _, now, _ = await ask(link, 500)
-    await ask(link, 500, refusal=[now, 0, 0, 0.0])
-    top = (await notes(link))["top"]
+async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(connection):
+    await ask(connection, refusal=[0, 0, 1, 200.0])
+    await pass_seconds(connection, 1.0)
+    _, _, now, _ = await ask(connection, 500)
+    await ask(connection, 500, refusal=[now, 0, 0, 0.0])
+    top = (await notes(connection))["top"]
     rates = []
     for _ in range(20):
-        await pass_seconds(link, 1.0)
-        await ask(link, 0)
-        found = await notes(link)
-        await link.send("HSET", KEY, "l:", "0", "bound", str(found["t:"]))
-        await pass_seconds(link, 0.1)
-        granted = (await ask(link, 1000))[0]
+        await pass_seconds(connection, 1.0)
+        await ask(connection, 0)
+        found = await notes(connection)
+        await connection.send("HSET", KEY, "l:", "0", "bound", str(found["t:"]))
+        await pass_seconds(connection, 0.1)
+        granted = (await ask(connection, 1000))[0]
         rates.append(granted * 10)
     # 1.1 s pass in each round, besides the test's own time, which is longer on a busy machine.
     assert rates[0] < 0.75 * top
@@ -195,58 +195,58 @@ async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(link):
     assert all(later >= 0.9 * earlier for earlier, later in pairwise(rates))
 
 
-async def test_a_rate_that_held_nobody_is_halved_from_what_was_sent(link):
-    await ask(link, refusal=[0, 0, 1, 1000.0])
+async def test_a_rate_that_held_nobody_is_halved_from_what_was_sent(connection):
+    await ask(connection, refusal=[0, 0, 1, 1000.0])
     for _ in range(20):  # far below it: ten a second
-        await pass_seconds(link, 1.0)
-        _, _, now, _ = await ask(link, 10)
-    await ask(link, refusal=[now, 0, 0, 0.0])
-    assert (await notes(link))["top"] <= 30
+        await pass_seconds(connection, 1.0)
+        _, _, now, _ = await ask(connection, 10)
+    await ask(connection, refusal=[now, 0, 0, 0.0])
+    assert (await notes(connection))["top"] <= 30
 
 
-async def test_who_joins_brings_what_he_was_doing(link):
-    await ask(link, refusal=[0, 0, 1, 40.0])
-    await ask(link, who="q", refusal=[0, 0, 1, 60.0])
-    assert (await notes(link))["rate"] == pytest.approx(50, rel=0.05)
+async def test_who_joins_brings_what_he_was_doing(connection):
+    await ask(connection, refusal=[0, 0, 1, 40.0])
+    await ask(connection, who="q", refusal=[0, 0, 1, 60.0])
+    assert (await notes(connection))["rate"] == pytest.approx(50, rel=0.05)
 
 
-async def test_a_pause_holds_everybody_and_a_shorter_one_does_not_end_it(link):
-    await ask(link, refusal=[0, 5000, 1, 40.0])
-    await ask(link, refusal=[0, 1000, 0, 0.0])
-    granted, wait, _, _ = await ask(link, who="q", limits=[("requests", 100.0, 100.0)])
+async def test_a_pause_holds_everybody_and_a_shorter_one_does_not_end_it(connection):
+    await ask(connection, refusal=[0, 5000, 1, 40.0])
+    await ask(connection, refusal=[0, 1000, 0, 0.0])
+    granted, wait, _, _ = await ask(connection, who="q", limits=[("requests", 100.0, 100.0)])
     assert (granted, 4000 < wait <= 5000) == (0, True)
-    await pass_seconds(link, 5.1)
-    assert (await ask(link, who="q", limits=[("requests", 100.0, 100.0)]))[0] == 1
+    await pass_seconds(connection, 5.1)
+    assert (await ask(connection, who="q", limits=[("requests", 100.0, 100.0)]))[0] == 1
 
 
-async def test_the_learned_rate_ends_when_it_holds_nobody(link):
-    await ask(link, refusal=[0, 0, 1, 40.0])
-    await pass_seconds(link, 29)
-    assert (await ask(link))[3] == 1
-    await pass_seconds(link, 2)
-    granted, wait, _, learned = await ask(link, 1000)
+async def test_the_learned_rate_ends_when_it_holds_nobody(connection):
+    await ask(connection, refusal=[0, 0, 1, 40.0])
+    await pass_seconds(connection, 29)
+    assert (await ask(connection))[3] == 1
+    await pass_seconds(connection, 2)
+    granted, wait, _, learned = await ask(connection, 1000)
     assert (granted, wait, learned) == (1000, 0, 0)
-    assert await notes(link) == {}
+    assert await notes(connection) == {}
 
 
 # What a process does.
 
 
-async def test_without_limits_and_refusals_no_command_is_sent(limiters, link):
+async def test_without_limits_and_refusals_no_command_is_sent(limiters, connection):
     one = limiters()
-    before = await commands(link)
+    before = await commands(connection)
     for _ in range(100):
         permit = await one.enter(tokens=1000.0)
         one.answered(permit, tokens=900.0)
-    assert await commands(link) == before + 1
+    assert await commands(connection) == before + 1
 
 
-async def test_many_that_wait_are_one_script(limiters, link):
+async def test_many_that_wait_are_one_script(limiters, connection):
     one = limiters(Limit("requests", 1000.0, 1000.0))
     await one.enter()
-    before = await scripts(link)
+    before = await scripts(connection)
     await asyncio.gather(*[one.enter() for _ in range(500)])
-    assert await scripts(link) - before <= 5
+    assert await scripts(connection) - before <= 5
 
 
 async def test_it_never_grants_more_than_the_bucket_allows(limiters):
@@ -276,12 +276,12 @@ async def test_the_learned_rate_is_obeyed_and_waits_are_told(limiters):
     assert permit.at > 0
 
 
-async def test_an_absurd_pause_is_cut_short(limiters, link):
+async def test_an_absurd_pause_is_cut_short(limiters, connection):
     one = limiters()
     one.refused(await one.enter(), 1e12)
     with pytest.raises(CallError):
         await one.enter(patience=0.3)
-    _, wait, _, _ = await ask(link)
+    _, wait, _, _ = await ask(connection)
     assert 50_000 < wait <= 1000 * rate_limit.MAX_RETRY_AFTER
 
 
@@ -296,7 +296,7 @@ async def test_who_waits_too_long_gets_a_fault(limiters):
 @pytest.mark.parametrize("later", [False, True])
 async def test_a_permit_that_comes_as_its_call_is_cancelled_is_not_lost(limiters, monkeypatch, later):
     one = limiters(Limit("requests", 0.001, 1.0))
-    insist = one._link.insist
+    insist = one._connection.insist
 
     async def and_cancel(*args):
         reply = await insist(*args)
@@ -307,22 +307,22 @@ async def test_a_permit_that_comes_as_its_call_is_cancelled_is_not_lost(limiters
                 task.cancel()
         return reply
 
-    monkeypatch.setattr(one._link, "insist", and_cancel)
+    monkeypatch.setattr(one._connection, "insist", and_cancel)
     task = asyncio.create_task(one.enter())
     with pytest.raises(asyncio.CancelledError):
         await task
     await one.enter(patience=5)
 
 
-async def test_what_was_used_is_corrected(limiters, link):
+async def test_what_was_used_is_corrected(limiters, connection):
     one = limiters(Limit("tokens", 0.001, 1000.0))
     permit = await one.enter(tokens=1000.0)
     one.answered(permit, tokens=100.0)
     await one.enter(patience=5, tokens=850.0)
-    assert (await notes(link))["l:tokens"] == pytest.approx(50, abs=1)
+    assert (await notes(connection))["l:tokens"] == pytest.approx(50, abs=1)
 
 
-async def test_who_waits_waits_through_an_outage(limiters, link, redis_server: EmbeddedRedis, monkeypatch):
+async def test_who_waits_waits_through_an_outage(limiters, connection, redis_server: EmbeddedRedis, monkeypatch):
     one = limiters(Limit("requests", 20.0, 1.0))
     await one.enter()
     redis_server.stop()

@@ -22,29 +22,29 @@ async def shards(redis_url):
     found = Shards(Settings(redis_url=f"{redis_url},{redis_url[:-1]}1", liveness=1.0), "test")
     await found.connect()
     yield found
-    for link in found.links:
-        await link.send("FLUSHDB")
+    for connection in found.connections:
+        await connection.send("FLUSHDB")
     await found.close()
 
 
-async def worker(link, name: str, mailbox: str = "model:m", **told: object) -> None:
+async def worker(connection, name: str, mailbox: str = "model:m", **told: object) -> None:
     """A worker that is alive, as the registry has it."""
     info = {"role": "model", "host": "h", "pid": int(name), "mailboxes": [mailbox], "alone": False, **told}
-    await link.send("HSET", link.keys.workers, name, msgspec.json.encode(info))
-    await link.send("SET", link.keys.alive(name), 1)
+    await connection.send("HSET", connection.keys.workers, name, msgspec.json.encode(info))
+    await connection.send("SET", connection.keys.alive(name), 1)
 
 
 async def test_what_is_published_stands_on_every_shard(shards):
     wanted = await publish(shards, "m", 3, "some/where", mode="abort", rolling=False)
     assert (wanted.version, wanted.path) == (3, os.path.abspath("some/where"))
-    for link in shards.links:
-        assert await read_version(link, "m") == 3
-        assert await read_weights(link, "m") == wanted
-        assert await read_version(link, "other") == 0
+    for connection in shards.connections:
+        assert await read_version(connection, "m") == 3
+        assert await read_weights(connection, "m") == wanted
+        assert await read_version(connection, "other") == 0
 
 
 async def test_a_shard_that_missed_it_gets_it_from_who_finds_that(shards):
-    first, second = shards.links
+    first, second = shards.connections
     old = await publish(shards, "m", 1, "/w")
     await second.send("DEL", second.keys.weights("m"))
     await copy(second, old)
@@ -65,34 +65,34 @@ async def test_the_same_publication_may_be_written_twice_and_no_version_goes_bac
             await publish(shards, "m", version, "/w")
     assert await read_weights(shards.first, "m") == wanted
     # The other shard was never told
-    assert await read_weights(shards.links[1], "m") == wanted
+    assert await read_weights(shards.connections[1], "m") == wanted
 
 
 async def test_versions_may_begin_again_when_they_were_forgotten(shards):
     await publish(shards, "m", 5, "/w")
     assert await forget(shards, "m")
     assert not await forget(shards, "m")
-    for link in shards.links:
-        assert await read_weights(link, "m") is None
+    for connection in shards.connections:
+        assert await read_weights(connection, "m") is None
     await publish(shards, "m", 1, "/w")
-    assert [await read_version(link, "m") for link in shards.links] == [1, 1]
+    assert [await read_version(connection, "m") for connection in shards.connections] == [1, 1]
 
 
 async def test_a_turn_is_one_replicas_until_it_gives_it_back_or_is_silent(shards):
-    link = shards.first
-    assert await link.run("turn", "m", "a", 60_000) == 1
-    assert await link.run("turn", "m", "b", 60_000) == 0
-    assert await link.run("turn", "m", "a", 60_000) == 1
-    assert await link.run("turn", "other", "b", 60_000) == 1
-    assert await link.run("turn", "m", "b", 0) == 0
-    assert await link.run("turn", "m", "a", 0) == 1
-    assert await link.run("turn", "m", "b", 200) == 1
+    connection = shards.first
+    assert await connection.run("turn", "m", "a", 60_000) == 1
+    assert await connection.run("turn", "m", "b", 60_000) == 0
+    assert await connection.run("turn", "m", "a", 60_000) == 1
+    assert await connection.run("turn", "other", "b", 60_000) == 1
+    assert await connection.run("turn", "m", "b", 0) == 0
+    assert await connection.run("turn", "m", "a", 0) == 1
+    assert await connection.run("turn", "m", "b", 200) == 1
     await asyncio.sleep(0.4)
-    assert await link.run("turn", "m", "a", 60_000) == 1
+    assert await connection.run("turn", "m", "a", 60_000) == 1
 
 
 async def test_the_survey_tells_who_has_what(shards):
-    first, second = shards.links
+    first, second = shards.connections
     wanted = await publish(shards, "m", 2, "/w")
     # Given a process of which one shard knows more than the other, one that loads, one whose backend takes none, a suspect's
     await worker(first, "1", version=2)
@@ -142,10 +142,10 @@ async def test_what_somebody_else_wrote_is_named_in_a_line(shards):
 
 
 async def test_what_the_registry_says_changes_only_while_the_worker_stands_there(shards):
-    link = shards.first
-    assert await link.run("tell", "w", b"{}") == 0
-    await link.send("HSET", link.keys.workers, "w", b'{"version":1}')
-    assert await link.run("tell", "w", b'{"version":2}') == 1
-    await link.send("HSET", link.keys.workers, "w", b'dead{"version":2}')
-    assert await link.run("tell", "w", b'{"version":3}') == 0
-    assert await link.send("HGET", link.keys.workers, "w") == b'dead{"version":2}'
+    connection = shards.first
+    assert await connection.run("tell", "w", b"{}") == 0
+    await connection.send("HSET", connection.keys.workers, "w", b'{"version":1}')
+    assert await connection.run("tell", "w", b'{"version":2}') == 1
+    await connection.send("HSET", connection.keys.workers, "w", b'dead{"version":2}')
+    assert await connection.run("tell", "w", b'{"version":3}') == 0
+    assert await connection.send("HGET", connection.keys.workers, "w") == b'dead{"version":2}'

@@ -14,12 +14,12 @@ from tests.support.rollouts import make_run
 from tests.support.shard import keys
 
 
-async def test_a_run_is_found_again_as_it_was_created_and_its_bounds_may_change(link):
-    assert await runs.create(link, RunConfig("r", "e", "a", "m", concurrency=5))
-    assert not await runs.create(link, RunConfig("r", "e", "a", "m", concurrency=9))
-    assert await link.send("HGET", keys.run("r"), "concurrency") == b"9"
+async def test_a_run_is_found_again_as_it_was_created_and_its_bounds_may_change(connection):
+    assert await runs.create(connection, RunConfig("r", "e", "a", "m", concurrency=5))
+    assert not await runs.create(connection, RunConfig("r", "e", "a", "m", concurrency=9))
+    assert await connection.send("HGET", keys.run("r"), "concurrency") == b"9"
     with pytest.raises(UsageError, match="exists with samples=1, not 2"):
-        await runs.create(link, RunConfig("r", "e", "a", "m", samples=2))
+        await runs.create(connection, RunConfig("r", "e", "a", "m", samples=2))
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "-a", "a b", "a" * 101, "a\n", "ü", "a:b", "{0}"])
@@ -33,36 +33,36 @@ def test_names_of_letters_digits_and_dashes_are_taken(name):
     runs.check_name(name)
 
 
-async def test_closing_and_reopening(link):
-    await make_run(link)
-    await runs.close(link, "r")
-    await runs.close(link, "r")
-    assert (await runs.status(link, "r")).state == "closed"
-    await runs.reopen(link, "r")
-    assert (await runs.status(link, "r")).state == "open"
-    await runs.cancel(link, "r")
+async def test_closing_and_reopening(connection):
+    await make_run(connection)
+    await runs.close(connection, "r")
+    await runs.close(connection, "r")
+    assert (await runs.status(connection, "r")).state == "closed"
+    await runs.reopen(connection, "r")
+    assert (await runs.status(connection, "r")).state == "open"
+    await runs.cancel(connection, "r")
     for change in (runs.close, runs.reopen):
         with pytest.raises(RunClosed):
-            await change(link, "r")
+            await change(connection, "r")
 
 
-async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(link):
+async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(connection):
     # Given a run of four groups of two, three of whose rollouts have begun, and one has ended
-    pretender = await make_run(link, rows=4, samples=2, concurrency=3)
+    pretender = await make_run(connection, rows=4, samples=2, concurrency=3)
     await pretender.admit()
     await pretender.end("r.0.0")
     # When the rest of the first group is cancelled, a group that has half begun, and a rollout that has not
-    assert await runs.cancel_some(link, "r", ["0", "1", "2.1", "1.0"]) == (3, 2)
-    mail = await link.send("XRANGE", keys.mailbox("agent"), "-", "+")
+    assert await runs.cancel_some(connection, "r", ["0", "1", "2.1", "1.0"]) == (3, 2)
+    mail = await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")
     assert [(fields[1], fields[5]) for _, fields in mail] == [(b"r.0.1", b"group"), (b"r.1.0", b"group")]
     for entry, _ in mail:
-        await link.send("XDEL", keys.mailbox("agent"), entry)
+        await connection.send("XDEL", keys.mailbox("agent"), entry)
     # Then those that had not begun are told so as they begin, and the others are not
     await pretender.end("r.0.1", "r.1.0", status="cancelled")
-    assert await link.run("admit", 128, 4096, 2000, 1 << 40) == [3, 0]
-    begun = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
+    assert await connection.run("admit", 128, 4096, 2000, 1 << 40) == [3, 0]
+    begun = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert [(fields[1], b"x" in fields) for fields in begun] == [(b"r.1.1", True), (b"r.2.0", False), (b"r.2.1", True)]
-    assert await link.send("EXISTS", keys.cancelled("r")) == 0
+    assert await connection.send("EXISTS", keys.cancelled("r")) == 0
 
 
 @pytest.mark.parametrize(
@@ -75,70 +75,70 @@ async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(link
         ("x", UsageError, "no group .* and no rollout"),
     ],
 )
-async def test_what_has_ended_or_does_not_exist_cannot_be_cancelled_and_then_nothing_is(link, which, error, says):
-    pretender = await make_run(link, rows=3, samples=2, concurrency=2)
+async def test_what_has_ended_or_does_not_exist_cannot_be_cancelled_and_then_nothing_is(connection, which, error, says):
+    pretender = await make_run(connection, rows=3, samples=2, concurrency=2)
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1")
     await pretender.admit()
     with pytest.raises(error, match=says):
-        await runs.cancel_some(link, "r", ["1", which])
-    assert await link.send("XLEN", keys.mailbox("agent")) == 0
-    assert await link.send("EXISTS", keys.cancelled("r")) == 0
+        await runs.cancel_some(connection, "r", ["1", which])
+    assert await connection.send("XLEN", keys.mailbox("agent")) == 0
+    assert await connection.send("EXISTS", keys.cancelled("r")) == 0
 
 
-async def test_a_run_that_has_ended_cannot_be_cancelled(link):
+async def test_a_run_that_has_ended_cannot_be_cancelled(connection):
     with pytest.raises(UnknownName):
-        await runs.cancel_some(link, "nosuch", ["1"])
-    await make_run(link, rows=1)
-    await runs.cancel(link, "r")
+        await runs.cancel_some(connection, "nosuch", ["1"])
+    await make_run(connection, rows=1)
+    await runs.cancel(connection, "r")
     with pytest.raises(RunClosed, match="is cancelled"):
-        await runs.cancel_some(link, "r", ["0"])
-    await link.send("HSET", keys.run("r"), "state", "done")
+        await runs.cancel_some(connection, "r", ["0"])
+    await connection.send("HSET", keys.run("r"), "state", "done")
     with pytest.raises(RunClosed, match="is done"):
-        await runs.cancel(link, "r")
+        await runs.cancel(connection, "r")
     with pytest.raises(RunClosed, match="is done"):
-        await runs.pause(link, "r", True)
-    await runs.remove(link, "r")
+        await runs.pause(connection, "r", True)
+    await runs.remove(connection, "r")
 
 
-async def test_a_run_that_is_paused_admits_nothing_until_it_is_resumed(link):
-    pretender, other = await make_run(link, rows=2), await make_run(link, "other", rows=2)
-    await runs.pause(link, "r", True)
+async def test_a_run_that_is_paused_admits_nothing_until_it_is_resumed(connection):
+    pretender, other = await make_run(connection, rows=2), await make_run(connection, "other", rows=2)
+    await runs.pause(connection, "r", True)
     assert await pretender.admit() == 2
     assert pretender.live == ["other.0.0", "other.1.0"]
-    assert (await runs.status(link, "r")).paused and not (await runs.status(link, "other")).paused
-    await runs.pause(link, "r", False)
+    assert (await runs.status(connection, "r")).paused and not (await runs.status(connection, "other")).paused
+    await runs.pause(connection, "r", False)
     assert await other.admit() == 2
 
 
-async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_no_more(link):
-    pretender = await make_run(link, rows=5, concurrency=2)
+async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_no_more(connection):
+    pretender = await make_run(connection, rows=5, concurrency=2)
     await pretender.admit()
-    assert await runs.cancel(link, "r") == 2
-    assert await link.send("EXISTS", keys.open) == 0
-    mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
+    assert await runs.cancel(connection, "r") == 2
+    assert await connection.send("EXISTS", keys.open) == 0
+    mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
     assert all(fields[2:] == [b"v", b"0", b"x", b"run"] for fields in mail)
     await pretender.end("r.0.0", status="cancelled")
-    assert await link.run("admit", 128, 4096, 2000, 1 << 40) == [0, 0]
+    assert await connection.run("admit", 128, 4096, 2000, 1 << 40) == [0, 0]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_then_everything_has_a_ttl(
-    link, redis_url, cancelled
+    connection, redis_url, cancelled
 ):
     # Given a run with two consumers, whose rollouts have ended but for one
-    pretender = await make_run(link, rows=3, samples=2, concurrency=4)
-    await link.run("declare", "r", "trainer")
+    pretender = await make_run(connection, rows=3, samples=2, concurrency=4)
+    await connection.run("declare", "r", "trainer")
     await pretender.admit()
     *ended, last = list(pretender.live)
     await pretender.end(*ended)
     if cancelled:
-        await runs.cancel(link, "r")
+        await runs.cancel(connection, "r")
 
     async def acknowledge(consumer: str) -> int:
-        reply = await link.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
-        return await link.run("ack", "r", consumer, 100, *[entry for entry, _ in (reply[0][1] if reply else ())])
+        reply = await connection.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
+        return await connection.run("ack", "r", consumer, 100, *[entry for entry, _ in (reply[0][1] if reply else ())])
 
     # When the others are acknowledged, then it is not done
     assert [await acknowledge("sink"), await acknowledge("trainer")] == [0, 0]
@@ -147,62 +147,62 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
     if not cancelled:
         while await pretender.admit():
             await pretender.end(*pretender.live)
-        await runs.close(link, "r")
+        await runs.close(connection, "r")
     assert await acknowledge("sink") == 0
-    assert (await runs.status(link, "r")).state == ("cancelled" if cancelled else "closed")
+    assert (await runs.status(connection, "r")).state == ("cancelled" if cancelled else "closed")
     # but when all have it
     assert await acknowledge("trainer") == 1
-    assert (await runs.status(link, "r")).state == "done"
-    await link.send("DEL", keys.mailbox("agent"))
-    for key in await link.send("KEYS", "*"):
-        assert 0 < await link.send("TTL", key) <= 100, key
+    assert (await runs.status(connection, "r")).state == "done"
+    await connection.send("DEL", keys.mailbox("agent"))
+    for key in await connection.send("KEYS", "*"):
+        assert 0 < await connection.send("TTL", key) <= 100, key
 
 
 @pytest.mark.parametrize("slow", ["a-slow", "z-slow"])
-async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(link, slow):
+async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(connection, slow):
     # Given five results and two consumers
-    pretender = await make_run(link)
-    await link.run("declare", "r", slow)
+    pretender = await make_run(connection)
+    await connection.run("declare", "r", slow)
     await pretender.finish(5)
     ids = {}
     for consumer in ("sink", slow):
-        reply = await link.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
+        reply = await connection.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
         ids[consumer] = [entry for entry, _ in reply[0][1]]
     # When one acknowledges all, and the slow one all but the second
-    await link.run("ack", "r", "sink", 100, *ids["sink"])
-    assert await link.send("XLEN", keys.results("r")) == 5
+    await connection.run("ack", "r", "sink", 100, *ids["sink"])
+    assert await connection.send("XLEN", keys.results("r")) == 5
     first, second, *rest = ids[slow]
-    await link.run("ack", "r", slow, 100, first, *rest)
+    await connection.run("ack", "r", slow, 100, first, *rest)
     # Then what stands behind the second stays
-    assert [entry for entry, _ in await link.send("XRANGE", keys.results("r"), "-", "+")] == [second, *rest]
+    assert [entry for entry, _ in await connection.send("XRANGE", keys.results("r"), "-", "+")] == [second, *rest]
     # and acknowledging twice counts once
-    await link.run("ack", "r", slow, 100, first, *rest)
-    assert (await runs.status(link, "r")).unread == {"sink": 0, slow: 1}
+    await connection.run("ack", "r", slow, 100, first, *rest)
+    assert (await runs.status(connection, "r")).unread == {"sink": 0, slow: 1}
 
 
-async def test_removing_a_run_leaves_nothing_of_it(link, redis_url):
+async def test_removing_a_run_leaves_nothing_of_it(connection, redis_url):
     # Given a run with rollouts in flight, ended ones, half a group, rows to come, a skip list and a consumer
-    pretender = await make_run(link, rows=10, samples=2, concurrency=4)
-    await link.send("SADD", keys.skip("r"), "r.9.0")
+    pretender = await make_run(connection, rows=10, samples=2, concurrency=4)
+    await connection.send("SADD", keys.skip("r"), "r.9.0")
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1", "r.1.0")
     step = ["r.1.1", 0, "", "", ["s", b"x"], [b"1"], [b"2"], [("model:m", b"call")], 5, [], 0]
-    await link.run("commit", pack([step]))
-    other = await make_run(link, "other", 1)
-    before = await runs.names(link)
+    await connection.run("commit", pack([step]))
+    other = await make_run(connection, "other", 1)
+    before = await runs.names(connection)
     assert set(before) == {"r", "other"}
     # When it is removed
-    await runs.remove(link, "r")
+    await runs.remove(connection, "r")
     # Then only mail is left, which is stale, and the other run
-    assert await runs.names(link) == ["other"]
-    left = {key for key in await link.send("KEYS", "*") if b"r.1.1" in key or key.endswith(b":r")}
+    assert await runs.names(connection) == ["other"]
+    left = {key for key in await connection.send("KEYS", "*") if b"r.1.1" in key or key.endswith(b":r")}
     assert left == set()
-    assert await link.send("ZCARD", keys.due) == 0
-    assert await link.send("LRANGE", keys.open, 0, -1) == [b"other"]
-    await runs.remove(link, "other")
-    await link.send("DEL", keys.mailbox("agent"), keys.mailbox("model:m"))
+    assert await connection.send("ZCARD", keys.due) == 0
+    assert await connection.send("LRANGE", keys.open, 0, -1) == [b"other"]
+    await runs.remove(connection, "other")
+    await connection.send("DEL", keys.mailbox("agent"), keys.mailbox("model:m"))
     with Redis.from_url(redis_url) as client:
         assert leaked_keys(client) == []
     assert other.live == []
     with pytest.raises(UnknownName):
-        await runs.status(link, "r")
+        await runs.status(connection, "r")

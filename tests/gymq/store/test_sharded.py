@@ -47,27 +47,29 @@ def tasks(count: int) -> list[Task]:
 
 async def test_a_shards_rows_and_rollouts_carry_the_numbers_of_all(shards):
     await shards.create(config(samples=2, concurrency=5, backlog=9))
-    book = TaskLedger(shards.links, "r")
+    book = TaskLedger(shards.connections, "r")
     assert await book.write("a", tasks(3), 0) == 3
     assert await book.write("a", tasks(3), 0) == 0
     assert await book.write("b", tasks(2), 3) == 2
     assert await book.chunks() == [{"a": 2, "b": 1}, {"a": 1, "b": 1}]
     admitted: list[set[str]] = []
-    for link in shards.links:
-        assert await link.send("HMGET", link.keys.run("r"), "concurrency", "backlog") == [b"3", b"5"]
-        await link.run("admit", 100, 4096, 100, 1 << 40)
-        admitted.append({rid.decode() for rid in await link.send("SMEMBERS", link.keys.live("r"))})
-        await link.send("HSET", link.keys.run("r"), "concurrency", 100)
-        await link.run("admit", 100, 4096, 100, 1 << 40)
+    for connection in shards.connections:
+        assert await connection.send("HMGET", connection.keys.run("r"), "concurrency", "backlog") == [b"3", b"5"]
+        await connection.run("admit", 100, 4096, 100, 1 << 40)
+        admitted.append({rid.decode() for rid in await connection.send("SMEMBERS", connection.keys.live("r"))})
+        await connection.send("HSET", connection.keys.run("r"), "concurrency", 100)
+        await connection.run("admit", 100, 4096, 100, 1 << 40)
     # The first three of each: half of the concurrency, rounded up.
     assert admitted == [{"r.0.0", "r.0.1", "r.2.0"}, {"r.1.0", "r.1.1", "r.3.0"}]
-    rows = [{int(row) for row in await link.send("HKEYS", link.keys.rows("r"))} for link in shards.links]
+    rows = [
+        {int(row) for row in await connection.send("HKEYS", connection.keys.rows("r"))} for connection in shards.connections
+    ]
     assert rows == [{0, 2, 4}, {1, 3}]
 
 
 async def test_single_rows_go_to_different_shards_and_to_the_same_when_written_again(shards):
     await shards.create(config())
-    book = TaskLedger(shards.links, "r")
+    book = TaskLedger(shards.connections, "r")
     for name in "abcdefgh" * 2:
         await book.write(name, tasks(1))
     rows = [len(chunks) for chunks in await book.chunks()]
@@ -77,18 +79,18 @@ async def test_single_rows_go_to_different_shards_and_to_the_same_when_written_a
 async def test_a_run_is_done_when_it_is_done_on_every_shard(shards):
     await shards.create(config())
     assert await shards.declare("r", "sink") == 0
-    await TaskLedger(shards.links, "r").write("a", tasks(3), 0)
+    await TaskLedger(shards.connections, "r").write("a", tasks(3), 0)
     assert (await shards.status("r")).state == "open"
     await shards.close_run("r")
-    for link, rows in zip(shards.links, ([0, 2], [1]), strict=True):
+    for connection, rows in zip(shards.connections, ([0, 2], [1]), strict=True):
         assert (await shards.status("r")).state == "closed"
-        agent = Pretender(link, config())
-        await link.run("admit", 100, 4096, 100, 1 << 40)
+        agent = Pretender(connection, config())
+        await connection.run("admit", 100, 4096, 100, 1 << 40)
         agent.live = [f"r.{row}.0" for row in rows]
         await agent.end(*agent.live)
-        entries = [entry for entry, _ in await link.send("XRANGE", link.keys.results("r"), "-", "+")]
-        await link.send("XREADGROUP", "GROUP", "sink", "x", "STREAMS", link.keys.results("r"), ">")
-        await link.run("ack", "r", "sink", 60, *entries)
+        entries = [entry for entry, _ in await connection.send("XRANGE", connection.keys.results("r"), "-", "+")]
+        await connection.send("XREADGROUP", "GROUP", "sink", "x", "STREAMS", connection.keys.results("r"), ">")
+        await connection.run("ack", "r", "sink", 60, *entries)
     found = await shards.status("r")
     assert (found.state, found.rows, found.ended, found.by_status, found.unread) == (
         "done",
@@ -103,9 +105,9 @@ async def test_a_run_is_done_when_it_is_done_on_every_shard(shards):
 async def test_a_run_is_cancelled_and_removed_everywhere(shards):
     await shards.create(config())
     assert await shards.names() == ["r"]
-    await TaskLedger(shards.links, "r").write("a", tasks(4), 0)
-    for link in shards.links:
-        await link.run("admit", 100, 4096, 100, 1 << 40)
+    await TaskLedger(shards.connections, "r").write("a", tasks(4), 0)
+    for connection in shards.connections:
+        await connection.run("admit", 100, 4096, 100, 1 << 40)
     assert await shards.cancel("r") == 4
     assert (await shards.status("r")).state == "cancelled"
     await shards.remove("r")
@@ -116,7 +118,7 @@ async def test_a_run_is_cancelled_and_removed_everywhere(shards):
 async def test_a_run_was_created_at_the_same_time_everywhere_even_if_one_shard_came_later(shards):
     await runs.create(shards.first, config())
     assert await shards.create(config()) is False
-    first, second = [await runs.load_config(link, "r") for link in shards.links]
+    first, second = [await runs.load_config(connection, "r") for connection in shards.connections]
     assert first == second
 
 

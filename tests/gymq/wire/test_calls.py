@@ -34,141 +34,141 @@ from tests.support.shard import keys
 RID = "r.0.0"
 
 
-async def send(link, calls: int, step: int = 1) -> None:
+async def send(connection, calls: int, step: int = 1) -> None:
     """A rollout whose step has sent so many calls."""
     if step == 1:
-        run = Pretender(link, RunConfig("r", "weather", "tool", "scripted"))
+        run = Pretender(connection, RunConfig("r", "weather", "tool", "scripted"))
         await run.create()
         await run.enqueue(1)
         await run.admit()
     sends = [("resource:e", b"call")] * calls
-    assert await link.run("commit", pack([[RID, step - 1, "", "", [], [], [], sends, 1, [], 0]])) == [1]
+    assert await connection.run("commit", pack([[RID, step - 1, "", "", [], [], [], sends, 1, [], 0]])) == [1]
 
 
-async def answer(link, *replies, step: int = 1, mail=("", "")) -> list[int]:
-    return await link.run("reply", pack([[RID, step, n, body, *mail] for n, body in replies]))
+async def answer(connection, *replies, step: int = 1, mail=("", "")) -> list[int]:
+    return await connection.run("reply", pack([[RID, step, n, body, *mail] for n, body in replies]))
 
 
-async def told(link) -> list[list[bytes]]:
+async def told(connection) -> list[list[bytes]]:
     """What the agents are told, message by message."""
-    return [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
+    return [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
 
 
-async def test_the_reply_to_a_steps_only_call_is_sent_to_the_agents_at_once(link):
-    await send(link, 1)
-    assert await answer(link, (0, b"pong")) == [1]
-    assert await told(link) == [[b"r", RID.encode(), b"v", b"1", b"y", b"pong"]]
+async def test_the_reply_to_a_steps_only_call_is_sent_to_the_agents_at_once(connection):
+    await send(connection, 1)
+    assert await answer(connection, (0, b"pong")) == [1]
+    assert await told(connection) == [[b"r", RID.encode(), b"v", b"1", b"y", b"pong"]]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("together", [True, False])
-async def test_replies_of_a_step_come_in_one_mail_in_call_order_whatever_the_order_of_arrival(link, order, together):
+async def test_replies_of_a_step_come_in_one_mail_in_call_order_whatever_the_order_of_arrival(connection, order, together):
     # Given a step of three calls
-    await send(link, 3)
+    await send(connection, 3)
     # When they are answered in some order, in one batch or one by one
     replies = [(n, b"reply %d" % n) for n in order]
     if together:
-        await answer(link, *replies)
+        await answer(connection, *replies)
     else:
         for i, reply in enumerate(replies):
-            assert await told(link) == [], f"sent after {i} replies"
-            await answer(link, reply)
+            assert await told(connection) == [], f"sent after {i} replies"
+            await answer(connection, reply)
     # Then the agents get all at once, in the calls' order, and nothing waits any more
-    assert await told(link) == [[b"r", RID.encode(), b"v", b"1", b"y", b"reply 0", b"y", b"reply 1", b"y", b"reply 2"]]
-    assert [f for f in await link.send("HKEYS", keys.rollout(RID)) if f[:1] in b"cy"] == []
+    assert await told(connection) == [[b"r", RID.encode(), b"v", b"1", b"y", b"reply 0", b"y", b"reply 1", b"y", b"reply 2"]]
+    assert [f for f in await connection.send("HKEYS", keys.rollout(RID)) if f[:1] in b"cy"] == []
 
 
-async def test_a_reply_that_is_sent_twice_counts_once(link):
-    await send(link, 2)
-    assert await answer(link, (0, b"first")) == [1]
-    assert await answer(link, (0, b"first")) == [0]
-    assert await told(link) == []
-    assert await answer(link, (1, b"other"), (1, b"other"), (0, b"second")) == [1, 0, 0]
-    assert [fields[5::2] for fields in await told(link)] == [[b"first", b"other"]]
+async def test_a_reply_that_is_sent_twice_counts_once(connection):
+    await send(connection, 2)
+    assert await answer(connection, (0, b"first")) == [1]
+    assert await answer(connection, (0, b"first")) == [0]
+    assert await told(connection) == []
+    assert await answer(connection, (1, b"other"), (1, b"other"), (0, b"second")) == [1, 0, 0]
+    assert [fields[5::2] for fields in await told(connection)] == [[b"first", b"other"]]
 
 
-async def test_the_first_answer_counts_and_a_zombies_finds_nothing(link):
-    await send(link, 1)
-    assert await answer(link, (0, b"judge")) == [1]
-    assert await answer(link, (0, b"zombie")) == [0]
-    assert [fields[5] for fields in await told(link)] == [b"judge"]
+async def test_the_first_answer_counts_and_a_zombies_finds_nothing(connection):
+    await send(connection, 1)
+    assert await answer(connection, (0, b"judge")) == [1]
+    assert await answer(connection, (0, b"zombie")) == [0]
+    assert [fields[5] for fields in await told(connection)] == [b"judge"]
 
 
-async def test_a_reply_to_an_earlier_step_finds_nothing(link):
-    await send(link, 1)
-    await answer(link, (0, b"first"))
-    await send(link, 1, step=2)
-    assert await answer(link, (0, b"late"), step=1) == [0]
-    assert len(await told(link)) == 1
-    assert await answer(link, (0, b"second"), step=2) == [1]
+async def test_a_reply_to_an_earlier_step_finds_nothing(connection):
+    await send(connection, 1)
+    await answer(connection, (0, b"first"))
+    await send(connection, 1, step=2)
+    assert await answer(connection, (0, b"late"), step=1) == [0]
+    assert len(await told(connection)) == 1
+    assert await answer(connection, (0, b"second"), step=2) == [1]
 
 
-async def test_a_wide_step_after_a_wide_step_waits_for_all_of_its_own(link):
+async def test_a_wide_step_after_a_wide_step_waits_for_all_of_its_own(connection):
     # Given a step of two calls that were answered, and a second one of three
-    await send(link, 2)
-    await answer(link, (0, b"a"), (1, b"b"))
-    await send(link, 3, step=2)
+    await send(connection, 2)
+    await answer(connection, (0, b"a"), (1, b"b"))
+    await send(connection, 3, step=2)
     # When two of its calls are answered
-    await answer(link, (2, b"z"), (0, b"x"), step=2)
+    await answer(connection, (2, b"z"), (0, b"x"), step=2)
     # Then the agents wait for the third
-    assert len(await told(link)) == 1
-    await answer(link, (1, b"y"), step=2)
-    assert (await told(link))[1][5::2] == [b"x", b"y", b"z"]
+    assert len(await told(connection)) == 1
+    await answer(connection, (1, b"y"), step=2)
+    assert (await told(connection))[1][5::2] == [b"x", b"y", b"z"]
 
 
-async def test_a_reply_to_an_ended_rollout_brings_nothing_back(link):
+async def test_a_reply_to_an_ended_rollout_brings_nothing_back(connection):
     # Given a rollout that was cancelled while it waited
-    await send(link, 2)
-    await answer(link, (0, b"early"))
+    await send(connection, 2)
+    await answer(connection, (0, b"early"))
     final = ["r", 0, 1, "cancelled", b"{"]
-    await link.run("commit", pack([[RID, 1, "", "", [], [], [], [], 0, final, 1]]))
+    await connection.run("commit", pack([[RID, 1, "", "", [], [], [], [], 0, final, 1]]))
     # When the other call is answered
-    assert await answer(link, (1, b"late")) == [0]
+    assert await answer(connection, (1, b"late")) == [0]
     # Then nobody is told and no key is made
-    assert await told(link) == []
-    assert await link.send("EXISTS", keys.rollout(RID)) == 0
+    assert await told(connection) == []
+    assert await connection.send("EXISTS", keys.rollout(RID)) == 0
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_reply_acknowledges_its_calls_mail_whether_it_counts_or_not(link, known):
+async def test_a_reply_acknowledges_its_calls_mail_whether_it_counts_or_not(connection, known):
     # Given a call that a worker has taken
-    await send(link, 1)
+    await send(connection, 1)
     stream = keys.mailbox("resource:e")
-    await link.send("XGROUP CREATE", stream, keys.GROUP, "0")
-    ((_, ((id_, _),)),) = await link.send("XREADGROUP", "GROUP", keys.GROUP, "w", "STREAMS", stream, ">")
+    await connection.send("XGROUP CREATE", stream, keys.GROUP, "0")
+    ((_, ((id_, _),)),) = await connection.send("XREADGROUP", "GROUP", keys.GROUP, "w", "STREAMS", stream, ">")
     if not known:
-        await answer(link, (0, b"somebody else's"))
+        await answer(connection, (0, b"somebody else's"))
     # When it answers
-    assert await answer(link, (0, b"mine"), mail=(stream, id_)) == [int(known)]
+    assert await answer(connection, (0, b"mine"), mail=(stream, id_)) == [int(known)]
     # Then the mail is gone
-    assert (await link.send("XPENDING", stream, keys.GROUP))[0] == 0
-    assert await link.send("XLEN", stream) == 0
+    assert (await connection.send("XPENDING", stream, keys.GROUP))[0] == 0
+    assert await connection.send("XLEN", stream) == 0
 
 
-async def test_what_became_of_an_isolated_call_is_told_from_who_works_on_it(link):
+async def test_what_became_of_an_isolated_call_is_told_from_who_works_on_it(connection):
     # Given four calls: one answered, one that nobody has begun, one in a living executor, one in a dead one
-    await send(link, 4)
-    await answer(link, (0, b"done"))
-    await link.send("HSET", keys.prefix + "isolated", f"{RID}:1:2", "living", f"{RID}:1:3", "dead")
-    await link.send("SET", keys.alive("living"), 1)
+    await send(connection, 4)
+    await answer(connection, (0, b"done"))
+    await connection.send("HSET", keys.prefix + "isolated", f"{RID}:1:2", "living", f"{RID}:1:3", "dead")
+    await connection.send("SET", keys.alive("living"), 1)
     # When somebody looks, at them and at a call of a rollout that is gone
     calls = [[RID, 1, n] for n in range(4)] + [["r.9.0", 1, 0]]
-    states = await link.run("waiting", pack(calls))
+    states = await connection.run("waiting", pack(calls))
     # Then each is told
     assert states == [0, 1, 2, 3, 0]
     # and when the rollout has gone on without them, that an executor works on one for nothing; a dead one is forgotten
-    await link.send("HSET", keys.rollout(RID), "v", 2)
-    assert await link.run("waiting", pack(calls)) == [0, 0, 4, 0, 0]
-    assert await link.send("HKEYS", keys.isolated) == [f"{RID}:1:2".encode()]
+    await connection.send("HSET", keys.rollout(RID), "v", 2)
+    assert await connection.run("waiting", pack(calls)) == [0, 0, 4, 0, 0]
+    assert await connection.send("HKEYS", keys.isolated) == [f"{RID}:1:2".encode()]
 
 
-async def test_a_call_is_wanted_while_it_is_pending_in_the_step_that_its_rollout_is_at(link):
-    await send(link, 2)
-    await answer(link, (0, b"done"))
+async def test_a_call_is_wanted_while_it_is_pending_in_the_step_that_its_rollout_is_at(connection):
+    await send(connection, 2)
+    await answer(connection, (0, b"done"))
     calls = pack([[RID, 1, 0], [RID, 1, 1], [RID, 2, 0], ["r.9.0", 1, 0]])
-    assert await link.run("pending", calls) == [0, 1, 0, 0]
-    await send(link, 1, step=2)
-    assert await link.run("pending", calls) == [0, 0, 1, 0]
+    assert await connection.run("pending", calls) == [0, 1, 0, 0]
+    await send(connection, 1, step=2)
+    assert await connection.run("pending", calls) == [0, 0, 1, 0]
 
 
 # A rolling upgrade.

@@ -12,12 +12,12 @@ from tests.support.rollouts import make_run
 from tests.support.shard import keys
 
 
-async def admit(link, most: int = 128, skip: int = 2000) -> list[str]:
+async def admit(connection, most: int = 128, skip: int = 2000) -> list[str]:
     """Admit, and name the rollouts that were."""
     box = keys.mailbox("agent")
-    admitted, _ = await link.run("admit", most, 4096, skip, 1 << 40)
-    mail = await link.send("XRANGE", box, "-", "+")
-    await link.send("DEL", box)
+    admitted, _ = await connection.run("admit", most, 4096, skip, 1 << 40)
+    mail = await connection.send("XRANGE", box, "-", "+")
+    await connection.send("DEL", box)
     assert admitted == len(mail)
     return [fields[1].decode() for _, fields in mail]
 
@@ -39,32 +39,32 @@ def test_a_tasks_fields_are_read_like_those_of_a_row():
 # Admission.
 
 
-async def test_rows_are_admitted_in_order_and_all_samples_of_a_row_follow_each_other(link):
-    await make_run(link, rows=2, samples=2)
-    assert await admit(link) == ["r.0.0", "r.0.1", "r.1.0", "r.1.1"]
+async def test_rows_are_admitted_in_order_and_all_samples_of_a_row_follow_each_other(connection):
+    await make_run(connection, rows=2, samples=2)
+    assert await admit(connection) == ["r.0.0", "r.0.1", "r.1.0", "r.1.1"]
 
 
-async def test_nothing_is_admitted_twice_however_often_somebody_looks(link):
-    await make_run(link, rows=5)
-    found = [await admit(link, 2) for _ in range(5)]
+async def test_nothing_is_admitted_twice_however_often_somebody_looks(connection):
+    await make_run(connection, rows=5)
+    found = [await admit(connection, 2) for _ in range(5)]
     assert found == [["r.0.0", "r.1.0"], ["r.2.0", "r.3.0"], ["r.4.0"], [], []]
-    assert await link.send("SCARD", keys.live("r")) == 5
+    assert await connection.send("SCARD", keys.live("r")) == 5
 
 
-async def test_a_rollout_begins_at_version_0_with_its_task_in_the_mail_if_that_is_small(link):
+async def test_a_rollout_begins_at_version_0_with_its_task_in_the_mail_if_that_is_small(connection):
     # Given a small task and a large one
-    await make_run(link)
-    await link.run("enqueue", "r", "chunk", 1000, b"small", b"x" * 5000)
+    await make_run(connection)
+    await connection.run("enqueue", "r", "chunk", 1000, b"small", b"x" * 5000)
     # When they are admitted
-    await link.run("admit", 128, 4096, 2000, 1 << 40)
+    await connection.run("admit", 128, 4096, 2000, 1 << 40)
     # Then the large one is to be loaded
-    mail = [fields for _, fields in await link.send("XRANGE", keys.mailbox("agent"), "-", "+")]
+    mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert mail == [[b"r", b"r.0.0", b"v", b"0", b"t", b"small"], [b"r", b"r.1.0", b"v", b"0"]]
-    assert await link.send("HGETALL", keys.rollout("r.1.0")) == [b"v", b"0"]
+    assert await connection.send("HGETALL", keys.rollout("r.1.0")) == [b"v", b"0"]
 
 
-async def test_no_more_are_in_flight_than_the_run_has_credits(link):
-    pretender = await make_run(link, rows=10, concurrency=3)
+async def test_no_more_are_in_flight_than_the_run_has_credits(connection):
+    pretender = await make_run(connection, rows=10, concurrency=3)
     assert await pretender.admit() == 3
     assert await pretender.admit() == 0
     await pretender.end("r.1.0")
@@ -72,25 +72,25 @@ async def test_no_more_are_in_flight_than_the_run_has_credits(link):
     assert sorted(pretender.live) == ["r.0.0", "r.2.0", "r.3.0"]
 
 
-async def test_admission_waits_while_the_consumer_is_behind_by_the_backlog(link):
+async def test_admission_waits_while_the_consumer_is_behind_by_the_backlog(connection):
     # Given a run of which three finished rollouts may be unread
-    pretender = await make_run(link, rows=10, backlog=3, concurrency=2)
+    pretender = await make_run(connection, rows=10, backlog=3, concurrency=2)
     while await pretender.admit():
         await pretender.end(*pretender.live)
-    assert await link.send("HGET", keys.run("r"), "ended") == b"4"
+    assert await connection.send("HGET", keys.run("r"), "ended") == b"4"
     # When its consumer acknowledges one, then it is still three behind
-    ((_, entries),) = await link.send("XREADGROUP", "GROUP", "sink", "reader", "STREAMS", keys.results("r"), ">")
+    ((_, entries),) = await connection.send("XREADGROUP", "GROUP", "sink", "reader", "STREAMS", keys.results("r"), ">")
     ids = [entry for entry, _ in entries]
-    await link.run("ack", "r", "sink", 100, ids.pop())
+    await connection.run("ack", "r", "sink", 100, ids.pop())
     assert await pretender.admit() == 0
     # and when it acknowledges one more, admission goes on
-    await link.run("ack", "r", "sink", 100, ids.pop())
+    await connection.run("ack", "r", "sink", 100, ids.pop())
     assert await pretender.admit() == 2
 
 
-async def test_members_of_incomplete_groups_are_no_backlog(link):
+async def test_members_of_incomplete_groups_are_no_backlog(connection):
     # Given groups of four and a backlog of two, and three members of a group that ended
-    pretender = await make_run(link, rows=2, samples=4, backlog=2, concurrency=4)
+    pretender = await make_run(connection, rows=2, samples=4, backlog=2, concurrency=4)
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1", "r.0.2")
     # When admission looks, then it goes on: a consumer of groups waits for the fourth
@@ -101,110 +101,110 @@ async def test_members_of_incomplete_groups_are_no_backlog(link):
     assert await pretender.admit() == 0
 
 
-async def test_a_group_that_has_begun_is_finished_although_the_backlog_is_full(link):
-    pretender = await make_run(link, rows=3, samples=2, backlog=1, concurrency=3)
+async def test_a_group_that_has_begun_is_finished_although_the_backlog_is_full(connection):
+    pretender = await make_run(connection, rows=3, samples=2, backlog=1, concurrency=3)
     await pretender.admit()  # r.0.0, r.0.1, r.1.0
     await pretender.end("r.0.0", "r.0.1")
     assert await pretender.admit() == 1
     assert sorted(pretender.live) == ["r.1.0", "r.1.1"]
 
 
-async def test_runs_are_admitted_fairly_whatever_their_size(link):
+async def test_runs_are_admitted_fairly_whatever_their_size(connection):
     # Given a large run and a small one that came later
-    await make_run(link, "large", 1000, concurrency=1000)
-    await make_run(link, "small", 10)
+    await make_run(connection, "large", 1000, concurrency=1000)
+    await make_run(connection, "small", 10)
     # When admission has room for twenty
-    found = await admit(link, 20)
+    found = await admit(connection, 20)
     # Then both have begun, ten each
     assert sum(rid.startswith("large.") for rid in found) == 10
     assert sum(rid.startswith("small.") for rid in found) == 10
 
 
-async def test_what_one_run_cannot_use_another_gets(link):
-    await make_run(link, "narrow", 100, concurrency=2)
-    await make_run(link, "wide", 100)
-    found = await admit(link, 20) + await admit(link, 20)
+async def test_what_one_run_cannot_use_another_gets(connection):
+    await make_run(connection, "narrow", 100, concurrency=2)
+    await make_run(connection, "wide", 100)
+    found = await admit(connection, 20) + await admit(connection, 20)
     assert sum(rid.startswith("narrow.") for rid in found) == 2
     assert len(found) >= 28
 
 
-async def test_no_run_starves_when_there_is_room_for_one_at_a_time(link):
+async def test_no_run_starves_when_there_is_room_for_one_at_a_time(connection):
     for name in ("a", "b", "c"):
-        await make_run(link, name, 10)
-    found = [rid.split(".")[0] for _ in range(9) for rid in await admit(link, 1)]
+        await make_run(connection, name, 10)
+    found = [rid.split(".")[0] for _ in range(9) for rid in await admit(connection, 1)]
     assert {name: found.count(name) for name in found} == {"a": 3, "b": 3, "c": 3}
 
 
-async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(link):
+async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(connection):
     # Given two groups of two, of which a sink has one whole and half of the other
-    pretender = await make_run(link, rows=2, samples=2)
-    await link.send("SADD", keys.skip("r"), "r.0.0", "r.0.1", "r.1.1")
+    pretender = await make_run(connection, rows=2, samples=2)
+    await connection.send("SADD", keys.skip("r"), "r.0.0", "r.0.1", "r.1.1")
     # When they are admitted
-    assert await admit(link) == ["r.1.0"]
+    assert await admit(connection) == ["r.1.0"]
     # Then the others count as ended, and the row of the whole group is gone
-    state = await runs.status(link, "r")
+    state = await runs.status(connection, "r")
     assert (state.admitted, state.ended, state.live, state.by_status) == (4, 3, 1, {"kept": 3})
-    assert await link.send("HKEYS", keys.rows("r")) == [b"1"]
+    assert await connection.send("HKEYS", keys.rows("r")) == [b"1"]
     # and the member that is done now is its group's last
     pretender.live = ["r.1.0"]
     await pretender.end("r.1.0")
-    ((_, fields),) = await link.send("XRANGE", keys.results("r"), "-", "+")
+    ((_, fields),) = await connection.send("XRANGE", keys.results("r"), "-", "+")
     assert fields[3] == b"1"
-    assert await link.send("EXISTS", keys.rows("r"), keys.groups("r")) == 0
+    assert await connection.send("EXISTS", keys.rows("r"), keys.groups("r")) == 0
 
 
-async def test_many_to_skip_are_passed_over_a_few_at_a_time(link):
-    await make_run(link, rows=10)
-    await link.send("SADD", keys.skip("r"), *[f"r.{n}.0" for n in range(9)])
-    assert await link.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
-    assert await link.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
-    assert await link.run("admit", 128, 4096, 4, 1 << 40) == [1, 1]
+async def test_many_to_skip_are_passed_over_a_few_at_a_time(connection):
+    await make_run(connection, rows=10)
+    await connection.send("SADD", keys.skip("r"), *[f"r.{n}.0" for n in range(9)])
+    assert await connection.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
+    assert await connection.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
+    assert await connection.run("admit", 128, 4096, 4, 1 << 40) == [1, 1]
 
 
-async def test_nothing_is_admitted_while_admission_is_paused(link):
-    await make_run(link, rows=1)
-    await link.send("SET", keys.paused, 1)
-    assert await admit(link) == []
-    await link.send("DEL", keys.paused)
-    assert await admit(link) == ["r.0.0"]
+async def test_nothing_is_admitted_while_admission_is_paused(connection):
+    await make_run(connection, rows=1)
+    await connection.send("SET", keys.paused, 1)
+    assert await admit(connection) == []
+    await connection.send("DEL", keys.paused)
+    assert await admit(connection) == ["r.0.0"]
 
 
-async def test_a_run_is_no_longer_looked_at_when_all_is_admitted_and_it_is_closed(link):
-    await make_run(link, rows=1)
-    await admit(link)
-    assert await link.send("LRANGE", keys.open, 0, -1) == [b"r"]
-    await runs.close(link, "r")
-    await admit(link)
-    assert await link.send("EXISTS", keys.open) == 0
+async def test_a_run_is_no_longer_looked_at_when_all_is_admitted_and_it_is_closed(connection):
+    await make_run(connection, rows=1)
+    await admit(connection)
+    assert await connection.send("LRANGE", keys.open, 0, -1) == [b"r"]
+    await runs.close(connection, "r")
+    await admit(connection)
+    assert await connection.send("EXISTS", keys.open) == 0
 
 
 # The ledger.
 
 
-async def test_a_chunk_is_written_once_however_often_it_is_sent(link):
-    await make_run(link)
-    assert await link.run("enqueue", "r", "c1", 100, b"a", b"b") == 2
-    assert await link.run("enqueue", "r", "c1", 100, b"a", b"b") == 0
-    assert await link.run("enqueue", "r", "c2", 100, b"c") == 1
-    assert await link.send("HGETALL", keys.rows("r")) == [b"0", b"a", b"1", b"b", b"2", b"c"]
+async def test_a_chunk_is_written_once_however_often_it_is_sent(connection):
+    await make_run(connection)
+    assert await connection.run("enqueue", "r", "c1", 100, b"a", b"b") == 2
+    assert await connection.run("enqueue", "r", "c1", 100, b"a", b"b") == 0
+    assert await connection.run("enqueue", "r", "c2", 100, b"c") == 1
+    assert await connection.send("HGETALL", keys.rows("r")) == [b"0", b"a", b"1", b"b", b"2", b"c"]
     # also after the run was closed
-    await runs.close(link, "r")
-    assert await link.run("enqueue", "r", "c1", 100, b"a", b"b") == 0
-    assert await link.run("enqueue", "r", "c3", 100, b"d") == -1
+    await runs.close(connection, "r")
+    assert await connection.run("enqueue", "r", "c1", 100, b"a", b"b") == 0
+    assert await connection.run("enqueue", "r", "c3", 100, b"d") == -1
 
 
-async def test_a_full_ledger_takes_nothing_more_until_rows_are_done(link):
-    pretender = await make_run(link)
-    assert await link.run("enqueue", "r", "c1", 3, *[b"task"] * 5) == 5  # an empty one takes any chunk
-    assert await link.run("enqueue", "r", "c2", 3, b"task") == -2
+async def test_a_full_ledger_takes_nothing_more_until_rows_are_done(connection):
+    pretender = await make_run(connection)
+    assert await connection.run("enqueue", "r", "c1", 3, *[b"task"] * 5) == 5  # an empty one takes any chunk
+    assert await connection.run("enqueue", "r", "c2", 3, b"task") == -2
     await pretender.admit()
     await pretender.end(*pretender.live)
-    assert await link.run("enqueue", "r", "c2", 3, b"task") == 1
+    assert await connection.run("enqueue", "r", "c2", 3, b"task") == 1
 
 
 @pytest.mark.parametrize("state", ["closed", "cancelled", "removed"])
-async def test_a_run_that_takes_no_rows_refuses_them(link, state):
-    await make_run(link)
-    await {"closed": runs.close, "cancelled": runs.cancel, "removed": runs.remove}[state](link, "r")
-    assert await link.run("enqueue", "r", "c", 100, b"task") == -1
-    assert await link.send("EXISTS", keys.rows("r")) == 0
+async def test_a_run_that_takes_no_rows_refuses_them(connection, state):
+    await make_run(connection)
+    await {"closed": runs.close, "cancelled": runs.cancel, "removed": runs.remove}[state](connection, "r")
+    assert await connection.run("enqueue", "r", "c", 100, b"task") == -1
+    assert await connection.send("EXISTS", keys.rows("r")) == 0

@@ -41,7 +41,7 @@ class Outages(RuleBasedStateMachine):
         back = clock.now
         lives: list[tuple[float, Membership]] = []
         for worker in world.workers:
-            life = Membership(world.settings, world.link, {"mailboxes": [worker.box]}, worker.private)
+            life = Membership(world.settings, world.connection, {"mailboxes": [worker.box]}, worker.private)
             life.worker = worker.name
             life._connected = 0.0
             lives.append((back + random.uniform(0.0, LIVENESS / 3), life))

@@ -57,14 +57,14 @@ class World:
         self._raw.set_response_callback("XRANGE", lambda entries, **_: entries)
         self.redis.flushall()
         self.settings = Settings(redis_url=url, liveness=LIVENESS)
-        self.link = Connection(self.settings, "protocol")
-        self.runner.run(self.link.connect())
+        self.connection = Connection(self.settings, "protocol")
+        self.runner.run(self.connection.connect())
         for box in BOXES:
-            self.runner.run(Mailboxes([box], keys).create(self.link))
+            self.runner.run(Mailboxes([box], keys).create(self.connection))
         self.history = History()
         for name, count in samples.items():
             config = RunConfig(name, "e", "a", "m", samples=count, concurrency=CREDITS, backlog=1000)
-            self.runner.run(runs.create(self.link, config))
+            self.runner.run(runs.create(self.connection, config))
             self.history.runs[name] = Run(name, count)
         self.ids = itertools.count(1)  # of turns and answers
         self.births = 0
@@ -77,14 +77,14 @@ class World:
 
     def close(self) -> None:
         """Close the connections."""
-        self.runner.run(self.link.close())
+        self.runner.run(self.connection.close())
         self.runner.close()
         self.redis.close()
         self._raw.close()
 
     def script(self, name: str, *args: Any) -> Any:
         """Run one script."""
-        return self.runner.run(self.link.run(name, *args))
+        return self.runner.run(self.connection.run(name, *args))
 
     # Mail.
 
@@ -106,7 +106,7 @@ class World:
     def held(self, worker: Worker) -> list[Mail]:
         """What Redis says that a worker holds."""
         private = worker.private and self.redis.exists(keys.private_mailbox(worker.name)) == 1
-        return self.runner.run(Mailboxes([worker.box], keys, worker.alone, private).held(self.link, worker.name))
+        return self.runner.run(Mailboxes([worker.box], keys, worker.alone, private).held(self.connection, worker.name))
 
     def take(self, worker: Worker, most: int, lost: bool = False) -> None:
         """Take mail; or lose the answer and ask, after the outage, what it was."""

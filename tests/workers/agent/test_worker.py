@@ -24,30 +24,30 @@ AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
 
 
 @pytest.fixture
-async def make(link):
+async def make(connection):
     """Makes a run of so many tasks."""
 
     async def make(rows: int = 1, name: str = "r", agent: str = "tool") -> None:
-        await runs.create(link, RunConfig(name, "world", agent, "m"))
-        await runs.add_environment(link, name, EnvironmentSpec("world"))
+        await runs.create(connection, RunConfig(name, "world", agent, "m"))
+        await runs.add_environment(connection, name, EnvironmentSpec("world"))
         task = Task("t", "world", [encode_message(Message("user", name))])
-        await link.run("enqueue", name, "chunk", 1000, *[encode_task(task)] * rows)
+        await connection.run("enqueue", name, "chunk", 1000, *[encode_task(task)] * rows)
 
     return make
 
 
 @pytest.fixture
-async def worker(settings, link):
+async def worker(settings, connection):
     """A worker that has connected; the test gives it its mail."""
     worker = AgentWorker(settings, {})
-    await worker.boxes.create(link)
-    for one in (worker.link, worker.reader, worker.life.link):
+    await worker.boxes.create(connection)
+    for one in (worker.connection, worker.reader, worker.life.connection):
         await one.connect()
     await worker.prepare()
     await worker.life.begin()
     yield worker
     await worker.close()
-    for one in (worker.link, worker.reader, worker.life.link):
+    for one in (worker.connection, worker.reader, worker.life.connection):
         await one.close()
 
 
@@ -58,95 +58,97 @@ async def work(worker) -> int:
     return len(mail)
 
 
-async def answer(link) -> None:
+async def answer(connection) -> None:
     """Answer all calls of the model."""
-    for entry, fields in await link.send("XRANGE", MODEL, "-", "+"):
+    for entry, fields in await connection.send("XRANGE", MODEL, "-", "+"):
         call = decode_call(fields[1])
         value = encode(Generated(encode_message(Message("assistant", "hi")), "stop", Usage()))
         reply = encode(Reply(call.n, 1.0, 2.0, "w", value=value))
-        assert await link.run("reply", pack([[call.rollout, call.step, call.n, reply, "", "", call.idempotency_token]])) == [1]
-        await link.send("XDEL", MODEL, entry)
+        assert await connection.run(
+            "reply", pack([[call.rollout, call.step, call.n, reply, "", "", call.idempotency_token]])
+        ) == [1]
+        await connection.send("XDEL", MODEL, entry)
 
 
-async def ended(link, name: str = "r") -> list[dict]:
-    return [json.loads(fields[7]) for _, fields in await link.send("XRANGE", keys.results(name), "-", "+")]
+async def ended(connection, name: str = "r") -> list[dict]:
+    return [json.loads(fields[7]) for _, fields in await connection.send("XRANGE", keys.results(name), "-", "+")]
 
 
-async def test_rollouts_are_admitted_advanced_and_ended_and_their_mail_is_gone(worker, link, make, no_leaks):
+async def test_rollouts_are_admitted_advanced_and_ended_and_their_mail_is_gone(worker, connection, make, no_leaks):
     await make(3)
-    await runs.close(link, "r")
+    await runs.close(connection, "r")
     await worker.duties()
     assert await work(worker) == 3
-    await answer(link)
+    await answer(connection)
     assert await work(worker) == 3
-    assert [record["status"] for record in await ended(link)] == ["completed"] * 3
+    assert [record["status"] for record in await ended(connection)] == ["completed"] * 3
     assert worker.stats()["held"] == 0
     assert (worker.counts["applied"], worker.counts["ended"], worker.counts["stale"]) == (6, 3, 0)
-    await runs.remove(link, "r")
+    await runs.remove(connection, "r")
 
 
-async def test_two_messages_of_one_rollout_are_handled_one_after_the_other(worker, link, make):
+async def test_two_messages_of_one_rollout_are_handled_one_after_the_other(worker, connection, make):
     # Given a rollout that begins and is cancelled in one batch
     await make()
     await worker.duties()
-    await runs.cancel(link, "r")
+    await runs.cancel(connection, "r")
     # When both are taken at once
     assert await work(worker) == 2
     # Then it has ended, and its first step stands in its record
-    (record,) = await ended(link)
+    (record,) = await ended(connection)
     assert (record["status"], record["error"]["kind"], len(record["messages"])) == ("cancelled", "cancelled", 1)
     assert (worker.counts["applied"], worker.counts["conflicts"]) == (2, 0)
 
 
-async def test_a_cancellation_wins_against_a_step_that_another_worker_made(worker, link, make, monkeypatch):
+async def test_a_cancellation_wins_against_a_step_that_another_worker_made(worker, connection, make, monkeypatch):
     # Given a cancellation that was decided on version 1
     await make()
     await worker.duties()
     await work(worker)
-    await runs.cancel(link, "r")
-    insist = worker.link.insist
+    await runs.cancel(connection, "r")
+    insist = worker.connection.insist
     moved = []
 
     async def insisting(name, *args):
         if name == "commit" and not moved:
-            moved.append(await link.send("HINCRBY", keys.rollout("r.0.0"), "v", 1))  # another worker commits first
+            moved.append(await connection.send("HINCRBY", keys.rollout("r.0.0"), "v", 1))  # another worker commits first
         return await insist(name, *args)
 
-    monkeypatch.setattr(worker.link, "insist", insisting)
+    monkeypatch.setattr(worker.connection, "insist", insisting)
     # When it is committed
     await work(worker)
     # Then it is decided again, and the rollout ends
     assert worker.counts["conflicts"] == 1
-    assert [record["status"] for record in await ended(link)] == ["cancelled"]
+    assert [record["status"] for record in await ended(connection)] == ["cancelled"]
 
 
-async def test_a_step_is_taken_up_by_another_worker_from_what_is_stored(worker, settings, link, make):
+async def test_a_step_is_taken_up_by_another_worker_from_what_is_stored(worker, settings, connection, make):
     await make()
     await worker.duties()
     await work(worker)
-    await answer(link)
+    await answer(connection)
     await worker.forget()
     await work(worker)
-    (record,) = await ended(link)
+    (record,) = await ended(connection)
     assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
     assert worker.counts["loaded"] == 1
 
 
-async def test_mail_of_a_rollout_that_has_gone_on_or_is_gone_is_acknowledged(worker, link, make):
+async def test_mail_of_a_rollout_that_has_gone_on_or_is_gone_is_acknowledged(worker, connection, make):
     await make()
     await worker.duties()
     await work(worker)
     for rid in ("r.0.0", "gone.0.0"):
-        await link.send("XADD", AGENT, "*", "r", rid, "v", 0)
+        await connection.send("XADD", AGENT, "*", "r", rid, "v", 0)
     await work(worker)
     assert worker.counts["stale"] == 2
     assert worker.stats()["held"] == 0
-    assert await link.send("XLEN", AGENT) == 0
-    assert await link.send("HGET", keys.rollout("r.0.0"), "v") == b"1"
+    assert await connection.send("XLEN", AGENT) == 0
+    assert await connection.send("HGET", keys.rollout("r.0.0"), "v") == b"1"
 
 
 async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_and_is_a_dead_letter(
-    settings, worker, link, make
+    settings, worker, connection, make
 ):
     await make(2)
     await worker.duties()
@@ -155,23 +157,23 @@ async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_a
         mail = Mail(one.stream, one.id, one.fields, strikes + 2, strikes, "agent-x")
         await worker.handle([mail])
         await worker.handle([mail])  # it was delivered twice: there is one letter
-    (record,) = await ended(link)
+    (record,) = await ended(connection)
     assert (record["rollout_id"], record["status"], record["error"]["kind"]) == ("r.0.0", "failed", "poison")
     (letter,) = [one.letter for one in await letters(settings)]
     assert (letter.id, letter.run, letter.role, letter.deaths, letter.strikes) == ("r.0.0:0", "r", "agent", 5, 3)
     assert letter.worker == "agent-x" and letter.decode_task().environment and b'"r"' in letter.config
-    assert await link.send("TTL", keys.dead) > 0
+    assert await connection.send("TTL", keys.dead) > 0
 
 
-async def test_an_agent_that_is_not_installed_fails_its_rollouts_and_says_so(worker, link, make):
+async def test_an_agent_that_is_not_installed_fails_its_rollouts_and_says_so(worker, connection, make):
     await make(agent="nobody")
     await worker.duties()
     await work(worker)
-    (record,) = await ended(link)
+    (record,) = await ended(connection)
     assert record["error"]["kind"] == "agent" and "unknown agent 'nobody'" in record["error"]["message"]
 
 
-async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, link, make, monkeypatch, capsys):
+async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, connection, make, monkeypatch, capsys):
     # Given a machine that cannot advance one of two rollouts
     await make(2)
     await worker.duties()
@@ -186,58 +188,58 @@ async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, l
     # When both are advanced
     await work(worker)
     # Then one has failed, and the other goes on
-    (record,) = await ended(link)
+    (record,) = await ended(connection)
     assert (record["rollout_id"], record["error"]["kind"]) == ("r.0.0", "internal")
     assert "ZeroDivisionError: a defect" in record["error"]["message"]
-    assert await link.send("XLEN", MODEL) == 1
+    assert await connection.send("XLEN", MODEL) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, link, make, monkeypatch):
+async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, connection, make, monkeypatch):
     # Given a rollout whose call is overdue
     monkeypatch.setattr(limits, "OVERDUE", 0.0)
     await make()
     await worker.duties()
     await work(worker)
-    ((_, body),) = [(entry, fields[1]) for entry, fields in await link.send("XRANGE", MODEL, "-", "+")]
+    ((_, body),) = [(entry, fields[1]) for entry, fields in await connection.send("XRANGE", MODEL, "-", "+")]
     # When two workers look
     await worker.duties()
     await worker.duties()
     # Then it is woken once, and ends with a time-out
-    ((_, fields),) = await link.send("XRANGE", AGENT, "-", "+")
+    ((_, fields),) = await connection.send("XRANGE", AGENT, "-", "+")
     assert fields == [b"r", b"r.0.0", b"v", b"1", b"d", b"1"]
     await work(worker)
-    assert [record["error"]["kind"] for record in await ended(link)] == ["timeout"]
+    assert [record["error"]["kind"] for record in await ended(connection)] == ["timeout"]
     # and the answer that comes after all finds nothing
     call = decode_call(body)
     late = encode(Reply(call.n, 1.0, 2.0, "w"))
-    assert await link.run("reply", pack([[call.rollout, call.step, call.n, late, "", "", call.idempotency_token]])) == [0]
+    assert await connection.run("reply", pack([[call.rollout, call.step, call.n, late, "", "", call.idempotency_token]])) == [0]
 
 
-async def test_a_rollout_that_is_woken_too_early_goes_on_waiting(worker, link, make):
+async def test_a_rollout_that_is_woken_too_early_goes_on_waiting(worker, connection, make):
     await make()
     await worker.duties()
     await work(worker)
-    await link.send("ZADD", keys.due, 1, "r.0.0")
+    await connection.send("ZADD", keys.due, 1, "r.0.0")
     await worker.duties()
     await work(worker)
-    version, pending = await link.send("HMGET", keys.rollout("r.0.0"), "v", "c1.0")
+    version, pending = await connection.send("HMGET", keys.rollout("r.0.0"), "v", "c1.0")
     assert (version, pending.partition(b" ")[0]) == (b"1", b"1")
-    assert float(await link.send("ZSCORE", keys.due, "r.0.0")) > 1e12
-    await answer(link)
+    assert float(await connection.send("ZSCORE", keys.due, "r.0.0")) > 1e12
+    await answer(connection)
     await work(worker)
-    assert [record["status"] for record in await ended(link)] == ["completed"]
+    assert [record["status"] for record in await ended(connection)] == ["completed"]
 
 
-async def test_a_run_that_took_a_removed_ones_name_is_rolled_out_as_what_it_is(worker, link, make):
+async def test_a_run_that_took_a_removed_ones_name_is_rolled_out_as_what_it_is(worker, connection, make):
     # Given a run that was rolled out, and removed
     await make()
     await worker.duties()
     await work(worker)
-    await runs.remove(link, "r")
+    await runs.remove(connection, "r")
     # When another of its name comes
     await make(agent="nobody")
     await worker.duties()
     await work(worker)
     # Then it is another
-    assert [record["agent"] for record in await ended(link)] == ["nobody"]
+    assert [record["agent"] for record in await ended(connection)] == ["nobody"]

@@ -104,10 +104,10 @@ def live(monkeypatch):
 @pytest.fixture
 async def worker(live, settings):
     worker = ResourceWorker(settings, {"environments": "live"})
-    await worker.link.connect()
+    await worker.connection.connect()
     yield worker
     await worker._sessions.end()
-    await worker.link.close()
+    await worker.connection.close()
 
 
 def call(name: str = "go", ways=(), rollout: int = 0, kind: str = "tool", born: float = 1.0, **arguments) -> Call:
@@ -246,7 +246,7 @@ async def test_after_an_outage_sessions_are_made_anew(live, worker):
 
 
 async def test_sessions_of_rollouts_that_are_gone_and_of_those_that_nobody_uses_are_closed(live, worker, monkeypatch):
-    await worker.link.send("HSET", worker.link.keys.rollout("r.1.0"), "v", 1)
+    await worker.connection.send("HSET", worker.connection.keys.rollout("r.1.0"), "v", 1)
     for rollout in (0, 1):
         await worker.serve(call("look", rollout=rollout))
     await worker.duties()

@@ -55,12 +55,12 @@ def bank(monkeypatch):
 async def worker(settings, bank):
     """A worker that has connected; it takes no mail."""
     worker = ResourceWorker(settings, {})
-    await worker.link.connect()
-    await worker.life.link.connect()
+    await worker.connection.connect()
+    await worker.life.connection.connect()
     await worker.life.begin()
     yield worker
-    await worker.link.close()
-    await worker.life.link.close()
+    await worker.connection.close()
+    await worker.life.connection.close()
 
 
 def call(name: str, kind: str = "tool", **fields) -> Call:
@@ -72,38 +72,38 @@ async def content(worker, one: Call) -> str:
     return msgspec.json.decode(result.content)
 
 
-async def pending(link) -> None:
+async def pending(connection) -> None:
     """The rollout waits for the call."""
-    await link.send("HSET", keys.rollout("r.0.0"), "v", 1, "c1.0", 1)
+    await connection.send("HSET", keys.rollout("r.0.0"), "v", 1, "c1.0", 1)
 
 
-async def test_a_call_that_must_not_be_repeated_runs_once_and_is_marked(worker, link, bank):
-    await pending(link)
+async def test_a_call_that_must_not_be_repeated_runs_once_and_is_marked(worker, connection, bank):
+    await pending(connection)
     assert await content(worker, call("pay")) == "paid"
     assert bank.paid == 1
-    assert await link.send("HGET", keys.rollout("r.0.0"), "o1.0") == worker.worker.encode()
+    assert await connection.send("HGET", keys.rollout("r.0.0"), "o1.0") == worker.worker.encode()
 
 
-async def test_a_call_that_a_dead_worker_began_is_not_run_and_the_model_is_told(worker, link, bank):
-    await pending(link)
-    await link.send("HSET", keys.rollout("r.0.0"), "o1.0", "resource-dead")
+async def test_a_call_that_a_dead_worker_began_is_not_run_and_the_model_is_told(worker, connection, bank):
+    await pending(connection)
+    await connection.send("HSET", keys.rollout("r.0.0"), "o1.0", "resource-dead")
     assert await content(worker, call("pay")) == UNKNOWN
     assert bank.paid == 0
 
 
-async def test_a_call_of_a_rollout_that_has_ended_is_not_run_and_leaves_nothing(worker, link, bank, no_leaks):
+async def test_a_call_of_a_rollout_that_has_ended_is_not_run_and_leaves_nothing(worker, connection, bank, no_leaks):
     with pytest.raises(CallError) as error:
         await worker.serve(call("pay"))
     assert error.value.fault.kind == "cancelled"
     assert bank.paid == 0
-    assert await link.send("EXISTS", keys.rollout("r.0.0")) == 0
+    assert await connection.send("EXISTS", keys.rollout("r.0.0")) == 0
 
 
-async def test_a_mark_whose_answer_was_lost_is_known_again(worker, link, bank):
+async def test_a_mark_whose_answer_was_lost_is_known_again(worker, connection, bank):
     # Given a worker whose connection breaks while it marks a call
-    await pending(link)
-    await link.send("HSET", keys.rollout("r.0.0"), "o1.0", worker.worker)
-    await link.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await pending(connection)
+    await connection.send("HSET", keys.rollout("r.0.0"), "o1.0", worker.worker)
+    await connection.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     # When it goes on, then the mark is its own and the call runs
     assert await content(worker, call("pay")) == "paid"
 
@@ -129,7 +129,7 @@ async def test_a_tool_that_this_worker_does_not_have_is_the_environments_fault(w
     assert error.value.fault.kind == "environment"
 
 
-async def test_a_verifier_sees_the_conversation_and_then_it_is_forgotten(worker, link, bank):
+async def test_a_verifier_sees_the_conversation_and_then_it_is_forgotten(worker, connection, bank):
     one = call("", "verify", length=2, messages=[b'{"role":"user"}', b'{"role":"assistant"}'])
     assert msgspec.msgpack.decode(await worker.serve(one), type=Scored).reward == 2.0
     assert len(worker._kept) == 0

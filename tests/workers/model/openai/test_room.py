@@ -70,7 +70,7 @@ async def until(condition, limit: float = 8.0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def ask(link, n: int) -> None:
+async def ask(connection, n: int) -> None:
     one = Call(
         f"r.{n}.0",
         1,
@@ -83,18 +83,18 @@ async def ask(link, n: int) -> None:
         messages=[encode_message(Message("user", "?"))],
         parameters=encode(RequestParameters()),
     )
-    await link.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
-    await link.send("XADD", keys.mailbox(BOX), "*", "c", encode(one))
+    await connection.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
+    await connection.send("XADD", keys.mailbox(BOX), "*", "c", encode(one))
 
 
-async def test_a_worker_takes_what_its_backend_has_room_for_and_never_more_than_it_may(worker, link):
+async def test_a_worker_takes_what_its_backend_has_room_for_and_never_more_than_it_may(worker, connection):
     backend = worker._backend._backend
     life = asyncio.create_task(worker.main())
     try:
         await until(lambda: worker.worker)
         await until(lambda: worker.capacity == 2)
         for n in range(12):
-            await ask(link, n)
+            await ask(connection, n)
         await until(lambda: backend.inside == 2)
         assert worker.stats()["running"] == 2
         shards = Shards(worker.settings, "test")
@@ -117,12 +117,12 @@ async def test_a_worker_takes_what_its_backend_has_room_for_and_never_more_than_
         await cancel_and_wait([life])
 
 
-async def test_a_broken_backends_calls_end_with_what_may_pass_and_the_worker_ends(worker, link):
+async def test_a_broken_backends_calls_end_with_what_may_pass_and_the_worker_ends(worker, connection):
     backend = worker._backend._backend
     life = asyncio.create_task(worker.main())
     await until(lambda: worker.worker)
     for n in range(5):
-        await ask(link, n)
+        await ask(connection, n)
     await until(lambda: backend.inside == 2)
     backend.broken = "the engine died"
     backend.gate.set()
@@ -130,12 +130,12 @@ async def test_a_broken_backends_calls_end_with_what_may_pass_and_the_worker_end
         await asyncio.wait_for(life, 10)
     assert worker.counts["faults"] >= 2
     # The others are there for other workers; no call counts a death.
-    assert await link.send("XLEN", keys.mailbox(BOX)) == 5 - worker.counts["faults"]
-    assert await link.send("XLEN", keys.retry(BOX)) == 0
-    assert await link.send("HLEN", keys.workers) == 0
+    assert await connection.send("XLEN", keys.mailbox(BOX)) == 5 - worker.counts["faults"]
+    assert await connection.send("XLEN", keys.retry(BOX)) == 0
+    assert await connection.send("HLEN", keys.workers) == 0
 
 
-async def test_suspects_of_a_backend_that_cannot_stand_twice_may_try_again(worker, link):
+async def test_suspects_of_a_backend_that_cannot_stand_twice_may_try_again(worker, connection):
     worker.isolate()
     await worker.prepare()
     one = Call(
