@@ -90,23 +90,20 @@ class Producer:
             RunClosed: it takes no rows.
             ServerUnreachable: Redis went away; the same call again goes on.
         """
-        shards = Shards(self._settings, "gymq-producer")
-        await shards.connect()
         try:
-            await shards.create(self._config)
-            for consumer in consumers:
-                await shards.declare(self._config.name, consumer)
-            await self._enqueue(TaskLedger(shards.connections, self._config.name), rows)
-            await shards.first.send("HSET", shards.first.keys.run(self._config.name), "bad", self.produced.bad)
-            if last:
-                await shards.close_run(self._config.name)
-            return self.produced
+            async with Shards(self._settings, "gymq-producer") as shards:
+                await shards.create(self._config)
+                for consumer in consumers:
+                    await shards.declare(self._config.name, consumer)
+                await self._enqueue(TaskLedger(shards.connections, self._config.name), rows)
+                await shards.first.send("HSET", shards.first.keys.run(self._config.name), "bad", self.produced.bad)
+                if last:
+                    await shards.close_run(self._config.name)
+                return self.produced
         except Outage as error:
             raise ServerUnreachable(
                 f"the connection to Redis broke: {error}; run the same command again, nothing is enqueued twice"
             ) from None
-        finally:
-            await shards.close()
 
     async def _enqueue(self, ledger: TaskLedger, rows: Iterable[Row]) -> None:
         have = await ledger.chunks()

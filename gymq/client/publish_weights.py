@@ -135,12 +135,8 @@ def publish_and_see(settings: Settings, model: str, version: int, path: str, **h
     """
 
     async def connected(work: Callable[[Shards], Awaitable[Any]]) -> Any:
-        shards = Shards(settings, "gymq-weights")
-        try:
-            await shards.connect()
+        async with Shards(settings, "gymq-weights") as shards:
             return await work(shards)
-        finally:
-            await shards.close()
 
     wait = how.pop("wait")
     wanted = asyncio.run(connected(lambda shards: publish(shards, model, version, path, **how)))

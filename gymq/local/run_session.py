@@ -120,10 +120,8 @@ class RunSession:
 
     async def _prepare(self, settings: Settings) -> None:
         """Bring the run's record in line with the file of finished rollouts."""
-        shards = Shards(settings, "gymq-run")
         name = self._config.name
-        try:
-            await shards.connect()
+        async with Shards(settings, "gymq-run") as shards:
             if await self._usable(shards):
                 await shards.create(self._config)
                 await shards.reopen(name)
@@ -141,8 +139,6 @@ class RunSession:
             await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{CONSUMER}", to))
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
             await shards.declare(name, CONSUMER)
-        finally:
-            await shards.close()
 
     async def _usable(self, shards: Shards) -> bool:
         """Whether Redis has a record of this run that can be continued.
@@ -196,10 +192,8 @@ class RunSession:
         stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _once, stop, number)
-        shards = Shards(settings, "gymq-watch")
-        await shards.connect()
         starts, due = 0, 0.0
-        try:
+        async with Shards(settings, "gymq-watch") as shards:
             while not stop.done():
                 for event in supervisor.poll():
                     if event != f"{SINK}: finished":
@@ -227,8 +221,6 @@ class RunSession:
                     return 0
                 await asyncio.wait([stop], timeout=POLL_INTERVAL)
             return stop.result()
-        finally:
-            await shards.close()
 
     async def _look(self, shards: Shards, progress: RunProgress, last: bool) -> None:
         try:

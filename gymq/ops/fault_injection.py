@@ -174,43 +174,41 @@ class FaultInjector:
             watch.add_done_callback(self._watches.discard)
 
     async def _watch(self, victim: Victim, fault: InjectedFault) -> None:
-        shards = Shards(self._settings, "gymq-chaos-watch")
         try:
-            await shards.connect()
-            # A read that waits in the server may still be given mail, until the connection of the dead is gone.
-            await asyncio.sleep(POLL_INTERVAL)
-            fault.held |= dict.fromkeys(sorted(await held(shards, victim) - fault.held.keys()))
-            waiting = set(fault.held)
-            since = dict.fromkeys(waiting, fault.at)
-            self._tell(fault)
-            awake = fault.kind != "stop"
-            until = fault.at + ASLEEP * self._settings.liveness + AFTER if fault.kind == "stop" else 0.0
-            while waiting or time.time() < until:
-                passed = time.time() - fault.at
-                if fault.kind == "stop":
-                    # A read that waited in the server, or the first one after it woke, may still be given mail under its name.
-                    new = await held(shards, victim) - fault.held.keys()
-                    fault.held |= dict.fromkeys(sorted(new))
-                    since |= dict.fromkeys(new, time.time())
-                    waiting |= new
-                if not awake and passed >= ASLEEP * self._settings.liveness:
-                    awake = True
-                    _wake(victim.pid)
-                if passed > RECOVERY_LIMIT:
-                    return
-                left = await unanswered(shards, waiting)
-                for one in waiting - left:
-                    fault.held[one] = round(time.time() - since[one], 2)
-                waiting = left
+            async with Shards(self._settings, "gymq-chaos-watch") as shards:
+                # A read that waits in the server may still be given mail, until the connection of the dead is gone.
                 await asyncio.sleep(POLL_INTERVAL)
-            if fault.held:
+                fault.held |= dict.fromkeys(sorted(await held(shards, victim) - fault.held.keys()))
+                waiting = set(fault.held)
+                since = dict.fromkeys(waiting, fault.at)
                 self._tell(fault)
+                awake = fault.kind != "stop"
+                until = fault.at + ASLEEP * self._settings.liveness + AFTER if fault.kind == "stop" else 0.0
+                while waiting or time.time() < until:
+                    passed = time.time() - fault.at
+                    if fault.kind == "stop":
+                        # A read that waited, or the first one after the wake, may still be given mail under its name.
+                        new = await held(shards, victim) - fault.held.keys()
+                        fault.held |= dict.fromkeys(sorted(new))
+                        since |= dict.fromkeys(new, time.time())
+                        waiting |= new
+                    if not awake and passed >= ASLEEP * self._settings.liveness:
+                        awake = True
+                        _wake(victim.pid)
+                    if passed > RECOVERY_LIMIT:
+                        return
+                    left = await unanswered(shards, waiting)
+                    for one in waiting - left:
+                        fault.held[one] = round(time.time() - since[one], 2)
+                    waiting = left
+                    await asyncio.sleep(POLL_INTERVAL)
+                if fault.held:
+                    self._tell(fault)
         except (Outage, ServerUnreachable):
             return  # Redis went away meanwhile: this fault cannot be told from that one
         finally:
             if fault.kind == "stop":
                 _wake(victim.pid)
-            await shards.close()
 
 
 def _wake(pid: int) -> None:

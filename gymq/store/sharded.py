@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ _STATES = ("cancelled", "open", "closed", "done")
 
 
 class Shards:
-    """A connection to each shard, for one coroutine at a time.
+    """A connection to each shard, for one coroutine at a time; `async with` opens all of them and closes them.
 
     Args:
         settings: where they are.
@@ -40,6 +40,23 @@ class Shards:
     def __init__(self, settings: Settings, name: str) -> None:
         first = Connection(settings.at(0), name)
         self.connections = [first, *(Connection(settings.at(shard), name) for shard in range(1, first.shards))]
+
+    async def __aenter__(self) -> Self:
+        """Open all connections.
+
+        Raises:
+            ServerUnreachable, UsageError: as `connect`.
+        """
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Close all connections."""
+        await self.close()
 
     @property
     def first(self) -> Connection:

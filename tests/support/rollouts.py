@@ -41,12 +41,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {"model": {"model": "scripted"}}
 
 async def letters(settings: Settings) -> list[dead_letters.Found]:
     """All dead letters."""
-    shards = Shards(settings, "test")
-    try:
-        await shards.connect()
+    async with Shards(settings, "test") as shards:
         return await dead_letters.letters(shards)
-    finally:
-        await shards.close()
 
 
 # Workers.
@@ -186,12 +182,8 @@ def with_shards(settings: Settings, what: Callable[[Shards], Awaitable[Any]]) ->
     """Do something with all shards, from a test that has no loop."""
 
     async def go() -> Any:
-        shards = Shards(settings, "test")
-        try:
-            await shards.connect()
+        async with Shards(settings, "test") as shards:
             return await what(shards)
-        finally:
-            await shards.close()
 
     return asyncio.run(go())
 

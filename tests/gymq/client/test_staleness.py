@@ -21,20 +21,16 @@ from tests.support.rollouts import Pretender, linked
 
 async def reach(settings, version: int) -> None:
     """Publish a version."""
-    shards = Shards(settings, "test")
-    await shards.connect()
-    await publish(shards, "policy", version, "/nowhere")
-    await shards.close()
+    async with Shards(settings, "test") as shards:
+        await publish(shards, "policy", version, "/nowhere")
 
 
 @pytest.fixture
 async def connection(settings):
     async with linked(settings) as connection:
         yield connection
-        shards = Shards(settings, "test")
-        await shards.connect()
-        await forget(shards, "policy")
-        await shards.close()
+        async with Shards(settings, "test") as shards:
+            await forget(shards, "policy")
 
 
 async def make(connection, samples: int = 1, rows: int = 4) -> Pretender:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -14,14 +13,6 @@ from gymq.ops.fault_injection import Victim, held, unanswered, victims
 from gymq.store.sharded import Shards
 from tests.support.rollouts import Workers
 from tests.support.shard import keys
-
-
-@asynccontextmanager
-async def sharded(settings):
-    shards = Shards(settings, "test")
-    await shards.connect()
-    yield shards
-    await shards.close()
 
 
 async def register(connection, name: str, pid: int, host: str) -> None:
@@ -33,7 +24,7 @@ async def register(connection, name: str, pid: int, host: str) -> None:
 async def test_only_living_workers_of_this_machine_are_victims(settings, spawn):
     other = spawn(["sleep", "60"])
     named = spawn([sys.executable, "-c", "import time; time.sleep(60)", "celery", "worker"])
-    async with sharded(settings) as shards:
+    async with Shards(settings, "test") as shards:
         connection = shards.first
         await register(connection, "agent-elsewhere", named.pid, "elsewhere")
         await register(connection, "agent-other", other.pid, socket.gethostname())  # its pid was given to somebody else
@@ -45,7 +36,7 @@ async def test_only_living_workers_of_this_machine_are_victims(settings, spawn):
 
 
 async def test_what_a_victim_holds_is_what_is_delivered_and_not_answered(settings):
-    async with sharded(settings) as shards:
+    async with Shards(settings, "test") as shards:
         connection = shards.first
         for stream in (keys.mailbox("agent"), keys.retry("agent"), keys.suspects("agent")):
             await connection.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")

@@ -270,10 +270,8 @@ async def test_status_shows_private_mailboxes_in_which_mail_lies(connection, set
     await send(connection, 0, ["a"], calls=3)
     while not await boxes.held(connection, "a"):
         await boxes.take(connection, "a", 1)
-    shards = Shards(settings, "test")
-    await shards.connect()
-    found = (await overview(shards)).mailboxes
-    await shards.close()
+    async with Shards(settings, "test") as shards:
+        found = (await overview(shards)).mailboxes
     assert [(box.waiting, box.taken, box.workers) for box in found if box.name == "@a"] == [(2, 1, 1)]
     assert not [box for box in found if box.name == "@b"]
 

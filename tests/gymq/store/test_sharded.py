@@ -31,10 +31,8 @@ def test_rows_have_the_numbers_of_their_places_whatever_the_chunks(shards, chunk
 @pytest.fixture
 async def shards(redis_url):
     """Two shards: two databases of one server."""
-    found = Shards(Settings(redis_url=f"{redis_url},{redis_url[:-1]}1", liveness=1.0), "test")
-    await found.connect()
-    yield found
-    await found.close()
+    async with Shards(Settings(redis_url=f"{redis_url},{redis_url[:-1]}1", liveness=1.0), "test") as shards:
+        yield shards
 
 
 def config(**fields: object) -> RunConfig:
@@ -127,10 +125,9 @@ async def test_a_run_was_created_at_the_same_time_everywhere_even_if_one_shard_c
     [("{b},{a}", r"shard \d of 2, and here it is named as shard \d of 2"), ("{a}", "shard 0 of 2"), ("{b}", "shard 1 of 2")],
 )
 async def test_a_process_with_another_list_of_shards_is_refused_in_one_line(shards, redis_url, form, says):
-    other = Shards(Settings(redis_url=form.format(a=redis_url, b=f"{redis_url[:-1]}1")), "test")
     with pytest.raises(UsageError, match=says) as refusal:
-        await other.connect()
-    await other.close()
+        async with Shards(Settings(redis_url=form.format(a=redis_url, b=f"{redis_url[:-1]}1")), "test"):
+            pass
     assert "\n" not in str(refusal.value)
 
 
