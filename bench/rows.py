@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from gymq.wire.ids import RolloutId
+
 _SYSTEM = "You are a helpful personal assistant that aims to be helpful and reduce any pain points the user has."
 _SKIES = ("cold", "warm", "rainy", "sunny", "windy", "foggy", "cloudy", "snowy")
 _TOOL = {
@@ -138,7 +140,7 @@ def check(path: Path, run: str, count: int, turns: int) -> Checked:
 
 def _check_one(rollout: _Rollout, run: str, turns: int) -> int:
     """Look at one row; returns its task's number."""
-    number = int(rollout.rollout_id.rsplit(".", 2)[1])
+    number = RolloutId.parse(rollout.rollout_id).row
     city = f"city{number}"
     result = f"The weather in {city} is {_SKIES[zlib.crc32(city.encode()) % len(_SKIES)]}."
     messages = rollout.messages

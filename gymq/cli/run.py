@@ -92,12 +92,13 @@ def _kept(place: RunDir, name: str, rows: Preflight, within: bool = False) -> Ro
     """The rollouts that OUT has; `within`: only those of the rows that are wanted now."""
     from gymq.client.rollout_set import RolloutSet
     from gymq.local.preflight import check_kept
+    from gymq.wire.ids import RolloutId
 
     kept = RolloutSet(name)
     for row, sample, environment in place.kept(name):
         check_kept(rows.environments, row, environment)
         if not within or row < rows.rows:
-            kept.add(f"{name}.{row}.{sample}")
+            kept.add(str(RolloutId(name, row, sample)))
     return kept
 
 

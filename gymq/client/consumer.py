@@ -165,7 +165,7 @@ class Results:
         """
         parts: list[list[Rollout]] = [[] for _ in self._streams]
         for rollout in rollouts:
-            parts[rollout.row % len(parts)].append(rollout)
+            parts[rollout.place.shard(len(parts))].append(rollout)
         if len(parts) == 1:
             await self._streams[0].acknowledge(parts[0])
         else:

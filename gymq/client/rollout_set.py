@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gymq.errors import DataError
+from gymq.wire.ids import RolloutId
 
 
 class RolloutSet:
@@ -30,10 +31,10 @@ class RolloutSet:
 
     def __iter__(self) -> Iterator[str]:
         for sample, bits in sorted(self._bits.items()):
-            for place, byte in enumerate(bits):
+            for index, byte in enumerate(bits):
                 for bit in range(8) if byte else ():
                     if byte & 1 << bit:
-                        yield f"{self._run}.{place * 8 + bit}.{sample}"
+                        yield str(RolloutId(self._run, index * 8 + bit, sample))
 
     def add(self, rollout: str) -> bool:
         """Add a rollout; returns whether it is new.
@@ -57,12 +58,9 @@ class RolloutSet:
         return True
 
     def _place(self, rollout: str) -> tuple[int, int]:
-        run, _, rest = rollout.partition(".")
-        row, _, sample = rest.partition(".")
-        if run != self._run:
-            raise DataError(f"rollout {rollout[:200]!r} is of run {run[:100]!r}, not {self._run!r}")
-        if not (
-            row.isdecimal() and sample.isdecimal() and row.isascii() and sample.isascii() and len(row) < 12 and len(sample) < 7
-        ):
+        place = RolloutId.check(rollout)
+        if place is None:
             raise DataError(f"{rollout[:200]!r} is no rollout's id")
-        return int(row), int(sample)
+        if place.run != self._run:
+            raise DataError(f"rollout {rollout!r} is of run {place.run!r}, not {self._run!r}")
+        return place.row, place.sample

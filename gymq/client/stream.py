@@ -9,8 +9,8 @@ from gymq.errors import GymqError, UnknownName
 from gymq.settings import Settings
 from gymq.store.connection import Connection, Outage
 from gymq.store.sharded import check
-from gymq.wire.record import is_rollout_entry
-from gymq.wire.rollout import Rollout, shard_of
+from gymq.wire.record import rollout_of_entry
+from gymq.wire.rollout import Rollout
 
 #: Finished rollouts read at once.
 READ_BATCH = 500
@@ -186,10 +186,8 @@ class ShardStream:
             for entry, fields in entries:
                 if fields is None:
                     continue
-                if (
-                    is_rollout_entry(fields, self._run)
-                    and shard_of(fields[1].decode(), self._connection.shards) == self._connection.shard
-                ):
+                place = rollout_of_entry(fields, self._run)
+                if place is not None and place.shard(self._connection.shards) == self._connection.shard:
                     ours.append(Rollout(fields[1].decode(), fields[7], fields[3] == b"1", entry, int(fields[5])))
                 else:
                     forged.append(entry)

@@ -20,6 +20,7 @@ from gymq.ingest.sampling import check_sampling
 from gymq.ingest.source import fingerprint
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
+from gymq.wire.ids import MAX_SAMPLE_DIGITS
 from gymq.wire.pricing import Prices
 
 #: The largest number of anything: Redis and Lua count beyond it, but what asks for more is a slip of the finger.
@@ -56,7 +57,7 @@ class RunOptions(BaseModel):
     engine: dict[str, Any] | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
-    samples: int = Field(1, ge=1, le=MAX_NUMBER)
+    samples: int = Field(1, ge=1, le=10**MAX_SAMPLE_DIGITS)
     limit: int | None = Field(None, ge=1, le=MAX_NUMBER)
     concurrency: int = Field(256, ge=1, le=MAX_NUMBER)
     max_turns: int = Field(30, ge=1, le=MAX_NUMBER)

@@ -30,8 +30,8 @@ from gymq.store import runs
 from gymq.store.connection import Outage
 from gymq.store.runs import RunConfig, RunStatus
 from gymq.store.sharded import Shards
+from gymq.wire.ids import RolloutId
 from gymq.wire.pricing import Prices
-from gymq.wire.rollout import shard_of
 
 #: The name under which the run's own sink reads.
 CONSUMER = "jsonl"
@@ -131,7 +131,7 @@ class RunSession:
                         await runs.remove(connection, name)
                 await shards.create(self._config)
                 for shard, connection in enumerate(shards.connections):
-                    ids = (rid for rid in self._kept if shard_of(rid, len(shards.connections)) == shard)
+                    ids = (rid for rid in self._kept if RolloutId.parse(rid).shard(len(shards.connections)) == shard)
                     while batch := list(islice(ids, _BATCH)):
                         await connection.send("SADD", connection.keys.skip(name), *batch)
             self._parts = await source_ranges(shards.first, name, self._source, self._request.limit)

@@ -28,7 +28,7 @@ from gymq.store.connection import Connection, Outage
 from gymq.store.keys import Keys
 from gymq.store.sharded import Shards
 from gymq.wire.calls import decode_call
-from gymq.wire.rollout import shard_of
+from gymq.wire.ids import RolloutId
 
 FaultAction = Literal["kill", "stop"]
 
@@ -330,7 +330,7 @@ async def unanswered(shards: Shards, waiting: Collection[str]) -> set[str]:
     left: set[str] = set()
     for one in waiting:
         rollout, step, *n = one.split(":")
-        connection = shards.connections[shard_of(rollout, len(shards.connections))]
+        connection = shards.connections[RolloutId.parse(rollout).shard(len(shards.connections))]
         if n:
             if await connection.send("HEXISTS", connection.keys.rollout(rollout), f"c{step}.{n[0]}"):
                 left.add(one)

@@ -21,7 +21,8 @@ from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.store.task_ledger import TaskLedger
 from gymq.wire.calls import Call, decode_call
-from gymq.wire.record import is_rollout_entry
+from gymq.wire.ids import RolloutId
+from gymq.wire.record import rollout_of_entry
 from gymq.wire.task import Task, decode_task
 
 #: Entries that one command reads: a few milliseconds of the server's time.
@@ -64,7 +65,7 @@ class DeadLetter(msgspec.Struct, array_like=True):
     @property
     def run(self) -> str:
         """The run's name."""
-        return self.rollout.rsplit(".", 2)[0]
+        return RolloutId.parse(self.rollout).run
 
     @property
     def call(self) -> Call | None:
@@ -198,7 +199,7 @@ async def messages(found: Found) -> list[bytes]:
     while True:
         entries = await connection.send("XRANGE", connection.keys.results(letter.run), first, "+", "COUNT", PAGE)
         for _, fields in entries:
-            if is_rollout_entry(fields, letter.run) and fields[1] == letter.rollout.encode():
+            if fields[1] == letter.rollout.encode() and rollout_of_entry(fields, letter.run):
                 with suppress(*UNREADABLE):
                     return [bytes(one) for one in msgspec.json.decode(fields[7], type=_Messages).messages]
         if len(entries) < PAGE:

@@ -16,10 +16,10 @@ from gymq.api.environment import EnvironmentSpec
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.store.connection import Connection
 from gymq.wire.calls import Usage
+from gymq.wire.ids import RUN_NAME
 from gymq.wire.pricing import Prices
 
-#: What a run may be called: it becomes part of keys and of rollout ids, whose parts are joined with dots.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_NAME = re.compile(RUN_NAME)
 
 
 #: A group or a rollout within its run.

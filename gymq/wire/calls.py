@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from gymq.errors import Fault
+from gymq.wire.ids import CallId
 
 #: The schema: the layout of calls, replies and states. A field with a default at an array's end is no new schema: who does
 #: not know it passes over it, and who misses it takes the default. Any other change is one: count up here, and read the
@@ -75,7 +76,7 @@ class Call(msgspec.Struct, array_like=True):
     @property
     def id(self) -> str:
         """The call's id, the same for every delivery of it."""
-        return f"{self.rollout}:{self.step}:{self.n}"
+        return str(CallId(self.rollout, self.step, self.n))
 
     @property
     def idempotency_token(self) -> str:

@@ -7,17 +7,8 @@ from typing import Any
 
 import msgspec
 
+from gymq.wire.ids import RolloutId
 from gymq.wire.token_branches import Branch, branches
-
-
-def shard_of(rollout: str, shards: int) -> int:
-    """The shard on which a rollout stands, with all of its group.
-
-    Args:
-        rollout: its id, `run.row.sample`.
-        shards: how many shards there are.
-    """
-    return int(rollout.rsplit(".", 2)[1]) % shards
 
 
 class Rollout(msgspec.Struct, dict=True):
@@ -42,20 +33,25 @@ class Rollout(msgspec.Struct, dict=True):
         """The record, decoded; `docs/rollouts.md` tells its fields."""
         return msgspec.json.decode(self.json)
 
+    @cached_property
+    def place(self) -> RolloutId:
+        """Its run, row and sample."""
+        return RolloutId.parse(self.id)
+
     @property
     def group(self) -> str:
         """The id of its group, `run.row`."""
-        return self.id.rpartition(".")[0]
+        return self.place.group
 
     @property
     def row(self) -> int:
-        """The number of its task within the run."""
-        return int(self.id.rsplit(".", 2)[1])
+        """The index of its task within the run."""
+        return self.place.row
 
     @property
     def sample(self) -> int:
-        """Its number within its group."""
-        return int(self.id.rpartition(".")[2])
+        """Its index within its group."""
+        return self.place.sample
 
     @property
     def reward(self) -> float | None:

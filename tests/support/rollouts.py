@@ -26,6 +26,7 @@ from gymq.store.batching import pack
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, RunStatus
 from gymq.store.sharded import Shards
+from gymq.wire.ids import RolloutId
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 
@@ -260,11 +261,11 @@ class Pretender:
         """End rollouts that are live, in one commit, in this order; `fields` are of their records."""
         commits: list[Any] = []
         for rid in rollouts:
-            name, row, _ = rid.rsplit(".", 2)
+            name, row, _ = RolloutId.parse(rid)
             record = finished(rid, status=status, **fields)
             for field in ("seq", "messages", "calls"):  # the script adds these
                 del record[field]
-            final = [name, int(row), self.config.samples, status, msgspec.json.encode(record)[:-1]]
+            final = [name, row, self.config.samples, status, msgspec.json.encode(record)[:-1]]
             commits.append([rid, 0, b"", b"", [], [], [], [], 0, final, 0])
             self.live.remove(rid)
         assert await self.connection.run("commit", pack(commits)) == [1] * len(rollouts)
@@ -280,16 +281,16 @@ class Pretender:
 
 def finished(rid: str, **fields: Any) -> dict[str, Any]:
     """A finished rollout as it stands in results; `fields` replace its own."""
-    name, row, sample = rid.rsplit(".", 2)
+    name, row, sample = RolloutId.parse(rid)
     record: dict[str, Any] = {
         "rollout_id": rid,
         "run": name,
         "environment": "weather",
         "agent": "tool",
         "model": "scripted",
-        "task_id": row,
+        "task_id": str(row),
         "group_id": f"{name}.{row}",
-        "sample": int(sample),
+        "sample": sample,
         "status": "completed",
         "stop": None,
         "reward": 1.0,

@@ -60,7 +60,7 @@ class RolloutEvents:
         return True
 
     def _announce(self, live: LiveRollout, at: float) -> None:
-        run, row, sample = live.place
+        run, row, sample = live.id
         self._events.append(
             (
                 "task-received",

@@ -203,8 +203,7 @@ class Machine(StepContext):
         mailbox = f"model:{self.config.model}"
         way: Route = ([], 0)
         if not self.state.tries:  # what failed where it was, anybody may try
-            group = self.live.rid.rpartition(".")[0]
-            way = self.routes.conversation(mailbox, self.state.replica, group, self.config.samples)
+            way = self.routes.conversation(mailbox, self.state.replica, self.live.id.group, self.config.samples)
         self._send("generate", "generating", mailbox=mailbox, timeout=self.config.call_timeout, way=way)
 
     def _generated(self, answer: Generated) -> None:

@@ -106,7 +106,7 @@ def call_record(
 
 def header(live: LiveRollout, config: RunConfig, finished_at: float) -> bytes:
     """Encode the header of a rollout that has ended, without its closing brace."""
-    run, row, sample = live.place
+    run, row, sample = live.id
     state = live.state
     score = state.score
     return _encoder.encode(
@@ -117,7 +117,7 @@ def header(live: LiveRollout, config: RunConfig, finished_at: float) -> bytes:
             agent=config.agent,
             model=config.model,
             task_id=live.task.id or str(row),
-            group_id=f"{run}.{row}",
+            group_id=live.id.group,
             sample=sample,
             status=state.status,
             stop=state.stop or None,

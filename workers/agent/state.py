@@ -10,6 +10,7 @@ import msgspec
 from gymq.api.agent import CallTool
 from gymq.errors import Fault
 from gymq.wire.calls import SCHEMA, Asked, Scored, Usage, decode_parameters
+from gymq.wire.ids import RolloutId
 from gymq.wire.task import Task
 
 
@@ -165,10 +166,9 @@ class LiveRollout(msgspec.Struct, dict=True):
     weight: int = WEIGHT
 
     @cached_property
-    def place(self) -> tuple[str, int, int]:
-        """Run, row and sample."""
-        run, row, sample = self.rid.rsplit(".", 2)
-        return run, int(row), int(sample)
+    def id(self) -> RolloutId:
+        """Its run, row and sample."""
+        return RolloutId.parse(self.rid)
 
     @property
     def tools(self) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ class Step(msgspec.Struct):
             way: the workers that are preferred.
         """
         state = live.state
-        run, row, _ = live.place
+        run, row, _ = live.id
         call = Call(live.rid, live.version + 1, len(self.sends), kind, run, live.task.environment, row, state.queued)
         call.length = call.seen = len(live.messages)
         call.name, call.arguments, call.born, call.timeout = name, arguments, born, timeout

@@ -163,7 +163,7 @@ class StepContext:
             self._end()
 
     def _end(self) -> None:
-        run, row, _ = self.live.place
+        run, row, _ = self.live.id
         samples = self.config.samples
         self.step.sends = []
         used = counts(self.config.model, self.state)

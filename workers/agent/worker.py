@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 import traceback
@@ -25,6 +24,7 @@ from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.model_weights import read_version
 from gymq.store.runs import RunConfig, load_config, load_environment
 from gymq.wire.calls import CALL, decode_reply
+from gymq.wire.ids import RolloutId
 from gymq.wire.task import decode_task
 
 from .events import RolloutEvents
@@ -47,9 +47,6 @@ CANCELLED = frozenset({"run", "group", "rollout"})
 
 #: Fields of one message: a reply to each call that may be out together, and few more.
 MAX_REPLY_FIELDS = 2 * MAX_PARALLEL_TOOLS + 20
-
-#: How a rollout is named; numbers as `MAX_DIGITS`.
-_ROLLOUT = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.\d{1,15}\.\d{1,15}")
 
 
 class RolledBack(Exception):
@@ -159,7 +156,7 @@ class AgentWorker(Actor):
         return again
 
     async def _advance(self, mail: Mail, live: LiveRollout, must: bool) -> Step | None:
-        run = live.place[0]
+        run = live.id.run
         try:
             config, spec, agent = await self._context(run, live.task.environment)
         except RolledBack:
@@ -220,7 +217,7 @@ class AgentWorker(Actor):
             lives.append(live)
         if missing:
             self.counts["loaded"] += len(missing)
-            wanted = [[rid, 0, rid.rsplit(".", 2)[0], int(rid.rsplit(".", 2)[1])] for _, rid in missing]
+            wanted = [[rid, 0, *RolloutId.parse(rid)[:2]] for _, rid in missing]
             loaded = await self.connection.insist("load", pack(wanted))
             for (i, rid), (version, state, environment_state, parameters, messages, task) in zip(missing, loaded, strict=True):
                 if version is not None and task is not None:
@@ -320,7 +317,7 @@ def _addressed(fields: list[bytes]) -> bool:
     """Whether mail names a rollout and a version, and is no larger than the largest of ours."""
     return (
         4 <= len(fields) <= MAX_REPLY_FIELDS
-        and _ROLLOUT.fullmatch(fields[1]) is not None
+        and RolloutId.check(fields[1]) is not None
         and len(fields[3]) < MAX_DIGITS
         and fields[3].isdigit()
     )

@@ -26,6 +26,7 @@ from gymq.settings import Settings
 from gymq.store.keys import Keys
 from gymq.store.sync_connection import SyncConnection, sync_connections
 from gymq.wire.calls import Call, Reply
+from gymq.wire.ids import CallId
 
 from . import child_janitor, processes
 
@@ -92,7 +93,7 @@ class ExecutorParent:
             if who == self.name.encode():
                 gone = call not in ours
             else:  # the call of one that died is begun again if anybody waits for it, and else nobody would forget it
-                rollout, step, n = call.split(":")
+                rollout, step, n = CallId.parse(call)
                 gone = not server.exists(keys.alive(who.decode())) and not server.hexists(keys.rollout(rollout), f"c{step}.{n}")
             left += [id_] if gone else []
         if left:

@@ -19,6 +19,7 @@ from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, DataError, UsageError
 from gymq.ingest.chat_items import Item, to_messages
 from gymq.wire.calls import Generated, Tokens, Usage
+from gymq.wire.ids import RolloutId
 from gymq.wire.message import Message, decode_message, encode_message
 from gymq.wire.recorded_tokens import RecordedTokens
 
@@ -174,8 +175,7 @@ class ReplayBackend(Backend):
 
     def _choose(self, request: Request, digests: list[bytes], found: list[_Answer]) -> _Answer:
         """Which of several answers to the same prompt a rollout gets."""
-        sample = request.rollout.rpartition(".")[2]
-        number = int(sample) if sample.isdecimal() else 0
+        number = RolloutId.parse(request.rollout).sample
         if len(found) == 1:
             return found[0]
         for digest in digests:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 
 from gymq.runtime.affinity import rendezvous_rank
+from gymq.wire.ids import RolloutId
 
 #: Calls that the first choice of a new conversation may have more in flight than another before that gets it.
 SLACK_NEW = 4
@@ -110,5 +111,5 @@ class EndpointPool:
 
     def _home(self, rollout: str, usable: list[int]) -> int:
         """Where the samples of a group begin; of several servers one that leaves takes none of the others' groups along."""
-        group = rollout.rpartition(".")[0]
+        group = RolloutId.parse(rollout).group
         return max(usable, key=lambda i: rendezvous_rank(group, self._names[i]))

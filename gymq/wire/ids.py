@@ -1,0 +1,89 @@
+"""Ids of rollouts and calls: the one place that builds and splits them."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Self
+
+#: Digits of a row and of a sample: consumers keep a bit for each rollout, and a forged number must not fill their memory.
+MAX_ROW_DIGITS, MAX_SAMPLE_DIGITS = 9, 6
+
+#: A run's name, which becomes part of Redis keys and ids.
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+
+_ROLLOUT = re.compile(rf"({RUN_NAME})\.([0-9]{{1,{MAX_ROW_DIGITS}}})\.([0-9]{{1,{MAX_SAMPLE_DIGITS}}})")
+
+
+class RolloutId(NamedTuple):
+    """A rollout's place in its run; as text, `run.row.sample`.
+
+    Args:
+        run: the run's name.
+        row: the index of its task in the run's ledger.
+        sample: its index within its group.
+    """
+
+    run: str
+    row: int
+    sample: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Split the id of a rollout that gymq has made.
+
+        Raises:
+            ValueError: it has fewer than three parts, or the last two are no integers.
+        """
+        run, row, sample = text.rsplit(".", 2)
+        return cls(run, int(row), int(sample))
+
+    @classmethod
+    def check(cls, text: str | bytes) -> Self | None:
+        """Split an id that may be forged; None if it breaks a rule of ids, a length among them."""
+        if isinstance(text, bytes):
+            text = text.decode("ascii", "replace")
+        match = _ROLLOUT.fullmatch(text)
+        return match and cls(match[1], int(match[2]), int(match[3]))
+
+    def __str__(self) -> str:
+        return f"{self.run}.{self.row}.{self.sample}"
+
+    @property
+    def group(self) -> str:
+        """The id of its group, `run.row`: all samples of its task."""
+        return f"{self.run}.{self.row}"
+
+    def shard(self, shards: int) -> int:
+        """Return the index of the shard that holds its row, and so all of its group.
+
+        Args:
+            shards: how many shards there are.
+        """
+        return self.row % shards
+
+
+class CallId(NamedTuple):
+    """A call's place in its rollout; as text, `rollout:step:n`.
+
+    Args:
+        rollout: the rollout's id.
+        step: the rollout's step that sent the call.
+        n: its number within the step.
+    """
+
+    rollout: str
+    step: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Split the id of a call that gymq has made.
+
+        Raises:
+            ValueError: it has other than three parts, or the last two are no integers.
+        """
+        rollout, step, n = text.split(":")
+        return cls(rollout, int(step), int(n))
+
+    def __str__(self) -> str:
+        return f"{self.rollout}:{self.step}:{self.n}"
