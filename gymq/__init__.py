@@ -1,62 +1,96 @@
 """gymq: agent rollouts on message queues.
 
-What people import from here is loaded when it is first used, so that `import gymq` costs nothing in the processes that
-need little of it.
+Public names are imported on first use, so that `import gymq` is cheap in processes that need few of them.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gymq.api.agent import Agent, CallTool, Extend, Finish, Generate, Respond, View
-    from gymq.api.backend import Backend, Request
-    from gymq.api.environment import Ask, Environment, Opening, Response, Score, hook, tool
-    from gymq.client.consumer import Results, consume
-    from gymq.client.producer import Producer, produce
-    from gymq.client.publish_weights import publish_weights
-    from gymq.client.sink_loop import Sink
-    from gymq.errors import GymqError, TaskError, ToolError, Unavailable
-    from gymq.process.sandbox import ProgramResult, run_program
-    from gymq.settings import Settings
-    from gymq.store.runs import RunConfig
-    from gymq.wire.message import Conversation, Function, Message, ToolCall
-    from gymq.wire.rollout import Group, Rollout
-    from gymq.wire.task import Task
-    from gymq.wire.token_branches import Branch
+    # isort: off
+    from gymq.api.agent import (
+        Agent as Agent,
+        CallTool as CallTool,
+        Extend as Extend,
+        Finish as Finish,
+        Generate as Generate,
+        Respond as Respond,
+        View as View,
+    )
+    from gymq.api.backend import Backend as Backend, Request as Request
+    from gymq.api.environment import (
+        Ask as Ask,
+        Environment as Environment,
+        Opening as Opening,
+        Response as Response,
+        Score as Score,
+        hook as hook,
+        tool as tool,
+    )
+    from gymq.client.consumer import Results as Results, consume as consume
+    from gymq.client.producer import Producer as Producer, produce as produce
+    from gymq.client.publish_weights import publish_weights as publish_weights
+    from gymq.client.sink_loop import Sink as Sink
+    from gymq.errors import GymqError as GymqError, TaskError as TaskError, ToolError as ToolError, Unavailable as Unavailable
+    from gymq.process.sandbox import ProgramResult as ProgramResult, run_program as run_program
+    from gymq.settings import Settings as Settings
+    from gymq.store.runs import RunConfig as RunConfig
+    from gymq.wire.message import Conversation as Conversation, Function as Function, Message as Message, ToolCall as ToolCall
+    from gymq.wire.rollout import Group as Group, Rollout as Rollout
+    from gymq.wire.task import Task as Task
+    from gymq.wire.token_branches import Branch as Branch
+    # isort: on
 
-_HOMES = {
-    "api.agent": ("Agent", "CallTool", "Extend", "Finish", "Generate", "Respond", "View"),
-    "api.backend": ("Backend", "Request"),
-    "wire.token_branches": ("Branch",),
-    "client.consumer": ("Results", "consume"),
-    "api.environment": ("Ask", "Environment", "Opening", "Response", "Score", "hook", "tool"),
-    "errors": ("GymqError", "TaskError", "ToolError", "Unavailable"),
-    "wire.message": ("Conversation", "Function", "Message", "ToolCall"),
-    "client.publish_weights": ("publish_weights",),
-    "client.producer": ("Producer", "produce"),
-    "wire.rollout": ("Group", "Rollout"),
-    "store.runs": ("RunConfig",),
-    "process.sandbox": ("ProgramResult", "run_program"),
-    "settings": ("Settings",),
-    "client.sink_loop": ("Sink",),
-    "wire.task": ("Task",),
+#: The public names, each with the module of gymq that defines it; every other name is private by convention.
+PUBLIC = {
+    "Agent": "api.agent",
+    "Ask": "api.environment",
+    "Backend": "api.backend",
+    "Branch": "wire.token_branches",
+    "CallTool": "api.agent",
+    "Conversation": "wire.message",
+    "Environment": "api.environment",
+    "Extend": "api.agent",
+    "Finish": "api.agent",
+    "Function": "wire.message",
+    "Generate": "api.agent",
+    "Group": "wire.rollout",
+    "GymqError": "errors",
+    "Message": "wire.message",
+    "Opening": "api.environment",
+    "Producer": "client.producer",
+    "ProgramResult": "process.sandbox",
+    "Request": "api.backend",
+    "Respond": "api.agent",
+    "Response": "api.environment",
+    "Results": "client.consumer",
+    "Rollout": "wire.rollout",
+    "RunConfig": "store.runs",
+    "Score": "api.environment",
+    "Settings": "settings",
+    "Sink": "client.sink_loop",
+    "Task": "wire.task",
+    "TaskError": "errors",
+    "ToolCall": "wire.message",
+    "ToolError": "errors",
+    "Unavailable": "errors",
+    "View": "api.agent",
+    "consume": "client.consumer",
+    "hook": "api.environment",
+    "produce": "client.producer",
+    "publish_weights": "client.publish_weights",
+    "run_program": "process.sandbox",
+    "tool": "api.environment",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "Agent", "Ask", "Backend", "Branch", "CallTool", "Conversation", "Environment", "Extend", "Finish", "Function",
-    "Generate", "Group", "GymqError", "Message", "Opening", "Producer", "ProgramResult", "Request", "Respond", "Response",
-    "Results", "Rollout", "RunConfig", "Score", "Settings", "Sink", "Task", "TaskError", "ToolCall", "ToolError",
-    "Unavailable", "View", "consume", "hook", "produce", "publish_weights", "run_program", "tool",
-]  # fmt: skip
+__all__ = [*PUBLIC]  # noqa: PLE0604
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
+def __getattr__(name: str) -> object:
+    if name not in PUBLIC:
         raise AttributeError(f"module 'gymq' has no attribute {name!r}")
-    value = getattr(import_module(f"gymq.{home}"), name)
+    value: object = getattr(import_module(f"gymq.{PUBLIC[name]}"), name)
     globals()[name] = value
     return value

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -20,8 +22,10 @@ INJECTED = frozenset({"self", "task", "messages", "state", "session"})
 #: Further ones of hooks that may ask a model; a tool's `answer` is the model's argument.
 ASKED = frozenset({"answer", "note"})
 
-_ARGS_HEADER = re.compile(r"^\s*(Args|Arguments|Parameters):\s*$", re.M)
-_ARG_LINE = re.compile(r"^\s+(\w+)\s*(?:\([^)]*\))?:\s*(.+)$")
+#: Google style. A parser of all styles (docstring-parser) would keep examples and warnings from the model, and refuse a
+#: docstring for one line without a colon.
+_ARGS_HEADER = re.compile(r"^\s*(?:Args|Arguments|Parameters):[^\S\n]*$", re.M)
+_ARG_LINE = re.compile(r"(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
 class Tool:
@@ -75,7 +79,7 @@ def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -
     """
     if not FUNCTION_NAME.fullmatch(name):
         raise UsageError(f"tool {name!r}: a tool's name has 1 to 64 letters, digits, '_' or '-'")
-    summary, described = _docstring(function)
+    summary, described = _split_docstring(function)
     # Injected parameters keep their annotations: they may name what exists only when the class does, or for type checkers.
     own = {name: hint for name, hint in function.__annotations__.items() if name not in INJECTED | {"return"}}
     hints = get_type_hints(SimpleNamespace(__annotations__=own), vars(sys.modules[function.__module__]), include_extras=True)
@@ -102,19 +106,19 @@ def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -
     return Tool(name, schema, flags, wanted(function), model)
 
 
-def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """Split a docstring into its text before `Args:` and the arguments' descriptions."""
-    text = inspect.getdoc(function) or ""
-    parts = _ARGS_HEADER.split(text, maxsplit=1)
+def _split_docstring(function: Callable[..., object]) -> tuple[str, dict[str, str]]:
+    """Split a docstring into the text before `Args:` and the arguments' descriptions."""
+    description, *args = _ARGS_HEADER.split(inspect.getdoc(function) or "", maxsplit=1)
+    block = itertools.takewhile(lambda line: not line or line[0].isspace(), (args[0] if args else "").splitlines())
     described: dict[str, str] = {}
-    if len(parts) == 3:
-        for line in parts[2].splitlines():
-            match = _ARG_LINE.match(line)
-            if match:
-                described[match[1]] = match[2].strip()
-            elif line and not line.startswith(" "):
-                break
-    return parts[0].strip(), described
+    name = ""
+    for line in textwrap.dedent("\n".join(block)).splitlines():
+        if match := _ARG_LINE.match(line):
+            name = match[1]
+            described[name] = match[2]
+        elif name and line.startswith(" "):
+            described[name] = f"{described[name]} {line.strip()}".strip()
+    return description.strip(), described
 
 
 def _say(error: pydantic.ValidationError) -> str:

@@ -58,7 +58,7 @@ def test_a_tool_is_declared_from_its_signature_and_docstring():
             "parameters": {
                 "type": "object",
                 "properties": {
-                    "query": {"type": "string", "description": "words to look for,"},
+                    "query": {"type": "string", "description": "words to look for, in any order."},
                     "limit": {"type": "integer", "description": "how many to return.", "default": 5},
                 },
                 "required": ["query"],
