@@ -7,9 +7,10 @@ import time
 
 import msgspec
 
-from gymq.errors import UNREADABLE, GymqError
+from gymq.errors import GymqError
 from gymq.store.model_weights import LoadFailure, Weights, read_weights
 from gymq.store.sharded import Shards, scan
+from gymq.store.worker_registry import live_workers
 
 #: Seconds between two looks of a publisher that waits.
 POLL_INTERVAL = 0.1
@@ -55,18 +56,6 @@ class ModelWeights(msgspec.Struct):
         """The replicas that are to take what is wanted, and have not."""
         wanted = self.wanted.version if self.wanted is not None else 0
         return [one for one in self.replicas if one.version is not None and (one.version < wanted or one.loading is not None)]
-
-
-class _Worker(msgspec.Struct):
-    """A worker's entry in the registry, as far as it matters here."""
-
-    host: str
-    pid: int
-    mailboxes: list[str]
-    role: str = ""
-    alone: bool = False
-    version: int | None = None
-    loading: int | None = None
 
 
 async def wait_until_loaded(shards: Shards, wanted: Weights, limit: float) -> ModelWeights:
@@ -116,25 +105,18 @@ async def weights_status(shards: Shards, model: str | None = None) -> list[Model
 
 
 async def _replicas(shards: Shards) -> dict[str, list[ReplicaStatus]]:
-    """The model workers alive, by what they serve."""
+    """Return the live model workers by the SPEC that they serve."""
     found: dict[tuple[str, int], tuple[str, ReplicaStatus]] = {}
-    for connection in shards.connections:
-        flat = await connection.send("HGETALL", connection.keys.workers)
-        entries = dict(zip(flat[::2], flat[1::2], strict=True))
-        signs = await connection.send("MGET", *[connection.keys.alive(name.decode()) for name in entries]) if entries else []
-        for data, sign in zip(entries.values(), signs, strict=True):
-            try:
-                told = msgspec.json.decode(data, type=_Worker)
-            except UNREADABLE:
-                continue  # it was declared dead, or is no worker
-            boxes = [box.removeprefix("model:") for box in told.mailboxes if box.startswith("model:")]
-            if sign is None or told.role != "model" or told.alone or not boxes:
+    for workers in await shards.each(live_workers):
+        for entry in workers.values():
+            specs = [box.removeprefix("model:") for box in entry.mailboxes if box.startswith("model:")]
+            if entry.role != "model" or entry.quarantine or not specs:
                 continue
             # A process has an entry on each shard; one may be a moment behind.
-            _, known = found.get((told.host, told.pid), ("", None))
-            new = ReplicaStatus(told.host, told.pid, told.version, told.loading)
-            if known is None or (known.version or 0) > (new.version or 0):
-                found[told.host, told.pid] = (boxes[0], new)
+            _, known = found.get((entry.host, entry.pid), ("", None))
+            if known is None or (known.version or 0) > (entry.version or 0):
+                replica = ReplicaStatus(entry.host, entry.pid, entry.version, entry.loading)
+                found[entry.host, entry.pid] = (specs[0], replica)
     by_model: dict[str, list[ReplicaStatus]] = {}
     for _, (spec, replica) in sorted(found.items()):
         by_model.setdefault(spec, []).append(replica)

@@ -13,20 +13,21 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from gymq.celery.queues import EXECUTOR
 from gymq.errors import GymqError, ServerUnreachable
-from gymq.runtime.membership import DEAD
 from gymq.settings import Settings
 from gymq.store.connection import Connection, Outage
 from gymq.store.keys import Keys
 from gymq.store.sharded import Shards
+from gymq.store.worker_registry import live_executors, live_workers
 from gymq.wire.calls import decode_call
 from gymq.wire.ids import RolloutId
 
@@ -53,14 +54,14 @@ class Victim(msgspec.Struct, frozen=True):
         pid: its process.
         workers: its names in Redis, one for each shard that it is alive on; an executor has the same on all.
         mailboxes: what it reads; none of an executor's.
-        alone: it is a quarantine.
+        quarantine: it serves suspects only.
     """
 
     role: str
     pid: int
     workers: tuple[str, ...]
     mailboxes: tuple[str, ...] = ()
-    alone: bool = False
+    quarantine: bool = False
 
 
 class InjectedFault(msgspec.Struct):
@@ -145,10 +146,8 @@ class FaultInjector:
     async def _try(self) -> None:
         try:
             found = await victims(self._shards, self._roles)
-            alone = {
-                role for role in {one.role for one in found} if sum(one.role == role and not one.alone for one in found) == 1
-            }
-            found = [one for one in found if self._last or one.alone or one.role not in alone]
+            workers = Counter(one.role for one in found if not one.quarantine)
+            found = [one for one in found if self._last or one.quarantine or workers[one.role] > 1]
             if found:
                 # The role first: else the role with the most workers would be hit the most.
                 role = self._random.choice(sorted({one.role for one in found}))
@@ -236,22 +235,18 @@ async def victims(shards: Shards, roles: Collection[str] = ()) -> list[Victim]:
 
 
 async def _alive(connection: Connection) -> list[Victim]:
-    keys = connection.keys
-    flat = await connection.send("HGETALL", keys.workers)
-    found: list[Victim] = []
-    for name, info in zip(flat[::2], flat[1::2], strict=True):
-        if not info.startswith(DEAD):
-            told: dict[str, Any] = msgspec.json.decode(info)
-            if told["host"] == socket.gethostname():
-                boxes = tuple(told["mailboxes"])
-                found.append(Victim(told["role"], told["pid"], (name.decode(),), boxes, told.get("alone", False)))
-    prefix = keys.alive(f"{EXECUTOR}-{socket.gethostname()}-")
-    async for key in _scan(connection, f"{prefix}*"):
-        pid, _, _ = key.removeprefix(prefix).partition("-")
-        if pid.isdigit():
-            found.append(Victim(EXECUTOR, int(pid), (key.removeprefix(keys.alive("")),)))
-    signs = await connection.send("MGET", *[keys.alive(one.workers[0]) for one in found]) if found else []
-    return [one for one, sign in zip(found, signs, strict=True) if sign is not None]
+    host = socket.gethostname()
+    found = [
+        Victim(entry.role, entry.pid, (name,), tuple(entry.mailboxes), entry.quarantine)
+        for name, entry in (await live_workers(connection)).items()
+        if entry.host == host
+    ]
+    prefix = f"{EXECUTOR}-{host}-"
+    for name in await live_executors(connection):
+        pid = name.removeprefix(prefix).partition("-")[0]
+        if name.startswith(prefix) and pid.isdigit():
+            found.append(Victim(EXECUTOR, int(pid), (name,)))
+    return found
 
 
 def _ours(pid: int) -> bool:
@@ -266,16 +261,6 @@ def _ours(pid: int) -> bool:
         return place.stat().st_uid == os.getuid() and state not in "TZ" and (b"gymq" in line or b"celery" in line)
     except OSError:
         return False
-
-
-async def _scan(connection: Connection, pattern: str) -> AsyncIterator[str]:
-    cursor: Any = 0
-    while True:
-        cursor, some = await connection.send("SCAN", cursor, "MATCH", pattern.replace("[", "\\["), "COUNT", 1000)
-        for key in some:
-            yield key.decode()
-        if int(cursor) == 0:
-            return
 
 
 async def held(shards: Shards, victim: Victim) -> set[str]:

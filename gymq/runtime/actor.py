@@ -26,6 +26,7 @@ from gymq.settings import Settings
 from gymq.store.batching import pack
 from gymq.store.connection import RECONNECT_PAUSE, Connection, Outage, ServerFull
 from gymq.store.sharded import check
+from gymq.store.worker_registry import WorkerEntry
 from gymq.wire.calls import SCHEMA
 
 #: Seconds between two looks at the dead.
@@ -88,14 +89,14 @@ class Actor:
         self.connection = Connection(settings, f"gymq-{self.role}")
         self.boxes = Mailboxes(self.mailboxes(), self.connection.keys, private=self.private)
         self.quarantine: Quarantine | None = Quarantine(self.role, settings, options)
-        self.life = Membership(settings, Connection(settings, f"gymq-{self.role}-alive"), self.describe(), self.private)
+        self.life = Membership(settings, Connection(settings, f"gymq-{self.role}-alive"), self._entry(), self.private)
 
     def isolate(self) -> None:
         """Before `main`: serve suspects and nothing else, one at a time; see `gymq.runtime.quarantine_main`."""
         self.capacity = 1
         self.boxes = Mailboxes(self.mailboxes(), self.connection.keys, alone=True)
         self.quarantine = None
-        self.life = Membership(self.settings, self.life.connection, self.describe())
+        self.life = Membership(self.settings, self.life.connection, self._entry())
 
     # What a role says.
 
@@ -169,6 +170,9 @@ class Actor:
         self._failure, self._to_blame = error, False
         self._draining = self._stopped = True
         self._room.set()
+
+    def _entry(self) -> WorkerEntry:
+        return WorkerEntry(self.role, self.host, os.getpid(), self.mailboxes(), self.quarantine is None, time.time())
 
     def _poke(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -245,17 +249,6 @@ class Actor:
                 if self._draining:
                     return False
                 await asyncio.sleep(RECONNECT_PAUSE)
-
-    def describe(self) -> dict[str, Any]:
-        """What the registry of workers says of this one."""
-        return {
-            "role": self.role,
-            "host": self.host,
-            "pid": os.getpid(),
-            "mailboxes": self.mailboxes(),
-            "alone": self.quarantine is None,
-            "started": time.time(),
-        }
 
     async def _read(self) -> None:
         whole = True  # whether all mail that is ours has arrived

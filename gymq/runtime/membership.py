@@ -7,7 +7,6 @@ been connected, without a slow answer, for longer than the limit: after an outag
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sys
 import time
 from typing import Any
@@ -17,16 +16,10 @@ import msgspec
 from gymq.errors import UNREADABLE
 from gymq.settings import Settings
 from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
+from gymq.store.worker_registry import Registration, WorkerEntry, new_name, registrations
 
 #: Messages that one script hands back: a few milliseconds of the server's time.
 HANDBACK_BATCH = 100
-
-#: What stands before a worker's registry entry once it was declared dead and until its mail is handed back.
-DEAD = b"dead"
-
-
-class _Info(msgspec.Struct):
-    mailboxes: list[str]
 
 
 class Membership:
@@ -35,18 +28,18 @@ class Membership:
     Args:
         settings: the limit.
         connection: a connection of its own, so that nothing delays the renewal but the loop itself.
-        info: what the registry says of this worker: role, host, pid, mailboxes.
+        entry: this worker's entry in the registry.
         private: it has a private mailbox.
     """
 
-    def __init__(self, settings: Settings, connection: Connection, info: dict[str, Any], private: bool = False) -> None:
+    def __init__(self, settings: Settings, connection: Connection, entry: WorkerEntry, private: bool = False) -> None:
         self.connection = connection
         self.worker = ""
         self.handed_back = 0
         self._limit = settings.liveness
-        self._info = info
+        self._entry = entry
         self._private = private
-        self._open_for = msgspec.json.encode(info["mailboxes"])
+        self._open_for = msgspec.json.encode(entry.mailboxes)
         self._shut = False
         self._doubt = False
         self._connected = time.monotonic()
@@ -55,13 +48,13 @@ class Membership:
 
     async def begin(self) -> None:
         """Enter the registry under a new name."""
-        self.worker = f"{self._info['role']}-{self._info['host']}-{self._info['pid']}-{secrets.token_hex(4)}"
+        self.worker = new_name(self._entry.role, self._entry.host, self._entry.pid)
         while True:
             try:
                 started = time.monotonic()
                 open_for = self._open_for if self._private else b""
-                info = msgspec.json.encode(self._info)
-                await self.connection.run("enter", self.worker, info, self._milliseconds, open_for)
+                entry = msgspec.json.encode(self._entry)
+                await self.connection.run("enter", self.worker, entry, self._milliseconds, open_for)
                 self._until, self._doubt = started + self._limit, False
                 return await self.shut() if self._shut else None
             except Outage:
@@ -69,18 +62,15 @@ class Membership:
             except ServerFull:
                 await asyncio.sleep(FULL_PAUSE)
 
-    async def tell(self, what: dict[str, Any]) -> None:
-        """Change what the registry says of this worker.
-
-        Args:
-            what: the fields that are others now.
+    async def tell(self, **changes: Any) -> None:
+        """Change fields of this worker's entry, given by name.
 
         Raises:
-            Outage: the connection broke; it is said with the next `tell` or `begin`.
+            Outage: the connection broke; the next `tell` or `begin` writes them.
         """
-        self._info |= what
+        self._entry = msgspec.structs.replace(self._entry, **changes)
         if self.worker:
-            await self.connection.run("tell", self.worker, msgspec.json.encode(self._info))
+            await self.connection.run("tell", self.worker, msgspec.json.encode(self._entry))
 
     async def renew(self) -> bool:
         """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
@@ -124,34 +114,30 @@ class Membership:
 
     async def _judge(self) -> bool:
         started = time.monotonic()
-        registry = await self.connection.send("HGETALL", self.connection.keys.workers)
-        pairs = zip(registry[::2], registry[1::2], strict=True)
-        others = {worker.decode(): info for worker, info in pairs if worker != self.worker.encode()}
-        signs = await self.connection.send("MGET", *[self.connection.keys.alive(worker) for worker in others]) if others else []
+        dead = [one for one in await registrations(self.connection) if not one.alive and one.worker != self.worker]
         now = time.monotonic()
         if now - started > self._limit / 3:
             self._connected = now
         if now - self._connected <= self._limit:
             self._missing.clear()
             return False
-        missing = [worker for worker, sign in zip(others, signs, strict=True) if sign is None]
-        self._missing = {worker: self._missing.get(worker, now) for worker in missing}
-        for worker, since in self._missing.items():
-            if now - since >= self._limit / 3 or others[worker].startswith(DEAD):
-                await self._hand_back(worker, self._mailboxes(worker, others[worker].removeprefix(DEAD)))
-        orphans, waiting = await self.connection.run("orphans", *self._info["mailboxes"])
+        self._missing = {one.worker: self._missing.get(one.worker, now) for one in dead}
+        for one in dead:
+            if now - self._missing[one.worker] >= self._limit / 3 or one.declared_dead:
+                await self._hand_back(one.worker, self._mailboxes(one))
+        orphans, waiting = await self.connection.run("orphans", *self._entry.mailboxes)
         for orphan in orphans:
-            await self._hand_back(orphan.decode(), self._info["mailboxes"])
+            await self._hand_back(orphan.decode(), self._entry.mailboxes)
         return bool(waiting)
 
-    def _mailboxes(self, worker: str, info: bytes) -> list[str]:
+    def _mailboxes(self, dead: Registration) -> list[str]:
         try:
-            return msgspec.json.decode(info, type=_Info).mailboxes
+            return dead.entry().mailboxes
         except UNREADABLE as error:
             # Anybody who may write to Redis may write here. What no worker wrote is removed by those who look at it.
-            print(f"gymq: worker {worker[:100]!r} is no worker: what is written of it cannot be read: {error}", file=sys.stderr)
-            mine: list[str] = self._info["mailboxes"]
-            return mine
+            what = f"worker {dead.worker[:100]!r} is no worker: what is written of it cannot be read"
+            print(f"gymq: {what}: {error}", file=sys.stderr)
+            return self._entry.mailboxes
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         while True:
@@ -178,7 +164,7 @@ class Membership:
         Args:
             broken: a defect ends it, so that what it holds may be to blame: that counts as a death.
         """
-        await self._empty("handback", self.worker, HANDBACK_BATCH, "2" if broken else "1", *self._info["mailboxes"])
+        await self._empty("handback", self.worker, HANDBACK_BATCH, "2" if broken else "1", *self._entry.mailboxes)
 
     async def _empty(self, script: str, *args: Any) -> None:
         """Run a script that moves mail until there is none left."""

@@ -25,6 +25,7 @@ from gymq.runtime.reply import send_sync
 from gymq.settings import Settings
 from gymq.store.keys import Keys
 from gymq.store.sync_connection import SyncConnection, sync_connections
+from gymq.store.worker_registry import new_name
 from gymq.wire.calls import Call, Reply
 from gymq.wire.ids import CallId
 
@@ -57,7 +58,7 @@ class ExecutorParent:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.name = f"{EXECUTOR}-{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+        self.name = new_name(EXECUTOR, socket.gethostname(), os.getpid())
         self.memory_kills = processes.memory_kills()
         self.pool: Any = None
         self.hub: Any = None

@@ -104,7 +104,7 @@ class ModelWorker(CallWorker):
     async def _tell(self) -> None:
         told = self._backend.told()
         if told != self._told:
-            await self.life.tell(told)
+            await self.life.tell(**told)
             self._told = told
 
     async def _follow(self) -> None:

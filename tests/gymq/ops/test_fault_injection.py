@@ -11,12 +11,13 @@ import pytest
 
 from gymq.ops.fault_injection import Victim, held, unanswered, victims
 from gymq.store.sharded import Shards
+from gymq.store.worker_registry import WorkerEntry
 from tests.support.rollouts import Workers
 from tests.support.shard import keys
 
 
 async def register(connection, name: str, pid: int, host: str) -> None:
-    info = {"role": "agent", "host": host, "pid": pid, "mailboxes": ["agent"]}
+    info = WorkerEntry("agent", host, pid, ["agent"])
     await connection.send("HSET", keys.workers, name, msgspec.json.encode(info))
     await connection.send("SET", keys.alive(name), 1, "PX", 10_000)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from gymq.runtime import mailbox
 from gymq.runtime.mailbox import Mailboxes
+from gymq.store.worker_registry import WorkerEntry
 from tests.support.shard import keys
 
 BOX = "resource:e"
@@ -27,7 +29,7 @@ async def post(connection, *bodies, stream=STREAM, attempts: int | None = None) 
 
 
 async def register(connection, worker: str, alive: bool = False) -> None:
-    await connection.send("HSET", keys.workers, worker, b'{"mailboxes":["resource:e"]}')
+    await connection.send("HSET", keys.workers, worker, msgspec.json.encode(WorkerEntry("resource", "h", 1, [BOX])))
     if alive:
         await connection.send("SET", keys.alive(worker), 1)
 

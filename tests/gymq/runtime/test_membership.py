@@ -15,6 +15,7 @@ from gymq.runtime.mailbox import Mailboxes
 from gymq.runtime.membership import HANDBACK_BATCH, Membership
 from gymq.settings import Settings
 from gymq.store.connection import Connection
+from gymq.store.worker_registry import WorkerEntry
 from tests.support.rollouts import linked
 from tests.support.shard import keys
 
@@ -42,7 +43,7 @@ async def join(settings, connection):
     async def make(name: str) -> Membership:
         own = Connection(settings, name)
         await own.connect()
-        life = Membership(settings, own, {"role": "resource", "host": name, "pid": 1, "mailboxes": [BOX]})
+        life = Membership(settings, own, WorkerEntry("resource", name, 1, [BOX]))
         await life.begin()
         members.append(life)
         return life

@@ -16,6 +16,7 @@ from gymq.store.batching import pack
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
+from gymq.store.worker_registry import WorkerEntry
 from tests.support.rollouts import Pretender, linked
 from tests.support.shard import keys
 
@@ -44,7 +45,9 @@ async def run(connection):
 
 async def enter(connection, *workers: str, ms: int = 60_000) -> None:
     for worker in workers:
-        await connection.run("enter", worker, b'{"mailboxes":["model:m"]}', ms, msgspec.json.encode([BOX]))
+        await connection.run(
+            "enter", worker, msgspec.json.encode(WorkerEntry("model", "h", 1, ["model:m"])), ms, msgspec.json.encode([BOX])
+        )
 
 
 async def send(connection, row: int, workers=(), margin: int = 0, calls: int = 1) -> None:
@@ -256,7 +259,7 @@ async def test_mail_that_is_too_new_is_put_aside_and_taken_up_for_anybody(connec
 
 
 async def test_who_wants_none_has_none(connection, settings):
-    life = Membership(settings, connection, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]})
+    life = Membership(settings, connection, WorkerEntry("r", "h", 1, [BOX]))
     await life.begin()
     assert await connection.send("EXISTS", keys.private_mailbox(life.worker), keys.private) == 0
     await life.shut()
@@ -265,7 +268,7 @@ async def test_who_wants_none_has_none(connection, settings):
 
 async def test_status_shows_private_mailboxes_in_which_mail_lies(connection, settings, boxes, run):
     for n, worker in enumerate("ab"):
-        info = {"role": "model", "host": "h", "pid": n, "mailboxes": [BOX]}
+        info = WorkerEntry("model", "h", n, [BOX])
         await connection.run("enter", worker, msgspec.json.encode(info), 60_000, msgspec.json.encode([BOX]))
     await send(connection, 0, ["a"], calls=3)
     while not await boxes.held(connection, "a"):
@@ -348,7 +351,7 @@ async def test_a_draining_actor_gives_away_what_it_has_not_begun_at_once(setting
 async def test_a_worker_that_cannot_work_for_a_while_closes_its_mailbox_and_opens_it_again(settings, connection, run):
     await Mailboxes([BOX], keys).create(connection)
     async with linked(settings) as own:
-        life = Membership(settings, own, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]}, private=True)
+        life = Membership(settings, own, WorkerEntry("r", "h", 1, [BOX]), private=True)
         await life.begin()
         await send(connection, 0, [life.worker])
         await life.shut()
@@ -376,7 +379,7 @@ async def test_judges_hand_back_more_than_one_script_moves(settings, connection,
     assert membership.HANDBACK_BATCH < 150
     other = Connection(settings, "judge")
     await other.connect()
-    judge = Membership(settings, other, {"role": "r", "host": "h", "pid": 1, "mailboxes": [BOX]})
+    judge = Membership(settings, other, WorkerEntry("r", "h", 1, [BOX]))
     await Mailboxes([BOX], keys).create(connection)
     await judge.begin()
     await enter(connection, "a")

@@ -14,6 +14,7 @@ from gymq.errors import GymqError, UsageError
 from gymq.settings import Settings
 from gymq.store.model_weights import LoadFailure, copy, read_version, read_weights
 from gymq.store.sharded import Shards
+from gymq.store.worker_registry import WorkerEntry
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ async def shards(redis_url):
 
 async def worker(connection, name: str, mailbox: str = "model:m", **told: object) -> None:
     """A worker that is alive, as the registry has it."""
-    info = {"role": "model", "host": "h", "pid": int(name), "mailboxes": [mailbox], "alone": False, **told}
+    info = WorkerEntry(**{"role": "model", "host": "h", "pid": int(name), "mailboxes": [mailbox], **told})
     await connection.send("HSET", connection.keys.workers, name, msgspec.json.encode(info))
     await connection.send("SET", connection.keys.alive(name), 1)
 
@@ -99,7 +100,7 @@ async def test_the_survey_tells_who_has_what(shards):
     await worker(second, "1", version=1)
     await worker(first, "2", version=1, loading=2)
     await worker(first, "3")
-    await worker(first, "4", version=1, alone=True)
+    await worker(first, "4", version=1, quarantine=True)
     await worker(first, "5", "model:n")
     await worker(first, "6", "resource:weather", role="resource")
     await worker(first, "7", version=1)

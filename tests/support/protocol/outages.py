@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from gymq.runtime.membership import Membership
+from gymq.store.worker_registry import WorkerEntry
 from tests.support.protocol.worker import Worker
 from tests.support.protocol.world import LIVENESS, World
 from tests.support.shard import keys
@@ -41,7 +42,7 @@ class Outages(RuleBasedStateMachine):
         back = clock.now
         lives: list[tuple[float, Membership]] = []
         for worker in world.workers:
-            life = Membership(world.settings, world.connection, {"mailboxes": [worker.box]}, worker.private)
+            life = Membership(world.settings, world.connection, WorkerEntry("resource", "h", 1, [worker.box]), worker.private)
             life.worker = worker.name
             life._connected = 0.0
             lives.append((back + random.uniform(0.0, LIVENESS / 3), life))

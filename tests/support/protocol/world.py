@@ -21,6 +21,7 @@ from gymq.store import runs
 from gymq.store.batching import pack
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
+from gymq.store.worker_registry import WorkerEntry
 from tests.support.protocol.history import Consumed, History, Run
 from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
 from tests.support.redis_server import roll_back, snapshot
@@ -151,7 +152,7 @@ class World:
         """A new incarnation, in the registry and alive."""
         self.births += 1
         worker = Worker(number, f"{number}-{self.births}")
-        info = msgspec.json.encode({"mailboxes": [worker.box]})
+        info = msgspec.json.encode(WorkerEntry("resource", "h", 1, [worker.box]))
         open_for = msgspec.json.encode([worker.box]) if worker.private else b""
         for _ in range(1 + self.births % 2):
             self.script("enter", worker.name, info, round(LIVENESS * 1000), open_for)
