@@ -128,3 +128,13 @@ def test_the_public_names_are_those_of_the_docstrings():
     make_api = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_api)
     assert make_api.PAGE.read_text() == make_api.page(), "run `make api`"
+
+
+def test_the_packages_stand_in_the_order_of_the_import_law():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if "gymq.store" in contract.get("layers", ()))
+    table = (ROOT / "docs" / "architecture.md").read_text().split("## Packages")[1].split("\n`workers/`")[0]
+    cells = re.findall(r"^\| (`.*`) \|", table, re.M)
+    listed = [re.sub(r"/$|\.py$", "", path).replace("/", ".") for cell in cells for path in re.findall(r"`([^`]+)`", cell)]
+    assert [layer for layer in layers if layer in listed] == listed
+    assert set(listed) >= {f"gymq.{path.parent.name}" for path in (ROOT / "gymq").glob("*/__init__.py")}
