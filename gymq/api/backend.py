@@ -151,8 +151,8 @@ class Backend(Limited):
 
     name: ClassVar[str] = ""
 
-    #: Whether a second one can stand beside it, as a quarantine's does: False for what fills a device.
-    alone: ClassVar[bool] = True
+    #: Whether a quarantine may start a second backend beside this one; False for one that fills a device.
+    quarantinable: ClassVar[bool] = True
 
     #: Conversations stay with the worker that answered last, which keeps something of theirs: a prefix in its cache, say.
     affine: ClassVar[bool] = False

@@ -37,7 +37,7 @@ class SharedBackend:
         self._failure: GymqError | None = None
         self.needs_task = backend.needs_task
         self.affine = backend.affine
-        self.health, self.load, self.alone = backend.health, backend.load, backend.alone
+        self.health, self.load, self.quarantinable = backend.health, backend.load, backend.quarantinable
         #: Whether its capacity or its health can change, so that somebody must look.
         self.changes = (type(backend).capacity, type(backend).health) != (Backend.capacity, Backend.health)
         #: What keeps it at the weights that are wanted; None: it takes none.
@@ -77,7 +77,7 @@ class SharedBackend:
                 await self._backend.start()
                 self._started = True
                 if self.replica is not None:
-                    self.replica.alone = actor.quarantine is None
+                    self.replica.takes_turns = actor.quarantine is not None
                     await self._first_weights(self.replica)
 
     async def _first_weights(self, replica: WeightUpdater) -> None:

@@ -62,8 +62,8 @@ class WeightUpdater:
     ) -> None:
         #: The version that it loads at the moment.
         self.loading: int | None = None
-        #: Whether it takes turns with others: one that serves suspects only does not.
-        self.alone = False
+        #: Whether it waits for its turn before it loads weights; one that serves suspects only does not.
+        self.takes_turns = True
         self._backend = backend
         self._model = model
         self._connection = Connection(settings.at(0), "gymq-weights")
@@ -171,7 +171,7 @@ class WeightUpdater:
                     self._sure = doubts
                     return
                 # One that does not serve yet need not wait until others do.
-                if wanted.rolling and self._sure == doubts and not self.alone:
+                if wanted.rolling and self._sure == doubts and self.takes_turns:
                     if not await self._turn(LOAD_TURN):
                         await asyncio.sleep(LOAD_TURN_PAUSE)
                         continue

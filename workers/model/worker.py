@@ -56,7 +56,7 @@ class ModelWorker(CallWorker):
     def isolate(self) -> None:
         """Serve suspects only. A backend that fills a device cannot stand twice: its suspects go back to their rollouts."""
         super().isolate()
-        if not self._backend.alone:
+        if not self._backend.quarantinable:
             self._backend = SharedBackend(_Refusing(self._spec, {}), self.settings, self._spec, 1)
 
     async def prepare(self) -> None:

@@ -318,7 +318,7 @@ async def test_one_for_suspects_only_takes_no_turns(make, shards, tmp_path):
     await publish(shards, "policy", 1, str(tmp_path))
     assert await shards.first.run("turn", "policy", "another", 60_000)
     worker = await make()
-    worker._backend.replica.alone = True
+    worker._backend.replica.takes_turns = False
     await publish(shards, "policy", 2, str(tmp_path))
     async with taking(worker):
         pass

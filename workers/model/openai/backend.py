@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import struct
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
@@ -13,13 +12,14 @@ from typing import Any, ClassVar
 import msgspec
 
 from gymq.api.backend import Backend, Limited, Request
-from gymq.errors import CallError, UsageError
-from gymq.wire.calls import Generated, Tokens
+from gymq.errors import UsageError
+from gymq.wire.calls import Generated
 
 from ..options import flag, number
 from ..tokens.prefixes import Prefixes
+from ..tokens.token_prompt import pack_ids, pack_logprobs
 from . import chat_api, generate_api, responses_api
-from .chat_api import Answer
+from .answer import Answer
 from .endpoint import Endpoint, HttpEndpoint
 from .endpoint_pool import EndpointPool
 from .request_pacing import RequestPacing, SizeEstimate
@@ -124,22 +124,27 @@ class OpenAIBackend(Backend):
         if self._exact is not None:
             return await self._generate(request, self._exact)
         body = self._api.request_body(self._head_for(request), request)
-        answer, host = await self._answer(request, body, _ask)
+        answer = await self._answer(request, body, _ask)
         tokens = None
         if answer.output is not None or answer.logprobs is not None:
-            tokens = await self._tokens(request, answer, host)
+            prompt, output, logprobs = (
+                pack_ids(answer.prompt or ()),
+                pack_ids(answer.output or ()),
+                pack_logprobs(answer.logprobs or ()),
+            )
+            tokens = await self._prefixes.tokens(request, answer.message, prompt, output, logprobs)
         return Generated(answer.message, answer.finish, answer.usage, tokens, answer.model)
 
     async def _generate(self, request: Request, exact: TokenClient) -> Generated:
         """Ask in token ids, then what message the answer's are."""
         prompt, body = await exact.prompt(request)
-        answer, _ = await self._answer(request, body, _ask)
+        answer = await self._answer(request, body, _ask)
         question = exact.question(request, prompt, answer)
-        read = (await self._answer(request, question, HttpEndpoint.read_message))[0] if question else None
+        read = await self._answer(request, question, HttpEndpoint.read_message) if question else None
         return exact.answered(request, prompt, answer, read)
 
-    async def _answer(self, request: Request, body: bytes, attempt: _Try) -> tuple[Answer, str]:
-        """The answer, and the host that gave it."""
+    async def _answer(self, request: Request, body: bytes, attempt: _Try) -> Answer:
+        """Return an endpoint's answer, after as many tries as the retry schedule allows."""
         replicas = self._replicas
         pace = RequestPacing(self._sizes, request, body)
         retries = RetrySchedule(self._retries, time.monotonic())
@@ -154,7 +159,7 @@ class OpenAIBackend(Backend):
                 answer = await attempt(endpoint, body)
                 replicas.answered(index)
                 pace.answered(answer.usage)
-                return answer, endpoint.host
+                return answer
             except Transient as failure:
                 gated = pace.failed(failure)
                 now = time.monotonic()
@@ -177,19 +182,6 @@ class OpenAIBackend(Backend):
         if not self._token_ids:
             return self._head
         return self._head + b"".join(text for field, text in _TOKEN_FIELDS.items() if field not in request.body)
-
-    async def _tokens(self, request: Request, answer: Answer, host: str) -> Tokens:
-        """Pack token ids and logprobs; of the prompt only what is new since the rollout's last call."""
-        output, logprobs = answer.output or [], answer.logprobs or []
-        if answer.output is not None and logprobs and len(output) != len(logprobs):
-            raise CallError("model", f"nonsense from {host}: {len(output)} token ids but {len(logprobs)} logprobs")
-        try:
-            packed = struct.pack(f"<{len(output)}i", *output)
-            prompt = struct.pack(f"<{len(answer.prompt or ())}i", *answer.prompt or ())
-            probabilities = struct.pack(f"<{len(logprobs)}f", *logprobs)
-        except (struct.error, OverflowError) as error:
-            raise CallError("model", f"nonsense from {host}: token ids or logprobs out of range: {error}") from None
-        return await self._prefixes.tokens(request, answer.message, prompt, packed, probabilities)
 
 
 def _ask(endpoint: Endpoint, body: bytes) -> Awaitable[Answer]:

@@ -21,7 +21,7 @@ from gymq.errors import CallError, UsageError, one_line
 from gymq.runtime.rate_limit import digest
 
 from . import chat_api, generate_api
-from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, error_text
+from .answer import Answer, InterruptedAnswer, MalformedAnswer, error_text
 from .retry import Transient, passes, retry_after
 
 #: Seconds in which a connection must stand; a host that does not answer to SYN is down.

@@ -11,10 +11,19 @@ import msgspec
 
 from gymq.api.backend import Request
 from gymq.errors import CallError
-from gymq.wire.calls import Usage
 from gymq.wire.message import decode_message, encode_message
 
-from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, count, error_text
+from .answer import (
+    Answer,
+    InterruptedAnswer,
+    Logprobs,
+    MalformedAnswer,
+    TokenId,
+    WireUsage,
+    check_finish,
+    error_text,
+    read_usage,
+)
 
 PATH = "/inference/v1/generate"
 
@@ -43,43 +52,23 @@ _ELSEWHERE = frozenset(
 #: Fields of the request itself.
 _REQUEST = frozenset({"cache_salt", "priority"})
 
-_FINISHES = {"stop": "stop", "length": "length"}
 
-
-class _Logprob(msgspec.Struct):
-    logprob: float
-
-
-class _Logprobs(msgspec.Struct):
-    content: list[_Logprob] | None = None
-
-
-class _Versions(msgspec.Struct):
+class _VersionSpan(msgspec.Struct):
     version: str | int
     start: int
 
 
 class _Choice(msgspec.Struct):
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    logprobs: _Logprobs | None = None
-    weight_versions: list[_Versions] | None = None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
+    logprobs: Logprobs | None = None
+    weight_versions: list[_VersionSpan] | None = None
 
 
 class _Generated(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: WireUsage | None = None
     model: str | None = None
     error: Any = None
 
@@ -125,8 +114,8 @@ def read_answer(data: bytes) -> Answer:
 
     Raises:
         msgspec.DecodeError: it is no JSON, or (`msgspec.ValidationError`) of other types.
-        Nonsense: it is no answer.
-        BrokenOff: the server broke it off.
+        MalformedAnswer: it is no answer.
+        InterruptedAnswer: the server says that it failed, or broke the answer off.
     """
     generated = _decoder.decode(data)
     if not generated.choices:
@@ -134,21 +123,14 @@ def read_answer(data: bytes) -> Answer:
             raise InterruptedAnswer(error_text(data))
         raise MalformedAnswer("no choices")
     choice = generated.choices[0]
-    if choice.finish_reason in ("abort", "error"):
-        raise InterruptedAnswer(f"the server broke its answer off: finish_reason {choice.finish_reason!r}")
+    finish = check_finish(choice.finish_reason)
     if choice.token_ids is None:
         raise MalformedAnswer("no token_ids")
     listed = choice.logprobs.content if choice.logprobs is not None else None
-    usage = generated.usage or _Usage()
-    details = usage.prompt_tokens_details
     return Answer(
         b"",
-        _FINISHES.get(choice.finish_reason or "stop", "stop"),
-        Usage(
-            count(usage.prompt_tokens),
-            count(usage.completion_tokens),
-            count(details.cached_tokens) if details is not None else 0,
-        ),
+        "length" if finish == "length" else "stop",
+        read_usage(generated.usage),
         generated.model or "",
         None,
         choice.token_ids,
@@ -202,7 +184,7 @@ def _structured(form: dict[str, Any]) -> dict[str, Any]:
     raise CallError("model", f"response_format of type {str(form.get('type'))[:60]!r} has no place in a request of token ids")
 
 
-def _versions(spans: list[_Versions]) -> list[tuple[int, int]]:
+def _versions(spans: list[_VersionSpan]) -> list[tuple[int, int]]:
     """Runs of policy versions; none where the server's names for them are no numbers."""
     try:
         found = [(span.start, int(span.version)) for span in spans]

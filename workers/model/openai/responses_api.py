@@ -1,6 +1,6 @@
-"""The form of OpenAI's Responses: chat messages become input items, output items become one chat message.
+"""OpenAI's Responses: chat messages become input items, output items become one chat message.
 
-Nothing is kept on the server (`store` is false): the whole conversation is sent each time, without the reasoning.
+The server stores nothing (`store` is false): each request carries the whole conversation, without the reasoning.
 """
 
 from __future__ import annotations
@@ -10,56 +10,42 @@ from typing import Any
 import msgspec
 
 from gymq.api.backend import Request
-from gymq.wire.calls import Usage
 from gymq.wire.message import Function, Message, ToolCall, encode_message
 
 from ..tool_calls import distinct, finish_reason, new_call_id
-from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, count, failed, named_ids
+from .answer import (
+    Answer,
+    InterruptedAnswer,
+    MalformedAnswer,
+    SampledIds,
+    TokenLogprob,
+    WireUsage,
+    encode_arguments,
+    named_ids,
+    read_usage,
+    server_error,
+)
 
 PATH = "/responses"
 
-#: What an incomplete answer's reason means.
+#: Finish reasons by the reason of an incomplete answer.
 _INCOMPLETE = {"max_output_tokens": "length", "content_filter": "content_filter"}
-
-
-class _Logprob(msgspec.Struct):
-    logprob: float
-    token: str = ""
 
 
 class _Part(msgspec.Struct):
     type: str = ""
     text: str = ""
     refusal: str = ""
-    logprobs: list[_Logprob] | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
-class _Item(msgspec.Struct):
-    type: str
+class _Item(SampledIds):
+    type: str = ""
     content: list[_Part] | None = None
     summary: list[_Part] | None = None
     call_id: str | None = None
     name: str = ""
     arguments: str | dict[str, Any] = "{}"
-    # NeMo Gym's model servers hang the token ids on the last item.
-    prompt_token_ids: list[int] | None = None
-    generation_token_ids: list[int] | None = None
-    generation_log_probs: list[float] | None = None
-
-
-class _InputDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    input_tokens_details: _InputDetails | None = None
-    output_tokens_details: _OutputDetails | None = None
 
 
 class _Incomplete(msgspec.Struct):
@@ -70,7 +56,7 @@ class _Response(msgspec.Struct):
     output: list[_Item] | None = None
     status: str | None = None
     incomplete_details: _Incomplete | None = None
-    usage: _Usage | None = None
+    usage: WireUsage | None = None
     model: str | None = None
     error: Any = None
 
@@ -80,10 +66,10 @@ _encoder = msgspec.json.Encoder()
 
 
 def request_body(head: bytes, request: Request) -> bytes:
-    """Encode a request's body.
+    """Return a request's body.
 
     Args:
-        head: `{"model":"...",`.
+        head: its beginning, `{"model":"...",`.
         request: the conversation and the other fields, both in the chat form.
     """
     fields = request_fields(msgspec.json.decode(request.body))
@@ -92,7 +78,7 @@ def request_body(head: bytes, request: Request) -> bytes:
 
 
 def request_fields(chat: dict[str, Any]) -> dict[str, Any]:
-    """Translate a chat request's fields; those that Responses does not have are left for the server to refuse.
+    """Return a chat request's fields as Responses names them; unknown ones are kept, for the server to refuse.
 
     Args:
         chat: the fields but for `model` and `messages`.
@@ -128,7 +114,7 @@ def request_fields(chat: dict[str, Any]) -> dict[str, Any]:
 
 
 def input_items(message: Message) -> list[dict[str, Any]]:
-    """The input items that stand for one chat message."""
+    """Return the input items that stand for one chat message."""
     if message.role == "tool":
         output = message.content if isinstance(message.content, str) else _parts(message)
         return [{"type": "function_call_output", "call_id": message.tool_call_id or "", "output": output}]
@@ -147,12 +133,12 @@ def read_answer(data: bytes) -> Answer:
 
     Raises:
         msgspec.DecodeError: it is no JSON, or (`msgspec.ValidationError`) of other types.
-        Nonsense: it is no answer.
-        BrokenOff: the server says that it failed.
+        MalformedAnswer: it is no answer.
+        InterruptedAnswer: the server says that it failed, or broke the answer off.
     """
     response = _decoder.decode(data)
     if response.error is not None:
-        raise failed(response.error)
+        raise server_error(response.error)
     if response.output is None:
         raise MalformedAnswer("no output")
     finish = "stop"
@@ -162,44 +148,43 @@ def read_answer(data: bytes) -> Answer:
     elif response.status not in ("completed", None):
         raise InterruptedAnswer(f"the server broke its answer off: status {response.status!r}")
     texts: list[str] = []
-    reasons: list[str] = []
+    reasoning: list[str] = []
     calls: list[ToolCall] = []
-    logprobs: list[_Logprob] = []
-    ids = _Item("")
+    logprobs: list[TokenLogprob] = []
+    ids = SampledIds()
     for item in response.output:
         if item.type == "message":
             for part in item.content or ():
                 texts.append(part.text or part.refusal)
                 logprobs += part.logprobs or ()
         elif item.type == "function_call":
-            arguments = item.arguments if isinstance(item.arguments, str) else _encoder.encode(item.arguments).decode()
-            calls.append(ToolCall(item.call_id or new_call_id(), Function(item.name, arguments)))
+            calls.append(ToolCall(item.call_id or new_call_id(), Function(item.name, encode_arguments(item.arguments))))
         elif item.type == "reasoning":
-            reasons += [part.text for part in item.content or item.summary or ()]
+            reasoning += [part.text for part in item.content or item.summary or ()]
         if item.generation_token_ids is not None:
             ids = item
     distinct(calls)
     content = "".join(texts)
-    message = Message("assistant", None if calls and not content else content, "\n".join(reasons) or None, calls)
+    message = Message("assistant", None if calls and not content else content, "\n".join(reasoning) or None, calls)
     return Answer(
         encode_message(message),
         finish_reason(finish, bool(calls)),
-        _usage(response.usage),
+        read_usage(response.usage),
         response.model or "",
         ids.prompt_token_ids,
-        ids.generation_token_ids or (named_ids([item.token for item in logprobs]) if logprobs else None),
+        ids.generation_token_ids or named_ids(logprobs),
         ids.generation_log_probs or ([item.logprob for item in logprobs] or None),
     )
 
 
 def _flat_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A chat tool as Responses wants it; there a tool is strict unless it says otherwise, in chat it is the reverse."""
+    """Return a chat tool as Responses has it; there a tool is strict unless it says otherwise, in chat it is the reverse."""
     function = tool.get("function")
     return {"type": "function", "strict": False, **function} if function else tool
 
 
 def _parts(message: Message) -> list[dict[str, Any]]:
-    """Content parts by their names in Responses; parts of other kinds go as they are."""
+    """Return content parts by their names in Responses; parts of other kinds stay as they are."""
     text = "output_text" if message.role == "assistant" else "input_text"
     parts: list[dict[str, Any]] = []
     for part in message.content if isinstance(message.content, list) else ():
@@ -213,15 +198,3 @@ def _parts(message: Message) -> list[dict[str, Any]]:
         else:
             parts.append(part)
     return parts
-
-
-def _usage(usage: _Usage | None) -> Usage:
-    if usage is None:
-        return Usage()
-    given, made = usage.input_tokens_details, usage.output_tokens_details
-    return Usage(
-        count(usage.input_tokens),
-        count(usage.output_tokens),
-        count(given.cached_tokens) if given is not None else 0,
-        count(made.reasoning_tokens) if made is not None else 0,
-    )

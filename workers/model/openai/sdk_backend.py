@@ -22,8 +22,8 @@ from gymq.errors import CallError, UsageError
 
 from ..options import flag, number
 from . import responses_api
+from .answer import Answer, InterruptedAnswer, MalformedAnswer, error_text, server_error
 from .backend import DEFAULT_BASE_URL, OpenAIBackend, secret
-from .chat_api import Answer, InterruptedAnswer, MalformedAnswer, error_text, failed
 from .endpoint import CONNECT_TIMEOUT, LARGEST_BODY, Endpoint, join
 from .retry import Transient, retry_after
 from .sse import ChatStream, ResponsesStream
@@ -106,7 +106,7 @@ class SdkEndpoint(Endpoint):
             after = retry_after(error.response.headers, time.time())
             raise self.refused(error.status_code, error_text(error.response.content), after) from None
         except openai.APIError as error:  # inside of a stream
-            told = failed(error.body) if error.body else InterruptedAnswer(str(error))
+            told = server_error(error.body) if error.body else InterruptedAnswer(str(error))
             raise self.refused(told.status, str(told), None) from None
         except _http.TransportError as error:
             raise self._unreachable(error) from None

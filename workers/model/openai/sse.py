@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .chat_api import MalformedAnswer
+from .answer import MalformedAnswer
 
 #: Texts of a message that come piece by piece.
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
@@ -38,7 +38,7 @@ class ChatStream:
             chunk: a decoded `chat.completion.chunk`.
 
         Raises:
-            Nonsense: it is none, or the answer has no end.
+            MalformedAnswer: it is none, or the answer has no end.
         """
         try:
             self._add(chunk)
@@ -106,7 +106,7 @@ class ResponsesStream:
             event: decoded.
 
         Raises:
-            Nonsense: it is none.
+            MalformedAnswer: it is none.
         """
         if not isinstance(event, dict):
             raise MalformedAnswer("a piece of a stream that is none")

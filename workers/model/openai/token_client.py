@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from importlib.util import find_spec
 from typing import Any
 
 from gymq.api.backend import Request
-from gymq.errors import CallError, UsageError, one_line
+from gymq.errors import UsageError, one_line
 from gymq.wire.calls import Generated
 from gymq.wire.message import Message, encode_message
 
@@ -15,7 +14,7 @@ from ..tokens.chat_template import ChatTemplate
 from ..tokens.token_log import TokenLog
 from ..tokens.token_prompt import Prompt
 from . import generate_api
-from .chat_api import Answer
+from .answer import Answer
 
 #: Bytes of token ids and texts that are remembered.
 MAX_BYTES = 256 * 1024 * 1024
@@ -93,22 +92,12 @@ class TokenClient:
             prompt: the prompt.
             answer: the ids.
             read: the message, None where `question` was empty.
-
-        Raises:
-            CallError: `model`: the server's numbers make no sense.
         """
         assert self._log is not None
-        output, logprobs = answer.output or [], answer.logprobs or []
-        if logprobs and len(logprobs) != len(output):
-            raise CallError("model", f"nonsense from the server: {len(output)} token ids but {len(logprobs)} logprobs")
+        output = answer.output or []
         message = encode_message(Message("assistant", "")) if read is None else generate_api.cut(read.message, answer.stopped)
         called = read is not None and read.finish == "tool_calls"
-        try:
-            tokens = prompt.tokens(output, logprobs, answer.versions)
-            self._log.answered(request, prompt, output, message)
-        except (struct.error, OverflowError) as error:
-            raise CallError(
-                "model", one_line(f"nonsense from the server: token ids or logprobs out of range: {error}")
-            ) from None
+        tokens = prompt.tokens(output, answer.logprobs or [], answer.versions)
+        self._log.answered(request, prompt, output, message)
         finish = "tool_calls" if called and answer.finish == "stop" else answer.finish
         return Generated(message, finish, answer.usage, tokens, answer.model)

@@ -14,7 +14,6 @@ everything else, with the place where it is. Two images may have the same ids, s
 
 from __future__ import annotations
 
-import struct
 import sys
 from array import array
 from functools import lru_cache
@@ -29,7 +28,7 @@ from gymq.wire.calls import ImageSpan, Tokens
 from gymq.wire.message import Message
 
 from .chat_template import Body, ChatTemplate, TurnEnd
-from .token_prompt import Pictures, Prompt, PromptMessage
+from .token_prompt import Pictures, Prompt, PromptMessage, unpack_ids
 
 
 class _Entry(msgspec.Struct):
@@ -133,9 +132,9 @@ class TokenLog:
         for index, tokens in history:
             answers = [turn for turn in answers if turn.end <= tokens.prompt_start]
             places = [place for place in places if place.end <= tokens.prompt_start] + tokens.images
-            ids = ids[: tokens.prompt_start] + _unpacked(tokens.prompt)
+            ids = ids[: tokens.prompt_start] + unpack_ids(tokens.prompt)
             start = len(ids)
-            ids += _unpacked(tokens.output)
+            ids += unpack_ids(tokens.output)
             answers.append(PromptMessage(index, start, len(ids)))
         messages, last = list(request.messages), answers[-1].index
         if last < len(messages) and messages[last].role == "assistant":
@@ -213,10 +212,6 @@ def _assistant(turn: bytes) -> bool:
 def _has(text: str, message: Message) -> bool:
     """Whether an answer's text and reasoning stand in what the template made of it."""
     return message.text.strip() in text and (message.reasoning or "").strip() in text
-
-
-def _unpacked(packed: bytes) -> array[int]:
-    return array("i", struct.unpack(f"<{len(packed) // 4}i", packed))
 
 
 def _same(one: Any, other: Any) -> int:

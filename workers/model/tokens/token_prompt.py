@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -80,12 +81,20 @@ class Prompt(msgspec.Struct):
             logprobs: one for each, or none.
             versions: see `Tokens`.
         """
-        new = self.ids[self.start :]
-        return Tokens(
-            self.start,
-            struct.pack(f"<{len(new)}i", *new),
-            struct.pack(f"<{len(output)}i", *output),
-            struct.pack(f"<{len(logprobs)}f", *logprobs),
-            versions,
-            [place for place in self.places if place.start >= self.start],
-        )
+        images = [place for place in self.places if place.start >= self.start]
+        return Tokens(self.start, pack_ids(self.ids[self.start :]), pack_ids(output), pack_logprobs(logprobs), versions, images)
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Return token ids as records hold them: little-endian int32."""
+    return struct.pack(f"<{len(ids)}i", *ids)
+
+
+def unpack_ids(packed: bytes) -> array[int]:
+    """Return the token ids of `pack_ids`."""
+    return array("i", struct.unpack(f"<{len(packed) // 4}i", packed))
+
+
+def pack_logprobs(logprobs: Sequence[float]) -> bytes:
+    """Return log probabilities as records hold them: little-endian float32."""
+    return struct.pack(f"<{len(logprobs)}f", *logprobs)

@@ -37,7 +37,7 @@ class VllmBackend(Backend):
     name = "vllm"
     affine = True
     versioned = True
-    alone = False
+    quarantinable = False
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)

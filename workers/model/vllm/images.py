@@ -153,8 +153,8 @@ class Images:
             raise CallError("model", one_line(f"the text has the placeholder {text!r} where there is no image; take it out"))
         return expanded, spans, found
 
-    async def alone(self, pictures: list[Picture]) -> list[_Made]:
-        """What the processor makes of images, whatever stands around them."""
+    async def process(self, pictures: list[Picture]) -> list[_Made]:
+        """Return what the processor makes of images, whatever text stands around them."""
         text = self._renderer.mm_processor.dummy_inputs.get_dummy_text({"image": len(pictures)})
         ids = self._renderer.get_tokenizer().encode(text, add_special_tokens=False)
         return (await self.expand(ids, pictures))[2]
@@ -217,7 +217,7 @@ class Pictures:
     async def _make(self, count: int) -> None:
         """Have something of the first so many images; none or all of them are made."""
         if count and self._made[0] is None:
-            self._made[:count] = await self._images.alone(self._pictures[:count])
+            self._made[:count] = await self._images.process(self._pictures[:count])
 
 
 def urls(messages: Iterable[Message]) -> list[tuple[int, str]]:

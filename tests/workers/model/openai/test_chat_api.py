@@ -7,7 +7,8 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from gymq_workers.model.openai.chat_api import InterruptedAnswer, MalformedAnswer, error_text, read_answer, request_body
+from gymq_workers.model.openai.answer import InterruptedAnswer, MalformedAnswer, error_text
+from gymq_workers.model.openai.chat_api import read_answer, request_body
 from hypothesis import given
 from hypothesis import strategies as st
 

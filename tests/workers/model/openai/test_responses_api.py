@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from gymq_workers.model.openai.chat_api import InterruptedAnswer, MalformedAnswer
+from gymq_workers.model.openai.answer import InterruptedAnswer, MalformedAnswer
 from gymq_workers.model.openai.responses_api import input_items, read_answer, request_body, request_fields
 
 from gymq.api.backend import Request

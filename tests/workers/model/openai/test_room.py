@@ -25,7 +25,7 @@ BOX = "model:small"
 class Small(Backend):
     """Has little room, and holds each call until it is let go."""
 
-    alone = False
+    quarantinable = False
 
     def __init__(self, model, options) -> None:
         super().__init__(model, options)

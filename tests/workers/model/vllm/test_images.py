@@ -96,7 +96,7 @@ class Processor:
         assert not left
         return expanded, spans, [one.name for one in pictures]
 
-    async def alone(self, pictures):
+    async def process(self, pictures):
         return (await self.expand([IMAGE] * len(pictures), pictures))[2]
 
 
