@@ -1,4 +1,4 @@
-"""Prompt configurations: how to word a prompt from the fields of a row, kept apart from the data."""
+"""Prompt templates, which word a prompt from the fields of a row and are kept apart from the data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from string import Formatter
 from typing import Any
 
 import msgspec
-import yaml
 
 from gymq.errors import DataError, UsageError
 from gymq.wire.message import Message
+from gymq.yaml_file import load_yaml
 
 
 class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,27 +34,15 @@ class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def load(cls, path: str | Path) -> PromptConfig:
-        """Load a YAML file that holds `user` and perhaps `system`.
+        """Return the templates of a YAML file.
 
         Raises:
-            UsageError: the file cannot be read, is no YAML, or holds something else.
+            UsageError: the file cannot be read, is not YAML, or holds something else.
         """
-        try:
-            text = Path(path).read_text("utf-8-sig")
-            return msgspec.convert(yaml.safe_load(text), cls)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror or error}; name a prompt file that can be read") from None
-        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-            said = " ".join(str(error).split())
-            raise UsageError(f"{path}: is not YAML ({said}); write user: and perhaps system:") from None
-        except msgspec.ValidationError as error:
-            said = str(error).replace("`", "")
-            raise UsageError(f"{path}: {said}; a prompt file has user: (text) and perhaps system: (text)") from None
+        return load_yaml(path, cls, "a prompt file has user: (text) and perhaps system: (text)")
 
     def messages(self, row: dict[str, Any]) -> list[Message]:
-        """Word the opening messages of a row.
+        """Return the opening messages of a row.
 
         Args:
             row: the row's fields.
@@ -68,7 +56,7 @@ class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def _names(template: str) -> tuple[str, ...]:
-    """The fields that a template names."""
+    """Return the fields that a template names."""
     try:
         parsed = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
     except ValueError as error:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 
-from gymq.errors import UsageError
 from gymq.wire.calls import Usage
+from gymq.yaml_file import convert, load_yaml
 
 #: Tokens that a price is of.
 PER = 1_000_000
@@ -57,25 +55,16 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def read(cls, given: str | Mapping[str, Any]) -> Prices:
-        """Read a table.
+        """Return a table of prices.
 
         Args:
-            given: the table, or the name of a YAML or JSON file that holds it.
+            given: the table as plain values, or the path of a YAML or JSON file that holds it.
 
         Raises:
-            UsageError: it cannot be read, or is no such table.
+            UsageError: the file cannot be read, or holds something else.
         """
-        where = given if isinstance(given, str) else "prices"
-        try:
-            table = yaml.safe_load(Path(given).read_text("utf-8-sig")) if isinstance(given, str) else dict(given)
-            return msgspec.convert(table, cls)
-        except OSError as error:
-            raise UsageError(f"{where}: {error.strerror or error}; name a file of prices that can be read") from None
-        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-            raise UsageError(f"{where}: is not YAML ({' '.join(str(error).split())}); write models: and their prices") from None
-        except (msgspec.ValidationError, ValueError) as error:
-            said = str(error).replace("`", "")
-            raise UsageError(f"{where}: {said}; each of models: has input: and output:, of a million tokens") from None
+        remedy = "each of models: has input: and output:, of a million tokens"
+        return load_yaml(given, cls, remedy) if isinstance(given, str) else convert(dict(given), cls, "prices", remedy)
 
     def price(self, spec: str) -> Price | None:
         """The price of a model, None if the table has none.

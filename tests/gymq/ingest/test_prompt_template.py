@@ -62,7 +62,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str | bytes,
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         PromptConfig.load(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}:")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

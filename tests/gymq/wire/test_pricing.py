@@ -58,7 +58,7 @@ def test_a_table_that_makes_no_sense_is_refused_in_one_line(tmp_path, text, word
     with pytest.raises(UsageError) as caught:
         Prices.read(str(path))
     said = str(caught.value)
-    assert said.startswith(f"{path}: ")
+    assert said.startswith(f"{path}:")
     assert "\n" not in said
     assert words in said.replace("`", "")
     with pytest.raises(UsageError, match="No such file"):
