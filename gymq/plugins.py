@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gymq.api.agent import Agent
 from gymq.api.environment import Environment
 from gymq.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from gymq.api.backend import Backend
 
 ENVIRONMENTS = "gymq.environments"
 AGENTS = "gymq.agents"
@@ -64,3 +67,18 @@ def agent(name: str) -> Agent:
         UnknownName, UsageError: as `load`.
     """
     return load(AGENTS, name)()
+
+
+def backend(spec: str, options: dict[str, Any]) -> Backend:
+    """Make the backend of a model, without starting it.
+
+    Args:
+        spec: the model's SPEC, `backend:model`.
+        options: the backend's options.
+
+    Raises:
+        UnknownName: no backend of that name is installed.
+        UsageError: its module cannot be imported, or an option makes no sense.
+    """
+    name, _, model = spec.partition(":")
+    return load(BACKENDS, name)(model, options)

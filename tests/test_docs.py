@@ -20,7 +20,7 @@ import pytest
 from gymq import Environment
 from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.row_parser import parse_row
-from gymq.local.run_options import read_run_options
+from gymq.local.read_options import read_run_options
 from gymq.store.runs import RunConfig
 from gymq.wire.pricing import Prices
 from tests.support import rollouts

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_shards
+from gymq.cli.options import redis_options
+from gymq.cli.shards import with_shards
+from gymq.settings import Settings
 
 
 @click.command()
@@ -14,8 +15,8 @@ from gymq.cli.status import with_shards
 @click.option(
     "--rollout", "rollouts", multiple=True, metavar="ROW.SAMPLE", help="Only this rollout, or its full id; may be repeated."
 )
-@server_options
-def cancel(run: str, groups: tuple[str, ...], rollouts: tuple[str, ...], redis: str | None, of: str | None) -> None:
+@redis_options
+def cancel(run: str, groups: tuple[str, ...], rollouts: tuple[str, ...], settings: Settings) -> None:
     """Stop a RUN, or only groups and rollouts of it: nothing more of it begins, calls in flight are cut off, and what was in
     flight ends as `cancelled` with its messages so far. What has ended is kept.
 
@@ -28,7 +29,6 @@ def cancel(run: str, groups: tuple[str, ...], rollouts: tuple[str, ...], redis: 
     """
     from gymq.errors import UsageError
 
-    settings = find_server(redis, of)
     which = [group.removeprefix(f"{run}.") for group in groups]
     for group in which:
         if not group.isdecimal():

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, server_options
+from gymq.cli.options import redis_options
+from gymq.settings import Settings
 
 _FAULTS = ("kill", "stop")
 
@@ -22,7 +23,7 @@ _FAULTS = ("kill", "stop")
 @click.option("--for", "seconds", type=click.FloatRange(min=0), metavar="SECONDS", help="How long.  [default: until Ctrl-C]")
 @click.option("--seed", type=int, metavar="N", help="Who, when and how.  [default: a new one, printed]")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@server_options
+@redis_options
 def chaos(
     roles: tuple[str, ...],
     faults: str,
@@ -30,8 +31,7 @@ def chaos(
     seconds: float | None,
     seed: int | None,
     yes: bool,
-    redis: str | None,
-    of: str | None,
+    settings: Settings,
 ) -> None:
     """Kill (-9) and stop (-STOP beyond the liveness limit, then -CONT) workers at random moments.
 
@@ -44,14 +44,13 @@ def chaos(
       gymq chaos --of rollouts.jsonl --every 5 --for 60
       gymq chaos --role model --faults stop --seed 7 --yes
     """
-    from gymq.cli.status import with_shards
+    from gymq.cli.shards import with_shards
     from gymq.errors import GymqError, UsageError
     from gymq.ops.fault_injection import FaultInjector, InjectedFault, victims
 
     kinds: list[Any] = [kind for kind in faults.split(",") if kind]
     if not kinds or set(kinds) - set(_FAULTS):
         raise UsageError(f"--faults {faults!r}: use {' or '.join(_FAULTS)}, or both with a comma")
-    settings = find_server(redis, of)
     found = with_shards(settings, lambda shards: victims(shards, roles))
     if not found:
         raise GymqError("no worker of this server runs on this machine as this user; `gymq status` shows the workers")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_shards
+from gymq.cli.options import redis_options
+from gymq.cli.shards import with_shards
+from gymq.settings import Settings
 
 
 @click.group()
@@ -21,15 +22,15 @@ def consumer() -> None:
 
 @consumer.command("list")
 @click.argument("run", metavar="RUN")
-@server_options
-def show(run: str, redis: str | None, of: str | None) -> None:
+@redis_options
+def show(run: str, settings: Settings) -> None:
     """List the consumers of a RUN, and how many finished rollouts each has not acknowledged.
 
     \b
     Examples:
       gymq consumer list try1
     """
-    found = with_shards(find_server(redis, of), lambda shards: shards.status(run))
+    found = with_shards(settings, lambda shards: shards.status(run))
     for name, unread in sorted(found.unread.items()):
         click.echo(f"{name}: {unread} of {found.ended} not acknowledged")
     if not found.unread:
@@ -39,14 +40,13 @@ def show(run: str, redis: str | None, of: str | None) -> None:
 @consumer.command("drop")
 @click.argument("run", metavar="RUN")
 @click.argument("name", metavar="NAME")
-@server_options
-def drop(run: str, name: str, redis: str | None, of: str | None) -> None:
+@redis_options
+def drop(run: str, name: str, settings: Settings) -> None:
     """Forget consumer NAME of a RUN: finished rollouts are not kept for it any more, and the run does not wait for it.
 
     \b
     Examples:
       gymq consumer drop try1 trainer
     """
-    settings = find_server(redis, of)
     with_shards(settings, lambda shards: shards.drop_consumer(run, name, settings.ttl))
     click.echo(f"run {run}: consumer {name} dropped")

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_shards
+from gymq.cli.options import redis_options
+from gymq.cli.shards import with_shards
 from gymq.errors import GymqError
+from gymq.settings import Settings
 
 #: Seconds in which workers answer; those that are busy importing may not.
 TIMEOUT = 2.0
@@ -28,8 +29,7 @@ def control() -> None:
     """
 
 
-def _app(redis: str | None, of: str | None) -> Any:
-    settings = find_server(redis, of)
+def _app(settings: Settings) -> Any:
     with_shards(settings, lambda shards: shards.first.send("PING"))
     os.environ.update(settings.environment())  # the app is made of the environment's settings
     from gymq.celery import app
@@ -37,23 +37,23 @@ def _app(redis: str | None, of: str | None) -> Any:
     return app
 
 
-def _want(name: str | None, redis: str | None, of: str | None, paused: bool) -> None:
+def _want(name: str | None, settings: Settings, paused: bool) -> None:
     if name is not None:
-        return with_shards(find_server(redis, of), lambda shards: shards.pause(name, paused))
+        return with_shards(settings, lambda shards: shards.pause(name, paused))
     # What is wanted stands in Redis; the message only makes workers look now.
-    app = _app(redis, of)
+    app = _app(settings)
 
     def want(connection: Any) -> Any:
         return connection.send("SET", connection.keys.paused, "1") if paused else connection.send("DEL", connection.keys.paused)
 
-    with_shards(find_server(redis, of), lambda shards: shards.each(want))
+    with_shards(settings, lambda shards: shards.each(want))
     app.control.broadcast("pause" if paused else "resume")
 
 
 @control.command()
 @click.argument("run", required=False, metavar="[RUN]")
-@server_options
-def pause(run: str | None, redis: str | None, of: str | None) -> None:
+@redis_options
+def pause(run: str | None, settings: Settings) -> None:
     """Admit no more rollouts, of one RUN or at all; those in flight go on.
 
     \b
@@ -61,15 +61,15 @@ def pause(run: str | None, redis: str | None, of: str | None) -> None:
       gymq control pause
       gymq control pause try1
     """
-    _want(run, redis, of, paused=True)
+    _want(run, settings, paused=True)
     again = f"gymq control resume {run}" if run else "gymq control resume"
     click.echo(f"paused: no rollouts{f' of run {run}' if run else ''} are admitted until `{again}`")
 
 
 @control.command()
 @click.argument("run", required=False, metavar="[RUN]")
-@server_options
-def resume(run: str | None, redis: str | None, of: str | None) -> None:
+@redis_options
+def resume(run: str | None, settings: Settings) -> None:
     """Admit rollouts again, of the one RUN that was paused or at all.
 
     \b
@@ -77,14 +77,14 @@ def resume(run: str | None, redis: str | None, of: str | None) -> None:
       gymq control resume
       gymq control resume try1
     """
-    _want(run, redis, of, paused=False)
+    _want(run, settings, paused=False)
     click.echo(f"resumed{f': run {run}' if run else ''}")
 
 
 @control.command()
 @click.option("--worker", metavar="NAME", help="Only this one, as `gymq control stats` calls it.  [default: all]")
-@server_options
-def drain(worker: str | None, redis: str | None, of: str | None) -> None:
+@redis_options
+def drain(worker: str | None, settings: Settings) -> None:
     """Let workers finish what they hold, and end.
 
     \b
@@ -92,7 +92,7 @@ def drain(worker: str | None, redis: str | None, of: str | None) -> None:
       gymq control drain --worker model-4711@host
       gymq control drain
     """
-    replies: list[dict[str, Any]] | None = _app(redis, of).control.broadcast(
+    replies: list[dict[str, Any]] | None = _app(settings).control.broadcast(
         "drain", destination=[worker] if worker else None, reply=True, timeout=TIMEOUT
     )
     answered = sorted(name for reply in replies or [] for name in reply)
@@ -103,8 +103,8 @@ def drain(worker: str | None, redis: str | None, of: str | None) -> None:
 
 @control.command()
 @click.option("--worker", metavar="NAME", help="Only this one.  [default: all]")
-@server_options
-def stats(worker: str | None, redis: str | None, of: str | None) -> None:
+@redis_options
+def stats(worker: str | None, settings: Settings) -> None:
     """Ask the workers what they hold and what they have done.
 
     \b
@@ -113,7 +113,7 @@ def stats(worker: str | None, redis: str | None, of: str | None) -> None:
     """
     from gymq.cli.table import make_table, show
 
-    inspect = _app(redis, of).control.inspect(destination=[worker] if worker else None, timeout=TIMEOUT)
+    inspect = _app(settings).control.inspect(destination=[worker] if worker else None, timeout=TIMEOUT)
     found: dict[str, Any] = inspect.stats() or {}
     if not found:
         raise GymqError("no worker answered; is one running on this server?")

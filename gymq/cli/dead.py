@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_shards
+from gymq.cli.options import redis_options
+from gymq.cli.shards import with_shards
 from gymq.errors import UsageError
+from gymq.settings import Settings
 
 
 @click.group()
@@ -26,9 +27,9 @@ def dead() -> None:
 
 
 @dead.command("list")
-@server_options
+@redis_options
 @click.option("--run", metavar="RUN", help="Only those of this run.")
-def show_all(redis: str | None, of: str | None, run: str | None) -> None:
+def show_all(settings: Settings, run: str | None) -> None:
     """List the dead letters, oldest first.
 
     \b
@@ -38,7 +39,7 @@ def show_all(redis: str | None, of: str | None, run: str | None) -> None:
     from gymq.cli.table import make_table, show
     from gymq.runtime.dead_letters import letters
 
-    found = with_shards(find_server(redis, of), lambda shards: letters(shards, run))
+    found = with_shards(settings, lambda shards: letters(shards, run))
     table = make_table("id", "mailbox", "kind", "name", ">deaths", ">alone", "when")
     for letter in (one.letter for one in found):
         counts = str(letter.deaths), str(letter.strikes)
@@ -48,8 +49,8 @@ def show_all(redis: str | None, of: str | None, run: str | None) -> None:
 
 @dead.command("show")
 @click.argument("id", metavar="ID")
-@server_options
-def show_one(id: str, redis: str | None, of: str | None) -> None:
+@redis_options
+def show_one(id: str, settings: Settings) -> None:
     """Show the dead letter ID as JSON: what was called with what, the task, the messages if they are still there.
 
     \b
@@ -64,7 +65,7 @@ def show_one(id: str, redis: str | None, of: str | None) -> None:
         found = await find(shards, id)
         return found.letter, await messages(found)
 
-    letter, there = with_shards(find_server(redis, of), read)
+    letter, there = with_shards(settings, read)
     shown = {
         "id": letter.id,
         "run": letter.run,
@@ -99,9 +100,9 @@ def show_one(id: str, redis: str | None, of: str | None) -> None:
 
 @dead.command()
 @click.argument("id", metavar="ID")
-@server_options
+@redis_options
 @click.option("--run", metavar="NAME", help="The run that gets it, new or from an earlier replay.  [default: RUN-replay]")
-def replay(id: str, redis: str | None, of: str | None, run: str | None) -> None:
+def replay(id: str, settings: Settings, run: str | None) -> None:
     """Enqueue the task of dead letter ID again, in a run of its own with the same settings, one sample.
 
     \b
@@ -111,17 +112,17 @@ def replay(id: str, redis: str | None, of: str | None, run: str | None) -> None:
     """
     from gymq.runtime.dead_letters import replay as replay_letter
 
-    name, new = with_shards(find_server(redis, of), lambda shards: replay_letter(shards, id, run))
+    name, new = with_shards(settings, lambda shards: replay_letter(shards, id, run))
     what = "enqueued" if new else "was enqueued before; nothing was done"
     click.echo(f"run {name}: the task of {id} {what}; `gymq sink jsonl --run {name} --out OUT` writes the rollout")
 
 
 @dead.command()
 @click.argument("id", metavar="[ID]", required=False)
-@server_options
+@redis_options
 @click.option("--run", metavar="RUN", help="All of this run.")
 @click.option("--all", "every", is_flag=True, help="All there are.")
-def drop(id: str | None, redis: str | None, of: str | None, run: str | None, every: bool) -> None:
+def drop(id: str | None, settings: Settings, run: str | None, every: bool) -> None:
     """Forget dead letter ID, or those of a run, or all.
 
     \b
@@ -141,7 +142,7 @@ def drop(id: str | None, redis: str | None, of: str | None, run: str | None, eve
             await find(shards, id)
         return await drop_letters([one for one in await letters(shards, run) if id in (None, one.letter.id)])
 
-    gone = with_shards(find_server(redis, of), forget)
+    gone = with_shards(settings, forget)
     click.echo(f"{gone} dead letter{'s' * (gone != 1)} dropped")
 
 

@@ -7,18 +7,19 @@ import secrets
 
 import click
 
-from gymq.cli.options import find_server, server_options
+from gymq.cli.options import redis_options
+from gymq.settings import Settings
 
 #: The environment variable that holds Flower's password.
 PASSWORD = "GYMQ_FLOWER_PASSWORD"
 
 
 @click.command()
-@server_options
+@redis_options
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Where it listens, on this machine only."
 )
-def flower(redis: str | None, of: str | None, port: int) -> None:
+def flower(settings: Settings, port: int) -> None:
     """Watch workers and rollouts in a browser, with Flower: all failures, and a sample of the others.
 
     It listens on this machine only, asks for a name and a password, and changes nothing. The password is that of
@@ -30,9 +31,8 @@ def flower(redis: str | None, of: str | None, port: int) -> None:
       gymq flower --port 5556 --of rollouts.jsonl
     """
     from gymq.celery.flower import USER, command
-    from gymq.cli.status import with_shards
+    from gymq.cli.shards import with_shards
 
-    settings = find_server(redis, of)
     with_shards(settings, lambda shards: shards.first.send("PING"))
     given = os.environ.get(PASSWORD)
     password = given or secrets.token_urlsafe(12)

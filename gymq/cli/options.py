@@ -1,21 +1,28 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
 from gymq.errors import ServerUnreachable
 from gymq.settings import Settings
 
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from gymq.local.run_options import Option, Receiver
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def server_options(command: F) -> F:
-    """Give a command `--redis` and `--of`, which say where the server is; `find_server` reads them."""
+def redis_flags(command: F) -> F:
+    """Give a command `--redis` and `--of`, which `redis_settings` reads."""
     redis = click.option(
         "--redis",
         metavar="URL",
@@ -27,8 +34,12 @@ def server_options(command: F) -> F:
     return redis(of(command))
 
 
-def find_server(redis: str | None, of: str | None) -> Settings:
-    """Turn `--redis` and `--of` into settings.
+def redis_settings(redis: str | None, of: str | None) -> Settings:
+    """Return the settings that `--redis` and `--of` ask for.
+
+    Args:
+        redis: the URLs of the shards; None: the environment's.
+        of: the file of finished rollouts of a `gymq run`; None: `redis` counts.
 
     Raises:
         UsageError: a setting makes no sense.
@@ -44,74 +55,47 @@ def find_server(redis: str | None, of: str | None) -> Settings:
     return Settings.from_environment(redis_url=redis)
 
 
-def task_options(command: F) -> F:
-    """Give a command the options that say what is rolled out, and how; `RunOptions` and `gymq.local.run_options` read them."""
-    positive, count, seconds = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0, min_open=True)
-    given = [
-        click.option("--data", metavar="ROWS", help="Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE."),
-        click.option("--model", metavar="SPEC", help="vllm:NAME, openai:NAME, replay:FILE or scripted."),
-        click.option("--samples", type=positive, metavar="N", help="Rollouts of each task.  [default: 1]"),
-        click.option("--limit", type=positive, metavar="N", help="Take only the first N rows; may be raised later."),
-        click.option("--concurrency", type=positive, metavar="N", help="Rollouts in flight at once.  [default: 256]"),
-        click.option("--max-turns", type=positive, metavar="N", help="Answers of the model per rollout.  [default: 30]"),
-        click.option("--max-rollout-tokens", type=positive, metavar="N", help="Tokens, in and out, of all its answers."),
-        click.option("--max-seconds", type=seconds, metavar="S", help="Seconds that a rollout may last."),
-        click.option("--max-working-seconds", type=seconds, metavar="S", help="The same, without what its calls waited."),
-        click.option("--max-tool-calls", type=positive, metavar="N", help="Tool calls per rollout."),
-        click.option("--call-timeout", type=seconds, metavar="S", help="Seconds of one answer.  [default: the backend's]"),
-        click.option("--infra-retries", type=count, metavar="N", help="New tries per rollout after outages.  [default: 8]"),
-        click.option("--data-retries", type=count, metavar="N", help="New tries after other faults.  [default: 0]"),
-        click.option("--verify-retries", type=count, metavar="N", help="New tries of the verifier.  [default: 10]"),
-        click.option("--max-staleness", type=count, metavar="N", help="Policy versions that its oldest token may be behind."),
-        click.option("--batch", type=positive, metavar="N", help="Rollouts that the trainer uses for one policy version."),
-        click.option("--judge", metavar="SPEC", help="The model that verifiers ask.  [default: the run's model]"),
-        click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature."),
-        click.option("--max-tokens", type=positive, metavar="N", help="Tokens of one answer at most."),
-        click.option(
-            "--sampling",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="A further sampling parameter, as top_p=0.9; may be repeated.",
-        ),
-        click.option("--agent", metavar="NAME", help="Which agent decides.  [default: tool]"),
-        click.option(
-            "--prompt-config", metavar="P.yaml", help="Words the prompt from the rows' fields: user: and perhaps system:."
-        ),
-        click.option("--prices", metavar="P.yaml", help="What a million tokens of each model cost, for the summary."),
-        click.option(
-            "--config", metavar="RUN.yaml", help="Any of these options by name, and sampling:; the command line wins."
-        ),
-    ]
-    for option in reversed(given):
-        command = option(command)
-    return command
+def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--redis` and `--of`, and pass it the settings that they ask for as `settings`."""
+
+    @functools.wraps(command)
+    def with_settings(*arguments: Any, redis: str | None, of: str | None, **options: Any) -> Any:
+        return command(*arguments, settings=redis_settings(redis, of), **options)
+
+    return redis_flags(with_settings)
 
 
-def rate_options(command: F) -> F:
-    """Give a command `--rpm` and `--tpm`, which all model workers of one endpoint, model and key share."""
-    above = click.FloatRange(min=0, min_open=True)
-    rpm = click.option("--rpm", type=above, metavar="N", help="Of openai:NAME: requests per minute, of all workers together.")
-    tpm = click.option("--tpm", type=above, metavar="N", help="Of openai:NAME: tokens per minute, of all workers together.")
-    return rpm(tpm(command))
+def run_options(*receivers: Receiver) -> Callable[[F], F]:
+    """Give a command the options of `RunOptions` that go to some receivers; with those of the task, `--config`."""
+    from gymq.local.run_options import OPTIONS, RunOptions
+
+    def add(command: F) -> F:
+        if "task" in receivers:
+            told = "Any of these options by name, and sampling:; the command line wins."
+            command = click.option("--config", metavar="RUN.yaml", help=told)(command)
+        for name, option in reversed(OPTIONS.items()):
+            if option.to in receivers:
+                command = _click_option(name, option, RunOptions.model_fields[name])(command)
+        return command
+
+    return add
 
 
-def token_option(command: F) -> F:
-    """Give a command `--token-ids` and `--tokenizer`."""
-    told = "Of openai:NAME on vLLM: ask for token ids and logprobs with every answer."
-    where = "Of --api generate: the model's tokenizer, a folder or a name.  [default: NAME]"
-    tokenizer = click.option("--tokenizer", metavar="PATH", help=where)
-    return click.option("--token-ids", is_flag=True, default=None, help=told)(tokenizer(command))
-
-
-def engine_options(command: F) -> F:
-    """Give a command the options of vllm:NAME: devices, the engine's arguments, parsers."""
-    given = [
-        click.option("--gpu", metavar="N,..", help="Of vllm:NAME: its device, or several to split it over; none: a CPU."),
-        click.option("--gpus", metavar="0-7", help="Of vllm:NAME: a worker for each of these devices."),
-        click.option("--engine", multiple=True, metavar="KEY=VALUE", help="Of vllm:NAME: an argument of vLLM's engine."),
-        click.option("--tool-parser", metavar="NAME", help="Of vllm:NAME: vLLM's, or none.  [default: by the model]"),
-        click.option("--reasoning-parser", metavar="NAME", help="Of vllm:NAME: vLLM's, or none.  [default: by the model]"),
-    ]
-    for option in reversed(given):
-        command = option(command)
-    return command
+def _click_option(name: str, option: Option, field: FieldInfo) -> Callable[[F], F]:
+    """Return the click option of a field, whose type is an alternative of the field's type."""
+    alternatives = () if get_origin(field.annotation) in (dict, None) else get_args(field.annotation)
+    kind = next((kind for kind in alternatives if kind is not NoneType), field.annotation)
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        return click.option(flag, is_flag=True, default=None, help=option.help)
+    if get_origin(kind) is dict:
+        return click.option(flag, multiple=True, metavar=option.metavar, help=option.help)
+    bounds = {bound: getattr(limit, bound) for limit in field.metadata for bound in ("ge", "gt") if hasattr(limit, bound)}
+    number: click.ParamType[Any] | None = None
+    if get_origin(kind) is Literal:
+        number = click.Choice(get_args(kind))
+    elif kind is int:
+        number = click.IntRange(min=1 if option.positive else bounds["ge"])
+    elif kind is float:
+        number = click.FloatRange(min=0, min_open=option.positive or "gt" in bounds)
+    return click.option(flag, type=number, metavar=option.metavar, help=option.help)

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, server_options, task_options
+from gymq.cli.options import redis_flags, redis_settings, run_options
 
 
 @click.command()
 @click.argument("env", metavar="ENV")
-@task_options
-@click.option("--run", metavar="RUN", help="The run; made if there is none of that name.")
+@run_options("task")
+@run_options("produce")
 @click.option("--consumer", "consumers", multiple=True, metavar="NAME", help="Declared before the first row; may be repeated.")
 @click.option("--keep-open", is_flag=True, help="More rows will come, from another command.")
-@server_options
+@redis_flags
 def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, ...], keep_open: bool, **given: Any) -> int:
     """Enqueue tasks of environment ENV in a run, and nothing else: workers and sinks are started by other commands.
 
@@ -35,13 +35,13 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.client.consumer import check_consumer
     from gymq.client.producer import Produced
     from gymq.ingest.source import fingerprint
-    from gymq.local.run_options import RunOptions, read_run_options
+    from gymq.local.read_options import read_run_options
     from gymq.local.source_ranges import produce as enqueue
     from gymq.local.source_ranges import source_ranges
     from gymq.store.runs import check_name
     from gymq.store.sharded import Shards
 
-    request: RunOptions = read_run_options(given, needed=("data", "run", "model"))
+    request = read_run_options(given, needed=("data", "run", "model"))
     plugins.environment(env)
     plugins.agent(request.agent)
     assert request.run is not None
@@ -50,18 +50,14 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
         check_consumer(consumer)
     config = request.config(env, request.run)
     source = fingerprint(request.data)
-    settings = find_server(redis or request.redis, of)
+    settings = redis_settings(redis or request.redis, of)
 
     async def work() -> Produced:
-        shards = Shards(settings, "gymq-produce")
-        try:
-            await shards.connect()
+        async with Shards(settings, "gymq-produce") as shards:
             await shards.create(config)
             for consumer in consumers:
                 await shards.declare(config.name, consumer)
             parts = await source_ranges(shards.first, config.name, source, request.limit)
-        finally:
-            await shards.close()
         return await enqueue(
             settings,
             config,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gymq.cli import EXIT_CODES
-from gymq.cli.options import engine_options, rate_options, task_options, token_option
+from gymq.cli.options import run_options
 from gymq.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,21 +23,8 @@ if TYPE_CHECKING:
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("env", metavar="ENV")
-@task_options
-@click.option(
-    "--base-url", metavar="URL", help="Of openai:NAME: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
-)
-@click.option("--api", type=click.Choice(["chat", "responses", "generate"]), help="Of openai:NAME: which API.  [default: chat]")
-@token_option
-@click.option("--judge-base-url", metavar="URL", help="Of --judge openai:NAME.  [default: OpenAI's]")
-@rate_options
-@engine_options
-@click.option(
-    "--redis",
-    metavar="URL",
-    help="Use this server; env: GYMQ_REDIS_URL.  [default: one of the run's own, beside OUT]",
-)
-@click.option("--out", metavar="ROLLOUTS.jsonl", help="The file of finished rollouts.")
+@run_options("task")
+@run_options("model", "judge", "run")
 def run(env: str, **given: Any) -> int:
     """Roll out tasks in environment ENV: everything in one command.
 
@@ -56,13 +43,14 @@ def run(env: str, **given: Any) -> int:
           --base-url http://127.0.0.1:8000/v1 --concurrency 512 --out out/sums.jsonl
       gymq run weather --config run.yaml --limit 20 --out try.jsonl
     """
+    from gymq import plugins
     from gymq.local.preflight import preflight
+    from gymq.local.read_options import check_names, read_run_options
     from gymq.local.run_dir import RunDir
-    from gymq.local.run_options import check_names, make_backend, parse_pairs, read_run_options, run_name
+    from gymq.local.run_options import run_name
     from gymq.local.run_session import RunSession, terminate
 
     signal.signal(signal.SIGTERM, terminate)
-    given["engine"] = parse_pairs(given["engine"], "--engine") or None
     request = read_run_options(given, needed=("data", "model", "out"))
     check_names(env, request)
     _ = request.price_table
@@ -77,7 +65,7 @@ def run(env: str, **given: Any) -> int:
     if not total - len(_kept(place, name, rows, within=True)):
         click.echo(f"{place.out}: complete: all {total} rollouts are there; nothing to do", err=True)
         return _finish(place.out, name, request.samples, rows.bad, request.price_table)
-    wrong = asyncio.run(make_backend(request.model, request.backend_options).probe())
+    wrong = asyncio.run(plugins.backend(request.model, request.backend_options).probe())
     if wrong:
         click.echo(f"model {request.model}: {wrong}", err=True)
     with place.locked():

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, server_options
+from gymq.cli.options import redis_options
 from gymq.errors import UsageError
+from gymq.settings import Settings
 
 #: Seconds between two looks for a run that does not exist yet.
 WAIT = 0.5
@@ -22,8 +23,8 @@ WAIT = 0.5
 @click.option("--run", required=True, metavar="RUN", help="The run; waited for if there is none of that name yet.")
 @click.option("--out", required=True, metavar="PATH", help="jsonl: a file. parquet: a folder of parts.")
 @click.option("--consumer", metavar="NAME", help="Under which name it reads; each name gets everything.  [default: KIND]")
-@server_options
-def sink(kind: str, run: str, out: str, consumer: str | None, redis: str | None, of: str | None) -> int:
+@redis_options
+def sink(kind: str, run: str, out: str, consumer: str | None, settings: Settings) -> int:
     """Write a run's finished rollouts to files: KIND is jsonl, parquet, or another installed sink.
 
     It ends when the run is over (exit code 0). Stopped (Ctrl-C: 130, SIGTERM: 143) or killed, the same command goes on:
@@ -44,7 +45,6 @@ def sink(kind: str, run: str, out: str, consumer: str | None, redis: str | None,
     made = plugins.load(plugins.SINKS, kind)(Path(out), run)
     check_name(run)
     check_consumer(consumer or kind)
-    settings = find_server(redis, of)
     return asyncio.run(_feed(made, consumer or kind, settings))
 
 

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gymq.cli.options import find_server, server_options
+from gymq.cli.options import redis_options
+from gymq.cli.shards import with_shards
+from gymq.settings import Settings
 
 if TYPE_CHECKING:
     from gymq.store.runs import RunStatus
     from gymq.wire.pricing import Prices
 
 
-def with_shards(settings: Any, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Do something with a connection to each shard, and close them.
-
-    Args:
-        settings: where Redis is.
-        work: what to do with it.
-    """
-    from gymq.store.sharded import Shards
-
-    async def connected() -> Any:
-        shards = Shards(settings, "gymq-cli")
-        try:
-            await shards.connect()
-            return await work(shards)
-        finally:
-            await shards.close()
-
-    return asyncio.run(connected())
-
-
 @click.command()
 @click.argument("run", required=False, metavar="[RUN]")
-@server_options
+@redis_options
 @click.option("--prices", metavar="P.yaml", help="What tokens cost; of one RUN.  [default: what the run was given]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
-def status(run: str | None, redis: str | None, of: str | None, prices: str | None, as_json: bool) -> None:
+def status(run: str | None, settings: Settings, prices: str | None, as_json: bool) -> None:
     """Show all runs, or one RUN: how far each is, what its consumers have not read, who is alive, and what is missing.
 
     Of one RUN it shows the tokens of each model too, of rollouts that have ended, and what they cost.
@@ -59,7 +39,7 @@ def status(run: str | None, redis: str | None, of: str | None, prices: str | Non
     from gymq.wire.pricing import Prices
 
     table = None if prices is None else Prices.read(prices)
-    found = with_shards(find_server(redis, of), lambda shards: overview(shards, run))
+    found = with_shards(settings, lambda shards: overview(shards, run))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
@@ -113,9 +93,9 @@ def _show(found: Any) -> None:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@server_options
+@redis_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def remove(run: str, redis: str | None, of: str | None, yes: bool) -> None:
+def remove(run: str, settings: Settings, yes: bool) -> None:
     """Forget a RUN and all that Redis holds of it, finished rollouts that no sink has written too.
 
     \b
@@ -124,7 +104,6 @@ def remove(run: str, redis: str | None, of: str | None, yes: bool) -> None:
       gymq rm try1 --yes
     """
 
-    settings = find_server(redis, of)
     there: RunStatus = with_shards(settings, lambda shards: shards.status(run))
     if not yes:
         unread = max(there.unread.values(), default=there.ended)

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import find_server, server_options
-from gymq.cli.status import with_shards
+from gymq.cli.options import redis_options
+from gymq.cli.shards import with_shards
+from gymq.settings import Settings
 
 
 @click.group()
@@ -37,10 +38,8 @@ def weights() -> None:
 @click.option(
     "--wait", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Wait until all have taken them, S s at most."
 )
-@server_options
-def publish(
-    model: str, version: int, path: str, mode: Any, rolling: bool, wait: float | None, redis: str | None, of: str | None
-) -> None:
+@redis_options
+def publish(model: str, version: int, path: str, mode: Any, rolling: bool, wait: float | None, settings: Settings) -> None:
     """Let all workers of a model sample with the weights in DIR; no conversation is lost by it.
 
     What is wanted is written down: workers that start later load it before their first call. A worker that cannot load it
@@ -54,7 +53,6 @@ def publish(
     from gymq.client.publish_weights import publish_and_see
     from gymq.client.replica_status import check_loaded
 
-    settings = find_server(redis, of)
     wanted, found = publish_and_see(settings, model, version, path, mode=mode, rolling=rolling, wait=wait or 0.0)
     click.echo(f"model {model}: version {version} is wanted, from {wanted.path}")
     if wait is None:
@@ -69,9 +67,9 @@ def publish(
 
 @weights.command()
 @click.option("--model", metavar="SPEC", help="Only this one.  [default: all]")
-@server_options
+@redis_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON list, for programs.")
-def status(model: str | None, redis: str | None, of: str | None, as_json: bool) -> None:
+def status(model: str | None, settings: Settings, as_json: bool) -> None:
     """Show which weights are wanted, which workers have them, and which could not load them.
 
     \b
@@ -83,7 +81,7 @@ def status(model: str | None, redis: str | None, of: str | None, as_json: bool) 
 
     from gymq.client.replica_status import weights_status
 
-    found = with_shards(find_server(redis, of), lambda shards: weights_status(shards, model))
+    found = with_shards(settings, lambda shards: weights_status(shards, model))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
@@ -115,8 +113,8 @@ def _show(found: Any) -> None:
 
 @weights.command()
 @click.option("--model", required=True, metavar="SPEC", help="The model, as its workers name it.")
-@server_options
-def forget(model: str, redis: str | None, of: str | None) -> None:
+@redis_options
+def forget(model: str, settings: Settings) -> None:
     """Forget what was published of a model, so that versions may begin again; workers keep what they have.
 
     \b
@@ -126,6 +124,6 @@ def forget(model: str, redis: str | None, of: str | None) -> None:
     from gymq.client.publish_weights import forget as drop
     from gymq.errors import UnknownName
 
-    if not with_shards(find_server(redis, of), lambda shards: drop(shards, model)):
+    if not with_shards(settings, lambda shards: drop(shards, model)):
         raise UnknownName(f"weights: none were published of model {model!r}; `gymq weights status` lists them")
     click.echo(f"model {model}: forgotten")

@@ -12,35 +12,19 @@ import click
 import msgspec
 
 from gymq.celery.worker_command import ROLES
-from gymq.cli.options import engine_options, find_server, rate_options, server_options, token_option
+from gymq.cli.options import redis_options, run_options
 from gymq.errors import UnknownName, UsageError
+from gymq.settings import Settings
 
 #: Seconds between two looks at the workers of `--gpus`.
 POLL_INTERVAL = 0.2
 
-#: Which options each role takes, besides those of all roles.
-TAKES: dict[str, set[str]] = {
-    "agent": set(),
-    "model": {
-        *("model", "base_url", "api", "concurrency", "rpm", "tpm", "token_ids", "tokenizer"),
-        *("gpu", "gpus", "engine", "tool_parser", "reasoning_parser"),
-    },
-    "resource": {"environments", "concurrency"},
-    "executor": {"processes"},
-}
-
 
 @click.command()
 @click.argument("role", type=click.Choice(ROLES))
-@server_options
+@redis_options
 @click.option("--model", metavar="SPEC", help="model: which model it serves: vllm:NAME, openai:NAME, replay:FILE or scripted.")
-@click.option(
-    "--base-url", metavar="URL", help="model: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]"
-)
-@click.option("--api", type=click.Choice(["chat", "responses", "generate"]), help="model: which API.  [default: chat]")
-@token_option
-@rate_options
-@engine_options
+@run_options("model")
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
 @click.option("--environments", metavar="A,B", help="resource: which environments it serves.  [default: all installed]")
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="executor: calls that run at once.  [default: 2]")
@@ -51,8 +35,7 @@ TAKES: dict[str, set[str]] = {
 @click.option("--log-level", metavar="LEVEL", default="WARNING", show_default=True, help="Celery's.")
 def worker(
     role: str,
-    redis: str | None,
-    of: str | None,
+    settings: Settings,
     processes: int | None,
     pairs: tuple[str, ...],
     name: str | None,
@@ -74,17 +57,23 @@ def worker(
       gymq worker executor --processes 4 --redis redis://:secret@10.0.0.5:6379/0
     """
     from gymq.celery.worker_command import command
-    from gymq.local.run_options import parse_pairs
+    from gymq.local.read_options import parse_pairs
+    from gymq.local.run_options import OPTIONS
 
+    takes = {
+        "agent": set[str](),
+        "model": {"model", "concurrency", *(name for name, option in OPTIONS.items() if option.to == "model")},
+        "resource": {"environments", "concurrency"},
+        "executor": {"processes"},
+    }
     options = {key: value for key, value in given.items() if value is not None and value != ()}
     for option in (*options, *(["processes"] if processes else [])):
-        if option not in TAKES[role]:
+        if option not in takes[role]:
             raise UsageError(f"--{option.replace('_', '-')} is no option of `gymq worker {role}`")
     if "engine" in options:
         options["engine"] = msgspec.json.encode(parse_pairs(options["engine"], "--engine")).decode()
-    options |= parse_pairs(pairs)
+    options |= parse_pairs(pairs, "--option")
     _check(role, options)
-    settings = find_server(redis, of)
     asyncio.run(_reach(settings))
     name = name or f"{role}-{os.getpid()}"
     if "gpus" in options:
@@ -127,15 +116,13 @@ def _check(role: str, options: dict[str, Any]) -> None:
     from gymq import plugins
 
     if role == "model":
-        from gymq.local.run_options import make_backend
-
         if not options.get("model"):
             raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
         if "gpus" in options:
             from gymq.local.gpus import shares
 
             shares(options["gpus"], options)
-        make_backend(options["model"], options)
+        plugins.backend(options["model"], options)
     if role == "resource":
         installed = plugins.points(plugins.ENVIRONMENTS)
         for name in filter(None, options.get("environments", "").split(",")):
@@ -146,8 +133,5 @@ def _check(role: str, options: dict[str, Any]) -> None:
 async def _reach(settings: Any) -> None:
     from gymq.store.sharded import Shards
 
-    shards = Shards(settings, "gymq-check")
-    try:
-        await shards.connect()
-    finally:
-        await shards.close()
+    async with Shards(settings, "gymq-check"):
+        pass

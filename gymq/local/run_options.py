@@ -1,4 +1,4 @@
-"""What a person asks for with `gymq run` and `gymq produce`: options from the command line and from a file, checked."""
+"""The options of `gymq run` and `gymq produce`: one definition for command line, file, checks and the run's identity."""
 
 from __future__ import annotations
 
@@ -6,128 +6,171 @@ import hashlib
 import json
 import re
 import time
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from gymq import plugins
 from gymq.errors import DataError, UsageError
 from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.sampling import check_sampling
 from gymq.ingest.source import fingerprint
-from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 from gymq.wire.ids import MAX_SAMPLE_DIGITS
 from gymq.wire.pricing import Prices
 
-#: The largest number of anything: Redis and Lua count beyond it, but what asks for more is a slip of the finger.
+#: Largest value of a number: Redis and Lua count beyond it, but a larger one is a slip of the finger.
 MAX_NUMBER = 10**9
 
-#: Characters of an environment's name that its runs' names begin with.
-_NAME = 60
+#: Characters of the environment's name with which a run's name begins.
+_NAME_LENGTH = 60
+
+#: Receivers of options: the run itself, the backends of its model and its judge, or one command alone.
+Receiver = Literal["task", "model", "judge", "run", "produce"]
 
 
-#: Options that bound a rollout; the run's record has them under the same names.
-_BOUNDS = (
-    "max_turns", "max_rollout_tokens", "max_seconds", "max_working_seconds", "max_tool_calls", "call_timeout",
-    "infra_retries", "data_retries", "verify_retries", "max_staleness",
-)  # fmt: skip
+class Option(msgspec.Struct, frozen=True):
+    """The part of an option's definition that its type, default and bounds leave open.
+
+    Args:
+        help: the line of `--help`.
+        metavar: the value's name in `--help`.
+        to: the receiver.
+        identity: whether another value makes it another run.
+        positive: whether the command line refuses 0, which means "no limit" in a file.
+    """
+
+    help: str
+    metavar: str | None
+    to: Receiver
+    identity: bool
+    positive: bool
+
+
+def _option(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    to: Receiver = "task",
+    *,
+    ge: int | None = None,
+    gt: int | None = None,
+    le: int = MAX_NUMBER,
+    identity: bool = True,
+    positive: bool = False,
+) -> Any:
+    """Return the field of an option; a lower bound brings the upper one."""
+    upper = None if ge is None and gt is None else le
+    return Field(default, ge=ge, gt=gt, le=upper, json_schema_extra={"option": Option(help, metavar, to, identity, positive)})  # type: ignore[dict-item]
 
 
 class RunOptions(BaseModel):
-    """The options by name, as `--config` has them; `docs/cli.md` tells each."""
+    """The options by name, as `--config` holds them, in the order of `--help`; `docs/cli.md` explains them.
+
+    Those that are stored with a run have the same names in `RunConfig`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    data: str
-    model: str
-    out: str | None = None
-    run: str | None = None
-    base_url: str | None = None
-    api: Literal["chat", "responses", "generate"] | None = None
-    token_ids: bool = False
-    tokenizer: str | None = None
-    rpm: float | None = Field(None, gt=0, le=MAX_NUMBER)
-    tpm: float | None = Field(None, gt=0, le=MAX_NUMBER)
-    gpu: str | None = None
-    gpus: str | None = None
-    engine: dict[str, Any] | None = None
-    tool_parser: str | None = None
-    reasoning_parser: str | None = None
-    samples: int = Field(1, ge=1, le=10**MAX_SAMPLE_DIGITS)
-    limit: int | None = Field(None, ge=1, le=MAX_NUMBER)
-    concurrency: int = Field(256, ge=1, le=MAX_NUMBER)
-    max_turns: int = Field(30, ge=1, le=MAX_NUMBER)
-    max_rollout_tokens: int = Field(0, ge=0, le=MAX_NUMBER)
-    max_seconds: float = Field(0.0, ge=0, le=MAX_NUMBER)
-    max_working_seconds: float = Field(0.0, ge=0, le=MAX_NUMBER)
-    max_tool_calls: int = Field(0, ge=0, le=MAX_NUMBER)
-    call_timeout: float = Field(0.0, ge=0, le=MAX_NUMBER)
-    infra_retries: int = Field(8, ge=0, le=MAX_NUMBER)
-    data_retries: int = Field(0, ge=0, le=MAX_NUMBER)
-    verify_retries: int = Field(10, ge=0, le=MAX_NUMBER)
-    max_staleness: int | None = Field(None, ge=0, le=MAX_NUMBER)
-    batch: int = Field(0, ge=0, le=MAX_NUMBER)
-    judge: str = ""
-    judge_base_url: str | None = None
-    temperature: float | None = Field(None, ge=0)
-    max_tokens: int | None = Field(None, ge=1)
-    agent: str = "tool"
-    redis: str | None = None
-    prompt_config: str | None = None
-    sampling: dict[str, Any] = {}
-    prices: str | dict[str, Any] | None = None
+    data: str = _option(..., "Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE.", "ROWS")
+    model: str = _option(..., "vllm:NAME, openai:NAME, replay:FILE or scripted.", "SPEC")
+    samples: int = _option(1, "Rollouts of each task.  [default: 1]", "N", ge=1, le=10**MAX_SAMPLE_DIGITS)
+    limit: int | None = _option(None, "Take only the first N rows; may be raised later.", "N", ge=1, identity=False)
+    concurrency: int = _option(256, "Rollouts in flight at once.  [default: 256]", "N", ge=1, identity=False)
+    max_turns: int = _option(30, "Answers of the model per rollout.  [default: 30]", "N", ge=1)
+    max_rollout_tokens: int = _option(0, "Tokens, in and out, of all its answers.", "N", ge=0, positive=True)
+    max_seconds: float = _option(0.0, "Seconds that a rollout may last.", "S", ge=0, positive=True)
+    max_working_seconds: float = _option(0.0, "The same, without what its calls waited.", "S", ge=0, positive=True)
+    max_tool_calls: int = _option(0, "Tool calls per rollout.", "N", ge=0, positive=True)
+    call_timeout: float = _option(0.0, "Seconds of one answer.  [default: the backend's]", "S", ge=0, positive=True)
+    infra_retries: int = _option(8, "New tries per rollout after outages.  [default: 8]", "N", ge=0)
+    data_retries: int = _option(0, "New tries after other faults.  [default: 0]", "N", ge=0)
+    verify_retries: int = _option(10, "New tries of the verifier.  [default: 10]", "N", ge=0)
+    max_staleness: int | None = _option(None, "Policy versions that its oldest token may be behind.", "N", ge=0)
+    batch: int = _option(0, "Rollouts that the trainer uses for one policy version.", "N", ge=0, identity=False, positive=True)
+    judge: str = _option("", "The model that verifiers ask.  [default: the run's model]", "SPEC")
+    # Of these four, the identity holds what they yield: the sampling parameters, and the content of the prompt file.
+    temperature: float | None = _option(None, "Sampling temperature.", "T", ge=0, identity=False)
+    max_tokens: int | None = _option(None, "Tokens of one answer at most.", "N", ge=1, identity=False)
+    sampling: dict[str, Any] = _option(
+        {}, "A further sampling parameter, as top_p=0.9; may be repeated.", "NAME=VALUE", identity=False
+    )
+    agent: str = _option("tool", "Which agent decides.  [default: tool]", "NAME")
+    prompt_config: str | None = _option(
+        None, "Words the prompt from the rows' fields: user: and perhaps system:.", "P.yaml", identity=False
+    )
+    prices: str | dict[str, Any] | None = _option(
+        None, "What a million tokens of each model cost, for the summary.", "P.yaml", identity=False
+    )
+    base_url: str | None = _option(
+        None, "Of openai:NAME: any OpenAI-compatible server; several, with commas.  [default: OpenAI's]", "URL", "model"
+    )
+    api: Literal["chat", "responses", "generate"] | None = _option(
+        None, "Of openai:NAME: which API.  [default: chat]", to="model"
+    )
+    token_ids: bool = _option(False, "Of openai:NAME on vLLM: ask for token ids and logprobs with every answer.", to="model")
+    tokenizer: str | None = _option(
+        None, "Of --api generate: the model's tokenizer, a folder or a name.  [default: NAME]", "PATH", "model"
+    )
+    judge_base_url: str | None = _option(None, "Of --judge openai:NAME.  [default: OpenAI's]", "URL", "judge")
+    rpm: float | None = _option(
+        None, "Of openai:NAME: requests per minute, of all workers together.", "N", "model", gt=0, identity=False
+    )
+    tpm: float | None = _option(
+        None, "Of openai:NAME: tokens per minute, of all workers together.", "N", "model", gt=0, identity=False
+    )
+    gpu: str | None = _option(
+        None, "Of vllm:NAME: its device, or several to split it over; none: a CPU.", "N,..", "model", identity=False
+    )
+    gpus: str | None = _option(None, "Of vllm:NAME: a worker for each of these devices.", "0-7", "model", identity=False)
+    engine: dict[str, Any] | None = _option(None, "Of vllm:NAME: an argument of vLLM's engine.", "KEY=VALUE", "model")
+    tool_parser: str | None = _option(None, "Of vllm:NAME: vLLM's, or none.  [default: by the model]", "NAME", "model")
+    reasoning_parser: str | None = _option(None, "Of vllm:NAME: vLLM's, or none.  [default: by the model]", "NAME", "model")
+    redis: str | None = _option(
+        None, "Use this server; env: GYMQ_REDIS_URL.  [default: one of the run's own, beside OUT]", "URL", "run", identity=False
+    )
+    out: str | None = _option(None, "The file of finished rollouts.", "ROLLOUTS.jsonl", "run", identity=False)
+    run: str | None = _option(None, "The run; made if there is none of that name.", "RUN", "produce", identity=False)
 
     @property
     def prompt(self) -> PromptConfig | None:
-        """The prompt file, read.
+        """The templates of the prompt file.
 
         Raises:
-            UsageError: it cannot be read.
+            UsageError: the file cannot be read.
         """
         return None if self.prompt_config is None else PromptConfig.load(self.prompt_config)
 
     @property
     def price_table(self) -> Prices | None:
-        """The prices, read.
+        """The table of prices.
 
         Raises:
-            UsageError: they cannot be read.
+            UsageError: its file cannot be read.
         """
         return None if self.prices is None else Prices.read(self.prices)
 
     @property
     def backend_options(self) -> dict[str, Any]:
-        """What the model's backend is told besides its name."""
-        engine = None if self.engine is None else msgspec.json.encode(self.engine).decode()
-        given = {"base_url": self.base_url, "api": self.api, "rpm": self.rpm, "tpm": self.tpm}
-        # Other backends know no such options, so they are named only where they are asked for.
-        more = {"token_ids": self.token_ids, "tokenizer": self.tokenizer, "gpu": self.gpu, "gpus": self.gpus, "engine": engine}
-        more |= {"tool_parser": self.tool_parser, "reasoning_parser": self.reasoning_parser}
-        return given | {name: value for name, value in more.items() if value}
+        """The options of the model's backend that are given: other backends than the one that knows an option refuse it."""
+        given = {name: getattr(self, name) for name, option in OPTIONS.items() if option.to == "model"}
+        given |= {"engine": self.engine and msgspec.json.encode(self.engine).decode()}
+        return {name: value for name, value in given.items() if value}
 
     @property
     def judge_options(self) -> dict[str, Any]:
-        """What the judge's backend is told besides its name."""
+        """The options of the judge's backend."""
         return {"base_url": self.judge_base_url}
-
-    @property
-    def _bounds(self) -> dict[str, Any]:
-        """The limits and budgets of a rollout, by name."""
-        return {name: getattr(self, name) for name in _BOUNDS}
 
     @property
     def all_sampling(self) -> dict[str, Any]:
         """The sampling parameters: the file's, then those that have options of their own.
 
         Raises:
-            UsageError: one is not a run's to set.
+            UsageError: a parameter is not a run's to set.
         """
-        given = {**self.sampling, "temperature": self.temperature, "max_tokens": self.max_tokens}
-        given = {name: self.sampling.get(name) if value is None else value for name, value in given.items()}
+        stated = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        given = self.sampling | {name: value for name, value in stated.items() if value is not None}
         try:
             json.dumps(given, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -138,168 +181,40 @@ class RunOptions(BaseModel):
             raise UsageError(str(error)) from None
 
     def config(self, environment: str, name: str) -> RunConfig:
-        """The run's record.
+        """Return the run's record.
 
         Args:
-            environment: of rows that name none.
+            environment: the environment of rows that name none.
             name: the run's name.
         """
-        return RunConfig(
-            name=name,
-            environment=environment,
-            agent=self.agent,
-            model=self.model,
-            samples=self.samples,
-            concurrency=self.concurrency,
-            batch=self.batch,
-            sampling=self.all_sampling,
-            created=time.time(),
-            judge=self.judge,
-            prices=self.price_table,
-            **self._bounds,
-        )
+        stored = {field: getattr(self, field) for field in RunConfig.__struct_fields__ if field in OPTIONS}
+        stored |= {"sampling": self.all_sampling, "prices": self.price_table}
+        return RunConfig(name=name, environment=environment, created=time.time(), **stored)
 
     def identity(self, environment: str) -> dict[str, Any]:
-        """What makes two runs the same one: all that a rollout's outcome depends on.
+        """Return all that a rollout's outcome depends on: two runs with the same identity are the same run.
 
         Args:
-            environment: of rows that name none.
+            environment: the environment of rows that name none.
         """
-        prompt = self.prompt
         return {
             "environment": environment,
+            **{name: getattr(self, name) for name, option in OPTIONS.items() if option.identity},
             "data": fingerprint(self.data),
-            "model": self.model,
-            "base_url": self.base_url,
-            "api": self.api,
-            "engine": self.engine,
-            "tool_parser": self.tool_parser,
-            "reasoning_parser": self.reasoning_parser,
-            "token_ids": self.token_ids,
-            "tokenizer": self.tokenizer,
-            "agent": self.agent,
-            "samples": self.samples,
-            **self._bounds,
-            "judge": self.judge,
-            "judge_base_url": self.judge_base_url,
             "sampling": self.all_sampling,
-            "prompt": None if prompt is None else msgspec.to_builtins(prompt),
+            "prompt": msgspec.to_builtins(self.prompt),
         }
 
 
-def read_run_options(given: dict[str, Any], needed: tuple[str, ...]) -> RunOptions:
-    """Join the command line with the file that `--config` names.
-
-    Args:
-        given: the options of the command line, None where not given.
-        needed: options that must be there.
-
-    Raises:
-        UsageError: the file cannot be read, or an option is missing, unknown or wrong.
-    """
-    path = given.pop("config", None)
-    pairs = given.pop("sampling", ())
-    stated = {name: value for name, value in given.items() if value is not None}
-    merged = {**(_load(path) if path else {}), **stated}
-    if pairs:
-        there = merged.get("sampling")
-        merged["sampling"] = {**(there if isinstance(there, dict) else {}), **_sampling(pairs)}
-    missing = [f"--{name}" for name in needed if merged.get(name) is None]
-    if missing:
-        raise UsageError(f"{' and '.join(missing)} missing; see --help for an example")
-    if merged.get("redis") == "env":
-        # A command line can be read by all users of the machine, and the URL holds a password.
-        merged["redis"] = Settings.from_environment().redis_url
-    try:
-        return RunOptions.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        where = f"--{name.replace('_', '-')}" if name in stated else f"{path}: {name}"
-        if first["type"] == "extra_forbidden":
-            raise UsageError(f"{path}: unknown option {name!r}; known: {', '.join(RunOptions.model_fields)}") from None
-        raise UsageError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-
-
-def _sampling(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Read `NAME=VALUE` pairs; a value that is no JSON is text."""
-    found: dict[str, Any] = {}
-    for name, text in parse_pairs(pairs, "--sampling").items():
-        try:
-            found[name] = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            found[name] = text
-    return found
-
-
-def _load(path: str) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(Path(path).read_text("utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}; name a --config file that can be read") from None
-    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())}); write lines such as samples: 4") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: is no list of options; write lines such as samples: 4")
-    return {str(name).replace("-", "_"): value for name, value in found.items()}
-
-
-def check_names(environment: str, request: RunOptions) -> None:
-    """See at once whether what is named exists, and whether the model's backend takes its options.
-
-    Args:
-        environment: of rows that name none.
-        request: the options.
-
-    Raises:
-        UnknownName, UsageError: something does not exist or makes no sense.
-    """
-    plugins.environment(environment)
-    plugins.agent(request.agent)
-    make_backend(request.model, request.backend_options)
-    if request.judge and request.judge != request.model:
-        make_backend(request.judge, request.judge_options)
-    elif request.judge_base_url is not None:
-        raise UsageError("--judge-base-url is of another model than the run's own: name it with --judge SPEC")
-
-
-def make_backend(spec: str, options: dict[str, Any]) -> Any:
-    """Make a model's backend, without starting it, to see whether it takes its options.
-
-    Args:
-        spec: the model's SPEC.
-        options: the backend's options.
-
-    Raises:
-        UnknownName, UsageError: there is no such backend, or its options make no sense.
-    """
-    name, _, model = spec.partition(":")
-    return plugins.load(plugins.BACKENDS, name)(model, options)
+#: The definitions of the options, by name.
+OPTIONS = {name: cast(Option, cast(Any, field.json_schema_extra)["option"]) for name, field in RunOptions.model_fields.items()}
 
 
 def run_name(identity: dict[str, Any]) -> str:
-    """The name of the run that is defined by something: the same for the same.
+    """Return the name of a run: the environment's, and a digest of the identity.
 
     Args:
-        identity: what defines it.
+        identity: as `RunOptions.identity` returns it.
     """
     digest = hashlib.blake2b(msgspec.json.encode(identity, order="sorted"), digest_size=5).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', identity['environment'])[:_NAME].lstrip('-_') or 'run'}-{digest}"
-
-
-def parse_pairs(pairs: tuple[str, ...], option: str = "--option") -> dict[str, str]:
-    """Read `KEY=VALUE` pairs.
-
-    Args:
-        pairs: as given.
-        option: which option they were given with, for the error.
-
-    Raises:
-        UsageError: a pair has no `=`.
-    """
-    for pair in pairs:
-        if not pair.partition("=")[0] or "=" not in pair:
-            raise UsageError(f"{option} {pair!r}: write KEY=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', identity['environment'])[:_NAME_LENGTH].lstrip('-_') or 'run'}-{digest}"

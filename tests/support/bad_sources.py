@@ -114,7 +114,7 @@ OPTIONS: list[tuple[str, tuple[str, ...], dict[str, str], int, str]] = [
     ("no output", (*RUN, "--out", ""), {}, 2, ".: is a folder; name a file in it"),
     ("a device as output", (*RUN, "--out", "/dev/full"), {}, 2, "/dev/full: is no plain file, and what is finished is read from it; choose another --out"),
     ("a config that is no YAML", (*RUN, "--config", "brackets.yaml"), {}, 2, "brackets.yaml: is not YAML ({any}); write lines such as samples: 4"),
-    ("a config that makes an object", (*RUN, "--config", "object.yaml"), {}, 2, "object.yaml: is not YAML ({any}); write lines such as samples: 4"),
+    ("a config that makes an object", (*RUN, "--config", "object.yaml"), {}, 2, "object.yaml:1: is not YAML ({any}); write lines such as samples: 4"),
     ("a config with NaN", (*RUN, "--config", "nan.yaml"), {}, 2, "sampling: holds what JSON cannot say ({any}); use plain values only"),
     ("a config with a hot temperature", (*RUN, "--config", "hot.yaml"), {}, 2, "sampling.temperature: Expected float | null, got str; correct it"),
     ("a prompt that reaches into objects", (*RUN, "--prompt-config", "reach.yaml"), {}, 2, "reach.yaml: the template has {{x.__class__}}; only plain names of fields can stand in braces"),

@@ -178,6 +178,4 @@ class _Refusing(Backend):
 def _make(spec: str, options: dict[str, Any]) -> Backend:
     if not spec:
         raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
-    name, _, model = spec.partition(":")
-    made: Backend = plugins.load(plugins.BACKENDS, name)(model, options)
-    return made
+    return plugins.backend(spec, options)

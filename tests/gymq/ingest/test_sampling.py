@@ -7,7 +7,7 @@ import pytest
 
 from gymq.errors import DataError, UsageError
 from gymq.ingest.sampling import KNOWN, RESERVED, check_sampling
-from gymq.local.run_options import read_run_options
+from gymq.local.read_options import read_run_options
 from tests.support.rows import parse, reason, sampling
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
