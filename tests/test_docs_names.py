@@ -10,7 +10,10 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
+
+from gymq.cli import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -138,3 +141,19 @@ def test_the_packages_stand_in_the_order_of_the_import_law():
     listed = [re.sub(r"/$|\.py$", "", path).replace("/", ".") for cell in cells for path in re.findall(r"`([^`]+)`", cell)]
     assert [layer for layer in layers if layer in listed] == listed
     assert set(listed) >= {f"gymq.{path.parent.name}" for path in (ROOT / "gymq").glob("*/__init__.py")}
+
+
+@PAGE
+def test_each_make_target_in_a_page_exists(page: Path):
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+    named = re.findall(r"(?:`|^)make ([a-z][\w -]*)", page.read_text(), re.M)
+    missing = {target for line in named for target in line.split()} - targets
+    assert not missing, f"{page.name} names make {missing}"
+
+
+@PAGE
+def test_each_command_in_a_page_exists(page: Path):
+    for text in in_backticks(page):
+        name = re.match(r"gymq ([a-z][\w-]*)", text)
+        if name is not None:
+            assert cli.get_command(click.Context(cli), name[1]) is not None, f"{page.name} names gymq {name[1]}"
