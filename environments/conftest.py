@@ -1,4 +1,4 @@
-"""Fixtures of the environments' tests: our rows as tasks, NeMo Gym's recorded rollouts, a rollout played in one process."""
+"""Fixtures of the environments' tests: their rows as tasks, NeMo Gym's recorded rollouts, rollouts in one process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from gymq.wire.task import Task
 ENVIRONMENTS = Path(__file__).parent
 RECORDED = ENVIRONMENTS.parents[1] / "shared" / "conformance" / "nemo_gym"
 
-#: How many rollouts each of NeMo Gym's `example_rollouts.jsonl` holds.
+#: Rollouts in each of NeMo Gym's `example_rollouts.jsonl`.
 RECORDED_COUNT = 5
 
-#: Turns after which a rollout that does not end is a failed test.
+#: Turns after which a rollout without an end fails its test.
 MAX_TURNS = 30
 
 
@@ -37,7 +37,7 @@ class Recorded(msgspec.Struct):
 
 
 class Played(msgspec.Struct):
-    """A rollout that was played in this process."""
+    """A rollout played in this process."""
 
     messages: Conversation
     score: Score
@@ -77,7 +77,7 @@ def tasks() -> Callable[[str], list[Task]]:
 
 @pytest.fixture
 def recorded() -> Callable[[str], list[Recorded]]:
-    """Read NeMo Gym's recorded rollouts of a server; where they are not at hand the test is skipped."""
+    """Read NeMo Gym's recorded rollouts of a server; the test is skipped where they are absent."""
 
     def read(name: str) -> list[Recorded]:
         folder = RECORDED / name
@@ -85,15 +85,15 @@ def recorded() -> Callable[[str], list[Recorded]]:
             pytest.skip(f"{RECORDED_COUNT} recorded rollouts of NeMo Gym's {name} are not at hand")
         # The files are in different orders and the rollouts lack the rows' fields: the prompt's text joins them.
         rows = {_prompt(row): row for row in _lines(folder / "example.jsonl")}
-        found = []
+        rollouts = []
         for rollout in _lines(folder / "example_rollouts.jsonl"):
             task = _task(name, rows[_prompt(rollout)])
             output = rollout["response"]["output"]
             encoded = [encode_message(message) for message in _messages(output)]
             results = [item["output"] for item in output if item["type"] == "function_call_output"]
-            found.append(Recorded(task, Conversation(task.encoded + encoded), results, rollout["reward"]))
-        assert len(found) == RECORDED_COUNT
-        return found
+            rollouts.append(Recorded(task, Conversation(task.encoded + encoded), results, rollout["reward"]))
+        assert len(rollouts) == RECORDED_COUNT
+        return rollouts
 
     return read
 
@@ -104,7 +104,7 @@ def _prompt(row: dict[str, Any]) -> str:
 
 @pytest.fixture
 def play() -> Callable[[Environment, Task], Awaitable[Played]]:
-    """Play a rollout with the environment's own policy, its state encoded between calls as workers do."""
+    """Play a rollout with the environment's own policy; its state is encoded between calls, as in workers."""
     return _play
 
 

@@ -1,4 +1,4 @@
-"""Writes `demo.jsonl`: 200 tasks of five environments in one file, for `make demo`. Run: python environments/demo.py"""
+"""Write `demo.jsonl`: 200 tasks of five environments in one file, for `make demo`. Run: python environments/demo.py"""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ FOLDER = Path(__file__).parent
 
 
 def call(name: str, **arguments: Any) -> dict[str, str]:
-    """A tool call as a message's text: the template of the recorded model, SmolLM2, has no place for another form."""
-    told = json.dumps({"name": name, "arguments": arguments})
-    return {"role": "assistant", "content": f"<tool_call>\n{told}\n</tool_call>"}
+    """Return a tool call as text: the template of the recorded model, SmolLM2, has no place for another form."""
+    text = json.dumps({"name": name, "arguments": arguments})
+    return {"role": "assistant", "content": f"<tool_call>\n{text}\n</tool_call>"}
 
 
 def result(text: str) -> dict[str, str]:
-    """What a tool answered."""
+    """Return a tool's message."""
     return {"role": "tool", "content": text, "tool_call_id": "example"}
 
 
 def user(text: str) -> dict[str, str]:
-    """What the user said."""
+    """Return a user's message."""
     return {"role": "user", "content": text}
 
 
-def said(text: str) -> dict[str, str]:
-    """What the model said."""
+def answer(text: str) -> dict[str, str]:
+    """Return a model's message."""
     return {"role": "assistant", "content": text}
 
 
-#: Conversations that stand before the question: so small a model calls tools only where it has seen it done.
+#: Conversations before the question: so small a model calls tools only after examples.
 EXAMPLES: dict[str, list[dict[str, str]]] = {
     "weather": [
         user("What is the weather in Rome?"),
         call("get_weather", city="Rome"),
         result("The weather in Rome is sunny."),
-        said("It is sunny in Rome."),
+        answer("It is sunny in Rome."),
         user("Do I need a coat in Reykjavík?"),
         call("get_weather", city="Reykjavík"),
         result("The weather in Reykjavík is snowy."),
-        said("Yes, take a coat: it is snowy in Reykjavík."),
+        answer("Yes, take a coat: it is snowy in Reykjavík."),
         user("How is the weather at the moment in Tokyo?"),
         call("get_weather", city="Tokyo"),
         result("The weather in Tokyo is rainy."),
-        said("It is rainy in Tokyo."),
+        answer("It is rainy in Tokyo."),
     ],
     "counter": [
         user("add 5 then get the count"),
@@ -55,7 +55,7 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
         result('{"success": true}'),
         call("get_counter_value"),
         result('{"count": 12}'),
-        said("The count is 12."),
+        answer("The count is 12."),
         user("add 3 then add -8 then get the count"),
         call("increment_counter", count=3),
         result('{"success": true}'),
@@ -63,16 +63,16 @@ EXAMPLES: dict[str, list[dict[str, str]]] = {
         result('{"success": true}'),
         call("get_counter_value"),
         result('{"count": 7}'),
-        said("The count is 7."),
+        answer("The count is 7."),
     ],
 }
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Choose an environment's tasks: evenly spread, because neighbours in its file are of one kind, and no prompt twice.
+    """Return an environment's tasks: evenly spread, because neighbours in its file are alike, and no prompt twice.
 
     Args:
-        name: the environment's.
+        name: the environment's name.
     """
     prompts = {}
     for line in (FOLDER / name / "data" / "train.jsonl").read_text("utf-8").splitlines():

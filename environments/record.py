@@ -1,6 +1,6 @@
-"""Records what SmolLM2 answers to the tasks of `demo.jsonl`. Run: make record
+"""Record SmolLM2's answers to the tasks of `demo.jsonl`. Run: make record
 
-The run's file is `out/smollm2.jsonl`: a run that was stopped goes on. What is kept of it stands in `*/data/smollm2.jsonl`.
+The run's file is `out/smollm2.jsonl`: an interrupted run is resumed. Its extract goes to `*/data/smollm2.jsonl`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ ENVIRONMENTS = Path(__file__).parent
 TASKS = ENVIRONMENTS / "demo.jsonl"
 OUT = ENVIRONMENTS.parent / "out" / "smollm2.jsonl"
 
-#: Nothing of the machine and of when it was: what `replay` and `branches` read, and how each rollout ended.
+#: Fields that `replay` and `branches` read, and each rollout's outcome; none tells of machine or time.
 FIELDS = ("task_id", "environment", "model_name", "status", "stop", "reward", "metrics", "turns", "tool_calls", "messages")
 CALL_FIELDS = ("call", "kind", "finish", "input_tokens", "output_tokens", "message", "tokens")
 
-#: float32, so that another implementation can score the logprobs alike.
+#: float32, for logprobs that another implementation reproduces.
 OPTIONS = (
     *("--gpu", "none", "--tool-parser", "hermes", "--engine", "dtype=float32"),
     *("--engine", "max_model_len=4096", "--engine", "max_num_seqs=64"),
@@ -31,16 +31,16 @@ OPTIONS = (
 
 
 def run() -> None:
-    """Roll the tasks out."""
+    """Roll out the tasks."""
     folder = make()
-    # From the model's own folder: a recording names its model, and not where that lay.
+    # Run in the model's parent folder: a recording names its model without the path.
     command = [sys.executable, "-m", "gymq.cli", "run", "weather", "--data", str(TASKS), "--model", f"vllm:{folder.name}"]
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
     subprocess.run([*command, *OPTIONS, "--out", str(OUT)], cwd=folder.parent, env=environment, check=True)
 
 
 def kept(rollout: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a rollout.
+    """Return the extract of a rollout.
 
     Args:
         rollout: its record.
@@ -52,7 +52,7 @@ def kept(rollout: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Record, and write each environment's file, in the order of the tasks."""
+    """Roll out, and write each environment's file in the order of the tasks."""
     run()
     order = [json.loads(line)["id"] for line in TASKS.read_text("utf-8").splitlines()]
     rollouts = [kept(json.loads(line)) for line in OUT.read_text("utf-8").splitlines()]

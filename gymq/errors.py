@@ -1,7 +1,7 @@
-"""Every error that gymq raises or records, in one place.
+"""Every error that gymq raises or records.
 
-Two families. `GymqError` is raised to a person: its text is one line that says what, where and what to do.
-`Fault` is recorded in a rollout: it says why a call or a rollout did not end well, and who is to blame.
+Two families: a `GymqError` is raised to a person, and its text is one line with subject, place and remedy; a `Fault` is
+recorded in a rollout, and its kind names the cause of a call's or rollout's bad end.
 """
 
 from __future__ import annotations
@@ -13,51 +13,50 @@ import msgspec
 FaultKind = Literal[
     "agent",  # the agent's code raised
     "environment",  # an environment's open, tool, respond or close raised
-    "verifier",  # verify raised, or gave something that is no reward
-    "model",  # the model endpoint refused, or answered nonsense
+    "verifier",  # verify raised, or returned no valid reward
+    "model",  # the model endpoint refused the request, or its answer cannot be read
     "model_unavailable",  # the endpoint could not be reached, or its retry budget is spent
     "context_overflow",  # the prompt does not fit the model: a clean truncation, not a failure
     "replay_miss",  # a recorded model has no answer to this exact prompt
-    "unavailable",  # a service that an environment or a verifier needs does not answer
+    "unavailable",  # a service of an environment or a verifier does not answer
     "timeout",  # a call took longer than it may
     "killed",  # an isolated call's process died: exit, signal
-    "memory",  # an isolated call asked for more memory than it may have
-    "poison",  # a call killed its process again and again, though it ran alone; it is a dead letter now
-    "result_too_large",  # a tool or hook gave more than a result may have
+    "memory",  # an isolated call exceeded its memory limit
+    "poison",  # a call killed its process even in quarantine, and is a dead letter now
+    "result_too_large",  # a tool's or hook's result exceeds the limit
     "task",  # the task's data cannot be rolled out
     "internal",  # a defect of gymq itself: please report it
-    "cancelled",  # somebody cancelled it
-    "stale",  # its tokens are of a policy version that is too old to be used
+    "cancelled",  # the run or rollout was cancelled
+    "stale",  # its tokens are of too old a policy version
 ]
 
 #: Faults after which the conversation so far is kept, scored and reported as `truncated`.
 TRUNCATING: frozenset[str] = frozenset({"context_overflow"})
 
-#: Faults of what stands around a rollout: they may pass, and its calls are sent again on the budget for them. All others
-#: are the data's: what was asked is at fault, and asking again would most often do the same.
+#: Faults of the services around a rollout: they may pass, and a retry budget covers them. All other faults are the
+#: request's own: a retry would most often end the same way.
 INFRASTRUCTURE: frozenset[str] = frozenset({"model_unavailable", "unavailable"})
 
-#: Calls whose time-out is a service's. Elsewhere it is the environment's own code that took too long.
+#: Kinds of calls whose time-out is a service's; of other kinds it is the environment's own code that took too long.
 SERVICES: frozenset[str] = frozenset({"generate", "ask"})
 
-
-#: What msgspec raises for bytes that are not what they must be: of a wrong shape, no UTF-8, or nested too deeply.
+#: Errors of msgspec for bytes of a wrong shape, of invalid UTF-8, or nested too deeply.
 UNREADABLE: tuple[type[Exception], ...] = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):
-    """Why a call or a rollout did not end well.
+    """The cause of a call's or rollout's bad end.
 
     Args:
         kind: one of `FaultKind`.
-        message: one line for a person; holds no secrets.
+        message: one line for a person, without secrets.
     """
 
     kind: str
     message: str
 
     def passes(self, call: str) -> bool:
-        """Whether it may pass by itself.
+        """Return whether the fault may pass by itself.
 
         Args:
             call: the kind of the call that ended with it.
@@ -66,9 +65,10 @@ class Fault(msgspec.Struct, array_like=True, frozen=True):
 
 
 class GymqError(Exception):
-    """Base of all errors that a user can meet; `exit_code` is what the command line ends with."""
+    """Base of the errors that a user can meet."""
 
-    exit_code = 1
+    #: The exit code of a command that ends with the error.
+    exit_code: int = 1
 
 
 class UsageError(GymqError):
@@ -84,7 +84,7 @@ class DataError(GymqError):
 
 
 class UnknownName(UsageError):
-    """No environment, agent, backend or run of that name."""
+    """No environment, agent, backend or run has that name."""
 
 
 class ServerUnreachable(GymqError):
@@ -94,7 +94,7 @@ class ServerUnreachable(GymqError):
 
 
 class RunClosed(GymqError):
-    """The run takes no more rows: it was closed, cancelled or removed."""
+    """The run was closed, cancelled or removed, and takes no more rows."""
 
 
 class SinkBusy(GymqError):
@@ -104,7 +104,7 @@ class SinkBusy(GymqError):
 
 
 class CallError(GymqError):
-    """A call ended with a fault; workers turn it into the reply.
+    """A call's end with a fault, which a worker turns into the reply.
 
     Args:
         kind: one of `FaultKind`.
@@ -117,26 +117,29 @@ class CallError(GymqError):
 
 
 class ToolError(GymqError):
-    """Raised by a tool to tell the model that its call failed; the text goes back to the model."""
+    """Raised by a tool whose call fails; the model receives the text as the call's result.
+
+    raise ToolError(f"There is no city {city!r}.")
+    """
 
 
 class Unavailable(GymqError):
-    """Raised by a hook or tool to say that a service does not answer: the call is sent again later."""
+    """Raised by a hook or tool when a service does not answer; the call is sent again later, on the retry budget."""
 
 
 class TaskError(GymqError):
-    """Raised by an environment's hook to say that this task's data cannot be rolled out."""
+    """Raised by an environment's hook when the task's data cannot be rolled out; the rollout fails with kind `task`."""
 
 
-#: Characters of a text of others that a fault repeats.
+#: Characters of quoted text in a fault.
 MAX_QUOTE = 300
 
 
 def one_line(text: str) -> str:
-    """Text of others for a fault: one line that every terminal and every encoding bears, and not too long.
+    """Return text as one bounded line that every terminal and every encoding can show.
 
     Args:
-        text: any text; what a server sent may hold lone surrogates and control characters.
+        text: any text; a server's may hold lone surrogates and control characters.
     """
     line = " ".join(text[: 20 * MAX_QUOTE].split())
     line = "".join(c if c.isprintable() else "?" for c in line[: MAX_QUOTE + 1])

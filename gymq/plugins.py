@@ -1,6 +1,6 @@
-"""Environments, agents, backends, producers and sinks by name, from the entry points of installed packages.
+"""The registry: environments, agents, backends, producers and sinks by name, from entry points of installed packages.
 
-This is the only way in: nothing is ever imported because a message named it as a module.
+Entry points are the only way in: a message can choose among installed names, and never names a module to import.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ ROLES = "gymq.roles"
 
 @cache
 def points(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by name, not yet imported."""
+    """Return the entry points of a group by name, not yet imported."""
     return {point.name: point for point in entry_points(group=group)}
 
 
 @cache
 def load(group: str, name: str) -> Any:
-    """Import what a name stands for.
+    """Import the object that a name stands for.
+
+    Args:
+        group: the entry points' group, such as `ENVIRONMENTS`.
+        name: the entry point's name.
 
     Raises:
-        UnknownName: nothing of that name is installed.
-        UsageError: its module cannot be imported.
+        UnknownName: no installed package has an entry point of that name.
+        UsageError: the module cannot be imported.
     """
     noun = group.removeprefix("gymq.").removesuffix("s")
     point = points(group).get(name)
@@ -46,12 +50,13 @@ def load(group: str, name: str) -> Any:
     try:
         return point.load()
     except Exception as error:
-        raise UsageError(f"{noun} {name!r} ({point.value}) cannot be imported: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{noun} {name!r} ({point.value}) cannot be imported: {reason}") from error
 
 
 @cache
 def environment(name: str) -> Environment:
-    """The one instance of an environment in this process.
+    """Return the one instance of an environment in this process.
 
     Raises:
         UnknownName, UsageError: as `load`.
@@ -61,7 +66,7 @@ def environment(name: str) -> Environment:
 
 @cache
 def agent(name: str) -> Agent:
-    """The one instance of an agent in this process.
+    """Return the one instance of an agent in this process.
 
     Raises:
         UnknownName, UsageError: as `load`.

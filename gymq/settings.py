@@ -1,31 +1,30 @@
-"""What a process must know before it can do anything: where Redis is, and the few times that all processes share."""
+"""The settings of a process: the address of Redis, and the times that all processes share."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from gymq.errors import UsageError
 
-#: The environment variables that set the fields below.
+#: The prefix of the environment variables that set the fields of `Settings`.
 PREFIX = "GYMQ_"
 
-
-#: Seconds.
+#: Seconds of a day.
 DAY = 24 * 3600
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Settings of one process; each field is read from the variable `GYMQ_<FIELD>`.
+    """The settings of one process; each field is read from the variable `GYMQ_<FIELD>`.
 
     Args:
-        redis_url: the servers, a shard each; `gymq/store/topology.py` lists the forms.
-        broker_url: Celery's broker, one server; "": that of the first shard.
+        redis_url: the addresses of the servers, one per shard; `gymq/store/topology.py` lists the forms.
+        broker_url: the address of Celery's broker, one server; "": the first shard.
         liveness: seconds after which a silent worker counts as dead; the same for all workers.
-        ttl: seconds for which what is left of a run is kept after it is done.
-        shard: the shard that these are for; set by `at`, not by the environment.
+        ttl: seconds for which the remains of a finished run are kept.
+        shard: the shard that the settings are for; set by `at`, never by the environment.
     """
 
     redis_url: str = "redis://127.0.0.1:6379/0"
@@ -35,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True):
     shard: int = 0
 
     def at(self, shard: int) -> Settings:
-        """The same settings for what works on one shard.
+        """Return the same settings for one shard.
 
         Args:
             shard: its number.
@@ -43,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, shard=shard)
 
     def environment(self) -> dict[str, str]:
-        """The variables by which a child process gets the same settings; they may hold passwords."""
+        """Return the variables that give a child process the same settings; they may hold passwords."""
         return {
             f"{PREFIX}REDIS_URL": self.redis_url,
             f"{PREFIX}BROKER_URL": self.broker_url,
@@ -52,20 +51,20 @@ class Settings(msgspec.Struct, frozen=True):
         }
 
     @classmethod
-    def from_environment(cls, **given: Any) -> Settings:
-        """Read the settings from the environment; what is given and not None comes first.
+    def from_environment(cls, **overrides: object) -> Settings:
+        """Read the settings from the environment.
+
+        Args:
+            overrides: values by field that take precedence; None: none.
 
         Raises:
             UsageError: a variable is not of its field's type.
         """
-        values: dict[str, Any] = {}
-        for field in set(cls.__struct_fields__) - {"shard"}:
-            text = os.environ.get(PREFIX + field.upper())
-            if text:
-                values[field] = text
-        values |= {key: value for key, value in given.items() if value is not None}
+        variables = {field: os.environ.get(PREFIX + field.upper()) for field in cls.__struct_fields__ if field != "shard"}
+        values: dict[str, object] = {field: text for field, text in variables.items() if text}
+        values |= {field: value for field, value in overrides.items() if value is not None}
         try:
             return msgspec.convert(values, cls, strict=False)
         except msgspec.ValidationError as error:
-            said, _, field = str(error).replace("`", "").partition(" - at $.")
-            raise UsageError(f"{PREFIX}{field.upper()}: {said}; correct the variable, or unset it") from None
+            reason, _, field = str(error).replace("`", "").partition(" - at $.")
+            raise UsageError(f"{PREFIX}{field.upper()}: {reason}; correct the variable, or unset it") from None

@@ -1,4 +1,4 @@
-"""Arrow tables, as rows of JSON."""
+"""Conversion of Arrow tables into rows of JSON."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import msgspec
 
-#: What JSON cannot say becomes text.
+#: Values without a form in JSON become text.
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
-#: Rows decoded at a time: enough to spread the cost of a batch, few enough that rows with images fit in memory.
+#: Rows decoded at once: enough to spread the cost of a batch, few enough that rows with images fit in memory.
 BATCH_ROWS = 256
 
 
 def rows(table: Any, where: str, start: int) -> Iterator[tuple[str, bytes]]:
-    """The rows of an Arrow table or record batch.
+    """Yield the rows of an Arrow table or record batch, each with its place.
 
     Args:
         table: a `pyarrow.Table` or `pyarrow.RecordBatch`.

@@ -1,4 +1,4 @@
-"""Rows from a data set of Hugging Face `datasets` that was saved with `save_to_disk`."""
+"""Producer of rows from a data set that Hugging Face `datasets` saved with `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from . import arrow
 
 
 def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Read rows from a saved data set; its files are mapped, not loaded.
+    """Yield rows from a saved data set; its files are mapped into memory.
 
     Args:
-        source: the folder; of one with several splits, the split's folder inside it.
-        start: the index of the first row wanted.
+        source: the folder; with several splits, the split's folder inside it.
+        start: the index of the first row.
 
     Yields:
-        Where a row stands (`folder:17`, counted from 1) and the row as JSON; images and sounds as their files, in base64.
+        The row's place (`folder:17`, counted from 1) and the row as JSON; images and sounds as their files, in base64.
 
     Raises:
         DataError: the folder is missing, cannot be read, or holds several splits.
@@ -44,16 +44,16 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
         for batch in dataset.skip(start).with_format("arrow").iter(arrow.BATCH_ROWS):
             yield from arrow.rows(batch, source, start)
             start += batch.num_rows
-    except Exception as error:  # what a damaged folder raises is not documented
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{source}: cannot be read ({said}); save it again with save_to_disk") from None
+    except Exception as error:  # the errors of a damaged folder are not documented
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{source}: cannot be read ({reason}); save it again with save_to_disk") from None
 
 
 def _contained(folder: Path) -> None:
-    """See that the files that the data set names are its own: `datasets` reads whatever stands there, wherever it lies."""
+    """Check that the data set names only files inside its folder: `datasets` would read any other, too."""
     try:
-        named = [str(file["filename"]) for file in json.loads((folder / "state.json").read_bytes())["_data_files"]]
-        outside = [name for name in named if not (folder / name).resolve().is_relative_to(folder.resolve())]
+        names = [str(file["filename"]) for file in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+        outside = [name for name in names if not (folder / name).resolve().is_relative_to(folder.resolve())]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{folder}: its state.json cannot be read; save it again with save_to_disk") from None
     if outside:

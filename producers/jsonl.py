@@ -1,4 +1,4 @@
-"""Rows from JSON Lines: one JSON object per line, plain or gzipped."""
+"""Producer of rows from JSON Lines: one JSON object per line, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import IO
 from gymq.errors import DataError
 from gymq.ingest.source import regular
 
-#: Bytes of one line. A row may hold images; a line beyond this is a file of another kind, and must not fill the memory.
+#: Bytes of one line: enough for a row with images. A longer line is a file of another kind, and must not fill the memory.
 MAX_LINE = 256 * 2**20
 
 _BOM = b"\xef\xbb\xbf"
-#: What files begin with, whatever they are called.
+#: First bytes of files, whatever their names.
 _GZIP = b"\x1f\x8b"
 _OTHERS = {
     b"PAR1": "Parquet",
@@ -29,14 +29,14 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Read rows from a file, line by line; empty lines do not count.
+    """Yield rows from a file, line by line; empty lines do not count.
 
     Args:
         source: the path of a `.jsonl`, `.json` or `.jsonl.gz` file.
-        start: the index of the first row wanted.
+        start: the index of the first row.
 
     Yields:
-        Where a row stands (`rows.jsonl:17`) and its line.
+        The row's place (`rows.jsonl:17`) and its line.
 
     Raises:
         DataError: the file is missing, cannot be read, or is not JSON Lines.

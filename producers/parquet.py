@@ -1,4 +1,4 @@
-"""Rows from a Parquet file."""
+"""Producer of rows from a Parquet file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from . import arrow
 
 
 def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Read rows from a Parquet file, batch by batch.
+    """Yield rows from a Parquet file, batch by batch.
 
     Args:
         source: the file's path.
-        start: the index of the first row wanted; row groups before it are not read.
+        start: the index of the first row; row groups before it are not read.
 
     Yields:
-        Where a row stands (`rows.parquet:17`, counted from 1) and the row as JSON.
+        The row's place (`rows.parquet:17`, counted from 1) and the row as JSON.
 
     Raises:
         DataError: the file is missing, cannot be read, or is not Parquet.
@@ -40,6 +40,6 @@ def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
                 first += batch.num_rows
     except DataError:
         raise
-    except Exception as error:  # what a damaged file raises is not documented
-        said = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
-        raise DataError(f"{source}: {said}; name a Parquet file that can be read") from None
+    except Exception as error:  # the errors of a damaged file are not documented
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+        raise DataError(f"{source}: {reason}; name a Parquet file that can be read") from None

@@ -1,4 +1,4 @@
-"""Rows that Reasoning Gym makes: questions of a kind, as many as wanted, each with what it takes to score an answer."""
+"""Producer of Reasoning Gym's rows: questions of a kind in any number, each with the data that score an answer."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import msgspec
 
 from gymq.errors import DataError, UsageError
 
-#: The seed where a source names none. It is fixed: rows must come out the same when a run is taken up again.
+#: The seed of a source without one: fixed, since a run that is resumed must get the same rows.
 SEED = 42
 
 _WORDS = {"True": True, "False": False, "None": None}
 
 
 def read(source: str, start: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Make rows, one when it is asked for.
+    """Yield rows, each made on demand.
 
     Args:
         source: the data set's name and parameters, such as `chain_sum?size=500&seed=42`.
-        start: the index of the first row wanted.
+        start: the index of the first row.
 
     Yields:
-        Where a row stands (`reasoning_gym:chain_sum?size=500:17`) and the row: `prompt`, `entry` and `environment`.
+        The row's place (`reasoning_gym:chain_sum?size=500:17`) and the row: `prompt`, `entry` and `environment`.
 
     Raises:
-        UsageError: there is no such data set or parameter, or reasoning-gym is not installed.
-        DataError: Reasoning Gym could not make a row.
+        UsageError: the data set or a parameter does not exist, or reasoning-gym is not installed.
+        DataError: Reasoning Gym fails to make a row.
     """
     source = source.removeprefix("reasoning_gym:")
     where = f"reasoning_gym:{source}"
     dataset = _dataset(source, where)
     for index in range(start, len(dataset)):
         try:
-            made = dataset[index]
-            entry = {field: made.get(field) for field in ("question", "answer", "metadata")}
+            question = dataset[index]
+            entry = {field: question.get(field) for field in ("question", "answer", "metadata")}
             row = {"prompt": entry["question"], "entry": entry, "environment": "reasoning_gym"}
             yield f"{where}:{index + 1}", msgspec.json.encode(row, enc_hook=_plain)
-        except Exception as error:  # the data sets are many hands' code
+        except Exception as error:  # the generators document no errors
             raise DataError(f"{where}:{index + 1}: {type(error).__name__}: {error}; try another seed or parameters") from None
 
 
@@ -52,21 +52,21 @@ def _dataset(source: str, where: str) -> Any:
     name, _, query = source.partition("?")
     if name not in DATASETS:
         raise UsageError(f"{where}: Reasoning Gym has no {name!r}; it has {', '.join(sorted(DATASETS))}")
-    given = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
+    parameters = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
     for key in ("size", "seed"):
-        if type(given.get(key, 0)) is not int:
-            raise UsageError(f"{where}: {key} is {str(given[key])[:60]!r}; give a whole number")
+        if type(parameters.get(key, 0)) is not int:
+            raise UsageError(f"{where}: {key} is {str(parameters[key])[:60]!r}; give a whole number")
     fields = {field.name for field in dataclasses.fields(DATASETS[name][1])}
-    unknown = sorted(given.keys() - fields)
+    unknown = sorted(parameters.keys() - fields)
     if unknown:
         raise UsageError(f"{where}: {name} has no parameter {unknown[0]!r}; it has {', '.join(sorted(fields))}")
     try:
-        return create_dataset(name, **{"seed": SEED, **given})
+        return create_dataset(name, **{"seed": SEED, **parameters})
     except Exception as error:
         raise UsageError(f"{where}: {type(error).__name__}: {error}; correct the parameters") from None
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     if text in _WORDS:
         return _WORDS[text]
     try:
@@ -76,7 +76,7 @@ def _value(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What numpy and fractions leave in the metadata, as plain values."""
+    """Convert numpy's and fractions' values in the metadata to plain ones."""
     if isinstance(value, str):
         return str(value)
     return value.tolist() if hasattr(value, "tolist") else str(value)

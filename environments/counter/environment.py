@@ -18,7 +18,7 @@ _STEP = re.compile(r"\badd (-?\d+)|\bget the count")
 
 
 class CounterState(msgspec.Struct):
-    """Where the counter stands."""
+    """The counter's value."""
 
     count: int
 
@@ -55,7 +55,7 @@ class Counter(Environment):
         return Score(reward=float(state.count == task["expected_count"]), metrics={"count": float(state.count)})
 
     def policy(self, messages: Conversation) -> Message:
-        """Do all that "add 1 then add 2 then get the count" asks for in one turn, then repeat what the last tool said.
+        """Do all steps of "add 1 then add 2 then get the count" in one turn, then repeat the last tool's result.
 
         Args:
             messages: the conversation.

@@ -10,12 +10,12 @@ from gymq.api.environment import Environment, Opening, Response, Score
 from gymq.wire.message import Conversation, Message
 from gymq.wire.task import Task
 
-#: A whole number, no part of another. One of more digits is no guess: Python refuses to read thousands of them.
+#: A whole number that is no part of another. Python refuses to read thousands of digits, so long ones are no guess.
 _NUMBER = re.compile(r"(?<![0-9])(?<![0-9]\.)-?[0-9]{1,18}(?!\.?[0-9])")
 
 
 class GuessState(msgspec.Struct):
-    """How a game stands: the secret number, its range, the guesses allowed and made, whether the secret was found."""
+    """A game's state: the secret number, its range, the guesses allowed and made, and whether the secret was found."""
 
     secret: int
     low: int
@@ -63,7 +63,7 @@ class GuessNumber(Environment):
         return Score(reward=1.0 - cost, rewards={"found": 1.0, "guesses": -cost}, metrics=metrics)
 
     def policy(self, messages: Conversation, task: Task) -> Message:
-        """Halve the range that the answers so far have left.
+        """Guess the middle of the remaining range.
 
         Args:
             messages: the conversation.

@@ -21,7 +21,7 @@ class MultipleChoice(Environment):
 
         Args:
             task: the row.
-            messages: the conversation; what the assistant wrote after the task's own messages is read as one text.
+            messages: the conversation; the assistant's messages after the task's own are read as one text.
         """
         mode = task.get("grading_mode") or "strict_single_letter_boxed"
         if mode not in MODES:

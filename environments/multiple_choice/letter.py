@@ -1,7 +1,7 @@
-"""The letter that a model chose, read from its text by the rules of NeMo Gym's `mcqa` server (August 2026).
+"""The model's choice of a letter, read from its text by the rules of NeMo Gym's `mcqa` server (August 2026).
 
-Written from that server's documented behaviour and its tests' cases. All text here is the model's, so nothing takes
-more than linear time in it, except an `output_regex`, which is the row's author's.
+Written from that server's documented behaviour and its tests' cases. Every rule takes linear time, since the text is the
+model's; only an `output_regex`, the work of the row's author, may take longer.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ class Options:
         self.letters = {letter for letter, _ in self.texts}
 
     def named(self, text: str) -> str | None:
-        """The option whose text this is, or None."""
+        """Return the option with this text, or None."""
         wanted = _plain(text)
         return next((letter for letter, option in self.texts if option == wanted), None)
 
     def within(self, text: str) -> str | None:
-        """The one option whose text stands in this text; None if none does, or several do."""
+        """Return the one option whose text is part of this text; None for none or several."""
         place = _plain(text)
-        found = {letter for letter, option in self.texts if option and option in place}
-        return found.pop() if len(found) == 1 else None
+        letters = {letter for letter, option in self.texts if option and option in place}
+        return letters.pop() if len(letters) == 1 else None
 
 
 def by_regex(text: str, patterns: str | list[str], options: Options) -> str | None:
     """Read the letter by the row's own patterns, the first that finds one; each counts where it matches last.
 
     Args:
-        text: what the model wrote.
-        patterns: one pattern or several, matched whatever the case; one that is no pattern finds nothing.
-        options: the question's options; a letter that is none of them is taken nevertheless.
+        text: the model's text.
+        patterns: one pattern or several, case-insensitive; an invalid one finds nothing.
+        options: the question's options; a letter outside them counts too.
     """
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
@@ -105,8 +105,8 @@ def answer_colon(text: str, options: Options) -> str | None:
 
 def answer_colon_markdown(text: str, options: Options) -> str | None:
     """Read what follows the last `**Answer**:` that names one letter; a list of letters names none."""
-    for found in reversed(_MARKDOWN_ANSWER.findall(text)):
-        candidate = found.translate(_LOCAL).strip().strip("*_` \t\n\r.,;:")
+    for answer in reversed(_MARKDOWN_ANSWER.findall(text)):
+        candidate = answer.translate(_LOCAL).strip().strip("*_` \t\n\r.,;:")
         letter = _one_letter(candidate)
         if letter in options.letters and not _is_list(candidate, options):
             return letter
@@ -123,12 +123,12 @@ MODES: dict[str, Callable[[str, Options], str | None]] = {
 
 
 def _plain(text: str) -> str:
-    """Lower case, one space between words."""
+    """Return text in lower case, with one space between words."""
     return " ".join(text.lower().split())
 
 
 def _box(text: str) -> str | None:
-    """What stands in the last box, by its matching brace; None without a box or without the brace."""
+    """Return the content of the last box, up to its matching brace; None without a box or without the brace."""
     start = text.rfind(_BOX)
     if start < 0:
         return None
@@ -142,14 +142,14 @@ def _box(text: str) -> str | None:
 
 
 def _unwrap(text: str) -> str:
-    r"""Take \text{} away, as often as it stands around the whole."""
+    r"""Remove every \text{} around the whole text."""
     while text.startswith(_TEXT) and text.endswith("}"):
         text = text[len(_TEXT) : -1].strip()
     return text
 
 
 def _one_letter(text: str) -> str | None:
-    """The letter that an answer begins with, else its last capital that stands alone."""
+    """Return the letter at an answer's beginning, else its last single capital."""
     if len(text) == 1:
         return text.upper()
     if match := _FIRST.match(text):
@@ -159,9 +159,9 @@ def _one_letter(text: str) -> str | None:
 
 
 def _is_list(text: str, options: Options) -> bool:
-    """Whether two different options are named one beside the other, as `A/B` or `A and B`."""
-    found = [match for match in _SINGLE.finditer(text) if match[0].upper() in options.letters]
+    """Return whether a text names two different options side by side, as `A/B` or `A and B`."""
+    letters = [match for match in _SINGLE.finditer(text) if match[0].upper() in options.letters]
     return any(
         left[0].upper() != right[0].upper() and _BETWEEN.fullmatch(text, left.end(), right.start())
-        for left, right in pairwise(found)
+        for left, right in pairwise(letters)
     )

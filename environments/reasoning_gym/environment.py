@@ -1,4 +1,4 @@
-"""Procedural reasoning tasks of the package reasoning-gym, scored by that package on any worker from the row alone."""
+"""Reasoning tasks of the package reasoning-gym, which scores answers on any worker from the row alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.S)
 
 
 class ReasoningGym(Environment):
-    """Puzzles of more than a hundred generators. A row holds the whole entry: question, answer and metadata."""
+    """Answer puzzles of more than a hundred generators. A row holds the whole entry: question, answer and metadata."""
 
     name = "reasoning_gym"
 
     # Some scorers hand the model's text to sympy, which evaluates it and may never come back.
     @hook(isolated=True, timeout=30)
     def verify(self, task: Task, messages: Conversation) -> Score:
-        """Give what the entry's generator gives for the answer, from 0 to 1.
+        """Give the score of the entry's generator for the answer, from 0 to 1.
 
         Args:
             task: the row.
@@ -34,10 +34,10 @@ class ReasoningGym(Environment):
             UsageError: the package reasoning-gym is not installed.
         """
         entry = _entry(task)
-        said = messages.last_of("assistant")
-        found, tagged = answers(said.text if said else "")
+        answer = messages.last_of("assistant")
+        candidates, tagged = answers(answer.text if answer else "")
         score = scorer(entry["metadata"]["source_dataset"])
-        return Score(reward=max(_score(score, answer, entry) for answer in found), metrics={"tagged": float(tagged)})
+        return Score(reward=max(_score(score, text, entry) for text in candidates), metrics={"tagged": float(tagged)})
 
     def policy(self, task: Task) -> Message:
         """Answer two questions in three rightly and the others not at all; a task's id decides which.
@@ -51,10 +51,10 @@ class ReasoningGym(Environment):
 
 
 def answers(text: str) -> tuple[list[str], bool]:
-    """What may be the answer in a text, and whether it stood in `<answer>` tags.
+    """Return the candidates for the answer in a text, and whether they stood in `<answer>` tags.
 
     Args:
-        text: what the model wrote. The last tags count; without tags the whole text and its last line do.
+        text: the model's text. The last tags count; without tags the whole text and its last line do.
     """
     tagged = _ANSWER.findall(text)
     if tagged:
@@ -65,7 +65,7 @@ def answers(text: str) -> tuple[list[str], bool]:
 
 @cache
 def scorer(dataset: str) -> Callable[..., float]:
-    """The scoring function of a generator; its making may read word lists, so it is kept.
+    """Return the scoring function of a generator, cached because making it may read word lists.
 
     Args:
         dataset: the generator's name.
@@ -81,7 +81,7 @@ def scorer(dataset: str) -> Callable[..., float]:
 
 
 def _entry(task: Task) -> dict[str, Any]:
-    """The row's entry: the field `entry`, or fields of the row itself, as NeMo Gym writes them."""
+    """Return the row's entry: the field `entry`, or NeMo Gym's fields of the row itself."""
     return task.get("entry") or {key: task[key] for key in ("question", "answer", "metadata")}
 
 
@@ -89,7 +89,7 @@ def _score(score: Callable[..., float], answer: str, entry: dict[str, Any]) -> f
     try:
         return float(score(answer, entry))
     except Exception:
-        # Some scorers raise at text that they cannot read, which is a wrong answer. But one that raises at the entry's
-        # own answer too is at fault itself, or the row is: then there is no reward.
+        # Some scorers raise at text that they cannot read: a wrong answer. A scorer that raises at the entry's own answer,
+        # too, is itself at fault, or the row is: no reward.
         score(entry["answer"], entry)
         return 0.0

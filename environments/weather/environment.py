@@ -34,16 +34,16 @@ class Weather(Environment):
         return f"The weather in {city} is {_SKIES[sky]}."
 
     async def verify(self, messages: Conversation) -> Score:
-        """Give every rollout 1.0, as NeMo Gym does, and say whether the tool was called.
+        """Give every rollout 1.0, as NeMo Gym does, and count the tool's use.
 
         Args:
-            messages: the conversation; no message is decoded, as this is on the path that benchmarks measure.
+            messages: the conversation; no message is decoded, since benchmarks measure this path.
         """
         called = any(_CALL in turn for turn in messages.encoded)
         return Score(reward=1.0, metrics={"called_tool": float(called)})
 
     def policy(self, messages: Conversation) -> Message:
-        """Look up the city of the last user message, then repeat what the tool said.
+        """Look up the city of the last user message, then repeat the tool's result.
 
         Args:
             messages: the conversation.

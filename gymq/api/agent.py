@@ -1,20 +1,21 @@
-"""What a person writes to make an agent: a pure function from the conversation to the next action."""
+"""The interface of agents: a pure function from the conversation to the next action."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
+from gymq.wire.json_types import Content, JsonObject
 from gymq.wire.message import Conversation, Message
 
 
 class Generate(msgspec.Struct, frozen=True):
-    """Ask the model for the next message."""
+    """Action: ask the model for the next message."""
 
 
 class CallTool(msgspec.Struct, frozen=True):
-    """Call a tool of the environment.
+    """Action, alone or in a list: call a tool of the environment.
 
     Args:
         name: the tool's name.
@@ -28,15 +29,15 @@ class CallTool(msgspec.Struct, frozen=True):
 
 
 class Respond(msgspec.Struct, frozen=True):
-    """Let the environment speak."""
+    """Action: let the environment speak, by its hook `respond`."""
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """End the conversation and have it scored.
+    """Action: end the conversation and have it scored.
 
     Args:
-        truncated: True: it was cut short, not ended.
-        reason: why, when it was cut short.
+        truncated: True: the conversation was cut short before its end.
+        reason: the cause of the cut, for the rollout's record.
     """
 
     truncated: bool = False
@@ -44,7 +45,11 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class Extend(msgspec.Struct, frozen=True):
-    """Append messages of the agent's own, then ask it again."""
+    """Action: append messages, then ask the agent again.
+
+    Args:
+        messages: the messages, which count as part of the conversation.
+    """
 
     messages: list[Message]
 
@@ -53,44 +58,51 @@ Action = Generate | list[CallTool] | Respond | Finish | Extend
 
 
 class View(msgspec.Struct):
-    """What an agent sees.
+    """The conversation as an agent sees it.
 
     Args:
         messages: the conversation so far.
-        turns: how many times the model has answered.
-        finish: how the model's newest answer ended (`stop`, `tool_calls`, `length`, `content_filter`), or "".
+        turns: the number of the model's answers.
+        finish: the end of the model's newest answer (`stop`, `tool_calls`, `length`, `content_filter`), or "".
         responds: True: the environment speaks between turns.
-        tools: the tools that are declared, as chat-completions tools.
+        tools: the declared tools, as chat-completions tools.
     """
 
     messages: Conversation
     turns: int
     finish: str
     responds: bool
-    tools: list[dict[str, Any]]
+    tools: list[JsonObject]
 
 
 class Agent:
-    """Base of all agents. Holds no state: the same conversation always gives the same action.
+    """Base of all agents: stateless, so that the same conversation always leads to the same action.
 
-    A subclass sets `name` and defines `act`.
+    A subclass sets `name` and defines `act`, and is registered as an entry point of the group `gymq.agents`.
+
+        class OneQuestion(Agent):
+            name = "one_question"
+
+            def act(self, view: View) -> Action:
+                return Generate() if view.turns == 0 else Finish()
     """
 
+    #: The name by which runs choose this agent.
     name: ClassVar[str] = ""
 
-    #: Whether the model is told of the tools in the request; an agent that reads calls from plain text says False.
+    #: Whether requests declare the tools to the model; False for an agent that reads calls from plain text.
     declares_tools: ClassVar[bool] = True
 
     def act(self, view: View) -> Action:
-        """Decide what comes next.
+        """Return the next action.
 
         Args:
-            view: the conversation and what is known of it.
+            view: the conversation and its circumstances.
         """
         raise NotImplementedError(f"agent {type(self).__name__} defines no act(view)")
 
-    def observe(self, call: CallTool, content: str | list[dict[str, Any]]) -> Message:
-        """Turn a tool's result into a message.
+    def observe(self, call: CallTool, content: Content) -> Message:
+        """Return the message that shows a tool's result to the model.
 
         Args:
             call: the call.

@@ -1,10 +1,9 @@
-"""What a person writes to make an environment: a class with tools and a verifier.
+"""The interface of environments: a class with tools, hooks and a verifier.
 
-Any hook may be `async def` (it then runs on the worker's loop and must not block) or `def` (it runs in a thread).
-Hooks and tools ask for what they need by parameter name: `task` (a `Task`), `messages` (a `Conversation`) and
-`state` (this rollout's state), and `session` (its live object, see `Environment`). A tool's other parameters are the model's
-arguments. A `verify` or `respond` that returned an
-`Ask` is called again with the model's `answer` (a `Message`) and its own `note`, both None at first.
+A hook or tool is `async def` (it runs on the worker's loop and must not block) or `def` (it runs in a thread). It receives
+what its parameters name: `task` (a `Task`), `messages` (a `Conversation`), `state` (this rollout's state) and `session`
+(its live object, see `Environment`). A tool's other parameters are the model's arguments. A `verify` or `respond` that
+returned an `Ask` is called again with the model's `answer` (a `Message`) and its own `note`; both are None at first.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ import msgspec
 
 from gymq.api.tools import ASKED, INJECTED, Tool, build_tool, wanted
 from gymq.errors import UsageError
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Message
 
-#: Seconds that a tool, a hook or a verifier may take unless it says otherwise.
+#: Seconds that a tool, a hook or a verifier may take by default.
 DEFAULT_TIMEOUT = 60.0
 
-#: Methods that gymq itself calls.
+#: Methods that gymq calls and no model may.
 HOOKS = frozenset({"open", "respond", "verify", "close", "session", "policy"})
 
 #: Hooks that may ask a model.
@@ -32,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Opening(msgspec.Struct):
-    """How a rollout begins, as `open` returns it.
+    """The beginning of a rollout, as `open` returns it.
 
     Args:
         state: the initial state, an instance of the environment's `State`.
@@ -42,15 +42,15 @@ class Opening(msgspec.Struct):
 
     state: Any = None
     messages: list[Message] = []
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JsonObject] | None = None
 
 
 class Response(msgspec.Struct):
-    """What an environment says between turns, as `respond` returns it.
+    """The environment's words between turns, as `respond` returns them.
 
     Args:
-        messages: what it says; a plain string returned by `respond` stands for one user message.
-        done: True: the conversation is over, after these messages.
+        messages: the messages; a plain string returned by `respond` stands for one user message.
+        done: True: the conversation ends after these messages.
     """
 
     messages: list[Message] = []
@@ -58,18 +58,18 @@ class Response(msgspec.Struct):
 
 
 class Ask(msgspec.Struct):
-    """What `verify` or `respond` returns to ask a model first; gymq asks it, then calls the hook again.
+    """A question to a model, as `verify` or `respond` returns it; gymq asks it, then calls the hook again.
 
     Args:
         messages: the prompt; the rollout's own messages are not added.
-        note: handed back to the hook beside the answer; anything that msgpack can hold.
+        note: handed back to the hook beside the answer; any value that msgpack can hold.
         sampling: sampling parameters of this request, under chat-completions names.
         model: the SPEC of a model that a worker serves; None: the run's judge.
     """
 
     messages: list[Message]
     note: Any = None
-    sampling: dict[str, Any] = {}
+    sampling: JsonObject = {}
     model: str | None = None
 
 
@@ -77,10 +77,10 @@ class Score(msgspec.Struct):
     """A verifier's verdict.
 
     Args:
-        reward: a number; None: unavailable, with the reason in `reason`.
+        reward: a finite number; None: no reward can be given, for the cause in `reason`.
         rewards: the reward's components by name.
         metrics: other numbers by name.
-        reason: why there is no reward.
+        reason: the cause of a missing reward.
     """
 
     reward: float | None = None
@@ -90,7 +90,13 @@ class Score(msgspec.Struct):
 
 
 class HookSpec(msgspec.Struct, frozen=True):
-    """How a hook is to be called; see `hook` for the flags; `session`: it asks for the live session."""
+    """A hook as agents know it.
+
+    Args:
+        present: whether the environment defines it.
+        isolated, timeout: see `hook`.
+        session: whether it asks for the live session.
+    """
 
     present: bool = False
     isolated: bool = False
@@ -99,10 +105,17 @@ class HookSpec(msgspec.Struct, frozen=True):
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
-    """What agents must know of a tool; see `tool` for the flags; `session`: it asks for the live session."""
+    """A tool as agents know it.
+
+    Args:
+        name: the tool's name.
+        schema: its declaration as a chat-completions tool.
+        read_only, isolated, once, timeout: see `tool`.
+        session: whether it asks for the live session.
+    """
 
     name: str
-    schema: dict[str, Any]
+    schema: JsonObject
     read_only: bool = False
     isolated: bool = False
     once: bool = False
@@ -111,7 +124,7 @@ class ToolSpec(msgspec.Struct, frozen=True):
 
 
 class EnvironmentSpec(msgspec.Struct, frozen=True):
-    """What agents must know of an environment, so that they need not import it; stands in the run's record."""
+    """An environment as agents know it without importing it; part of the run's record."""
 
     name: str
     tools: list[ToolSpec] = []
@@ -125,10 +138,13 @@ class EnvironmentSpec(msgspec.Struct, frozen=True):
 def tool(
     *, read_only: bool = False, isolated: bool = False, once: bool = False, timeout: float = DEFAULT_TIMEOUT
 ) -> Callable[[F], F]:
-    """Make a method a tool that the model can call.
+    """Make a method a tool that the model can call; its schema comes from type hints and docstring.
+
+        @tool(read_only=True)
+        async def get_weather(self, city: str) -> str: ...
 
     Args:
-        read_only: it does not change the rollout's state: it may run beside other read-only calls of a turn.
+        read_only: it leaves the rollout's state as it is, and may run beside other read-only calls of a turn.
         isolated: it may hang, crash or eat memory: it runs in an executor process that can be killed.
         once: it must not be run twice, whatever dies: after a death its outcome is reported as unknown.
         timeout: seconds it may take.
@@ -142,7 +158,12 @@ def tool(
 
 
 def hook(*, isolated: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Callable[[F], F]:
-    """Say how `open`, `respond`, `verify`, `close` or `session` is to be run: isolated in an executor, seconds it may take."""
+    """Set how `open`, `respond`, `verify`, `close` or `session` runs.
+
+    Args:
+        isolated: it runs in an executor process that can be killed.
+        timeout: seconds it may take.
+    """
 
     def mark(function: F) -> F:
         function.__gymq_hook__ = dict(isolated=isolated, timeout=timeout)  # type: ignore[attr-defined]
@@ -152,36 +173,55 @@ def hook(*, isolated: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Callabl
 
 
 class Environment:
-    """Base of all environments. One instance serves many rollouts at once: what belongs to one rollout is in its state.
+    """Base of all environments. One instance serves many rollouts at once: data of one rollout belongs in its state.
 
     A subclass sets `name`, may set `State` (a `msgspec.Struct`), and defines any of these, each optional:
-    `open(self, task) -> Opening`, tools, `respond(self, messages, ...) -> str | Response | Ask`,
-    `verify(self, task, messages, ...) -> float | Score | Ask | None`, `close(self, state, ...)`,
-    `session(self, task, state) -> Any`, which makes the rollout's live object (a simulator, a browser) from its task and state
-    for those that name a parameter `session`, and `policy(self, messages, task) -> Message`, which plays the model for demos
-    and tests (model `scripted`). `sessions` says how many live objects one worker keeps while nobody uses them.
+
+    * tools, marked by `@tool`,
+    * `open(self, task) -> Opening`,
+    * `respond(self, messages, ...) -> str | Response | Ask`: the environment speaks between turns,
+    * `verify(self, task, messages, ...) -> float | Score | Ask | None`: the reward,
+    * `close(self, state, ...)`: runs after the rollout's end,
+    * `session(self, task, state) -> Any`: makes the rollout's live object (a simulator, a browser) from its task and state,
+      for hooks and tools with a parameter `session`,
+    * `policy(self, messages, task) -> Message`: plays the model for demos and tests (model `scripted`).
+
+    It is registered as an entry point of the group `gymq.environments`.
+
+        class Echo(Environment):
+            name = "echo"
+
+            async def verify(self, task: Task, messages: Conversation) -> float:
+                return float(messages.last.text == task["word"])
     """
 
+    #: The name by which tasks and runs choose this environment.
     name: ClassVar[str] = ""
+
+    #: The type of a rollout's state; None: rollouts have none.
     State: ClassVar[type[msgspec.Struct] | None] = None
+
+    #: The tools by name; collected from the methods that `@tool` marks.
     tools: ClassVar[dict[str, Tool]] = {}
+
+    #: Live sessions that one worker keeps while they are idle.
     sessions: ClassVar[int] = 256
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        found = dict(cls.tools)
+        tools = dict(cls.tools)
         for attribute, value in vars(cls).items():
             flags = getattr(value, "__gymq_tool__", None)
             if flags is not None:
                 if attribute in HOOKS:
                     raise UsageError(f"{cls.__name__}.{attribute} is a hook and cannot be a tool: no model may call it")
-                found[attribute] = build_tool(attribute, value, flags)
-        cls.tools = found
+                tools[attribute] = build_tool(attribute, value, flags)
+        cls.tools = tools
         cls._check_session()
 
     @classmethod
     def spec(cls) -> EnvironmentSpec:
-        """Describe this environment to agents."""
+        """Return the description that agents work from."""
         return EnvironmentSpec(
             name=cls.name,
             tools=[ToolSpec(name=t.name, schema=t.schema, session="session" in t.wants, **t.flags) for t in cls.tools.values()],
@@ -195,7 +235,7 @@ class Environment:
     @classmethod
     @cache
     def wants(cls, hook: str) -> frozenset[str]:
-        """What a hook asks for by its parameters: `task`, `messages`, `state`, `answer`, `note`; nothing if it is not there."""
+        """Return the injected parameters of a hook: `task`, `messages`, `state`, `answer`, `note`; empty without the hook."""
         function = getattr(cls, hook, None)
         if function is None:
             return frozenset()
@@ -213,12 +253,12 @@ class Environment:
 
     @classmethod
     def _check_session(cls) -> None:
-        """Refuse who asks for a session where there can be none.
+        """Refuse a parameter `session` where no session can be.
 
         Raises:
-            UsageError: it is isolated, and the session lives in another process; or there is no session to ask for.
+            UsageError: the method is isolated, in another process than the session; or the class defines no `session`.
         """
-        isolated = {name: one.flags["isolated"] for name, one in cls.tools.items() if "session" in one.wants}
+        isolated = {name: tool.flags["isolated"] for name, tool in cls.tools.items() if "session" in tool.wants}
         for name in sorted(HOOKS - {"policy", "session"}):
             function = getattr(cls, name, None)
             if function is not None and "session" in wanted(function):

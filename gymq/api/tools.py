@@ -1,4 +1,4 @@
-"""Tools: methods whose JSON schema, validation and call come from their signature and docstring."""
+"""Tools: methods whose JSON schema and validation come from their signature and docstring."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import sys
 import textwrap
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import pydantic
 
 from gymq.errors import ToolError, UsageError
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import FUNCTION_NAME
 
-#: Parameters that the worker fills in; the model never sees them.
+#: Parameters that the worker fills in and no model sees.
 INJECTED = frozenset({"self", "task", "messages", "state", "session"})
 
-#: Further ones of hooks that may ask a model; a tool's `answer` is the model's argument.
+#: Further injected parameters of hooks that may ask a model; of a tool, `answer` is the model's argument.
 ASKED = frozenset({"answer", "note"})
 
 #: Google style. A parser of all styles (docstring-parser) would keep examples and warnings from the model, and refuse a
@@ -28,21 +29,30 @@ _ARGS_HEADER = re.compile(r"^\s*(?:Args|Arguments|Parameters):[^\S\n]*$", re.M)
 _ARG_LINE = re.compile(r"(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
 
+class ToolFlags(TypedDict, total=False):
+    """The flags of `gymq.tool`."""
+
+    read_only: bool
+    isolated: bool
+    once: bool
+    timeout: float
+
+
 class Tool:
     """One tool of an environment.
 
     Args:
-        name: what the model calls it.
+        name: its name for the model.
         schema: its declaration as a chat-completions tool.
         flags: `read_only`, `isolated`, `once`, `timeout`.
-        wants: the injected parameters that it asks for.
+        wants: its injected parameters.
         model: the pydantic model of its arguments.
     """
 
     __slots__ = ("flags", "model", "name", "schema", "wants")
 
     def __init__(
-        self, name: str, schema: dict[str, Any], flags: dict[str, Any], wants: frozenset[str], model: type[pydantic.BaseModel]
+        self, name: str, schema: JsonObject, flags: ToolFlags, wants: frozenset[str], model: type[pydantic.BaseModel]
     ) -> None:
         self.name = name
         self.schema = schema
@@ -50,8 +60,8 @@ class Tool:
         self.wants = wants
         self.model = model
 
-    def arguments(self, text: str) -> dict[str, Any]:
-        """Parse and check the model's arguments.
+    def arguments(self, text: str) -> dict[str, object]:
+        """Return the model's arguments, parsed and checked.
 
         Args:
             text: a JSON object, as the model wrote it; empty text counts as `{}`.
@@ -62,25 +72,35 @@ class Tool:
         try:
             checked = self.model.model_validate_json(text or "{}")
         except pydantic.ValidationError as error:
-            raise ToolError(f"Invalid arguments for {self.name}: {_say(error)}") from None
+            raise ToolError(f"Invalid arguments for {self.name}: {_problems(error)}") from None
         return {field.alias or name: getattr(checked, name) for name, field in self.model.model_fields.items()}
 
 
-def wanted(function: Callable[..., Any], injected: frozenset[str] = INJECTED) -> frozenset[str]:
-    """Which injected parameters a hook or tool asks for."""
+def wanted(function: Callable[..., object], injected: frozenset[str] = INJECTED) -> frozenset[str]:
+    """Return the injected parameters that a hook or tool names.
+
+    Args:
+        function: the hook or tool.
+        injected: the names to look for.
+    """
     return frozenset(inspect.signature(function).parameters) & injected - {"self"}
 
 
-def build_tool(name: str, function: Callable[..., Any], flags: dict[str, Any]) -> Tool:
+def build_tool(name: str, function: Callable[..., object], flags: ToolFlags) -> Tool:
     """Make a tool from a method.
 
+    Args:
+        name: the tool's name.
+        function: the method.
+        flags: its flags.
+
     Raises:
-        UsageError: the name cannot be a tool's, or a parameter has no type.
+        UsageError: the name does not fit a tool, or a parameter has no type.
     """
     if not FUNCTION_NAME.fullmatch(name):
         raise UsageError(f"tool {name!r}: a tool's name has 1 to 64 letters, digits, '_' or '-'")
     summary, described = _split_docstring(function)
-    # Injected parameters keep their annotations: they may name what exists only when the class does, or for type checkers.
+    # Only the other parameters' hints are resolved: those of injected ones may name what only type checkers see.
     own = {name: hint for name, hint in function.__annotations__.items() if name not in INJECTED | {"return"}}
     hints = get_type_hints(SimpleNamespace(__annotations__=own), vars(sys.modules[function.__module__]), include_extras=True)
     fields: dict[str, Any] = {}
@@ -121,8 +141,8 @@ def _split_docstring(function: Callable[..., object]) -> tuple[str, dict[str, st
     return description.strip(), described
 
 
-def _say(error: pydantic.ValidationError) -> str:
-    """One line for the model: each problem with its place."""
+def _problems(error: pydantic.ValidationError) -> str:
+    """Return one line for the model: each problem with its place."""
     problems = []
     for item in error.errors(include_url=False, include_context=False)[:5]:
         place = ".".join(str(part) for part in item["loc"])

@@ -1,7 +1,8 @@
-"""Messages and Responses items of a row, turned into chat-completions messages.
+"""Conversion of a row's messages and Responses items into chat-completions messages.
 
 One list may hold both: chat messages (with `tool_calls`, `tool_call_id`) and the items of OpenAI's Responses API
-(`message`, `function_call`, `function_call_output`, `reasoning`). What only OpenAI's own servers can continue is refused.
+(`message`, `function_call`, `function_call_output`, `reasoning`). Items that only OpenAI's own servers can continue are
+refused.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any
 import msgspec
 
 from gymq.errors import DataError
+from gymq.wire.json_types import Content, JsonObject
 from gymq.wire.message import Function, Message, ToolCall
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-#: Levels of nesting. Python gives up near 1000 frames, less what the caller uses; a row must be safe in every worker.
+#: Levels of nesting of a row. Python's recursion ends near 1000 frames, and a row must be safe in every worker.
 MAX_DEPTH = 200
 
 _TEXT = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
@@ -23,17 +25,17 @@ _PARTS = "text, image_url, video_url, audio_url, input_audio, file, refusal, inp
 
 
 class Part(msgspec.Struct):
-    """One content part, of either API; every field but `type` belongs to some types only."""
+    """One content part of either API; every field but `type` belongs to some types only."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
     detail: str | None = None
-    image_url: str | dict[str, Any] | None = None
-    video_url: str | dict[str, Any] | None = None
-    audio_url: str | dict[str, Any] | None = None
-    input_audio: dict[str, Any] | None = None
-    file: dict[str, Any] | None = None
+    image_url: str | JsonObject | None = None
+    video_url: str | JsonObject | None = None
+    audio_url: str | JsonObject | None = None
+    input_audio: JsonObject | None = None
+    file: JsonObject | None = None
     file_id: str | None = None
     file_data: str | None = None
     filename: str | None = None
@@ -43,7 +45,7 @@ class FunctionCallBody(msgspec.Struct):
     """The function of a chat message's tool call; data sets also write the arguments as an object."""
 
     name: str
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | JsonObject | None = None
 
 
 class FunctionCallItem(msgspec.Struct):
@@ -65,16 +67,21 @@ class Item(msgspec.Struct):
     reasoning: str | None = None
     reasoning_content: str | None = None
     call_id: str | None = None
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | JsonObject | None = None
     output: Any = None
     summary: list[Part] | None = None
 
 
-def too_deep(value: Any, text: bytes) -> bool:
-    """Whether decoded JSON is nested deeper than `MAX_DEPTH`; `text` is what it was decoded from."""
+def too_deep(value: object, text: bytes) -> bool:
+    """Return whether decoded JSON is nested deeper than `MAX_DEPTH`.
+
+    Args:
+        value: the decoded JSON.
+        text: its encoded form.
+    """
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return False
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inner = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
         level = [child for child in inner if isinstance(child, (dict, list))]
@@ -83,16 +90,16 @@ def too_deep(value: Any, text: bytes) -> bool:
     return True
 
 
-def check(value: Any, type: Any, at: str) -> Any:
-    """Convert decoded JSON to a typed struct.
+def check(value: object, type: Any, at: str) -> Any:
+    """Convert decoded JSON to a type.
 
     Args:
         value: decoded JSON.
-        type: what it must be.
-        at: where the value stands in the row, for the error.
+        type: the type.
+        at: the value's place in the row, for the error.
 
     Raises:
-        DataError: it is of another type.
+        DataError: the value does not fit the type.
     """
     try:
         return msgspec.convert(value, type)
@@ -106,11 +113,11 @@ def to_messages(items: list[Item], at: str) -> list[Message]:
     """Turn a row's messages or items into chat-completions messages.
 
     Args:
-        items: what stands in the row.
-        at: the field they stand in, for errors.
+        items: the messages or items.
+        at: their field in the row, for errors.
 
     Raises:
-        DataError: an item is malformed, or cannot be said in chat completions.
+        DataError: an item is malformed, or has no form in chat completions.
     """
     thread = _Thread()
     for index, item in enumerate(items):
@@ -120,7 +127,7 @@ def to_messages(items: list[Item], at: str) -> list[Message]:
 
 
 class _Thread:
-    """The messages so far, the reasoning that still waits for its message, and the tools that calls named."""
+    """The messages so far, the reasoning that waits for its message, and the tool names by call id."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -148,7 +155,7 @@ class _Thread:
             )
 
     def end(self) -> None:
-        """Reasoning that nothing followed was a turn in which the model said nothing else."""
+        """Append an empty answer for reasoning at the end: the model said nothing else in that turn."""
         if self.reasoning:
             self._append(Message("assistant", ""))
 
@@ -170,11 +177,11 @@ class _Thread:
         else:
             self._append(Message(role, content))
 
-    def _assistant(self, content: str | list[dict[str, Any]] | None, calls: list[ToolCall], opens: bool = False) -> None:
+    def _assistant(self, content: Content | None, calls: list[ToolCall], opens: bool = False) -> None:
         self.tools.update({call.id: call.function.name for call in calls})
         last = self.messages[-1] if self.messages else None
-        # Chat completions want the answers right behind the message that holds the calls. So calls join the assistant's
-        # message before them, and text that follows calls which nobody has answered yet joins theirs.
+        # Chat completions want the results right behind the message that holds the calls. So calls join the assistant's
+        # message before them, and text behind calls without results joins the message of these calls.
         if last is None or last.role != "assistant" or (opens and not last.tool_calls):
             if content is None and not calls:
                 content = ""
@@ -185,7 +192,7 @@ class _Thread:
         last.reasoning = "\n".join([*([last.reasoning] if last.reasoning else []), *self.reasoning]) or None
         self.reasoning = []
 
-    def _tool(self, call: str, name: str | None, content: str | list[dict[str, Any]]) -> None:
+    def _tool(self, call: str, name: str | None, content: Content) -> None:
         self._append(Message("tool", content, tool_call_id=call, name=name or self.tools.get(call)))
 
     def _append(self, message: Message) -> None:
@@ -204,17 +211,17 @@ def _need(value: str | None, at: str, field: str) -> str:
     return value
 
 
-def _call(id: str, name: str, arguments: str | dict[str, Any] | None) -> ToolCall:
+def _call(id: str, name: str, arguments: str | JsonObject | None) -> ToolCall:
     if not isinstance(arguments, str):
         arguments = msgspec.json.encode(arguments or {}).decode()
     return ToolCall(id, Function(name, arguments))
 
 
-def _output(value: Any, at: str) -> str | list[dict[str, Any]]:
+def _output(value: object, at: str) -> Content:
     return _content(check(value, str | list[Part] | None, at), "tool", at) or ""
 
 
-def _join(first: str | list[dict[str, Any]] | None, second: str | list[dict[str, Any]] | None) -> Any:
+def _join(first: Content | None, second: Content | None) -> Content | None:
     if not first or not second:
         return first or second
     if isinstance(first, str) and isinstance(second, str):
@@ -223,7 +230,7 @@ def _join(first: str | list[dict[str, Any]] | None, second: str | list[dict[str,
     return parts[0] + parts[1]
 
 
-def _content(content: str | list[Part] | None, role: str, at: str) -> str | list[dict[str, Any]] | None:
+def _content(content: str | list[Part] | None, role: str, at: str) -> Content | None:
     if content is None or isinstance(content, str):
         return content
     parts = [_part(part, f"{at}[{index}]") for index, part in enumerate(content)]
@@ -234,7 +241,7 @@ def _content(content: str | list[Part] | None, role: str, at: str) -> str | list
     return parts
 
 
-def _part(part: Part, at: str) -> dict[str, Any]:
+def _part(part: Part, at: str) -> JsonObject:
     kind = part.type
     if kind in _TEXT:
         return {"type": "text", "text": _need(part.text, at, "text")}
@@ -252,12 +259,12 @@ def _part(part: Part, at: str) -> dict[str, Any]:
     if kind == "file" and part.file is not None:
         return {"type": "file", "file": part.file}
     if kind == "input_file" and (part.file_data or part.file_id):
-        given = {"file_data": part.file_data, "file_id": part.file_id, "filename": part.filename}
-        return {"type": "file", "file": {name: value for name, value in given.items() if value is not None}}
+        file = {"file_data": part.file_data, "file_id": part.file_id, "filename": part.filename}
+        return {"type": "file", "file": {name: value for name, value in file.items() if value is not None}}
     raise DataError(f"{at} is a {kind[:60]!r} part that cannot be sent to a model; use one of {_PARTS}, with its data")
 
 
-def _url(value: str | dict[str, Any] | None, at: str, field: str) -> dict[str, Any]:
+def _url(value: str | JsonObject | None, at: str, field: str) -> JsonObject:
     if isinstance(value, str):
         return {"url": value}
     if value is None or not isinstance(value.get("url"), str):

@@ -1,6 +1,6 @@
-"""`responses_create_params` of NeMo Gym's rows: what each field becomes in chat completions.
+"""Conversion of `responses_create_params`, in NeMo Gym's rows, into chat-completions parameters.
 
-A field is passed to the model under its chat-completions name, kept in the task's fields, or refused. docs/tasks.md has
+Each field is passed to the model under its chat-completions name, kept in the task's fields, or refused. docs/tasks.md has
 the table.
 """
 
@@ -13,9 +13,10 @@ import msgspec
 from gymq.errors import DataError
 from gymq.ingest.chat_items import MAX_DEPTH, Item, check, too_deep
 from gymq.ingest.sampling import Sampling, check_sampling
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import FUNCTION_NAME
 
-#: What passes under its own name: fields of both APIs, of chat completions alone, and vLLM's.
+#: Fields that pass under their own names: those of both APIs, of chat completions alone, and of vLLM.
 _PASSED = frozenset(
     {
         *("temperature", "top_p", "user", "service_tier", "store", "safety_identifier", "prompt_cache_key"),
@@ -25,7 +26,7 @@ _PASSED = frozenset(
     }
 )
 
-#: Fields that `Params` turns into something else, or that mean nothing when they say the default.
+#: Fields that are converted or refused.
 _TURNED = frozenset(
     {
         *("input", "instructions", "tools", "max_output_tokens", "metadata", "parallel_tool_calls", "reasoning", "text"),
@@ -40,18 +41,18 @@ _AUDIO = ("audio_data", "audio_path", "audio_paths")
 
 
 class Reasoning(msgspec.Struct):
-    """How much the model shall think."""
+    """The extent of the model's reasoning."""
 
     effort: str | None = None
 
 
 class Format(msgspec.Struct):
-    """The form that the answer's text shall have."""
+    """The form of the answer's text."""
 
     type: str | None = None
     name: str | None = None
     description: str | None = None
-    schema: dict[str, Any] | None = None
+    schema: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -66,23 +67,23 @@ class FunctionTool(msgspec.Struct):
     """A tool of the Responses API (flat) or of chat completions (under `function`)."""
 
     type: str | None = None
-    function: dict[str, Any] | None = None
+    function: JsonObject | None = None
     name: str | None = None
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
 class Declared(msgspec.Struct):
-    """What stands under `function` of a chat-completions tool; other fields are passed as they are."""
+    """The checked fields under `function` of a chat-completions tool; other fields are passed unchecked."""
 
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
 class Params(msgspec.Struct):
-    """The fields of `responses_create_params` whose form gymq must know; null counts as absent."""
+    """The checked fields of `responses_create_params`; null counts as absent."""
 
     input: str | list[Item] | None = None
     instructions: str | None = None
@@ -92,7 +93,7 @@ class Params(msgspec.Struct):
     max_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=_INT32)] | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=_INT32)] | None = None
     parallel_tool_calls: bool | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | JsonObject | None = None
     metadata: dict[str, str] | None = None
     reasoning: Reasoning | None = None
     text: Text | None = None
@@ -106,20 +107,20 @@ class Params(msgspec.Struct):
     conversation: Any = None
 
 
-def to_sampling(params: Params, given: dict[str, Any], at: str) -> dict[str, Any]:
-    """Turn the sampling fields into chat-completions parameters.
+def to_sampling(params: Params, row_params: JsonObject, at: str) -> JsonObject:
+    """Convert the sampling fields to chat-completions parameters.
 
     Args:
         params: the checked fields.
-        given: all fields, as decoded.
-        at: what to call them in errors.
+        row_params: all fields, as decoded.
+        at: their place in the row, for errors.
 
     Raises:
-        DataError: a field asks for what chat completions cannot do.
+        DataError: a field has no equivalent in chat completions.
     """
     _refuse(params, at)
     sampling = _metadata(params.metadata, at)
-    passed = {name: value for name, value in given.items() if name in _PASSED and value is not None}
+    passed = {name: value for name, value in row_params.items() if name in _PASSED and value is not None}
     check(passed, Sampling, at)
     sampling |= passed
     if params.max_output_tokens is not None:
@@ -133,7 +134,7 @@ def to_sampling(params: Params, given: dict[str, Any], at: str) -> dict[str, Any
             sampling |= _response_format(params.text.format, f"{at}.text.format")
         if params.text.verbosity is not None:
             sampling["verbosity"] = params.text.verbosity
-    # The defaults are left out, as is everything about tools where there are none: servers refuse these fields without tools.
+    # Servers refuse these fields without tools, so defaults are left out, and without tools all of them.
     if params.tools != []:
         if params.parallel_tool_calls is False:
             sampling["parallel_tool_calls"] = False
@@ -142,30 +143,34 @@ def to_sampling(params: Params, given: dict[str, Any], at: str) -> dict[str, Any
     return check_sampling(sampling, f"{at}.metadata.extra_body", slips=False)
 
 
-def leftovers(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields that are not for the model, which the task's fields keep: `model`, `include`, `truncation`, ..."""
+def leftovers(row_params: JsonObject) -> JsonObject:
+    """Return the fields that no request takes and the task keeps: `model`, `include`, `truncation`, ..."""
     return {
-        name: value for name, value in given.items() if value is not None and name not in _TURNED and name not in _PASSED
-    } | _rest_of_reasoning(given.get("reasoning"))
+        name: value for name, value in row_params.items() if value is not None and name not in _TURNED and name not in _PASSED
+    } | _rest_of_reasoning(row_params.get("reasoning"))
 
 
-def to_tools(tools: list[FunctionTool], at: str) -> list[dict[str, Any]]:
-    """Turn tools, of either API, into chat-completions tools.
+def to_tools(tools: list[FunctionTool], at: str) -> list[JsonObject]:
+    """Convert tools of either API to chat-completions tools.
+
+    Args:
+        tools: the tools.
+        at: their place in the row, for errors.
 
     Raises:
-        DataError: a tool is no function, has no name or one that no server takes, or two have the same.
+        DataError: a tool is no function, has no valid name, or has the name of an earlier one.
     """
-    made = [_tool(tool, f"{at}[{index}]") for index, tool in enumerate(tools)]
+    converted = [_tool(tool, f"{at}[{index}]") for index, tool in enumerate(tools)]
     names: set[str] = set()
-    for index, tool in enumerate(made):
+    for index, tool in enumerate(converted):
         name = tool["function"]["name"]
         if name in names:
             raise DataError(f"{at}[{index}] is a second tool {name!r}; give each its own name")
         names.add(name)
-    return made
+    return converted
 
 
-def _tool(tool: FunctionTool, at: str) -> dict[str, Any]:
+def _tool(tool: FunctionTool, at: str) -> JsonObject:
     if tool.type not in ("function", None):
         raise DataError(
             f"{at} is a {tool.type[:60]!r} tool, which only OpenAI's own servers can run; remove it, or make it a function"
@@ -196,8 +201,8 @@ def _refuse(params: Params, at: str) -> None:
             raise DataError(f"{at}.{name} cannot be true in a rollout; remove it")
 
 
-def _metadata(metadata: dict[str, str] | None, at: str) -> dict[str, Any]:
-    """NeMo Gym lets a row carry request parameters as JSON text in its metadata; the rest goes to the server as it is."""
+def _metadata(metadata: dict[str, str] | None, at: str) -> JsonObject:
+    """Return the request parameters that NeMo Gym lets metadata carry as JSON text; other metadata goes to the server."""
     if not metadata:
         return {}
     at = f"{at}.metadata"
@@ -212,9 +217,9 @@ def _metadata(metadata: dict[str, str] | None, at: str) -> dict[str, Any]:
     return sampling | ({"metadata": rest} if rest else {})
 
 
-def _object(text: str | None, at: str) -> dict[str, Any]:
+def _object(text: str | None, at: str) -> JsonObject:
     try:
-        value = msgspec.json.decode(text, type=dict[str, Any]) if text else {}
+        value = msgspec.json.decode(text, type=JsonObject) if text else {}
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         raise DataError(f"{at} is not the text of a JSON object; write it as one") from None
     if text and too_deep(value, text.encode()):
@@ -222,7 +227,7 @@ def _object(text: str | None, at: str) -> dict[str, Any]:
     return value
 
 
-def _response_format(form: Format, at: str) -> dict[str, Any]:
+def _response_format(form: Format, at: str) -> JsonObject:
     if form.type in (None, "text"):
         return {}
     if form.type == "json_object":
@@ -231,12 +236,12 @@ def _response_format(form: Format, at: str) -> dict[str, Any]:
         raise DataError(f"{at}.type is {form.type[:60]!r}; use text, json_object or json_schema")
     if form.name is None or form.schema is None:
         raise DataError(f"{at} has no name or no schema; give both")
-    given = {"name": form.name, "description": form.description, "schema": form.schema, "strict": form.strict}
-    schema = {name: value for name, value in given.items() if value is not None}
+    fields = {"name": form.name, "description": form.description, "schema": form.schema, "strict": form.strict}
+    schema = {name: value for name, value in fields.items() if value is not None}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-def _tool_choice(choice: str | dict[str, Any] | None, at: str) -> Any:
+def _tool_choice(choice: str | JsonObject | None, at: str) -> str | JsonObject:
     if isinstance(choice, str) and choice in ("none", "required"):
         return choice
     if isinstance(choice, dict):
@@ -250,6 +255,6 @@ def _tool_choice(choice: str | dict[str, Any] | None, at: str) -> Any:
     raise DataError(f"{at} cannot be asked of a model; use auto, none, required, a function or allowed_tools")
 
 
-def _rest_of_reasoning(reasoning: Any) -> dict[str, Any]:
+def _rest_of_reasoning(reasoning: JsonObject | None) -> JsonObject:
     rest = {name: value for name, value in (reasoning or {}).items() if name != "effort" and value is not None}
     return {"reasoning": rest} if rest else {}

@@ -1,21 +1,21 @@
-"""Prompt templates, which word a prompt from the fields of a row and are kept apart from the data."""
+"""Prompt templates: the wording of a prompt from a row's fields, kept apart from the data."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 import msgspec
 
 from gymq.errors import DataError, UsageError
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Message
 from gymq.yaml_file import load_yaml
 
 
 class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Templates for a row's opening messages, as `str.format` knows them: `{field}` stands for the row's field.
+    """Templates of a row's opening messages, in the syntax of `str.format`: `{field}` stands for the row's field.
 
     Args:
         user: the user message's template.
@@ -41,7 +41,7 @@ class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         return load_yaml(path, cls, "a prompt file has user: (text) and perhaps system: (text)")
 
-    def messages(self, row: dict[str, Any]) -> list[Message]:
+    def messages(self, row: JsonObject) -> list[Message]:
         """Return the opening messages of a row.
 
         Args:
@@ -56,19 +56,19 @@ class PromptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def _names(template: str) -> tuple[str, ...]:
-    """Return the fields that a template names."""
+    """Return the names of a template's fields, checked."""
     try:
         parsed = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UsageError(f"the template is malformed ({error}); write {{{{ and }}}} for braces") from None
     for name, spec, how in parsed:
-        # Attributes would let a template reach into Python objects; a format from a field would let data decide the format.
+        # Attributes would let a template reach into Python objects, and a nested field would let data choose the format.
         if not name or name.isdigit() or "." in name or "[" in name or "{" in (spec or "") or how not in (None, "r", "s", "a"):
             raise UsageError(f"the template has {{{name}}}; only plain names of fields can stand in braces")
     return tuple(name for name, _, _ in parsed)
 
 
-def _fill(template: str, row: dict[str, Any]) -> str:
+def _fill(template: str, row: JsonObject) -> str:
     for name in _names(template):
         if row.get(name) is None:
             raise DataError(f"has no field {name!r}, which the prompt needs; add it, or change the prompt file")

@@ -1,7 +1,7 @@
-"""Rows: what a producer reads, turned into tasks.
+"""Conversion of a producer's rows into tasks.
 
 A row is a JSON object: one of NeMo Gym's (`responses_create_params`), or a simple one (`prompt` or `messages`).
-docs/tasks.md tells both. Fields that gymq does not know never make a row bad: they are kept for the verifier.
+docs/tasks.md describes both. A field that gymq does not know is kept for the verifier.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 
@@ -18,17 +18,18 @@ from gymq.ingest.chat_items import MAX_DEPTH, Item, check, to_messages, too_deep
 from gymq.ingest.nemo_gym import FunctionTool, Params, leftovers, to_sampling, to_tools
 from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.sampling import check_sampling
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task
 
 #: Characters of a row's id: it becomes part of keys, file names and log lines.
 MAX_ID = 256
 
-#: Bytes of a row. A task lies in Redis until its group has ended and is read by each worker that needs it: images fit,
-#: films do not.
+#: Bytes of a row: enough for images, too few for films. A task stays in Redis until its group has ended, and each worker
+#: of the rollout reads it.
 MAX_ROW = 32 * 2**20
 
-#: Characters of an error line; data quoted in it may be long.
+#: Characters of an error line; quoted data may be long.
 _MAX_LINE = 600
 
 _BOM = b"\xef\xbb\xbf"
@@ -38,19 +39,19 @@ _decoder = msgspec.json.Decoder()
 
 
 def parse_row(
-    row: bytes | dict[str, Any], *, where: str, environment: str, known: Collection[str], prompt: PromptConfig | None = None
+    row: bytes | JsonObject, *, where: str, environment: str, known: Collection[str], prompt: PromptConfig | None = None
 ) -> Task:
-    """Turn a row into a task.
+    """Convert a row to a task.
 
     Args:
-        row: JSON text, or a dict of what JSON can say.
+        row: JSON text, or a dict of JSON values.
         where: the row's place, such as `rows.jsonl:17`, for errors.
         environment: the environment of rows that name none.
-        known: the environments that there are.
-        prompt: words the opening messages of rows that have none.
+        known: the names of the installed environments.
+        prompt: the templates of opening messages, for rows that have none.
 
     Raises:
-        DataError: the row is no JSON object, has nothing to ask, has malformed parts, or names an unknown environment.
+        DataError: the row is no JSON object, has no prompt, has malformed parts, or names an unknown environment.
     """
     try:
         return _task(_load(row), environment, known, prompt)
@@ -66,19 +67,23 @@ def parse_row(
 
 
 class TaskIds:
-    """The ids of one source's rows so far: an id names one row.
+    """The ids of one source's rows so far; an id names one row.
 
-    A hash of each is kept, about 70 bytes; that two ids have the same one is less likely than a broken disk.
+    A hash of each id is kept, about 70 bytes; two ids with the same hash are less likely than a broken disk.
     """
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
     def add(self, task: Task, where: str) -> None:
-        """Note a row's own id, if it has one.
+        """Add a row's own id, if it has one.
+
+        Args:
+            task: the row's task.
+            where: the row's place, for the error.
 
         Raises:
-            DataError: an earlier row has it.
+            DataError: an earlier row has the same id.
         """
         if not task.id:
             return
@@ -93,10 +98,10 @@ def _line(where: str, reason: str) -> str:
     return line if len(line) <= _MAX_LINE else line[: _MAX_LINE - 1] + "…"
 
 
-def _load(row: bytes | dict[str, Any]) -> dict[str, Any]:
+def _load(row: bytes | JsonObject) -> JsonObject:
     if not isinstance(row, (bytes, dict)):
         raise DataError("is not a JSON object; write {...}, one row per line")
-    # A dict goes through JSON too, so that both kinds of rows are checked and normalised in the same way.
+    # A dict goes through JSON too, so that both kinds of rows are checked and normalised alike.
     data = _encoder.encode(row) if isinstance(row, dict) else row.removeprefix(_BOM)
     if len(data) > MAX_ROW:
         raise DataError(f"is larger than {MAX_ROW >> 20} MiB; make it smaller, or let its environment load what is large")
@@ -112,7 +117,7 @@ def _load(row: bytes | dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(data: bytes) -> NoReturn:
-    """Say why a row is not JSON; the fast decoder's own words are short, and sometimes wrong."""
+    """Raise a DataError with the reason why a row is no JSON; the fast decoder's own words are short, and at times wrong."""
 
     def constant(name: str) -> NoReturn:
         raise DataError(f"holds {name}, which is not JSON; write null")
@@ -133,17 +138,17 @@ def _explain(data: bytes) -> NoReturn:
     raise DataError("holds a number that is too large; write it as text")
 
 
-def _task(row: dict[str, Any], environment: str, known: Collection[str], prompt: PromptConfig | None) -> Task:
+def _task(row: JsonObject, environment: str, known: Collection[str], prompt: PromptConfig | None) -> Task:
     name = row.get("environment")
     name = environment if name is None else check(name, str, "environment")
     if name not in known:
         names = ", ".join(sorted(known)) or "none"
         raise DataError(f"unknown environment {name[:60]!r}; use one that is installed: {names}")
-    given = row.get("responses_create_params")
-    if given is None:
+    params = row.get("responses_create_params")
+    if params is None:
         messages, sampling, tools, kept = _simple(row, prompt)
     else:
-        messages, sampling, tools, kept = _nemo(row, check(given, dict[str, Any], "responses_create_params"), prompt)
+        messages, sampling, tools, kept = _nemo(row, check(params, JsonObject, "responses_create_params"), prompt)
     return Task(
         id=_id(row.get("id")),
         environment=name,
@@ -154,10 +159,10 @@ def _task(row: dict[str, Any], environment: str, known: Collection[str], prompt:
     )
 
 
-_Parts = tuple[list[Message], dict[str, Any], list[dict[str, Any]] | None, dict[str, Any]]
+_Parts = tuple[list[Message], JsonObject, list[JsonObject] | None, JsonObject]
 
 
-def _simple(row: dict[str, Any], prompt: PromptConfig | None) -> _Parts:
+def _simple(row: JsonObject, prompt: PromptConfig | None) -> _Parts:
     asked = [field for field in ("prompt", "messages") if row.get(field) is not None]
     if len(asked) > 1:
         raise DataError("has both prompt and messages; keep one of them")
@@ -170,16 +175,16 @@ def _simple(row: dict[str, Any], prompt: PromptConfig | None) -> _Parts:
         messages = _messages(check(row[asked[0]], str | list[Item], asked[0]), asked[0])
     else:
         raise DataError("has neither prompt nor messages nor responses_create_params; give it one, or use a prompt file")
-    sampling = check_sampling(check(row.get("sampling"), dict[str, Any] | None, "sampling") or {}, "sampling")
+    sampling = check_sampling(check(row.get("sampling"), JsonObject | None, "sampling") or {}, "sampling")
     tools = check(row.get("tools"), list[FunctionTool] | None, "tools")
-    ours = ("prompt", "messages", "tools", "sampling", "environment", "responses_create_params")
-    kept = {field: value for field, value in row.items() if field not in ours}
+    read = ("prompt", "messages", "tools", "sampling", "environment", "responses_create_params")
+    kept = {field: value for field, value in row.items() if field not in read}
     return messages, sampling, None if tools is None else to_tools(tools, "tools"), kept
 
 
-def _nemo(row: dict[str, Any], given: dict[str, Any], prompt: PromptConfig | None) -> _Parts:
+def _nemo(row: JsonObject, row_params: JsonObject, prompt: PromptConfig | None) -> _Parts:
     at = "responses_create_params"
-    params: Params = check(given, Params, at)
+    params: Params = check(row_params, Params, at)
     if prompt is not None:
         if params.input:
             raise DataError(f"has {at}.input of its own besides the prompt file; remove it, or use no prompt file")
@@ -191,19 +196,19 @@ def _nemo(row: dict[str, Any], given: dict[str, Any], prompt: PromptConfig | Non
     if params.instructions is not None:
         messages.insert(0, Message("system", params.instructions))
     kept = {field: value for field, value in row.items() if field not in (at, "environment")}
-    rest = leftovers(given)
+    rest = leftovers(row_params)
     if rest:
         kept[at] = rest
     tools = None if params.tools is None else to_tools(params.tools, f"{at}.tools")
-    return messages, to_sampling(params, given, at), tools, kept
+    return messages, to_sampling(params, row_params, at), tools, kept
 
 
 def _messages(asked: str | list[Item], at: str) -> list[Message]:
     return [Message("user", asked)] if isinstance(asked, str) else to_messages(asked, at)
 
 
-def _id(value: Any) -> str:
-    """The row's own id; empty: it has none (or one that is neither text nor a number), and its place will name it."""
+def _id(value: object) -> str:
+    """Return the row's own id, or "": without one (or with one that is neither text nor a number) its place names it."""
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         return ""
     id = str(value)

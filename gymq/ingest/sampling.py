@@ -1,26 +1,27 @@
-"""Sampling parameters, of a run and of a row: what they are called, what they may be, and what is probably a slip.
+"""Sampling parameters of runs and rows: their names and ranges, and likely slips.
 
-A name that no list knows is passed on: servers have parameters of their own. Only where it looks like a known one it is
-refused; who means it writes it into `extra_body`, where names are not looked at.
+An unknown name is passed on, since servers have parameters of their own, unless it resembles a known one. `extra_body`
+takes any name.
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from gymq.errors import DataError
 from gymq.ingest.chat_items import check
 from gymq.ingest.schema import check_schema
+from gymq.wire.json_types import JsonObject
 
-#: What a row or a run may not set, since gymq itself writes it into the request.
+#: Request fields that gymq itself writes, and no row or run may set.
 RESERVED = frozenset(
     {"model", "messages", "input", "prompt", "tools", "functions", "function_call", "stream", "stream_options"}
 )
 
-#: Parameters that servers take under these names and gymq passes as they are: OpenAI's, vLLM's, SGLang's, OpenRouter's.
+#: Parameters of OpenAI, vLLM, SGLang and OpenRouter that are passed unchecked.
 PASSED = frozenset(
     {
         *(
@@ -44,7 +45,7 @@ PASSED = frozenset(
     }
 )
 
-#: Names of other libraries that no likeness would find.
+#: Names in other libraries, too different from ours for the search by likeness.
 _ELSEWHERE = {
     "best_of": "n",
     "max_gen_toks": "max_tokens",
@@ -56,15 +57,16 @@ _ELSEWHERE = {
     "temp": "temperature",
 }
 
-#: How alike two names must be to be taken for one, of 1; `max_new_tokens` and `max_tokens` are 0.83, `top_n` and `top_p` 0.8.
+#: Likeness, from 0 to 1, from which on two names count as one; `max_new_tokens` and `max_tokens` have 0.83, `top_n` and
+#: `top_p` 0.8.
 _ALIKE = 0.8
 
-#: Bounds of numbers whose range servers do not agree on: beyond them, nobody takes them.
+#: Bounds of numbers whose range differs between servers: no server takes more.
 _HUGE, _INT32 = 1e6, 2**31 - 1
 
 
 class Sampling(msgspec.Struct):
-    """The parameters whose form all servers agree on; null counts as absent."""
+    """The parameters that have the same form in all servers; null counts as absent."""
 
     temperature: Annotated[float, msgspec.Meta(ge=0, le=_HUGE)] | None = None
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
@@ -82,52 +84,52 @@ class Sampling(msgspec.Struct):
     presence_penalty: Annotated[float, msgspec.Meta(ge=-_HUGE, le=_HUGE)] | None = None
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=_HUGE)] | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: dict[str, Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    response_format: JsonObject | None = None
+    tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     user: str | None = None
-    metadata: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    extra_body: dict[str, Any] | None = None
+    metadata: JsonObject | None = None
+    chat_template_kwargs: JsonObject | None = None
+    extra_body: JsonObject | None = None
 
 
-#: Every name that is taken as it is.
+#: The known names.
 KNOWN = frozenset(Sampling.__struct_fields__) | PASSED
 
 
-def check_sampling(sampling: dict[str, Any], at: str, slips: bool = True) -> dict[str, Any]:
-    """Check sampling parameters; nulls are dropped, and what stands in `extra_body` stands beside the others afterwards.
+def check_sampling(sampling: JsonObject, at: str, slips: bool = True) -> JsonObject:
+    """Return sampling parameters, checked, without nulls, and with those of `extra_body` beside the others.
 
     Args:
         sampling: the parameters by name.
-        at: what to call them in errors.
-        slips: whether a name that looks like a known one is refused.
+        at: their place, for errors.
+        slips: whether a name that resembles a known one is refused.
 
     Raises:
-        DataError: one is gymq's to set, or of a wrong type, out of its range, or probably misspelt.
+        DataError: a parameter is gymq's to set, of a wrong type, out of its range, or probably misspelt.
     """
     check(sampling, Sampling, at)
-    given = {name: value for name, value in sampling.items() if value is not None}
-    extra = given.pop("extra_body", {})
+    checked = {name: value for name, value in sampling.items() if value is not None}
+    extra = checked.pop("extra_body", {})
     if slips:
-        for name in given:
-            _slip(name, at)
+        for name in checked:
+            _check_spelling(name, at)
     if extra:
         check(extra, Sampling, f"{at}.extra_body")
-        given = {name: value for name, value in extra.items() if value is not None} | given
-    for name in sorted(RESERVED & given.keys()):
+        checked = {name: value for name, value in extra.items() if value is not None} | checked
+    for name in sorted(RESERVED & checked.keys()):
         raise DataError(f"{at}.{name} is not for a row to set; remove it")
-    if given.get("n", 1) != 1:
+    if checked.get("n", 1) != 1:
         raise DataError(f"{at}.n must be 1; for more answers to a task use --samples, which makes groups")
-    if "response_format" in given:
-        _check_format(given["response_format"], f"{at}.response_format")
-    return given
+    if "response_format" in checked:
+        _check_format(checked["response_format"], f"{at}.response_format")
+    return checked
 
 
-def _slip(name: str, at: str) -> None:
-    """Refuse a name that is nearly another one."""
+def _check_spelling(name: str, at: str) -> None:
+    """Refuse an unknown name that resembles a known one."""
     if name in KNOWN or name in RESERVED or name == "n":
         return
     plain = "".join(f"_{char.lower()}" if char.isupper() else char for char in name).replace("-", "_").lstrip("_")
@@ -138,8 +140,8 @@ def _slip(name: str, at: str) -> None:
         )
 
 
-def _check_format(form: dict[str, Any], at: str) -> None:
-    """Check `response_format`; types that gymq does not know are passed."""
+def _check_format(form: JsonObject, at: str) -> None:
+    """Check `response_format`; unknown types pass."""
     kind = form.get("type")
     if not isinstance(kind, str):
         raise DataError(f"{at} has no type; use text, json_object or json_schema")

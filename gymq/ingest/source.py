@@ -1,4 +1,4 @@
-"""Sources: how a person names where tasks come from, which producer reads it, and what it holds."""
+"""Sources: the name of a place with tasks, the producer that reads it, and the fingerprint of its data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from gymq import plugins
 from gymq.errors import DataError, UnknownName, UsageError
+from gymq.wire.json_types import JsonObject
 
-#: What a file's name ends with, and who reads it.
+#: The producers of files, by suffix.
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -21,29 +21,28 @@ SUFFIXES = {
     ".parquet": "parquet",
 }
 
-#: Files by which a folder shows that `datasets` saved it.
+#: Files that mark a folder as saved by `datasets`.
 _SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")
 
+#: Inode, size and mtime (ns) of files at their fingerprint: rows of another state of the file belong to another run.
+_fingerprinted: dict[str, tuple[int, int, int] | None] = {}
 
-#: How files were when their fingerprint was taken: rows of another state of the file are rows of another run.
-_looked_at: dict[str, tuple[int, int, int] | None] = {}
-
-#: Characters of a source that an error repeats.
-_MAX_TOLD = 200
+#: Characters of a source in an error.
+_MAX_QUOTED = 200
 
 
 def open_source(text: str) -> tuple[str, str]:
-    """Pick the producer of a source.
+    """Return the producer of a source.
 
     Args:
-        text: a file, a folder that `datasets` saved, or `producer:source` with an installed producer's name.
+        text: a file, a folder saved by `datasets`, or `producer:source` with an installed producer's name.
 
     Returns:
-        The producer's name, as entry points know it, and the source to give it.
+        The producer's entry-point name, and its source.
 
     Raises:
-        DataError: there is no such file or folder.
-        UsageError: no producer is known to read it.
+        DataError: the file or folder does not exist.
+        UsageError: no producer reads such files.
         UnknownName: the producer is not installed.
     """
     installed = plugins.points(plugins.PRODUCERS)
@@ -55,10 +54,10 @@ def open_source(text: str) -> tuple[str, str]:
     path = Path(text)
     name = _saved(path) or next((name for suffix, name in SUFFIXES.items() if text.lower().endswith(suffix)), None)
     if not os.path.exists(text):
-        told = text if len(text) <= _MAX_TOLD else text[:_MAX_TOLD] + "…"
+        quoted = text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "…"
         if colon and prefix.isidentifier():
-            raise UnknownName(f"{told}: no such file, and no producer {prefix!r}; installed: {', '.join(sorted(installed))}")
-        raise DataError(f"{told}: no such file or folder; check the path")
+            raise UnknownName(f"{quoted}: no such file, and no producer {prefix!r}; installed: {', '.join(sorted(installed))}")
+        raise DataError(f"{quoted}: no such file or folder; check the path")
     if name is None:
         kinds = ", ".join(SUFFIXES)
         raise UsageError(
@@ -71,20 +70,20 @@ def open_source(text: str) -> tuple[str, str]:
 
 
 def _saved(path: Path) -> str | None:
-    # os.path says False where pathlib raises: names that are too long, folders that we may not enter.
-    found = os.path.isdir(path) and any(os.path.exists(path / name) for name in _SAVED)
-    return "datasets" if found else None
+    # os.path returns False where pathlib raises: for names that are too long, and folders without permission.
+    saved = os.path.isdir(path) and any(os.path.exists(path / name) for name in _SAVED)
+    return "datasets" if saved else None
 
 
 def regular(path: str) -> None:
-    """See that a path is a plain file before it is opened: a pipe would be waited for, a device read for ever.
+    """Check before it is opened that a path is a plain file: a pipe would block, and a device never ends.
 
     Args:
-        path: a file that a person named; links are followed.
+        path: the path; links are followed.
 
     Raises:
-        DataError: it is something else.
-        OSError: there is nothing, or it cannot be looked at.
+        DataError: it is a folder, a pipe or a device.
+        OSError: it does not exist or cannot be inspected.
     """
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
@@ -93,8 +92,8 @@ def regular(path: str) -> None:
         raise DataError(f"{path}: is no plain file, and rows are read more than once; write them to a file first")
 
 
-def rows(text: str) -> Iterator[tuple[str, bytes | dict[str, Any]]]:
-    """Read a source's rows, each with its place.
+def rows(text: str) -> Iterator[tuple[str, bytes | JsonObject]]:
+    """Yield a source's rows, each with its place.
 
     Args:
         text: as for `open_source`.
@@ -103,7 +102,7 @@ def rows(text: str) -> Iterator[tuple[str, bytes | dict[str, Any]]]:
         DataError, UsageError, UnknownName: the source cannot be read.
     """
     producer, source = open_source(text)
-    before = _looked_at.get(os.path.abspath(source), _stamp(source))
+    before = _fingerprinted.get(os.path.abspath(source), _stamp(source))
     if _stamp(source) == before:
         yield from plugins.load(plugins.PRODUCERS, producer)(source)
     if _stamp(source) != before:
@@ -111,16 +110,16 @@ def rows(text: str) -> Iterator[tuple[str, bytes | dict[str, Any]]]:
 
 
 def _stamp(source: str) -> tuple[int, int, int] | None:
-    """What tells whether a file was changed; None: it is no file."""
+    """Return inode, size and mtime (ns), which differ once a file was changed; None: it is no file."""
     try:
-        found = os.stat(source)
+        status = os.stat(source)
     except (OSError, ValueError):
         return None
-    return (found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def fingerprint(text: str) -> str:
-    """Tell what a source holds in 16 characters: the same data has the same ones, wherever it lies.
+    """Return a digest of a source's data, 16 characters: the same for the same data, wherever it lies.
 
     Args:
         text: as for `open_source`.
@@ -130,7 +129,7 @@ def fingerprint(text: str) -> str:
     """
     producer, source = open_source(text)
     path = Path(source)
-    _looked_at[os.path.abspath(source)] = _stamp(source)
+    _fingerprinted[os.path.abspath(source)] = _stamp(source)
     digest = hashlib.blake2b(producer.encode(), digest_size=8)
     try:
         if producer in SUFFIXES.values():
@@ -149,6 +148,6 @@ def fingerprint(text: str) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: Any, file: Path) -> None:
+def _add(digest: hashlib.blake2b, file: Path) -> None:
     with file.open("rb") as opened:
         digest.update(hashlib.file_digest(opened, "blake2b").digest())

@@ -1,4 +1,4 @@
-"""Prints the rows of train.jsonl: one to four numbers to add, some of them negative."""
+"""Print the rows of train.jsonl: one to four numbers to add, some of them negative."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COUNT = 100
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Make the rows."""
+    """Yield the rows."""
     choose = random.Random(0)
     for i in range(COUNT):
         start = choose.randint(0, 50)

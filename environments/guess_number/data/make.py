@@ -1,4 +1,4 @@
-"""Prints the rows of train.jsonl: ranges of three sizes, some with fewer guesses than halving needs at worst."""
+"""Print the rows of train.jsonl: ranges of three sizes, some with fewer guesses than halving needs at worst."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GAMES = ((10, 4), (100, 7), (100, 5), (1000, 10))
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Make the rows."""
+    """Yield the rows."""
     choose = random.Random(0)
     for i in range(COUNT):
         size, limit = GAMES[i % len(GAMES)]

@@ -1,4 +1,4 @@
-"""Prints the rows of train.jsonl: capitals, chemical elements and powers, each with four to six options."""
+"""Print the rows of train.jsonl: capitals, chemical elements and powers, each with four to six options."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def questions() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Make the rows."""
+    """Yield the rows."""
     choose = random.Random(0)
     for i, (question, answer, wrong) in enumerate(questions()):
         texts = [answer, *choose.sample(wrong, choose.randint(3, 5))]

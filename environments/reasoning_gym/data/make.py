@@ -1,4 +1,4 @@
-"""Prints the rows of train.jsonl: 15 entries of each of eight generators that need no download."""
+"""Print the rows of train.jsonl: 15 entries of each of eight generators that need no download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 15
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Make the rows."""
+    """Yield the rows."""
     import reasoning_gym
 
     for dataset in DATASETS:

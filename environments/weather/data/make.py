@@ -1,4 +1,4 @@
-"""Prints the rows of train.jsonl: five ways to ask about each of 24 cities."""
+"""Print the rows of train.jsonl: five ways to ask about each of 24 cities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUESTIONS = (
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Make the rows."""
+    """Yield the rows."""
     pairs = [(city, question) for question in QUESTIONS for city in CITIES]
     for i, (city, question) in enumerate(pairs):
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question.format(city)}]
