@@ -114,9 +114,9 @@ def test_status_tells_how_far_runs_are_who_is_alive_and_what_is_missing(cli, ser
     cli("produce", *WEATHER, "--run", "r1", "--consumer", "trainer")
     found = overview(cli, "r1")
     assert [warning.split(",")[0] for warning in found["warnings"]] == [
-        "nobody serves agent",
-        "nobody serves model:scripted",
-        "nobody serves resource:weather",
+        "no worker serves agent",
+        "no worker serves model:scripted",
+        "no worker serves resource:weather",
     ]
     said = cli("status").stdout
     assert "0/120" in said
