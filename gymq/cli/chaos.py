@@ -6,14 +6,18 @@ import asyncio
 import random
 import signal
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gymq.cli.options import redis_options
 from gymq.settings import Settings
 
-_FAULTS = ("kill", "stop")
+if TYPE_CHECKING:
+    from gymq.ops.fault_injection import FaultAction, InjectedFault
+
+#: The faults, as the question to the user words them.
+_FAULTS: tuple[tuple[FaultAction, str], ...] = (("kill", "kill"), ("stop", "stop for a while"))
 
 
 @click.command()
@@ -46,27 +50,28 @@ def chaos(
     """
     from gymq.cli.shards import with_shards
     from gymq.errors import GymqError, UsageError
-    from gymq.ops.fault_injection import FaultInjector, InjectedFault, victims
+    from gymq.ops.fault_injection import FaultInjector
+    from gymq.ops.victims import victims
 
-    kinds: list[Any] = [kind for kind in faults.split(",") if kind]
-    if not kinds or set(kinds) - set(_FAULTS):
-        raise UsageError(f"--faults {faults!r}: use {' or '.join(_FAULTS)}, or both with a comma")
-    found = with_shards(settings, lambda shards: victims(shards, roles))
-    if not found:
+    kinds: list[FaultAction] = [kind for kind, _ in _FAULTS if kind in faults.split(",")]
+    if not kinds or set(filter(None, faults.split(","))) - set(kinds):
+        raise UsageError(f"--faults {faults!r}: use kill or stop, or both with a comma")
+    candidates = with_shards(settings, lambda shards: victims(shards, roles))
+    if not candidates:
         raise GymqError("no worker of this server runs on this machine as this user; `gymq status` shows the workers")
-    for one in found:
-        click.echo(f"{one.role} {one.pid} ({', '.join(one.workers)})")
+    for victim in candidates:
+        click.echo(f"{victim.role} {victim.pid} ({', '.join(victim.workers)})")
     if not yes:
-        what = " and ".join({"kill": "kill", "stop": "stop for a while"}[kind] for kind in kinds)
-        click.confirm(f"{what} these, and those that take their place, every {every:g} s?", abort=True)
+        actions = " and ".join(action for kind, action in _FAULTS if kind in kinds)
+        click.confirm(f"{actions} these, and those that take their place, every {every:g} s?", abort=True)
     seed = random.randrange(1 << 32) if seed is None else seed
     click.echo(f"seed {seed}")
 
     def tell(fault: InjectedFault) -> None:
-        how = f"held {len(fault.held)}"
+        effect = f"held {len(fault.held)}"
         if fault.held and fault.recovered is not None:
-            how += f", all answered {fault.recovered:.1f} s after"
-        click.echo(f"{fault.kind} {fault.role} {fault.pid}: {how}")
+            effect += f", all answered {fault.recovered:.1f} s after"
+        click.echo(f"{fault.kind} {fault.role} {fault.pid}: {effect}")
 
     async def work() -> list[InjectedFault]:
         stop = asyncio.Event()
@@ -80,16 +85,16 @@ def chaos(
     _report(asyncio.run(work()))
 
 
-def _report(faults: list[Any]) -> None:
+def _report(faults: list[InjectedFault]) -> None:
     from gymq.cli.table import make_table, show
 
-    groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[InjectedFault]] = defaultdict(list)
     for fault in faults:
         groups[fault.role, fault.kind].append(fault)
     table = make_table("role", "fault", ">times", ">held", ">median s", ">worst s", ">open")
-    for (role, kind), some in sorted(groups.items()):
-        felt = sorted(fault.recovered for fault in some if fault.held and fault.recovered is not None)
-        median, worst = (f"{felt[len(felt) // 2]:.1f}", f"{felt[-1]:.1f}") if felt else ("-", "-")
-        left = sum(fault.recovered is None for fault in some)
-        table.add_row(role, kind, str(len(some)), str(sum(len(f.held) for f in some)), median, worst, str(left))
+    for (role, kind), group in sorted(groups.items()):
+        delays = sorted(fault.recovered for fault in group if fault.held and fault.recovered is not None)
+        median, worst = (f"{delays[len(delays) // 2]:.1f}", f"{delays[-1]:.1f}") if delays else ("-", "-")
+        unrecovered = sum(fault.recovered is None for fault in group)
+        table.add_row(role, kind, str(len(group)), str(sum(len(f.held) for f in group)), median, worst, str(unrecovered))
     show(table)

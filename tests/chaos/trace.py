@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gymq.ops.fault_injection import name
+from gymq.ops.victims import work_item
 from gymq.store.connection import script
 
 _HANDBACK = sha1(script("handback"), usedforsecurity=False).hexdigest().encode()
@@ -73,7 +73,7 @@ class Trace:
                 if b' lua] "' not in line[:40]:
                     self._worker = _arguments(line)[4].decode() if _HANDBACK in line[:150] else ""
                 elif self._worker and b'"XADD"' in line[:50]:
-                    self._note(self.back, line, name(_arguments(line)[3:]), self._worker)
+                    self._note(self.back, line, work_item(_arguments(line)[3:]), self._worker)
                 elif b':isolated" ' in line[:70] and b'"HSET"' in line[:50]:
                     _, _, call, executor = _arguments(line)
                     self._note(self.begun, line, call.decode(), executor.decode())

@@ -9,7 +9,7 @@ import sys
 import msgspec
 import pytest
 
-from gymq.ops.fault_injection import Victim, held, unanswered, victims
+from gymq.ops.victims import Victim, held, unanswered, victims
 from gymq.store.sharded import Shards
 from gymq.store.worker_registry import WorkerEntry
 from tests.support.rollouts import Workers
