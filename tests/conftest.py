@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 from redis import Redis
@@ -28,6 +29,13 @@ from gymq.store.connection import Connection
 from tests.support.farm import PLUGIN, Farm
 from tests.support.redis_server import leaked_keys, left_by_done_runs, wait_until
 from tests.support.rollouts import linked
+
+#: Examples of each Hypothesis test, in percent of the full number; the same in each run, but for `full`.
+for profile, percent in {"quick": 20, "ci": 50, "full": 100}.items():
+    hypothesis.settings.register_profile(
+        profile, max_examples=percent, derandomize=profile != "full", deadline=None, print_blob=True
+    )
+hypothesis.settings.load_profile(os.environ.get("GYMQ_HYPOTHESIS", "quick"))
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -118,6 +126,13 @@ def spawn() -> Iterator[Spawn]:
         with suppress(psutil.Error):
             if descendant.environ().get(mark[0]) == mark[1]:
                 descendant.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make every heavy test slow as well."""
+    for item in items:
+        if item.get_closest_marker("heavy"):
+            item.add_marker("slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -80,6 +80,7 @@ def test_the_rows_and_files_of_the_docs_are_accepted(tmp_path: Path):
     assert (request.samples, request.all_sampling["top_p"]) == (8, 0.95)
 
 
+@pytest.mark.slow
 def test_the_rows_prices_and_commands_of_the_page_about_models_are_accepted(tmp_path: Path):
     for body in blocks("docs/models.md", "json"):
         for line in body.splitlines():

@@ -20,8 +20,8 @@ ROLLOUTS, SHIPPED = FULL or 100, 200 if FULL else 60
 SEED = int(os.environ.get("GYMQ_CHAOS_SEED") or 0) or secrets.randbelow(1 << 32)
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_any_process_may_die_at_any_moment_and_every_sample_ends_once(spawn, settings, tmp_path, no_leaks):
     driver = Driver(spawn, settings, tmp_path, "chaos", ROLLOUTS, SEED)
@@ -34,8 +34,8 @@ def test_any_process_may_die_at_any_moment_and_every_sample_ends_once(spawn, set
     verdict.good(within=10)
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_the_shipped_limit_of_five_seconds_keeps_the_bound_of_ten(spawn, settings, tmp_path, no_leaks):
     driver = Driver(spawn, Settings(redis_url=settings.redis_url), tmp_path, "shipped", SHIPPED, SEED)

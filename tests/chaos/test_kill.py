@@ -55,6 +55,7 @@ def test_kill_9_of_one_of_each_role_and_of_the_sink_loses_nothing_and_doubles_no
     assert repeated <= held["resource"]
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_long_call_runs_once_under_a_short_liveness_limit(farm, tmp_path, no_leaks):
     # Given a call of 12 s, and a limit of 1 s after which a silent worker counts as dead
@@ -73,6 +74,7 @@ def test_a_long_call_runs_once_under_a_short_liveness_limit(farm, tmp_path, no_l
     assert sum(call.get("attempt", 0) for call in record["calls"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_dead_workers_call_restarts_within_ten_seconds_behind_a_backlog(farm, tmp_path):
     # Given the shipped limit, a worker that holds a call of 60 s, and a backlog of 10,000 calls behind it

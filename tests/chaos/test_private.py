@@ -54,8 +54,8 @@ def all_is_well(found: list[dict[str, Any]], run: str, rows: int, samples: int =
     assert {one["reward"] for one in found} == {1.0}
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_kill_9_of_owners_moves_their_rollouts_and_loses_and_doubles_nothing(farm, tmp_path, no_leaks):
     # Given replicas that conversations stay with, workers with live sessions, and rollouts under way
     out = tmp_path / "out.jsonl"
@@ -89,8 +89,8 @@ def test_kill_9_of_owners_moves_their_rollouts_and_loses_and_doubles_nothing(far
     assert farm.ask("HLEN", keys.private) == 3
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_owners_that_drain_give_their_rollouts_away_at_once(farm, tmp_path, no_leaks):
     out = tmp_path / "out.jsonl"
     models = [farm.start("model", model="homely") for _ in range(2)]
@@ -120,7 +120,7 @@ def test_owners_that_drain_give_their_rollouts_away_at_once(farm, tmp_path, no_l
     wait_until(lambda: made(tmp_path)["made"] == made(tmp_path)["closed"], ORPHAN_CHECK_AFTER + 30, "all sessions to be closed")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_conversations_stay_start_with_their_group_and_are_spread(farm, tmp_path, no_leaks):
     # Given three replicas, and groups of four that come a few at a time
     out = tmp_path / "out.jsonl"
@@ -153,7 +153,7 @@ def test_conversations_stay_start_with_their_group_and_are_spread(farm, tmp_path
     assert made(tmp_path)["made"] == made(tmp_path)["closed"] == 300
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_replica_that_is_too_slow_is_left(farm, tmp_path, no_leaks):
     out = tmp_path / "out.jsonl"
     farm.start("model", model="homely", latency=1.5, concurrency=4)

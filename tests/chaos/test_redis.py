@@ -17,12 +17,13 @@ from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.proxy import Proxy
 from tests.support.redis_server import leaked_keys, wait_until
+from tests.support.tiers import heavy
 
 from .checker import check
 from .driver import FULL, Driver, until_some
 from .report import note
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(200)]
 
 #: Rollouts of a run: some ten seconds of work, or five.
 ROWS = 200 if FULL else 100
@@ -78,6 +79,7 @@ def finish(driver: Driver, before: set[str], scenario: str, faults: int = 1) -> 
     assert workers(driver) == before
 
 
+@pytest.mark.slow
 def test_redis_is_killed_three_times_and_comes_back(driver: Driver, server: EmbeddedRedis):
     before = workers(driver)
     for part in (2, 4, 6):
@@ -88,7 +90,8 @@ def test_redis_is_killed_three_times_and_comes_back(driver: Driver, server: Embe
     finish(driver, before, "Redis killed and started again", 3)
 
 
-@pytest.mark.parametrize("torn", [0, 7], ids=["between two commands", "within a command"])
+@pytest.mark.slow
+@pytest.mark.parametrize("torn", [*heavy(0), 7], ids=["between two commands", "within a command"])
 def test_redis_loses_the_end_of_its_log(driver: Driver, server: EmbeddedRedis, torn: int):
     before = workers(driver)
     for part in (2, 5):
@@ -105,6 +108,7 @@ def test_redis_loses_the_end_of_its_log(driver: Driver, server: EmbeddedRedis, t
         assert "Redis lost the last" in driver.places[sink].log.read_text()
 
 
+@pytest.mark.slow
 def test_redis_loses_what_the_producer_wrote_last(spawn, server: EmbeddedRedis, tmp_path: Path):
     # Given a producer that has ended, and workers that are not there yet
     driver = Driver(spawn, Settings(redis_url=server.url, liveness=1.0), tmp_path, "redis", ROWS, 1)
@@ -125,6 +129,7 @@ def test_redis_loses_what_the_producer_wrote_last(spawn, server: EmbeddedRedis, 
     finish(driver, workers(driver), "Redis loses the producer's last write")
 
 
+@pytest.mark.heavy
 def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedRedis, tmp_path: Path):
     parts = urlsplit(server.url)
     assert parts.port is not None
@@ -139,6 +144,7 @@ def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedRedis, 
     finish(driver, before, f"connections cut for {AWAY:g} s")
 
 
+@pytest.mark.slow
 def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: EmbeddedRedis):
     before = workers(driver)
     assert server.pid is not None
@@ -148,6 +154,7 @@ def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: Embedd
     finish(driver, before, f"Redis does not answer for {AWAY:g} s")
 
 
+@pytest.mark.slow
 def test_redis_is_full_for_a_while(driver: Driver, server: EmbeddedRedis):
     before = workers(driver)
     with Redis.from_url(server.url) as client:

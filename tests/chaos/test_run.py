@@ -30,8 +30,8 @@ HITS = "10" if FULL else "5"
 CLI = [sys.executable, "-m", "gymq.cli"]
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(400)
 def test_gymq_run_and_all_it_has_started_die_and_the_same_command_continues(spawn, tmp_path: Path):
     out, rows, log = tmp_path / "out.jsonl", tmp_path / "rows.jsonl", tmp_path / "run.log"

@@ -18,6 +18,7 @@ from tests.support import rollouts
 from tests.support.farm import records, slow_rows
 from tests.support.redis_server import leaked_keys, wait_until
 from tests.support.servers import Cluster, Watched
+from tests.support.tiers import heavy, slow
 
 from .test_private import all_is_well, walks
 
@@ -81,8 +82,7 @@ def check(found: list[dict], run: str, rows: int, samples: int) -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.slow
-@pytest.mark.parametrize("servers", ["one", "two", "cluster"], indirect=True)
+@pytest.mark.parametrize("servers", [*heavy("one"), "two", *slow("cluster")], indirect=True)
 def test_kill_9_of_one_of_each_role_and_of_the_sink_over_shards(farm, servers, tmp_path):
     # Given two of each role, and 300 rollouts in groups of two
     journal, out = tmp_path / "journal", tmp_path / "out.jsonl"
@@ -110,9 +110,9 @@ def test_kill_9_of_one_of_each_role_and_of_the_sink_over_shards(farm, servers, t
     assert shards == [300 // len(shards)] * len(shards)
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.parametrize("servers", ["two", "cluster"], indirect=True)
+@pytest.mark.chaos
+@pytest.mark.parametrize("servers", ["two", *heavy("cluster")], indirect=True)
 def test_live_sessions_over_shards_survive_the_death_of_their_worker(farm, servers, tmp_path):
     out = tmp_path / "out.jsonl"
     resources = [farm.start("resource", environments="walk") for _ in range(2)]
@@ -132,8 +132,8 @@ async def ended(connection) -> int:
     return int(await connection.send("HGET", connection.keys.run("kills"), "ended"))
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("servers", ["two"], indirect=True)
 def test_while_one_shard_is_away_the_other_goes_on_and_then_all_is_done(farm, servers, tmp_path):
     # Given a run over two shards, with its workers and its sink
@@ -158,8 +158,8 @@ def test_while_one_shard_is_away_the_other_goes_on_and_then_all_is_done(farm, se
     check(records(out), "away", 150, 2)
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("servers", ["sentinel"], indirect=True)
 def test_a_run_survives_the_death_of_a_sentinels_master(farm, servers, tmp_path):
     # Given a run on a master with a replica and a Sentinel

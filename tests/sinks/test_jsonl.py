@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gymq.errors import DataError, GymqError, SinkBusy
 from tests.sinks.support import fresh, rollout, rollouts
+from tests.support.tiers import examples
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_what_is_there_is_not_written_again(path):
     assert path.read_bytes() == b"".join(one.json + b"\n" for one in rollouts(5))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 2000))
 def test_wherever_a_death_tore_the_file_it_is_made_whole(tmp_path, cut):
     # Given a file of four lines that ends anywhere

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
 from tests.sinks.support import fresh, rollout, rollouts
+from tests.support.tiers import examples
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_what_the_parts_hold_is_not_written_again(path):
     assert len(list(path.glob("*.parquet"))) == 3
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4), st.booleans()), max_size=6))
 def test_whatever_comes_again_each_rollout_stands_in_one_part(tmp_path_factory, batches):
     # Given sinks, one after another, of which some die before they commit

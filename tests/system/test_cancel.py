@@ -18,8 +18,6 @@ from tests.support.farm import slow_rows
 from tests.support.redis_server import running, wait_until
 from tests.support.shard import keys
 
-pytestmark = pytest.mark.slow
-
 
 class Endpoint:
     """A model's server that takes 30 s for an answer, and notes when its callers hang up."""
@@ -97,6 +95,7 @@ def test_requests_in_flight_are_aborted_and_the_run_ends(farm, tmp_path, no_leak
     wait_until(lambda: pending(farm) == 0, 5, "the mail of the calls to be acknowledged")
 
 
+@pytest.mark.slow
 def test_calls_that_wait_in_a_mailbox_are_not_begun_once_their_run_is_cancelled(farm, tmp_path, no_leaks):
     # Given two calls at work, and others behind them for longer than a second
     journal = tmp_path / "journal"
@@ -117,6 +116,7 @@ def test_calls_that_wait_in_a_mailbox_are_not_begun_once_their_run_is_cancelled(
     assert len(journal_of(journal)) == 2
 
 
+@pytest.mark.slow
 def test_groups_and_rollouts_are_cancelled_while_their_run_goes_on(farm, tmp_path, no_leaks):
     # Given a run of which two groups of three have begun
     journal = tmp_path / "journal"
@@ -144,6 +144,7 @@ def test_groups_and_rollouts_are_cancelled_while_their_run_goes_on(farm, tmp_pat
     assert farm.status("some").ended == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["wait", "block"])
 def test_what_was_opened_is_closed_when_its_rollout_is_cancelled(farm, tmp_path, no_leaks, tool):
     # Given rollouts in a tool that takes long
@@ -168,6 +169,7 @@ def test_what_was_opened_is_closed_when_its_rollout_is_cancelled(farm, tmp_path,
         assert not any(line[1] == "waited" for line in journal_of(journal))
 
 
+@pytest.mark.slow
 def test_isolated_calls_are_killed_with_their_children(farm, tmp_path, no_leaks):
     # Given two isolated calls at work, each with a child, and two that wait for an executor
     journal = tmp_path / "journal"
@@ -193,6 +195,7 @@ def test_isolated_calls_are_killed_with_their_children(farm, tmp_path, no_leaks)
     assert psutil.Process(executor.pid).is_running()
 
 
+@pytest.mark.slow
 def test_a_pause_is_obeyed_by_a_worker_that_was_down_when_it_was_said(farm, tmp_path, no_leaks):
     # Given a pause, said when no worker ran, and another of one run
     rollouts.with_link(

@@ -16,10 +16,11 @@ import pytest
 from gymq.store.runs import RunConfig
 from tests.support.farm import slow_rows
 from tests.support.redis_server import running, wait_until
+from tests.support.tiers import heavy
 from tests.system.test_cancel import guests, journal_of
 from tests.system.test_isolated import Heard
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = pytest.mark.chaos
 
 
 def answers(farm, name: str) -> bool:
@@ -34,7 +35,8 @@ def begun(journal: Path, what: str) -> int:
     return sum(line[1] == what for line in journal_of(journal))
 
 
-@pytest.mark.parametrize("role", ["agent", "model", "resource"])
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["agent", *heavy("model", "resource")])
 def test_a_worker_that_drains_is_seen_finishes_its_calls_and_leaves_no_process(farm, tmp_path, no_leaks, role):
     # Given workers at calls of eight seconds
     journal = tmp_path / "journal"
@@ -82,6 +84,7 @@ def start_isolated(farm, journal: Path, seconds: float, **options):
     return resource, executor
 
 
+@pytest.mark.slow
 def test_an_executor_finishes_its_calls_and_is_seen_meanwhile(farm, tmp_path, no_leaks):
     # Given an executor with two calls, each with a child of its own
     journal = tmp_path / "journal"
@@ -100,7 +103,8 @@ def test_an_executor_finishes_its_calls_and_is_seen_meanwhile(farm, tmp_path, no
     assert begun(journal, "rest") == begun(journal, "rested") == 2
 
 
-@pytest.mark.parametrize("how", ["limit", "twice"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["limit", *heavy("twice")])
 def test_an_executor_kills_what_it_cannot_finish_and_another_does_it(farm, tmp_path, no_leaks, how):
     # Given an executor with two calls that take longer than it may drain
     journal = tmp_path / "journal"
@@ -121,6 +125,7 @@ def test_an_executor_kills_what_it_cannot_finish_and_another_does_it(farm, tmp_p
     assert begun(journal, "rest") == 4 and begun(journal, "rested") == 2
 
 
+@pytest.mark.slow
 def test_a_resource_worker_hands_back_isolated_calls_and_they_are_not_run_twice(farm, tmp_path, no_leaks):
     # Given a resource worker that waits for two isolated calls
     journal = tmp_path / "journal"

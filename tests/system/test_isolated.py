@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 
+import pytest
 from celery import Celery
 from redis.exceptions import ConnectionError
 
@@ -44,6 +45,7 @@ class Heard:
         return [event for event in self.events if event.get("uuid") == uuid]
 
 
+@pytest.mark.slow
 def test_hostile_tools_end_as_their_calls_error_and_disturb_nobody(farm, tmp_path, no_leaks):
     # Given tools that spin, leave and hoard, beside ones that behave
     start(farm)
@@ -86,6 +88,7 @@ def test_an_isolated_tool_is_a_celery_task_in_a_process_of_its_own(farm, tmp_pat
     assert started["pid"] == executor.pid != pid
 
 
+@pytest.mark.slow
 def test_a_verifier_that_spins_leaves_its_rollout_without_a_reward(farm, tmp_path, no_leaks):
     start(farm)
     farm.produce(RunConfig("spun", "hostile", "tool", "scripted"), [{"prompt": "go", "calls": [], "spin": True}])
@@ -94,6 +97,7 @@ def test_a_verifier_that_spins_leaves_its_rollout_without_a_reward(farm, tmp_pat
     assert rollout["no_reward"].startswith("timeout: ")
 
 
+@pytest.mark.slow
 def test_an_isolated_call_outlives_its_executor(farm, tmp_path, no_leaks):
     # Given an executor that is killed, with its children, while it works on a call
     (victim,) = start(farm)
@@ -110,6 +114,7 @@ def test_an_isolated_call_outlives_its_executor(farm, tmp_path, no_leaks):
     assert time.monotonic() - died < 20
 
 
+@pytest.mark.slow
 def test_after_an_outage_of_redis_a_call_that_runs_is_not_run_again(farm, redis_server, tmp_path, no_leaks):
     # Given a call that runs, noted by whoever runs it, and a second executor with nothing to do
     start(farm, executors=2)

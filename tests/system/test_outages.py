@@ -14,6 +14,7 @@ from gymq.store.runs import RunConfig
 from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.tiers import heavy
 from tests.system.test_rollouts import start
 
 #: Seconds that the judge is away; a person may want to see a minute of it.
@@ -52,7 +53,7 @@ class Service:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["asked", "called"])
+@pytest.mark.parametrize("how", ["asked", *heavy("called")])
 def test_a_judge_that_is_away_for_a_while_costs_no_reward_and_no_call_of_the_model(farm, tmp_path, no_leaks, how):
     # Given rollouts whose judge is down: one that gymq asks, or a service that the verifier calls by itself
     down, port = tmp_path / "down", free_port()
@@ -85,7 +86,8 @@ def test_a_judge_that_is_away_for_a_while_costs_no_reward_and_no_call_of_the_mod
         assert {call["fault"]["kind"] for call in rollout["calls"] if "fault" in call} <= {"model_unavailable", "unavailable"}
 
 
-@pytest.mark.parametrize("environment", ["judged", "judged_apart"])
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["judged_apart", *heavy("judged")])
 def test_a_verifier_asks_its_judge_as_often_as_it_needs(farm, tmp_path, no_leaks, environment):
     # Given a judge of its own, and verifiers with three questions each, in the worker or in an executor
     start(farm, environment)
@@ -108,6 +110,7 @@ def test_a_verifier_asks_its_judge_as_often_as_it_needs(farm, tmp_path, no_leaks
         assert not workers["generate"] & workers["ask"]
 
 
+@pytest.mark.slow
 def test_a_judge_that_talks_nonsense_leaves_the_reward_out(farm, tmp_path, no_leaks):
     start(farm, "judged")
     farm.produce(RunConfig("nonsense", "judged", "tool", "scripted"), rows(tmp_path, 1, verdict="lovely"))
@@ -138,6 +141,7 @@ def test_tools_that_met_an_outage_run_again_and_those_that_did_not_do_not(farm, 
     assert journal_of(tmp_path / "journal")["t0 generate"] == 2
 
 
+@pytest.mark.slow
 def test_the_budget_for_other_faults_is_another_one(farm, tmp_path, no_leaks):
     start(farm, "faulty")
     farm.produce(RunConfig("data", "faulty", "tool", "scripted", data_retries=1), [{"prompt": "go", "raise": "tool"}])
@@ -147,6 +151,7 @@ def test_the_budget_for_other_faults_is_another_one(farm, tmp_path, no_leaks):
     assert rollout["error"]["message"].endswith("(sent 2 times)")
 
 
+@pytest.mark.slow
 def test_time_is_over_while_the_model_hangs(farm, tmp_path, no_leaks):
     # Given a model that does not answer
     start(farm, "judged")
@@ -166,6 +171,7 @@ def test_time_is_over_while_the_model_hangs(farm, tmp_path, no_leaks):
     assert farm.status("hangs").ended == 5
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_too_long_is_asked_again_and_then_given_up(farm, tmp_path, no_leaks):
     start(farm, "judged")
     config = RunConfig("slowly", "judged", "tool", "scripted", call_timeout=0.3, infra_retries=1)
@@ -176,6 +182,7 @@ def test_a_model_that_takes_too_long_is_asked_again_and_then_given_up(farm, tmp_
     assert journal_of(tmp_path / "journal") == {"t0 generate": 2}
 
 
+@pytest.mark.slow
 def test_each_limit_ends_a_rollout_with_what_it_has(farm, tmp_path, no_leaks):
     # Given rollouts of many turns with a tool call each
     start(farm, "slow")

@@ -20,7 +20,7 @@ from tests.support.farm import PLUGIN, records
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = pytest.mark.chaos
 
 #: Seconds that 300 suspects may take, one after another, beside other load.
 LIMIT = 240
@@ -97,6 +97,7 @@ def gymq(farm, *argv: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_deadly_call_among_hundreds_ends_alone_and_nobody_else_pays(farm, tmp_path, no_leaks):
     # Given 300 rollouts in groups of three, all in the hands of two workers, and one row whose tool kills its process
     farm.start("agent")
@@ -164,6 +165,7 @@ def test_a_deadly_call_among_hundreds_ends_alone_and_nobody_else_pays(farm, tmp_
     assert graves(farm) == []
 
 
+@pytest.mark.heavy
 def test_a_backend_that_kills_its_worker_loses_that_rollout_only(farm, tmp_path):
     farm.start("agent")
     farm.start("resource", environments="deadly")
@@ -179,6 +181,7 @@ def test_a_backend_that_kills_its_worker_loses_that_rollout_only(farm, tmp_path)
     assert keeper.deaths == 2
 
 
+@pytest.mark.heavy
 def test_an_agent_whose_code_kills_its_worker_loses_that_rollout_only(farm, tmp_path):
     keeper = Keeper(farm, "agent", 1)
     farm.start("model", model="scripted")
@@ -199,6 +202,7 @@ def test_an_agent_whose_code_kills_its_worker_loses_that_rollout_only(farm, tmp_
     assert keeper.deaths <= 4
 
 
+@pytest.mark.heavy
 def test_random_kills_of_workers_make_no_dead_letters(farm, tmp_path, no_leaks):
     # Given calls of a while and nobody guilty
     farm.start("agent")
@@ -226,6 +230,7 @@ def test_random_kills_of_workers_make_no_dead_letters(farm, tmp_path, no_leaks):
     wait_until(lambda: not quarantines(farm), 30, "the quarantines to end")
 
 
+@pytest.mark.heavy
 def test_a_worker_that_is_drained_takes_its_quarantine_along_without_a_strike(farm, tmp_path):
     # Given a suspect that takes long, alone in the quarantine of the only worker
     farm.start("agent")

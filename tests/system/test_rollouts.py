@@ -45,6 +45,7 @@ def test_two_resource_workers_serve_one_stateful_rollout(farm, tmp_path, no_leak
     assert max(len(workers) for workers in served.values()) == 2
 
 
+@pytest.mark.slow
 def test_two_resource_workers_serve_one_rollout_of_the_counter(farm, tmp_path, no_leaks):
     # Given the counter's own rows, and two resource workers that share its mailbox
     start(farm, "counter", resources=2)
@@ -59,6 +60,7 @@ def test_two_resource_workers_serve_one_rollout_of_the_counter(farm, tmp_path, n
     assert max(map(len, served)) == 2
 
 
+@pytest.mark.slow
 def test_read_only_calls_of_a_turn_run_together_and_writing_ones_one_after_another(farm, tmp_path, no_leaks):
     # Given a turn with two looks, a step, and two looks, of 0.3 s each
     start(farm, "slow")
@@ -95,6 +97,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_what_an_environment_raises_fails_its_rollout_with_one_line_and_nobody_elses(farm, tmp_path, no_leaks):
     # Given one task for each place where an environment can raise, and one that is fine
     start(farm, "faulty")
@@ -120,6 +123,7 @@ def test_what_an_environment_raises_fails_its_rollout_with_one_line_and_nobody_e
     assert rollouts["none"]["reward"] is None
 
 
+@pytest.mark.slow
 def test_the_models_own_faults_go_back_to_the_model(farm, tmp_path, no_leaks):
     # Given models that call a tool that does not exist, `verify`, and a tool with arguments that are no JSON
     start(farm, "faulty")
@@ -140,6 +144,7 @@ def test_the_models_own_faults_go_back_to_the_model(farm, tmp_path, no_leaks):
     assert "Invalid arguments for act" in said["broken"] and "speed" in said["extra"]
 
 
+@pytest.mark.slow
 def test_turns_are_bounded_whatever_the_agent_wants(farm, tmp_path, no_leaks):
     # Given an agent that always asks the model again
     start(farm, "faulty")
@@ -224,6 +229,7 @@ def test_a_frozen_worker_is_dead_and_changes_nothing_when_it_wakes(farm, tmp_pat
     assert len([info for info in farm.registered().values() if info["pid"] == victim.pid]) == 1
 
 
+@pytest.mark.slow
 def test_a_rollout_that_nobody_installed_the_agent_for_fails_and_says_so(farm, tmp_path, no_leaks):
     start(farm, "faulty")
     farm.produce(RunConfig("nobody", "faulty", "nobody", "scripted"), [{"prompt": "go"}])
@@ -232,6 +238,7 @@ def test_a_rollout_that_nobody_installed_the_agent_for_fails_and_says_so(farm, t
     assert "unknown agent 'nobody'" in rollout["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10_000, 1_000_000])
 def test_large_messages_are_loaded_instead_of_travelling(farm, tmp_path, no_leaks, size):
     # Given a task whose prompt and fields do not fit into a call

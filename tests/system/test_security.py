@@ -33,7 +33,6 @@ def acl_rules() -> list[str]:
     return line.replace(">PASSWORD", ">secret").split()
 
 
-@pytest.mark.slow
 def test_a_user_with_the_documented_rights_can_do_everything_and_nothing_else(farm, redis_url, tmp_path):
     # Given a server on which gymq's user has the rights that the documentation names
     admin = Redis.from_url(redis_url)

@@ -16,7 +16,7 @@ from tests.support.farm import records, slow_rows
 from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = pytest.mark.chaos
 
 ROLES = ("agent", "model", "resource")
 SCRIPT = [[["step", {"number": 1}]], [["look", {"number": 2}], ["look", {"number": 3}]], [["step", {"number": 4}]]]
@@ -39,6 +39,7 @@ def commands(farm) -> int:
     return int(info.partition("total_commands_processed:")[2].split()[0])
 
 
+@pytest.mark.slow
 def test_old_and_new_workers_side_by_side_lose_nothing_and_double_nothing(farm, tmp_path, no_leaks):
     # Given old workers at a run
     journal, out = tmp_path / "journal", tmp_path / "out.jsonl"
@@ -74,6 +75,7 @@ def test_old_and_new_workers_side_by_side_lose_nothing_and_double_nothing(farm, 
     assert parked(farm) == 0
 
 
+@pytest.mark.heavy
 def test_mail_of_a_newer_schema_waits_quietly_while_only_old_workers_are_up(farm, tmp_path, no_leaks):
     # Given a run that new workers began, and that only old ones are left with
     journal, out = tmp_path / "journal", tmp_path / "out.jsonl"

@@ -22,8 +22,7 @@ from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.farm import slow_rows
 from tests.support.redis_server import wait_until
-
-pytestmark = pytest.mark.slow
+from tests.support.tiers import heavy, slow
 
 #: Seconds that an answer of the toy takes.
 LATENCY = 0.4
@@ -88,8 +87,14 @@ def assert_versions_grow(found: list[dict], allowed: set[int]) -> set[int]:
     return seen
 
 
-@pytest.mark.parametrize("how", ["rolling", "at-once"])
-@pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [
+        ("keep", "rolling"),
+        *slow(("abort", "at-once")),
+        *heavy(("keep", "at-once"), ("wait", "rolling"), ("wait", "at-once"), ("abort", "rolling")),
+    ],
+)
 def test_new_weights_under_load_lose_nothing(farm, tmp_path, mode, how, no_leaks):
     start(farm)
     path = make_weights(tmp_path, "one", seconds=0.5)
@@ -117,6 +122,7 @@ def test_new_weights_under_load_lose_nothing(farm, tmp_path, mode, how, no_leaks
     assert (first_ended <= second_began) == (how == "rolling")
 
 
+@pytest.mark.slow
 def test_a_replica_that_cannot_load_leaves_and_the_others_serve(farm, tmp_path, no_leaks):
     first, second = start(farm)
     path = make_weights(tmp_path, "broken", seconds=0.2, victims=1)
@@ -144,6 +150,7 @@ def test_a_replica_that_cannot_load_leaves_and_the_others_serve(farm, tmp_path, 
     assert look(farm.settings).failed == []
 
 
+@pytest.mark.slow
 def test_who_comes_late_never_answers_with_an_old_version(farm, tmp_path, no_leaks):
     # Given a version that was published before anybody was there
     publish_weights("toy", 7, make_weights(tmp_path, "seven", seconds=1), settings=farm.settings)
@@ -154,6 +161,7 @@ def test_who_comes_late_never_answers_with_an_old_version(farm, tmp_path, no_lea
     assert {record["status"] for record in out} == {"completed"}
 
 
+@pytest.mark.slow
 def test_weights_that_lie_nowhere_end_a_worker_before_its_first_call(farm, tmp_path, no_leaks):
     publish_weights("toy", 1, str(tmp_path / "nowhere"), settings=farm.settings)
     worker = farm.start("model", **TOY)
@@ -167,6 +175,7 @@ def test_weights_that_lie_nowhere_end_a_worker_before_its_first_call(farm, tmp_p
     assert failure.pid == worker.pid
 
 
+@pytest.mark.heavy
 @pytest.mark.chaos
 def test_a_replica_killed_while_it_loads_holds_up_nobody_for_long(farm, tmp_path, no_leaks):
     replicas = start(farm)
@@ -188,6 +197,7 @@ def test_a_replica_killed_while_it_loads_holds_up_nobody_for_long(farm, tmp_path
     assert pid in {one.pid for one in replicas}
 
 
+@pytest.mark.heavy
 @pytest.mark.chaos
 def test_a_replica_that_was_away_looks_before_it_answers(farm, tmp_path, no_leaks):
     sleeper, _ = start(farm)
@@ -206,6 +216,7 @@ def test_a_replica_that_was_away_looks_before_it_answers(farm, tmp_path, no_leak
             assert versions[-1][1] == 1, worker
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_publisher_killed_at_any_moment_leaves_old_or_new(farm, tmp_path, no_leaks):
     old = make_weights(tmp_path, "old")
@@ -225,6 +236,7 @@ def test_a_publisher_killed_at_any_moment_leaves_old_or_new(farm, tmp_path, no_l
     assert seen
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_above_the_last_is_refused(farm, tmp_path, no_leaks):
     path = make_weights(tmp_path, "w")
     publish_weights("toy", 3, path, settings=farm.settings)
@@ -247,6 +259,7 @@ def test_nonsense_is_refused_with_a_line(settings, arguments, said):
         publish_weights(model, version, path, mode=mode, settings=settings)
 
 
+@pytest.mark.slow
 def test_the_commands_say_who_has_which(farm, tmp_path, no_leaks):
     farm.start("model", **TOY)
     farm.wait_for(1)
@@ -277,6 +290,7 @@ def test_the_commands_say_who_has_which(farm, tmp_path, no_leaks):
     assert [one.version for one in look(farm.settings).replicas] == [1]
 
 
+@pytest.mark.heavy
 def test_what_grows_stale_ends_and_the_others_are_used(farm, tmp_path, no_leaks):
     # Given a run that bears no old tokens, at work, and a trainer that uses what it gets
     start(farm, max_staleness=0, samples=2, rows=50)
@@ -293,6 +307,7 @@ def test_what_grows_stale_ends_and_the_others_are_used(farm, tmp_path, no_leaks)
     assert {record["status"] for record in out if record["stop"] != "stale"} == {"completed"}
 
 
+@pytest.mark.heavy
 def test_over_shards_the_broken_one_hands_back_on_each(farm, tmp_path, redis_url):
     # Given two shards: two databases of one server
     both = farm.settings = msgspec.structs.replace(farm.settings, redis_url=f"{redis_url},{redis_url[:-1]}1")

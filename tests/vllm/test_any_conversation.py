@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gymq.wire.token_branches import branches
+from tests.support.tiers import examples
 from tests.vllm.conversation import Talk
 
 TOOLS = {"tools": [{"type": "function", "function": {"name": "look", "description": "Grüße <b>"}}]}
@@ -162,7 +163,7 @@ def roll(name: str, conversation: list) -> Talk:
     return talk
 
 
-many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @many

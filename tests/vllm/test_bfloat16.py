@@ -9,7 +9,7 @@ import pytest
 
 from tests.vllm.asking import floats, ints, request
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.heavy, pytest.mark.asyncio(loop_scope="module")]
 
 ENGINE = {"dtype": "bfloat16"}
 

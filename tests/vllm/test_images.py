@@ -28,7 +28,7 @@ from tests.vllm.asking import floats, ints, request, said, version_at
 from tests.vllm.tiny import TEMPLATE, VOCABULARY
 from tests.vllm.vision import IMAGE, MARKS, PATCHES
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.heavy, pytest.mark.asyncio(loop_scope="module")]
 
 MODEL = "vision"
 ENGINE = {"limit_mm_per_prompt": {"image": 3}}

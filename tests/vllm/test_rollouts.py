@@ -19,8 +19,6 @@ from gymq.wire.token_branches import branches
 from tests.support.redis_server import wait_until
 from tests.vllm.asking import floats, ints
 
-pytestmark = pytest.mark.slow
-
 GYMQ = str(Path(sys.executable).parent / "gymq")
 
 #: Seconds that a worker may take to load the model on a busy machine, and a run to end.
@@ -59,6 +57,7 @@ def generated(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [call["tokens"] for call in row["calls"] if call["kind"] == "generate" and call.get("tokens")]
 
 
+@pytest.mark.heavy
 def test_an_engine_that_dies_takes_no_rollout_with_it(spawn: Any, tiny: Path, tmp_path: Path) -> None:
     run, out = begin(spawn, tiny, tmp_path, "--concurrency", 16, "--samples", 4)
     wait_until(lambda: len(rows(out)) >= 16 or run.poll() is not None, LIMIT)
@@ -106,6 +105,7 @@ def test_weights_that_are_published_in_a_run_reach_its_conversations(
     assert any(len(set(versions)) == 2 for versions in seen)
 
 
+@pytest.mark.heavy
 def test_rows_with_images_become_branches_that_hold_them(spawn: Any, vision: Path, tmp_path: Path) -> None:
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
     urls = [*[f"data:image/png;base64,{pixel}"] * 5, "https://example.com/cat.png"]
@@ -134,6 +134,7 @@ def test_rows_with_images_become_branches_that_hold_them(spawn: Any, vision: Pat
             assert not any("images" in one for one in later)
 
 
+@pytest.mark.heavy
 def test_an_engine_ends_with_a_worker_that_was_killed(spawn: Any, redis_url: str, tiny: Path, tmp_path: Path) -> None:
     argv = [GYMQ, "worker", "model", "--model", f"vllm:{tiny}", "--gpu", "none", "--redis", redis_url]
     with (tmp_path / "log").open("wb") as log:

@@ -28,7 +28,7 @@ GAMES, SAMPLES = 40, 4
 #: A random model never ends by itself, but it soon writes this; a grammar would change the logprobs.
 SAMPLING = {"stop": ["e"], "temperature": 1.0}
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * LIMIT)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(4 * LIMIT)]
 
 
 class Games:

@@ -24,6 +24,8 @@ from tests.workers.model.mock import ask
 
 pytest.importorskip("vllm")
 
+pytestmark = pytest.mark.heavy
+
 #: Seconds until a server answers; on two busy cores an engine takes a minute.
 START_LIMIT = 240.0
 

@@ -16,7 +16,7 @@ from gymq.wire.token_branches import branches
 from tests.vllm.asking import Scorer
 
 # The first test fetches the model, where that was not done before.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 

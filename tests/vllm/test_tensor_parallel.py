@@ -11,7 +11,7 @@ from tests.vllm.asking import Scorer, floats, ints, request
 
 CORES = sorted(os.sched_getaffinity(0))
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")]
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")]
 
 
 async def test_a_model_that_is_split_over_two_processes_samples_and_takes_new_weights(

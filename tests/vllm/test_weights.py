@@ -12,6 +12,7 @@ from gymq_workers.model.vllm.backend import VllmBackend
 
 from gymq.errors import GymqError
 from gymq.wire.calls import Generated
+from tests.support.tiers import heavy
 from tests.vllm.asking import Scorer, floats, ints, request, version_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -50,7 +51,7 @@ def worst(answers: list[Generated], scorers: dict[int, Scorer]) -> float:
     return found
 
 
-@pytest.mark.parametrize("mode", ["keep", "wait", "abort"])
+@pytest.mark.parametrize("mode", ["keep", *heavy("wait"), "abort"])
 async def test_no_call_is_lost_and_each_token_says_which_weights_sampled_it(
     backend: VllmBackend, tiny: Path, tiny2: Path, mode: str
 ) -> None:

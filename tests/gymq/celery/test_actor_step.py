@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,8 +13,7 @@ import pytest
 from redis import Redis
 
 from tests.support.redis_server import wait_until
-
-pytestmark = pytest.mark.slow
+from tests.support.tiers import heavy
 
 #: A role that says in Redis what happens to it; the command line's options say how it behaves.
 ROLE = """
@@ -172,12 +170,14 @@ def listener(redis_url):
     heard.stop()
 
 
+@pytest.mark.slow
 def test_the_actors_events_are_sent_in_the_workers_name(worker, listener):
     agent = worker("agent")
     wait_until(lambda: listener.kinds(uuid="r1") == ["task-received", "task-started", "task-succeeded"])
     assert {event["hostname"] for event in listener.events} == {agent.name}
 
 
+@pytest.mark.slow
 def test_sigterm_drains_the_actor_while_the_worker_stays_visible(worker, listener):
     # Given an agent that needs 12 s to drain
     agent = worker("agent", "--option", "work=12")
@@ -202,7 +202,8 @@ def test_sigterm_drains_the_actor_while_the_worker_stays_visible(worker, listene
     assert kinds.index("worker-offline") > len(kinds) - 1 - kinds[::-1].index("worker-heartbeat")
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT,)])
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [[15, 15], *heavy([15, 2], [2])])
 def test_a_second_sigterm_or_sigint_stops_the_actor(worker, numbers):
     agent = worker("agent", "--option", "work=600")
     for number in numbers:
@@ -219,6 +220,7 @@ def test_a_drain_that_takes_too_long_is_stopped(worker):
     assert agent.said == ["main", "drain", "stop", "done"]
 
 
+@pytest.mark.slow
 def test_an_actor_that_does_not_stop_is_left_behind(worker):
     agent = worker("agent", "--option", "hang=1", "--option", "drain_limit=0.5")
     agent.process.terminate()
@@ -226,6 +228,7 @@ def test_an_actor_that_does_not_stop_is_left_behind(worker):
     assert "gymq: Fake did not stop within 10 s" in agent.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "says"), [("die=1", "Fake died: ValueError: boom"), ("end=1", "returned from main")])
 def test_the_death_of_the_actor_ends_the_process(worker, option, says):
     agent = worker("agent", "--option", option, ready=False)
@@ -233,7 +236,8 @@ def test_the_death_of_the_actor_ends_the_process(worker, option, says):
     assert says in agent.text.splitlines()[-1]
 
 
-@pytest.mark.parametrize("role", ["model", "resource"])
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["model", *heavy("resource")])
 def test_other_roles_read_no_queue(worker, role):
     found = worker(role)
     assert "gymq" not in found.celery("inspect", "active_queues", "--json").replace("celery@", "")
@@ -241,6 +245,7 @@ def test_other_roles_read_no_queue(worker, role):
     assert found.process.wait(10) == 0, found.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("role", "pool", "arguments", "says"),
     [

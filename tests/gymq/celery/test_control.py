@@ -15,12 +15,14 @@ def stats(agent) -> dict:
     return json.loads(agent.celery("inspect", "stats", "--json"))[agent.name]
 
 
+@pytest.mark.slow
 def test_inspect_stats_holds_the_actors_own_beside_celerys(worker):  # noqa: F811
     found = stats(worker("agent", "--option", "a=1", "--option", "b=x=y"))
     assert found["gymq"] == {"options": {"a": "1", "b": "x=y"}, "woken": 0, "draining": False}
     assert found["pool"]["implementation"] == "celery.concurrency.thread:TaskPool"
 
 
+@pytest.mark.slow
 def test_pause_and_resume_stand_in_redis_and_wake_the_actor(worker):  # noqa: F811
     agent = worker("agent")
 
@@ -33,6 +35,7 @@ def test_pause_and_resume_stand_in_redis_and_wake_the_actor(worker):  # noqa: F8
     assert stats(agent)["gymq"]["woken"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["drain", "shutdown"])
 def test_drain_and_shutdown_let_the_actor_finish_first(worker, command):  # noqa: F811
     agent = worker("agent", "--option", "work=2")
@@ -43,6 +46,7 @@ def test_drain_and_shutdown_let_the_actor_finish_first(worker, command):  # noqa
     assert agent.said == ["main", "drain", "done"]
 
 
+@pytest.mark.slow
 def test_drain_shuts_an_executor_down_too(worker):  # noqa: F811
     executor = worker("executor", pool="prefork")
     executor.celery("control", "drain")

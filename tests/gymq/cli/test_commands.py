@@ -37,6 +37,7 @@ def overview(cli, *args: object) -> dict:
     return json.loads(cli("status", *args, "--json").stdout)
 
 
+@pytest.mark.slow
 def test_rows_that_are_enqueued_twice_are_there_once(cli, server: Redis):
     first = cli("produce", *WEATHER, "--run", "r1", "--samples", 2, "--consumer", "jsonl")
     assert "120 rows enqueued, 0 were there" in first.stdout
@@ -47,6 +48,7 @@ def test_rows_that_are_enqueued_twice_are_there_once(cli, server: Redis):
     assert "run 'r1' exists with samples=2, not 3" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_kept_open_takes_more_rows_and_a_larger_limit(cli, server: Redis):
     more = ("--run", "r1", "--keep-open")
     cli("produce", *WEATHER, *more, "--limit", 30)
@@ -81,6 +83,7 @@ def test_separate_commands_do_a_run_and_each_sink_gets_all_of_it(cli, server: Re
     assert "0 rollouts written" in cli("sink", "jsonl", "--run", "r1", "--out", "out.jsonl").stdout
 
 
+@pytest.mark.heavy
 def test_a_sink_that_is_stopped_or_killed_goes_on(cli, server: Redis, workers: None):
     sink = ("sink", "jsonl", "--run", "r1", "--out", "out.jsonl")
     cli("produce", *WEATHER, "--run", "r1", "--limit", 50, "--keep-open", "--consumer", "jsonl")
@@ -98,6 +101,7 @@ def test_a_sink_that_is_stopped_or_killed_goes_on(cli, server: Redis, workers: N
     assert ids(cli.rows()) == [(row, 0) for row in range(120)]
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_so_is_a_second_place_under_one_name(cli, server: Redis):
     cli("produce", *WEATHER, "--run", "r1")
     first = cli.start("sink", "jsonl", "--run", "r1", "--out", "out.jsonl")
@@ -109,6 +113,7 @@ def test_a_second_writer_is_refused_and_so_is_a_second_place_under_one_name(cli,
     assert first.poll() is None
 
 
+@pytest.mark.slow
 def test_status_tells_how_far_runs_are_who_is_alive_and_what_is_missing(cli, server: Redis):
     assert overview(cli)["runs"] == []
     cli("produce", *WEATHER, "--run", "r1", "--consumer", "trainer")
@@ -129,6 +134,7 @@ def test_status_tells_how_far_runs_are_who_is_alive_and_what_is_missing(cli, ser
     assert "no run 'nosuch'" in cli("status", "nosuch", code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_ends_and_a_removed_one_is_gone(cli, server: Redis, workers: None):
     cli("control", "pause")
     cli("produce", *WEATHER, "--run", "r1", "--consumer", "jsonl")
@@ -145,6 +151,7 @@ def test_a_cancelled_run_ends_and_a_removed_one_is_gone(cli, server: Redis, work
         assert "no run 'r1'" in cli(*command, code=2).stderr
 
 
+@pytest.mark.heavy
 def test_groups_and_rollouts_are_cancelled_and_a_run_is_paused_by_name(cli, server: Redis, workers: None):
     cli("produce", *WEATHER, "--run", "other", "--limit", 1)
     cli("control", "pause", "r1", code=2)
@@ -167,6 +174,7 @@ def test_groups_and_rollouts_are_cancelled_and_a_run_is_paused_by_name(cli, serv
     assert "run 'r1' is done" in cli("cancel", "r1", code=1).stderr
 
 
+@pytest.mark.heavy
 def test_a_dropped_consumer_is_waited_for_no_longer(cli, server: Redis, workers: None):
     cli("produce", *WEATHER, "--run", "r1", "--consumer", "trainer")
     cli("sink", "jsonl", "--run", "r1", "--out", "out.jsonl")
@@ -182,6 +190,7 @@ def test_a_dropped_consumer_is_waited_for_no_longer(cli, server: Redis, workers:
     assert "has no consumer 'trainer'; it has jsonl" in cli("consumer", "drop", "r1", "trainer", code=2).stderr
 
 
+@pytest.mark.slow
 def test_workers_tell_what_they_did_and_drain_when_asked(cli, server: Redis, workers: None):
     told = cli("control", "stats").stdout
     name = next(line.split()[0] for line in told.splitlines() if " model " in line)

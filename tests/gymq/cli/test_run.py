@@ -14,8 +14,7 @@ import pytest
 from tests.gymq.cli.conftest import data, family, ids, kill_all
 from tests.support.farm import PLUGIN
 from tests.support.redis_server import running, wait_until
-
-pytestmark = pytest.mark.slow
+from tests.support.tiers import heavy, slow
 
 
 def expected(rows: int, samples: int = 1) -> list[tuple[int, int]]:
@@ -29,7 +28,7 @@ def slow_run(slow_model: str, *more: object) -> tuple[object, ...]:
     return ("run", "weather", "--data", data("weather"), *model, *limit, "--out", "out.jsonl", *more)
 
 
-@pytest.mark.parametrize(("environment", "reward"), [("weather", 1.0), ("counter", 1.0), ("guess_number", None)])
+@pytest.mark.parametrize(("environment", "reward"), [("weather", 1.0), *slow(("counter", 1.0), ("guess_number", None))])
 def test_a_run_goes_to_its_end_and_the_summary_says_what_the_file_holds(cli, environment: str, reward: float | None):
     done = cli(
         "run",
@@ -63,6 +62,7 @@ def test_a_run_goes_to_its_end_and_the_summary_says_what_the_file_holds(cli, env
     assert not (cli.folder / "out.jsonl.gymq").exists()
 
 
+@pytest.mark.slow
 def test_several_environments_have_a_column_each(cli):
     lines = [json.loads(data(name).read_text().splitlines()[0]) | {"environment": name} for name in ("weather", "counter")]
     (cli.folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -100,6 +100,7 @@ def test_what_was_killed_with_all_its_processes_goes_on_where_it_was(cli, slow_m
     assert not (cli.folder / "out.jsonl.gymq").exists()
 
 
+@pytest.mark.heavy
 def test_what_lost_its_server_folder_goes_on_from_the_file(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model))
     cli.wait_rows(30)
@@ -114,7 +115,8 @@ def test_what_lost_its_server_folder_goes_on_from_the_file(cli, slow_model: str)
     assert after[: len(before)] == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), *heavy((signal.SIGTERM, 143))])
 def test_a_signal_stops_in_order_says_what_was_kept_and_leaves_nothing_running(cli, slow_model: str, number: int, code: int):
     process = cli.start(*slow_run(slow_model))
     cli.wait_rows(10)
@@ -131,6 +133,7 @@ def test_a_signal_stops_in_order_says_what_was_kept_and_leaves_nothing_running(c
     assert ids(cli.rows()) == expected(60, 2)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(cli, spawn, model: str):
     # Given calls in flight that take long
     argv = (
@@ -160,6 +163,7 @@ def test_a_second_ctrl_c_stops_at_once(cli, spawn, model: str):
     wait_until(lambda: not any(running(one.pid) for one in started), 10)
 
 
+@pytest.mark.slow
 def test_a_larger_limit_goes_on_with_an_interrupted_run_and_with_a_finished_one(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model, "--limit", 30))
     cli.wait_rows(10)
@@ -176,6 +180,7 @@ def test_a_larger_limit_goes_on_with_an_interrupted_run_and_with_a_finished_one(
     }
 
 
+@pytest.mark.slow
 def test_a_complete_file_is_left_alone_and_nothing_is_started(cli):
     args = ("run", "weather", "--data", data("weather"), "--limit", 5, "--model", "scripted", "--out", "out.jsonl")
     cli(*args)
@@ -189,6 +194,7 @@ def test_a_complete_file_is_left_alone_and_nothing_is_started(cli):
     assert not (cli.folder / "out.jsonl.gymq").exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_another_run_is_refused(cli):
     args = ("run", "weather", "--data", data("weather"), "--limit", 5, "--model", "scripted", "--out", "out.jsonl")
     cli(*args)
@@ -202,6 +208,7 @@ def test_a_file_of_another_run_is_refused(cli):
     assert (cli.folder / "notes.txt").read_text() == "mine\n"
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_file_is_refused_while_the_first_goes_on(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model))
     cli.wait_rows(5)
@@ -211,6 +218,7 @@ def test_a_second_run_on_the_same_file_is_refused_while_the_first_goes_on(cli, s
     assert ids(cli.rows()) == expected(60, 2)
 
 
+@pytest.mark.slow
 def test_bad_rows_are_one_line_each_and_the_others_are_rolled_out(cli):
     good = data("weather").read_text().splitlines()[:4]
     bad = ["{not json", "[1, 2]", '{"id": "x"}', '{"prompt": "hi", "environment": "nosuch"}']
@@ -223,6 +231,7 @@ def test_bad_rows_are_one_line_each_and_the_others_are_rolled_out(cli):
     assert "4 rows were bad" in done.stderr
 
 
+@pytest.mark.slow
 def test_rollouts_that_fail_are_counted_by_kind_and_the_exit_code_says_so(cli, model: str):
     args = ("run", "weather", "--data", data("weather"), "--limit", 6, "--model", "openai:mock-401", "--base-url", model)
     done = cli(*args, "--out", "out.jsonl", code=6)
@@ -257,6 +266,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(cli, change: dict[str, 
     assert list(cli.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_of_options_gives_what_the_command_line_does_not(cli):
     (cli.folder / "run.yaml").write_text(
         f"data: {data('weather')}\nmodel: scripted\nsamples: 3\nlimit: 2\nmax-turns: 9\nsampling:\n  top_p: 0.5\n"
@@ -270,6 +280,7 @@ def test_a_file_of_options_gives_what_the_command_line_does_not(cli):
     )
 
 
+@pytest.mark.heavy
 def test_a_run_on_a_given_server_leaves_it_and_finds_it_again(cli, redis_url: str, slow_model: str):
     process = cli.start(*slow_run(slow_model, "--redis", redis_url))
     cli.wait_rows(20)
@@ -281,6 +292,7 @@ def test_a_run_on_a_given_server_leaves_it_and_finds_it_again(cli, redis_url: st
     assert "done" in cli("status", "--redis", redis_url).stdout
 
 
+@pytest.mark.heavy
 def test_a_run_can_be_watched_and_cancelled_while_it_goes_on(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model))
     cli.wait_rows(10)
@@ -299,6 +311,7 @@ def test_a_run_can_be_watched_and_cancelled_while_it_goes_on(cli, slow_model: st
     assert cli.rows()[: len(kept)] == kept
 
 
+@pytest.mark.heavy
 def test_rollouts_that_were_deleted_from_the_file_are_done_again(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model))
     cli.wait_rows(20)
@@ -309,6 +322,7 @@ def test_rollouts_that_were_deleted_from_the_file_are_done_again(cli, slow_model
     assert ids(cli.rows()) == expected(60, 2)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again_and_said(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model))
     cli.wait_rows(10)
@@ -322,6 +336,7 @@ def test_a_killed_worker_is_started_again_and_said(cli, slow_model: str):
     assert "model: killed by SIGKILL" in (cli.folder / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_an_executor_is_started_if_and_only_if_something_is_isolated(cli):
     cli.env["PYTHONPATH"] = str(PLUGIN)
     rows = [{"prompt": "go", "calls": ["pid", "leave", "pid"]}, {"prompt": "go", "calls": ["pid"]}]
@@ -332,6 +347,7 @@ def test_an_executor_is_started_if_and_only_if_something_is_isolated(cli):
     assert sum(result.isdigit() for result in results) == 3
 
 
+@pytest.mark.slow
 def test_a_judge_has_a_worker_of_its_own(cli, model: str):
     cli.env["PYTHONPATH"] = str(PLUGIN)
     rows = [{"prompt": "go", "journal": str(cli.folder / "journal"), "questions": 2}] * 3

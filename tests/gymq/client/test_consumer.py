@@ -107,6 +107,7 @@ def test_a_trainer_streams_groups_of_real_rollouts(spawn, settings, tmp_path, no
     workers.stop()
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_ends_the_iteration_and_flags_groups_that_are_incomplete(spawn, settings, tmp_path, no_leaks):
     # Given a run of two samples a task of which three rollouts fit at once, and a model that takes its time
     workers = Workers(spawn, settings, tmp_path).start_all(latency=3)
@@ -127,6 +128,7 @@ def test_a_cancelled_run_ends_the_iteration_and_flags_groups_that_are_incomplete
     workers.stop()
 
 
+@pytest.mark.slow
 def test_what_a_dead_process_did_not_acknowledge_comes_back_in_a_new_one(spawn, settings, tmp_path, no_leaks):
     # Given twenty finished rollouts, and a process that took twelve, acknowledged five and died
     workers = Workers(spawn, settings, tmp_path).start_all()

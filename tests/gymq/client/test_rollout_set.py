@@ -33,6 +33,7 @@ def test_what_is_no_rollout_of_the_run_is_refused(rid):
         RolloutSet("r").add(rid)
 
 
+@pytest.mark.slow
 def test_a_million_rollouts_are_a_quarter_of_a_mebibyte_at_most():
     seen = RolloutSet("r")
     for row in range(250_000):

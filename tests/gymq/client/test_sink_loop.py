@@ -20,8 +20,7 @@ from gymq.store.runs import RunConfig
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
 from tests.support.shard import keys
-
-pytestmark = pytest.mark.slow
+from tests.support.tiers import slow
 
 #: A sink in a process of its own that kills itself, hard, before or after its first commit, or never.
 DOOMED = """
@@ -74,7 +73,7 @@ def names(count: int) -> list[str]:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["before", *slow("after")])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_lost_or_there_twice_after_kill_9_around_a_commit(
     spawn, settings, run, tmp_path, kind, moment, no_leaks
@@ -99,6 +98,7 @@ async def test_nothing_is_lost_or_there_twice_after_kill_9_around_a_commit(
     assert await run.connection.send("HGET", keys.run("r"), "state") == b"done"
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_lost_or_there_twice_after_kill_9_at_any_moment(spawn, settings, tmp_path, kind, no_leaks):

@@ -17,6 +17,7 @@ from gymq.errors import UsageError
 from gymq.store.runs import RunConfig, close, status
 from gymq.store.sharded import Shards
 from tests.support.rollouts import Pretender, linked
+from tests.support.tiers import examples
 
 
 async def reach(settings, version: int) -> None:
@@ -119,7 +120,7 @@ def test_a_limit_that_is_no_number_of_versions_is_refused(settings, wrong):
         Results("r", "trainer", settings=settings, max_staleness=wrong)
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(samples=st.integers(1, 3), most=st.integers(0, 3), seed=st.integers(0, 1 << 32))
 def test_nothing_delivered_is_ever_too_old_and_nothing_hangs(settings, samples, most, seed):
     asyncio.run(_play(settings, samples, most, random.Random(seed)))

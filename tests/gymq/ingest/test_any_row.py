@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gymq.errors import DataError
 from gymq.ingest.row_parser import parse_row
 from gymq.wire.task import Task, decode_task, encode_task
+from tests.support.tiers import examples
 
 OURS = {"prompt", "messages", "tools", "sampling", "environment", "responses_create_params"}
 
@@ -90,7 +91,7 @@ def test_no_json_raises_anything_but_a_data_error(value: Any):
     survive(json.dumps(value).encode())
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(ROWS)
 def test_no_row_with_the_right_names_raises_anything_but_a_data_error(row: Any):
     survive(json.dumps(row).encode())
@@ -105,7 +106,7 @@ def test_every_other_field_comes_back_as_it_was(fields: dict):
     assert parse({**fields, "responses_create_params": {"input": "Hi"}}).data == fields
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(ROWS)
 def test_what_was_accepted_means_the_same_when_it_is_parsed_again(row: Any):
     try:

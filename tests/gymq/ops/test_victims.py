@@ -59,6 +59,7 @@ def chaos(settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, input="n\n", capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_it_says_what_is_wrong_in_one_line(settings):
     assert "--faults 'burn': use kill or stop" in chaos(settings, "--faults", "burn").stderr
     assert "no worker of this server runs on this machine" in chaos(settings, "--yes").stderr

@@ -24,6 +24,7 @@ from tests.support.protocol.worker import BOXES, NUMBERS, QUARANTINES, Worker
 from tests.support.protocol.world import LIVENESS, World
 from tests.support.redis_server import leaked_keys
 from tests.support.shard import keys
+from tests.support.tiers import examples
 
 WORKERS = st.sampled_from(NUMBERS)
 
@@ -316,7 +317,7 @@ class Protocol(Operators, Outages):
 
 #: Nothing is shrunk in the suite: that would take minutes.
 OPTIONS = settings(
-    max_examples=12,
+    max_examples=examples(12),
     stateful_step_count=25,
     deadline=None,
     database=None,

@@ -20,6 +20,7 @@ from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
 from tests.support.rollouts import Pretender, linked
 from tests.support.shard import keys
+from tests.support.tiers import examples
 
 #: Steps of which each is something that an agent or a consumer does by chance, before all of them do their best.
 CHAOS = 40
@@ -228,7 +229,7 @@ async def test_runs_take_turns(settings):
         assert order in ("a" * 10 + "b" * 10, "b" * 10 + "a" * 10)
 
 
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     samples=st.integers(1, 4),
     concurrency=st.integers(1, 6),

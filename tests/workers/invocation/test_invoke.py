@@ -18,8 +18,6 @@ from gymq.wire.calls import Call, Opened, Responded, Scored, ToolResult
 from gymq.wire.message import Conversation, Message, decode_message, encode_message
 from gymq.wire.task import Task
 
-pytestmark = pytest.mark.slow
-
 
 class Memory(msgspec.Struct):
     seen: list[str] = []

@@ -10,8 +10,6 @@ import pytest
 from gymq.store.runs import RunConfig
 from tests.support.redis_server import wait_until
 
-pytestmark = pytest.mark.slow
-
 
 def rows(count: int, call: str, **fields) -> list[dict]:
     return [{"id": f"{call}{i}", "prompt": "go", "calls": [call], **fields} for i in range(count)]
@@ -43,6 +41,7 @@ def test_a_worker_whose_threads_hang_says_which_tool_it_was_and_makes_room_for_a
     assert len(records) == 28
 
 
+@pytest.mark.slow
 def test_a_stalled_loop_names_the_tool_and_its_mail_goes_elsewhere(farm, tmp_path):
     # Given a worker in which an async tool blocks longer than the liveness
     farm.start("agent")
@@ -72,6 +71,7 @@ def test_a_stalled_loop_names_the_tool_and_its_mail_goes_elsewhere(farm, tmp_pat
     assert {r["status"] for r in farm.finish("after", tmp_path / "after.jsonl", 60)} == {"completed"}
 
 
+@pytest.mark.heavy
 def test_a_result_of_a_gigabyte_ends_as_a_typed_fault(farm, tmp_path):
     farm.start("agent")
     farm.start("model", model="scripted")

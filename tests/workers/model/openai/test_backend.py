@@ -70,6 +70,7 @@ async def test_arguments_that_are_an_object_become_text(backend):
     assert decode_message(answer.message).tool_calls[0].function.arguments == '{"city":"Paris"}'
 
 
+@pytest.mark.slow
 async def test_hundreds_of_calls_at_once_are_answered(backend):
     one = await backend()
     answers = await asyncio.gather(*[one.generate(ask(f"weather in City{i}")) for i in range(400)])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from gymq.errors import CallError, Fault
 from gymq.wire.calls import Generated, encode
 from gymq.wire.message import decode_message
+from tests.support.tiers import examples
 from tests.workers.model.mock import ask
 
 KEY = "sk-very-secret-key"
@@ -361,6 +362,7 @@ async def test_a_host_that_cannot_be_is_a_fault(backend, host):
     assert caught.value.fault.kind == PASSING
 
 
+@pytest.mark.heavy
 async def test_a_bomb_and_an_endless_body_do_not_fill_the_memory(backend):
     bomb = http(gzip.compress(b" " * 2_000_000_000, compresslevel=1), Content_Encoding="gzip")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -471,7 +473,7 @@ ANSWERS = ANY | st.fixed_dictionaries(
 
 
 @given(ANSWERS, st.sampled_from(["chat", "responses"]), st.sampled_from([200, 200, 200, 400, 429]))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_json_is_an_answer_or_a_fault(value, api, status):
     body = msgspec.json.encode(value) if not isinstance(value, bytes) else value
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 
+import pytest
+
 from gymq.store.runs import RunConfig
 
 
+@pytest.mark.slow
 def test_turns_and_tokens_of_earlier_calls_stay_when_the_context_overflows(farm, server, tmp_path, no_leaks):
     # Given a model that gives token ids and whose context ends behind the first tool call
     farm.start("agent")

@@ -14,8 +14,8 @@ from tests.support.servers import free_port
 from tests.workers.model.mock import ROOT
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_server_that_is_killed_in_a_run_costs_no_rollout_and_gets_new_ones_when_it_is_back(farm, spawn, tmp_path, no_leaks):
     # Given two model workers, which ask the same three servers
     ports = [free_port() for _ in range(3)]

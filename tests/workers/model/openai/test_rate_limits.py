@@ -89,7 +89,7 @@ async def test_two_processes_share_the_requests_of_a_minute(redis_url):
     assert min(one["answered"] for one in said) >= 0.6 * max(one["answered"] for one in said)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 async def test_two_processes_share_the_tokens_of_a_minute(redis_url):
     server = Server()
     async with server.running() as url:
@@ -100,7 +100,7 @@ async def test_two_processes_share_the_tokens_of_a_minute(redis_url):
     assert 0.6 * 12000 / 60 / 150 * 15 <= len(server.answered) <= (12000 / 60 * lasted + 12000 / 30) / 150 + 20
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 async def test_four_processes_find_a_limit_that_nobody_told_them(redis_url):
     server = Server(rate=20.0)
     async with server.running() as url:
@@ -161,7 +161,7 @@ async def test_a_spent_quota_is_not_waited_for(backend, text):
             await asyncio.wait_for((await backend(base_url=url)).generate(ask("Hello")), 5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 async def test_model_workers_share_the_limit_of_their_command_lines(spawn, settings, tmp_path):
     server = Server()
     config = RunConfig("r", "weather", "tool", "openai:mock", concurrency=50)

@@ -174,6 +174,7 @@ async def test_nobody_listens(make):
     assert (found.kind, found.message.startswith("cannot reach 127.0.0.1:")) == ("model_unavailable", True)
 
 
+@pytest.mark.slow
 async def test_hundreds_of_calls_at_once_are_answered(make):
     one = await make("azure")
     answers = await asyncio.gather(*[one.generate(ask(f"weather in City{i}")) for i in range(300)])
