@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -28,7 +30,8 @@ from celery.worker import state
 from gymq import plugins
 from gymq.celery.queues import EXECUTOR, QUEUES, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
-from gymq.runtime import multi_shard
+from gymq.runtime.multi_shard import host_role
+from gymq.runtime.worker_host import Event, HostedActor, RoleOptions
 from gymq.settings import Settings
 
 #: Seconds between two looks at the actor's events: Flower is for people.
@@ -72,16 +75,16 @@ _Step: Any = bootsteps.StartStopStep
 
 
 class ActorThread:
-    """One actor, the thread it lives in, and the thread that sees to its end.
+    """A `WorkerHost`: one actor, the thread that it lives in, and the thread that sees to its end.
 
     Args:
-        role: the actor.
+        actor: the actor.
         drain_limit: seconds that it may take to drain.
         begin_shutdown: called once its `main` has returned.
     """
 
-    def __init__(self, role: Any, drain_limit: float, begin_shutdown: Any) -> None:
-        self.role = role
+    def __init__(self, actor: HostedActor, drain_limit: float, begin_shutdown: Callable[[], None]) -> None:
+        self._actor = actor
         self.finished = threading.Event()
         self.draining = threading.Event()
         self._limit = drain_limit
@@ -102,7 +105,20 @@ class ActorThread:
         """Let the actor end soon, then shut the worker down; may be called again."""
         self._told.put(_STOP)
 
-    def on_signal(self, number: int, _frame: Any) -> None:
+    def wake(self) -> None:
+        """Let the actor look at what is wanted."""
+        self._actor.wake()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the actor's numbers."""
+        return self._actor.stats()
+
+    @property
+    def events(self) -> deque[Event]:
+        """The actor's events that wait to be sent."""
+        return self._actor.events
+
+    def on_signal(self, number: int, _frame: object) -> None:
         """Handle SIGTERM and SIGINT."""
         self._told.put(_TERM if number == signal.SIGTERM else _INT)
 
@@ -110,15 +126,15 @@ class ActorThread:
         try:
             asyncio.run(self._life())
         except GymqError as error:
-            die(f"{type(self.role).__name__} ended: {error}", error.exit_code)
+            die(f"{type(self._actor).__name__} ended: {error}", error.exit_code)
         except BaseException as error:
             traceback.print_exc()
-            die(f"{type(self.role).__name__} died: {type(error).__name__}: {error}")
+            die(f"{type(self._actor).__name__} died: {type(error).__name__}: {error}")
 
     async def _life(self) -> None:
-        await self.role.main()
+        await self._actor.main()
         if not self.draining.is_set():
-            die(f"{type(self.role).__name__} returned from main though nobody asked it to")
+            die(f"{type(self._actor).__name__} returned from main though nobody asked it to")
         # Said before the loop is closed: closing waits for the threads that its tools still run in.
         self.finished.set()
         self._told.put(_FINISHED)
@@ -131,7 +147,7 @@ class ActorThread:
                 word = self._told.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 if stopping:
-                    die(f"{type(self.role).__name__} did not stop within {STOP_LIMIT:g} s")
+                    die(f"{type(self._actor).__name__} did not stop within {STOP_LIMIT:g} s")
                 word = _STOP
             if word == _FINISHED:
                 break
@@ -139,20 +155,20 @@ class ActorThread:
             self.draining.set()
             if not stopping and (word in (_INT, _STOP) or (word == _TERM and not first)):
                 stopping, deadline = True, time.monotonic() + STOP_LIMIT
-                self._ask(self.role.stop)
+                self._ask(self._actor.stop)
             elif first:
                 deadline = time.monotonic() + self._limit
-                self._ask(self.role.drain)
+                self._ask(self._actor.drain)
         self._begin_shutdown()
         time.sleep(EXIT_LIMIT)
         die(f"the worker did not end within {EXIT_LIMIT:g} s of its actor")
 
-    def _ask(self, what: Any) -> None:
+    def _ask(self, what: Callable[[], None]) -> None:
         try:
             what()
         except Exception as error:
             traceback.print_exc()
-            die(f"{type(self.role).__name__}.{what.__name__}: {type(error).__name__}: {error}")
+            die(f"{type(self._actor).__name__}.{what.__name__}: {type(error).__name__}: {error}")
 
 
 class ActorStep(_Step):
@@ -195,11 +211,12 @@ class ActorStep(_Step):
             click.UsageError: its role is not installed, or its options make no sense.
         """
         try:
-            role = multi_shard.make(plugins.load(plugins.ROLES, self._role), Settings.from_environment(), self._options)
+            role = plugins.load(plugins.ROLES, self._role)
+            actor = host_role(role, Settings.from_environment(), self._options)
             limit = float(self._options.get("drain_limit", DRAIN_LIMIT))
         except (GymqError, ValueError) as error:
             raise click.UsageError(str(error)) from error
-        self._host = parent.gymq = ActorThread(role, limit, self._begin_shutdown)
+        self._host = parent.gymq = ActorThread(actor, limit, self._begin_shutdown)
 
     def start(self, parent: Any) -> None:
         """Start the actor, and take the signals over from Celery, which installed its handlers just before."""
@@ -232,7 +249,7 @@ class ActorStep(_Step):
         dispatcher = consumer.event_dispatcher
         if dispatcher is None:
             return
-        events = host.role.events
+        events = host.events
         for _ in range(min(len(events), EVENT_BATCH)):
             kind, fields = events.popleft()
             dispatcher.send(kind, **fields)
@@ -270,13 +287,13 @@ class OutageStep(_Step):
             parent.consumer.task_consumer.channel.do_restore = True
 
 
-def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+def parse_options(pairs: tuple[str, ...]) -> RoleOptions:
     """Read `KEY=VALUE` pairs; the last of a key counts.
 
     Raises:
         click.UsageError: a pair has no `=`.
     """
-    options: dict[str, Any] = {}
+    options: RoleOptions = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:

@@ -14,6 +14,7 @@ import redis
 from celery.worker import control
 from celery.worker import state as requests
 
+from gymq.runtime.worker_host import WorkerHost
 from gymq.settings import Settings
 from gymq.store.sync_connection import sync_connections
 
@@ -24,7 +25,7 @@ _control: Any = control
 def stats(state: Any, **_: Any) -> dict[str, Any]:
     """Request worker statistics/information; `gymq` holds the actor's own."""
     found: dict[str, Any] = state.consumer.controller.stats()
-    found["gymq"] = _host(state).role.stats()
+    found["gymq"] = _host(state).stats()
     return found
 
 
@@ -40,7 +41,7 @@ def resume(state: Any, **_: Any) -> dict[str, Any]:
 
 def look(state: Any, **_: Any) -> dict[str, Any]:
     """Look now at what is wanted: weights, admissions."""
-    _host(state).role.wake()
+    _host(state).wake()
     return _control.ok("looking")
 
 
@@ -70,8 +71,9 @@ def install() -> None:
         _control.control_command()(command)
 
 
-def _host(state: Any) -> Any:
-    return state.consumer.controller.gymq
+def _host(state: Any) -> WorkerHost:
+    host: WorkerHost = state.consumer.controller.gymq
+    return host
 
 
 def _want(state: Any, paused: bool) -> dict[str, Any]:
@@ -82,5 +84,5 @@ def _want(state: Any, paused: bool) -> dict[str, Any]:
             client.close()
     except redis.RedisError as error:
         return _control.nok(f"Redis cannot be reached: {error}")
-    _host(state).role.wake()
+    _host(state).wake()
     return _control.ok("paused" if paused else "resumed")

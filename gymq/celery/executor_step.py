@@ -40,7 +40,6 @@ class DrainStep(_Step):
 
     def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: Any) -> None:
         self.enabled = role == EXECUTOR
-        self.role = self
         self._worker = worker
         self._limit = float(parse_options(option).get("drain_limit", DRAIN_LIMIT))
         self._deadline: float | None = None
@@ -77,7 +76,7 @@ class DrainStep(_Step):
         """Numbers for `celery inspect stats`."""
         return {"role": EXECUTOR, "held": len(state.reserved_requests), "draining": self._deadline is not None}
 
-    def _on_signal(self, number: int, _frame: Any) -> None:
+    def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM and self._deadline is None:
             self.drain()
         else:

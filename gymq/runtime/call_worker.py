@@ -15,6 +15,7 @@ from gymq.errors import UNREADABLE, CallError, Fault, one_line
 from gymq.runtime.actor import Actor
 from gymq.runtime.dead_letters import dead_letter_of_call
 from gymq.runtime.mailbox import STRIKES, Mail
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.store.batching import Batcher, pack
 from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, call_schema, decode_call, encode
@@ -71,8 +72,8 @@ class ConversationCopy:
 class CallWorker(Actor):
     """Base of the roles that serve calls; see `Actor`."""
 
-    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
-        super().__init__(settings, options)
+    def __init__(self, settings: Settings, options: RoleOptions, *, capacity: int = 256, suspects_only: bool = False) -> None:
+        super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
         self._serving: dict[tuple[bytes, bytes], _Serving] = {}
         self._replies = Batcher(self._send_replies, self.ended)
         self._loads = Batcher(self._load, self.ended)
@@ -195,7 +196,7 @@ class CallWorker(Actor):
     async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
         outcomes = await self.connection.insist("reply", pack([reply for _, reply in batch]))
         for (mail, _), outcome in zip(batch, outcomes, strict=True):
-            self.release(mail)
+            self.intake.release(mail)
             self.counts["served" if outcome else "stale"] += 1
         return outcomes
 

@@ -56,17 +56,17 @@ class Mailboxes:
     Args:
         names: their names.
         keys: the names of the shard's keys.
-        alone: it reads the suspects and nothing else.
+        suspects_only: it reads suspects and nothing else.
         private: it reads its private mailbox, too.
     """
 
-    def __init__(self, names: list[str], keys: Keys, alone: bool = False, private: bool = False) -> None:
+    def __init__(self, names: list[str], keys: Keys, suspects_only: bool = False, private: bool = False) -> None:
         self.names = names
         self._keys = keys
         self._private = private
         self._all = [key(name) for key in (keys.mailbox, keys.retry, keys.suspects) for name in names]
-        self._retry = [] if alone else [keys.retry(name) for name in names]
-        self._first = [(keys.suspects if alone else keys.mailbox)(name) for name in names]
+        self._retry = [] if suspects_only else [keys.retry(name) for name in names]
+        self._first = [(keys.suspects if suspects_only else keys.mailbox)(name) for name in names]
         self._turn = 0
 
     async def create(self, connection: Connection) -> None:

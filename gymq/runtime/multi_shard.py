@@ -7,17 +7,18 @@ from collections import deque
 from typing import Any
 
 from gymq.aio import cancel_and_wait
-from gymq.runtime.actor import EVENTS, Actor
+from gymq.runtime.actor import Actor
+from gymq.runtime.worker_host import EVENT_LIMIT, Event, HostedActor, RoleOptions
 from gymq.settings import Settings
 from gymq.store.sharded import Shards
 from gymq.store.topology import parse
 
 #: Seconds in which the other actors hand back what they hold when one has failed.
-LAST = 5.0
+HAND_BACK_LIMIT = 5.0
 
 
 class MultiShardActor:
-    """Several actors, seen by Celery's side as one.
+    """Several actors as one `HostedActor`.
 
     Args:
         role: their class.
@@ -25,17 +26,14 @@ class MultiShardActor:
         options: the options of the role's command line.
     """
 
-    def __init__(self, role: type[Actor], settings: Settings, options: dict[str, Any]) -> None:
+    def __init__(self, role: type[Actor], settings: Settings, options: RoleOptions) -> None:
         shards = range(len(parse(settings.redis_url)))
         self._settings = settings
-        self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=EVENTS)
+        self._events: deque[Event] = deque(maxlen=EVENT_LIMIT)
         self._actors = role.on_shards([settings.at(shard) for shard in shards], options)
-        for actor in self._actors:
-            actor.patient = True
-            actor.capacity = -(-actor.capacity // len(self._actors))
 
     @property
-    def events(self) -> deque[tuple[str, dict[str, Any]]]:
+    def events(self) -> deque[Event]:
         """The events of all of them that wait to be sent."""
         for actor in self._actors:
             while actor.events:
@@ -55,17 +53,17 @@ class MultiShardActor:
         except Exception:
             # What the others hold is not to blame.
             self.stop()
-            await asyncio.wait(lives, timeout=LAST)
+            await asyncio.wait(lives, timeout=HAND_BACK_LIMIT)
             raise
         finally:
             await cancel_and_wait(lives)
 
     async def _reach(self) -> None:
         connections = Shards(self._settings, "gymq-check").connections
-        found = await asyncio.gather(*(connection.connect() for connection in connections), return_exceptions=True)
+        results = await asyncio.gather(*(connection.connect() for connection in connections), return_exceptions=True)
         for connection in connections:
             await connection.close()
-        failures = [failure for failure in found if failure is not None]
+        failures = [failure for failure in results if failure is not None]
         if len(failures) == len(connections):
             raise failures[0]
 
@@ -80,12 +78,12 @@ class MultiShardActor:
             actor.stop()
 
     def wake(self) -> None:
-        """Look at what is wanted now."""
+        """Sweep now."""
         for actor in self._actors:
             actor.wake()
 
     def stats(self) -> dict[str, Any]:
-        """Numbers for `celery inspect stats`: sums; and the names of all."""
+        """Return the sums of the actors' numbers, and the names of all."""
         merged: dict[str, Any] = {}
         for actor in self._actors:
             for key, value in actor.stats().items():
@@ -98,12 +96,15 @@ class MultiShardActor:
         return merged
 
 
-def make(role: Any, settings: Settings, options: dict[str, Any]) -> Any:
-    """Make what a process with an actor runs: the actor, or one for each of several shards.
+def host_role(role: type[Actor], settings: Settings, options: RoleOptions) -> HostedActor:
+    """Make what a process of a role runs: the actor, or one for each of several shards.
 
     Args:
         role: the class.
         settings: where the shards are.
         options: the options of the role's command line.
+
+    Raises:
+        GymqError: the options make no sense.
     """
     return role(settings, options) if len(parse(settings.redis_url)) == 1 else MultiShardActor(role, settings, options)

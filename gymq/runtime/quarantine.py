@@ -1,4 +1,4 @@
-"""The child process in which a worker has suspects run: mail that was held in more than one death, one message at a time."""
+"""The child process that serves a worker's suspects: mail that was held in more than one death, one message at a time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import asyncio
 import signal
 import sys
 import time
-from typing import Any
 
 import msgspec
 
 from gymq.process.child_process import ChildProcess, describe
-from gymq.runtime.quarantine_main import OPTIONS, SHARD, UNFIT
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
+
+#: The child's environment variable with the role's options, a JSON object.
+OPTIONS = "GYMQ_QUARANTINE_OPTIONS"
+
+#: The child's environment variable with the number of the shard whose suspects it serves.
+SHARD = "GYMQ_QUARANTINE_SHARD"
+
+#: Exit code of a child that could not begin: starting it again soon is of no use.
+UNFIT = 78
 
 #: Seconds between a quarantine's death and the next start: as long as it lived, but within these bounds, so that one
 #: that cannot live takes no more than half a core.
@@ -31,7 +39,7 @@ class Quarantine:
         options: the role's options.
     """
 
-    def __init__(self, role: str, settings: Settings, options: dict[str, Any]) -> None:
+    def __init__(self, role: str, settings: Settings, options: RoleOptions) -> None:
         self._role = role
         self._settings = settings
         self._options = options
@@ -43,7 +51,7 @@ class Quarantine:
         """Start it if suspects wait and it does not run.
 
         Args:
-            waiting: whether there are suspects that nobody has taken.
+            waiting: whether suspects lie in a mailbox untaken.
         """
         now = time.monotonic()
         if self._child is not None:

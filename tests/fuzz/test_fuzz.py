@@ -210,12 +210,12 @@ async def test_mail(settings, capsys):
             await actors[0].handle([Mail(keys.mailbox("agent").encode(), b"%d-1" % (number + 1), fields)])
             body = fuzz.mutate(CODECS[0][1])
             await actors[1].handle([Mail(keys.mailbox("resource:weather").encode(), b"%d-1" % (number + 1), [b"c", body])])
-            while len(actors[1]._tasks) > 50 or (actors[1]._tasks and number % 50 == 0):
+            while len(actors[1].tasks) > 50 or (actors[1].tasks and number % 50 == 0):
                 await asyncio.sleep(0.001)
             if number % 50 == 0:
                 heard = capsys.readouterr().err
                 assert "Traceback" not in heard, f"seed {SEED}: {heard[-2000:]}"
-        assert [actor._failure for actor in actors] == [None, None]
+        assert [actor.failure for actor in actors] == [None, None]
         for actor in actors:
             await actor.close()
             for one in (actor.connection, actor.reader, actor.life.connection):

@@ -19,6 +19,7 @@ from redis import Redis
 from gymq.api.environment import EnvironmentSpec
 from gymq.client.consumer import Results
 from gymq.errors import Fault
+from gymq.runtime import newer_mail
 from gymq.runtime.dead_letters import DeadLetter, find, messages
 from gymq.settings import Settings
 from gymq.store import runs
@@ -176,7 +177,7 @@ async def agent(settings, connection):
 
 
 async def work(worker) -> None:
-    await worker._accept(await worker.boxes.take(worker.reader, worker.worker, 100))
+    await worker.intake.accept(await worker.boxes.take(worker.reader, worker.worker, 100))
 
 
 @pytest.mark.parametrize(("fields", "reason"), [pytest.param(*case[1:], id=case[0]) for case in AGENT])
@@ -190,7 +191,7 @@ async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, connection, c
     else:
         assert said == f"gymq: mail {entry.decode()} in {keys.mailbox('agent')} is no mail of a rollout: {reason}\n"
     assert await pending(connection, "agent") == 0
-    assert not agent._held
+    assert not agent.stats()["held"]
     assert await connection.send("HGETALL", keys.rollout(LIVE)) == before
     # And the rollout goes on
     answer = decode_call((await connection.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1][1])
@@ -220,10 +221,10 @@ async def test_calls_that_are_forged_are_answered_or_dropped(settings, connectio
         await connection.send("XADD", keys.mailbox(box), "*", field, body)
         await work(worker)
         limit = time.monotonic() + 20
-        while worker._held and time.monotonic() < limit:
+        while worker.stats()["held"] and time.monotonic() < limit:
             await asyncio.sleep(0.01)
-        assert not worker._held, name
-        assert worker._failure is None, name
+        assert not worker.stats()["held"], name
+        assert worker.failure is None, name
         heard = capsys.readouterr().err
         assert "Traceback" not in heard, name
         if said is not None:
@@ -249,13 +250,13 @@ async def test_calls_that_are_marked_newer_are_put_aside_only_if_they_are_mail(s
     ):
         await connection.send("XADD", keys.newer(box), "*", *fields)
     await connection.send("XADD", keys.newer(box), "*", "s", str(SCHEMA), "c", "x")
-    await worker._unpark()
+    await newer_mail.unpark(worker.life.connection, worker.boxes)
     assert capsys.readouterr().err == "gymq: 5 messages that were put aside as newer are no mail; they were dropped\n"
     assert not await connection.send("EXISTS", keys.newer(box))
     await work(worker)
     await asyncio.sleep(0.05)
     assert capsys.readouterr().err.count("is no call") == 1
-    assert not worker._held and worker._failure is None
+    assert not worker.stats()["held"] and worker.failure is None
     await stopped(worker)
 
 
@@ -268,7 +269,7 @@ async def test_a_reply_of_garbage_ends_its_rollout_in_one_line(agent, connection
     said = capsys.readouterr().err
     assert "is no mail of a rollout: what a reply brings cannot be read: " in said and said.count("\n") == 1
     assert (await runs.status(connection, "r")).by_status == {"failed": 1}
-    assert await pending(connection, "agent") == 0 and not agent._held
+    assert await pending(connection, "agent") == 0 and not agent.stats()["held"]
 
 
 async def test_a_reply_to_a_call_that_waits_to_be_sent_again_is_refused(agent, connection, capsys):

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from gymq.runtime.quarantine_main import OPTIONS
+from gymq.runtime.quarantine import OPTIONS
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.farm import PLUGIN, records

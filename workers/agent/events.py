@@ -6,6 +6,8 @@ import time
 from collections import deque
 from typing import Any
 
+from gymq.runtime.worker_host import Event
+
 from .state import LiveRollout
 
 #: Rollouts that one agent worker shows per second. Each is three events; Flower's one thread does a few hundred a second.
@@ -46,7 +48,7 @@ class RolloutEvents:
         host: this machine's name.
     """
 
-    def __init__(self, events: deque[tuple[str, dict[str, Any]]], host: str) -> None:
+    def __init__(self, events: deque[Event], host: str) -> None:
         self._events = events
         self._host = host
         self._sample = EventAllowance(SHOWN_PER_SECOND)

@@ -17,6 +17,7 @@ from gymq.runtime.actor import Actor
 from gymq.runtime.affinity import AffinityRouter
 from gymq.runtime.dead_letters import dead_letter_of_step
 from gymq.runtime.mailbox import MAX_DIGITS, STRIKES, Mail
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.store.admission import admit
 from gymq.store.batching import pack
@@ -58,9 +59,8 @@ class AgentWorker(Actor):
 
     role = "agent"
 
-    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
-        super().__init__(settings, options)
-        self.capacity = 2 * STEPS_PER_COMMIT
+    def __init__(self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False) -> None:
+        super().__init__(settings, options, capacity=2 * STEPS_PER_COMMIT, suspects_only=suspects_only)
         self._cache: Cache[LiveRollout] = Cache()
         self._runs: dict[str, RunConfig] = {}
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
@@ -96,7 +96,7 @@ class AgentWorker(Actor):
         await self.connection.insist("commit", pack([acknowledge(one) for one in forged]))
         for one in forged:
             self._refuse(one, "it names no rollout and version, or has too many fields")
-            self.release(one)
+            self.intake.release(one)
         return [one for one in mail if _addressed(one.fields)]
 
     def _refuse(self, mail: Mail, reason: object) -> None:
@@ -137,7 +137,7 @@ class AgentWorker(Actor):
                 self._cache.drop(rid)
                 again.append(mail)
                 continue
-            self.release(mail)
+            self.intake.release(mail)
             if outcome == 0 or live is None or step is None:
                 self.counts["stale"] += 1
                 self._cache.drop(rid)
@@ -301,7 +301,7 @@ class AgentWorker(Actor):
 
     async def _admit(self) -> None:
         try:
-            if not self._draining:
+            if not self.intake.closed:
                 self.counts["admitted"] += await admit(self._admit_link)
         except Outage:
             await self._admit_link.reconnect()

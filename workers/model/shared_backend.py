@@ -47,7 +47,7 @@ class SharedBackend:
                 backend,
                 settings,
                 model,
-                hold=lambda held: self._each(lambda actor: actor.hold(held)),
+                hold=lambda held: self._each(lambda actor: actor.intake.hold(held)),
                 changed=lambda: self._each(lambda actor: actor.wake()),
                 leave=lambda error: self._each(lambda actor: actor.leave(error)),
             )
@@ -77,7 +77,7 @@ class SharedBackend:
                 await self._backend.start()
                 self._started = True
                 if self.replica is not None:
-                    self.replica.takes_turns = actor.quarantine is not None
+                    self.replica.takes_turns = not actor.suspects_only
                     await self._first_weights(self.replica)
 
     async def _first_weights(self, replica: WeightUpdater) -> None:

@@ -13,6 +13,7 @@ from gymq.errors import CallError, GymqError, UsageError, one_line
 from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallWorker
 from gymq.runtime.mailbox import Mail
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.wire.calls import Call, Generated, decode_parameters, encode
 from gymq.wire.message import Conversation
@@ -32,38 +33,37 @@ class ModelWorker(CallWorker):
 
     role = "model"
 
-    def __init__(self, settings: Settings, options: dict[str, Any], backend: SharedBackend | None = None) -> None:
+    def __init__(
+        self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False, backend: SharedBackend | None = None
+    ) -> None:
         self._spec: str = options.get("model") or ""
         self._backend = backend or SharedBackend(_make(self._spec, options), settings, self._spec, 1)
+        if suspects_only and not self._backend.quarantinable:
+            # It fills a device and cannot stand twice: its suspects go back to their rollouts.
+            self._backend = SharedBackend(_Refusing(self._spec, {}), settings, self._spec, 1)
         self.private = self._backend.affine
-        super().__init__(settings, options)
-        self.capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
+        capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
+        super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
         self._told: dict[str, Any] = {}
         self._entered = False
         self._watch: list[asyncio.Task[None]] = []
 
     @classmethod
-    def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
+    def on_shards(cls, settings: list[Settings], options: RoleOptions) -> list[Actor]:
         """Make an actor for each shard, all with one backend; see `Actor`."""
         spec = options.get("model") or ""
         shared = SharedBackend(_make(spec, options), settings[0], spec, len(settings))
-        return [cls(one, options, shared) for one in settings]
+        return [cls(one, options, backend=shared) for one in settings]
 
     def mailboxes(self) -> list[str]:
         """The model's mailbox; all workers of the same SPEC share it."""
         return [f"model:{self._spec}"]
 
-    def isolate(self) -> None:
-        """Serve suspects only. A backend that fills a device cannot stand twice: its suspects go back to their rollouts."""
-        super().isolate()
-        if not self._backend.quarantinable:
-            self._backend = SharedBackend(_Refusing(self._spec, {}), self.settings, self._spec, 1)
-
     async def prepare(self) -> None:
         """Start the backend, and let it load the weights that are wanted."""
         await self._backend.start(self)
         await self._tell()
-        if self.quarantine is not None and self._backend.changes:
+        if not self.suspects_only and self._backend.changes:
             self._watch = [asyncio.create_task(self._follow())]
 
     async def close(self) -> None:
@@ -109,17 +109,13 @@ class ModelWorker(CallWorker):
 
     async def _follow(self) -> None:
         """Take as many calls as the backend can work on; when it is broken, answer what is in hand, and end."""
-        most = self.capacity
-        while not self._failure:
+        limit = self.intake.capacity
+        while self.failure is None:
             if broken := self._backend.health():
                 # Its calls end with faults that may pass, so that their rollouts send them again, to others.
-                self._failure, self._to_blame = GymqError(broken), False
-                self._draining = True
+                self.leave(GymqError(broken), at_once=False)
             room = self._backend.capacity()
-            capacity = most if room is None else min(most, room)
-            if capacity > self.capacity or self._draining:
-                self._room.set()
-            self.capacity = capacity
+            self.intake.set_capacity(limit if room is None else min(limit, room))
             await asyncio.sleep(POLL_INTERVAL)
 
     async def serve(self, call: Call) -> bytes:

@@ -14,6 +14,7 @@ from gymq.api.environment import EnvironmentSpec
 from gymq.errors import CallError, GymqError, UnknownName
 from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallWorker
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.wire.calls import Call, ToolResult, encode
 from gymq.wire.message import Conversation
@@ -38,28 +39,27 @@ class ResourceWorker(CallWorker):
     role = "resource"
     private = True  # for the calls of rollouts whose live session it has
 
-    def __init__(self, settings: Settings, options: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False, threads: ToolThreads | None = None
+    ) -> None:
         installed = sorted(plugins.points(plugins.ENVIRONMENTS))
         chosen = [name for name in (options.get("environments") or "").split(",") if name] or installed
         for name in chosen:
             if name not in installed:
                 raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(installed) or 'none'}")
         self._environments: list[str] = chosen
-        super().__init__(settings, options)
-        self.capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
-        self._threads = ToolThreads()
+        capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
+        super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
+        self._threads = threads or ToolThreads()
         self._isolated = IsolatedCalls(self.connection, settings.liveness)
         self._sessions = Sessions(self._threads, self.counts)
         self._specs: dict[str, EnvironmentSpec] = {}
 
     @classmethod
-    def on_shards(cls, settings: list[Settings], options: dict[str, Any]) -> list[Actor]:
+    def on_shards(cls, settings: list[Settings], options: RoleOptions) -> list[Actor]:
         """Make an actor for each shard, all with one pool of threads; see `Actor`."""
-        made = [cls(one, options) for one in settings]
-        for worker in made:
-            worker._threads = made[0]._threads
-            worker._sessions = Sessions(worker._threads, worker.counts)
-        return list(made)
+        threads = ToolThreads()
+        return [cls(one, options, threads=threads) for one in settings]
 
     def mailboxes(self) -> list[str]:
         """One mailbox for each environment."""
@@ -152,14 +152,14 @@ class ResourceWorker(CallWorker):
 
     def _given_up(self, call: Call) -> None:
         self._threads.given_up(call)
-        if self._threads.lost and self._failure is None:
+        if self._threads.lost and self.failure is None:
             hanging = ", ".join(sorted(set(self._threads.stuck.values())))
-            self._failure = GymqError(
+            failure = GymqError(
                 f"{len(self._threads.stuck)} of {MAX_THREADS} threads hang in {hanging}, which met its limit and runs on: "
                 "say isolated=True there, and it can be killed. This worker ends, so that another takes its place"
             )
-            print(f"gymq: resource: draining: {self._failure}", file=sys.stderr, flush=True)
-            self.drain()
+            print(f"gymq: resource: draining: {failure}", file=sys.stderr, flush=True)
+            self.leave(failure, at_once=False, to_blame=True)
 
     async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> bytes:
         call.task = None if task is None else encode_task(task)

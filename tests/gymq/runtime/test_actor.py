@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gymq.runtime import actor, call_worker
+from gymq.runtime import call_worker
 from gymq.store.batching import pack
 from gymq.wire.calls import SCHEMA
 from tests.gymq.runtime.test_call_worker import BOX, Server, call, living, replies, until  # fmt: skip
@@ -114,7 +114,7 @@ async def test_mail_of_a_newer_schema_is_put_aside_until_a_worker_that_reads_it_
     for n in range(2, 6):
         later = await call(connection, n)
         await connection.send("XTRIM", keys.mailbox(BOX), "MAXLEN", 1)
-        fields = (f"c{SCHEMA + 1}", actor.pack([n]), *(("a", 2) if n == 2 else ()))
+        fields = (f"c{SCHEMA + 1}", pack([n]), *(("a", 2) if n == 2 else ()))
         await connection.send("XADD", keys.retry(BOX), "*", *fields)
         await connection.send("DEL", keys.mailbox(BOX), keys.rollout(later.rollout))
     await call(connection, 1)
@@ -128,7 +128,7 @@ async def test_mail_of_a_newer_schema_is_put_aside_until_a_worker_that_reads_it_
         assert worker.started == [one.id]
         assert worker.counts["parked"] == 4
         aside = [fields for _, fields in await connection.send("XRANGE", keys.newer(BOX), "-", "+")]
-        assert aside[0] == [b"s", b"2", b"c2", actor.pack([2]), b"a", b"2"]
+        assert aside[0] == [b"s", b"2", b"c2", pack([2]), b"a", b"2"]
         assert len(aside) == 4
         assert await connection.send("XLEN", keys.retry(BOX)) == 0
     assert capsys.readouterr().err.count("mail of a newer schema (2; this worker reads up to 1) waits") == 1
@@ -136,14 +136,13 @@ async def test_mail_of_a_newer_schema_is_put_aside_until_a_worker_that_reads_it_
     assert await connection.run("unpark", SCHEMA, 100, BOX) == [0, 0]
     assert await connection.run("unpark", SCHEMA + 1, 100, BOX) == [4, 0]
     back = [fields for _, fields in await connection.send("XRANGE", keys.retry(BOX), "-", "+")]
-    assert back[0] == [b"c2", actor.pack([2]), b"a", b"2"] and len(back) == 4
+    assert back[0] == [b"c2", pack([2]), b"a", b"2"] and len(back) == 4
     assert await connection.send("EXISTS", keys.newer(BOX)) == 0
 
 
 async def test_a_suspect_of_a_newer_schema_is_a_suspect_again_when_it_is_taken_up(settings, connection):
     # Given a suspect that this version cannot read, and a quarantine of this version
-    quarantine = Server(settings)
-    quarantine.isolate()
+    quarantine = Server(settings, suspects_only=True)
     fields = (f"c{SCHEMA + 1}", "body", "k", 1, "w", "victim", "a", 3)
     await connection.send("XADD", keys.suspects(BOX), "*", *fields)
     # When the quarantine takes it

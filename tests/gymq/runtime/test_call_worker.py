@@ -39,9 +39,8 @@ class Server(CallWorker):
 
     role = "resource"
 
-    def __init__(self, settings, **options) -> None:
-        super().__init__(settings, options)
-        self.capacity = 4
+    def __init__(self, settings, suspects_only=False, **options) -> None:
+        super().__init__(settings, options, capacity=4, suspects_only=suspects_only)
         self.gate = asyncio.Event()
         self.started: list[str] = []
         self.cancelled: list[str] = []
@@ -178,9 +177,9 @@ async def test_a_worker_holds_no_more_than_it_can_start(settings, connection):
     async with living(server):
         for n in range(10):
             await call(connection, n, "wait")
-        await until(lambda: len(server.started) == server.capacity)
+        await until(lambda: len(server.started) == server.intake.capacity)
         await asyncio.sleep(0.2)
-        assert len(server.started) == server.stats()["held"] == server.capacity
+        assert len(server.started) == server.stats()["held"] == server.intake.capacity
         server.gate.set()
         await replies(connection, 10)
     assert sorted(server.started) == sorted({f"r.{n}.0:1:0" for n in range(10)})
@@ -313,19 +312,18 @@ async def test_mail_in_an_answer_that_was_lost_is_found_after_the_outage(setting
     # Given a worker, and mail that was given to it in an answer that never arrived
     server = Server(settings)
     async with living(server):
-        server.capacity = 0
+        server.intake.set_capacity(0)
         await asyncio.sleep(0.2)
         await call(connection, 1)
         await connection.send("XREADGROUP", "GROUP", keys.GROUP, server.worker, "STREAMS", keys.mailbox(BOX), ">")
-        server.capacity = 4
-        server._room.set()
+        server.intake.set_capacity(4)
         await asyncio.sleep(0.1)
         assert server.started == []
         # When its connections break
         await connection.send("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         # Then it asks what it holds, and answers
         await replies(connection, 1)
-        assert server.counts["outages"] == 1
+        assert server.intake.counts["outages"] == 1
     assert server.started == ["r.1.0:1:0"]
 
 

@@ -182,7 +182,7 @@ async def test_a_field_that_looks_like_attempts_is_not_taken_for_them(connection
 
 async def test_a_suspect_is_read_alone_and_only_deaths_there_are_strikes(connection, boxes):
     # Given mail that kills whoever holds it
-    alone = Mailboxes([BOX], keys, alone=True)
+    alone = Mailboxes([BOX], keys, suspects_only=True)
     await post(connection, b"deadly", b"k", b"w")
     for death in range(2):
         await register(connection, f"w{death}")
@@ -218,7 +218,7 @@ async def test_suspects_that_nobody_has_taken_are_seen_and_who_reads_them_unregi
     assert await connection.run("orphans", BOX) == [[], 0]
     await connection.send("XADD", ALONE, "*", "c", b"1", "k", 0, "w", "w", "a", 2)
     assert await connection.run("orphans", BOX) == [[], 1]
-    await Mailboxes([BOX], keys, alone=True).take(connection, "q", 1)
+    await Mailboxes([BOX], keys, suspects_only=True).take(connection, "q", 1)
     assert await connection.run("orphans", BOX) == [[b"q"], 0]
     assert await hand_back(connection, "q") == 1
     assert await connection.run("orphans", BOX) == [[], 1]

@@ -327,8 +327,8 @@ async def test_an_actor_that_was_declared_dead_begins_anew_and_gets_private_mail
 
 
 async def test_a_draining_actor_gives_away_what_it_has_not_begun_at_once(settings, connection, run):
-    actor = Worker(settings, {})
-    actor.capacity, actor.quarantine = 1, None
+    actor = Worker(settings, {}, capacity=1)
+    actor.quarantine = None
     life = asyncio.create_task(actor.main())
     await until(lambda: actor.worker)
     await send(connection, 0, [actor.worker], calls=1)

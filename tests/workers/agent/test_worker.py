@@ -54,7 +54,7 @@ async def worker(settings, connection):
 async def work(worker) -> int:
     """Take what there is, and handle it."""
     mail = await worker.boxes.take(worker.reader, worker.worker, 100)
-    await worker._accept(mail)
+    await worker.intake.accept(mail)
     return len(mail)
 
 

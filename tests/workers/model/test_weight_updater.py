@@ -128,11 +128,11 @@ async def test_calls_that_come_while_it_loads_wait_and_their_time_does_not_run(m
     assert await ask(worker) == 0
     await publish(shards, "policy", 1, str(tmp_path))
     async with taking(worker):
-        assert worker._on_hold
+        assert worker.intake.on_hold
         assert worker.stats()["loading"] == "1"
         # Loading takes longer than the call may
         assert await ask(worker, timeout=Policy.loads / 3) == 1
-    assert not worker._on_hold
+    assert not worker.intake.on_hold
     assert worker.waited["r.0.0:1:0"] > Policy.loads / 3
 
 

@@ -92,7 +92,7 @@ async def test_a_worker_takes_what_its_backend_has_room_for_and_never_more_than_
     life = asyncio.create_task(worker.main())
     try:
         await until(lambda: worker.worker)
-        await until(lambda: worker.capacity == 2)
+        await until(lambda: worker.intake.capacity == 2)
         for n in range(12):
             await ask(connection, n)
         await until(lambda: backend.inside == 2)
@@ -135,8 +135,9 @@ async def test_a_broken_backends_calls_end_with_what_may_pass_and_the_worker_end
     assert await connection.send("HLEN", keys.workers) == 0
 
 
-async def test_suspects_of_a_backend_that_cannot_stand_twice_may_try_again(worker, connection):
-    worker.isolate()
+async def test_suspects_of_a_backend_that_cannot_stand_twice_may_try_again(settings, connection, monkeypatch):
+    monkeypatch.setattr(plugins, "load", lambda group, name: Small)
+    worker = ModelWorker(settings, {"model": "small"}, suspects_only=True)
     await worker.prepare()
     one = Call(
         "r.0.0",

@@ -1,0 +1,52 @@
+"""Mail of a newer schema: workers that are too old to read it put it aside, and newer ones take it up."""
+
+from __future__ import annotations
+
+import sys
+
+from gymq.runtime.mailbox import Mail, Mailboxes
+from gymq.store.batching import pack
+from gymq.store.connection import Connection
+from gymq.wire.calls import SCHEMA
+
+#: Messages that one script puts aside or takes up: a few milliseconds of the server's time.
+BATCH = 100
+
+
+def warn(schema: int) -> None:
+    """Print that mail of a newer schema waits."""
+    print(
+        f"gymq: mail of a newer schema ({schema}; this worker reads up to {SCHEMA}) waits; start newer workers", file=sys.stderr
+    )
+
+
+async def park(connection: Connection, boxes: Mailboxes, mail: list[Mail], schemas: list[int]) -> None:
+    """Put mail aside, however long an outage takes.
+
+    Args:
+        connection: a connection.
+        boxes: the worker's mailboxes, from which the mail comes.
+        mail: the messages.
+        schemas: of each.
+    """
+    for first in range(0, len(mail), BATCH):
+        batch = list(zip(mail, schemas, strict=True))[first : first + BATCH]
+        await connection.insist("park", pack([[boxes.of(one), one.stream, one.id, schema] for one, schema in batch]))
+
+
+async def unpark(connection: Connection, boxes: Mailboxes) -> None:
+    """Bring back what was put aside and this worker can read.
+
+    Args:
+        connection: a connection.
+        boxes: the worker's mailboxes, to which the mail goes.
+
+    Raises:
+        Outage: the connection broke.
+    """
+    while True:
+        moved, dropped = await connection.run("unpark", SCHEMA, BATCH, *boxes.names)
+        if dropped:
+            print(f"gymq: {dropped} messages that were put aside as newer are no mail; they were dropped", file=sys.stderr)
+        if moved + dropped < BATCH:
+            return

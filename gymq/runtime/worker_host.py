@@ -1,0 +1,48 @@
+"""What Celery's side sees of a worker: its host, which is an actor, several of them, or an executor."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+#: A Celery event: its type and its fields.
+Event = tuple[str, dict[str, Any]]
+
+#: Options of a role's command line by name: text from Celery's command line, other plain values from code.
+RoleOptions = dict[str, Any]
+
+#: Events that wait to be sent; the oldest are dropped first while Redis is away and no event can be sent.
+EVENT_LIMIT = 10_000
+
+
+class WorkerHost(Protocol):
+    """What remote control may ask of a worker, from Celery's main thread."""
+
+    def drain(self) -> None:
+        """Take no more work, and end when what is held is finished; may be called again."""
+        ...
+
+    def wake(self) -> None:
+        """Look now at what is wanted: weights, admissions."""
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers for `celery inspect stats`."""
+        ...
+
+
+class HostedActor(WorkerHost, Protocol):
+    """An actor, or several as one, as the thread sees it that it lives in."""
+
+    @property
+    def events(self) -> deque[Event]:
+        """Events that wait to be sent."""
+        ...
+
+    async def main(self) -> None:
+        """Live until drained or stopped; an exception means that the process must end."""
+        ...
+
+    def stop(self) -> None:
+        """Hand back what is held, now."""
+        ...
