@@ -1,8 +1,8 @@
-"""What looks after an executor from outside: a small process that bounds what isolated calls print, and clears up at its end.
+"""The janitor of an executor: a small process beside it that bounds the output of isolated calls, and clears up at its end.
 
-Runs as a script, `python -I -S keeper.py <executor's pid> <its name> <temporary folder>`; its stdin is the pipe that all
-calls print to. When the executor ends, killed or not, it kills what calls have left, also what has left their groups, and
-deletes their temporary folder.
+Runs as a script, `python -I -S child_janitor.py <executor's pid> <its name> <temporary folder>`, and imports nothing of gymq.
+Its stdin is the pipe that all calls print to. At the executor's end, however that came, it kills the calls' remaining
+processes, including those outside their groups, and deletes their temporary folder.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import signal
 import sys
 import time
 
-#: Bytes that the calls of an executor may print in each period; the rest is cut. A traceback is some kilobytes.
+#: Bytes that an executor's calls may print in each period; the rest is cut. A traceback has some kilobytes.
 ALLOWED = 1024**2
 
 #: Seconds of that period.
 RELEASE_PERIOD = 10.0
 
-#: Seconds that clearing up may take.
+#: Seconds for clearing up.
 CLEAR_LIMIT = 5.0
 
-#: The variable that marks what descends from a call.
+#: The environment variable that marks a call's descendants.
 MARK = "GYMQ_EXECUTOR"
 
 _PDEATHSIG = 1
 
 
 class _Ended(Exception):
-    pass
+    """SIGTERM has come: the executor has ended."""
 
 
 def _end(*_: object) -> None:
@@ -40,7 +40,7 @@ def _end(*_: object) -> None:
 
 
 def watch() -> None:
-    """Pass on what calls print, up to the bound."""
+    """Pass on the output of calls, up to the bound."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     since, room, cut = time.monotonic(), ALLOWED, 0
     while True:
@@ -55,7 +55,7 @@ def watch() -> None:
         if room > 0:
             data = os.read(0, min(room, 65536))
             if not data:
-                time.sleep(1)  # nobody can print any more: the signal is on its way
+                time.sleep(1)  # every writer has ended: the signal is on its way
                 continue
             room -= len(data)
             with contextlib.suppress(OSError):
@@ -65,12 +65,17 @@ def watch() -> None:
 
 
 def clear(name: str, folder: str) -> None:
-    """Kill what descends from calls, and delete their folder."""
+    """Kill the calls' descendants, and delete their folder.
+
+    Args:
+        name: the executor's name, the value of their mark.
+        folder: the temporary folder.
+    """
     pipe = os.readlink("/proc/self/fd/0")
     mark = f"{MARK}={name}".encode()
     until = time.monotonic() + CLEAR_LIMIT
-    while time.monotonic() < until and (found := list(_descendants(pipe, mark))):
-        for pid in found:
+    while time.monotonic() < until and (pids := _descendants(pipe, mark)):
+        for pid in pids:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
@@ -78,7 +83,7 @@ def clear(name: str, folder: str) -> None:
 
 
 def _descendants(pipe: str, mark: bytes) -> list[int]:
-    found = []
+    pids = []
     for pid in os.listdir("/proc"):
         if not pid.isdigit() or int(pid) == os.getpid():
             continue
@@ -86,14 +91,14 @@ def _descendants(pipe: str, mark: bytes) -> list[int]:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 if file.read().rpartition(b")")[2].split()[0] == b"Z":
                     continue
-            # Forks print to the pipe, and what they start has the variable; most have both.
+            # Forks hold the pipe, and programs that they start have the mark; most have both.
             if any(_link(f"/proc/{pid}/fd/{number}") == pipe for number in (1, 2)):
-                found.append(int(pid))
+                pids.append(int(pid))
                 continue
             with open(f"/proc/{pid}/environ", "rb") as file:
                 if mark in file.read().split(b"\0"):
-                    found.append(int(pid))
-    return found
+                    pids.append(int(pid))
+    return pids
 
 
 def _link(path: str) -> str:

@@ -1,6 +1,6 @@
-"""The executor's parent process: it stays alive in Redis, and answers the calls whose child died.
+"""The executor's parent process: it renews its liveness in Redis, and replies to calls whose child died.
 
-All of this runs on Celery's main thread, by timers of its loop: a process that forks should have no other threads.
+All code here runs on Celery's main thread, by timers of its loop: a process that forks should have no other threads.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import bootsteps, signals
 from celery.worker import state
 
 from gymq.celery.queues import EXECUTOR
+from gymq.process.lifetime import adopt_orphans, die_with
 from gymq.runtime.reply import send_sync
 from gymq.settings import Settings
 from gymq.store.keys import Keys
@@ -31,50 +32,56 @@ from gymq.wire.ids import CallId
 
 from . import child_janitor, processes
 
-#: Renewals of the liveness key per lapse: two may be lost.
+if TYPE_CHECKING:
+    from celery.concurrency.base import BasePool
+    from celery.worker import WorkController
+    from celery.worker.consumer import Consumer
+    from kombu.asynchronous.hub import Hub
+
+#: Renewals of the liveness key in the time after which it lapses: two may be lost.
 RENEWALS = 3
 
-#: Seconds between two tries to deliver what could not be delivered.
+#: Seconds between two tries to deliver replies.
 RETRY_PERIOD = 1.0
 
-#: Seconds between two looks at whether children died. Celery hears of a death by a pipe that closes, but often a moment
-#: before the process can be reaped, and not at all while a grandchild holds the pipe; then it would look 5 s later.
+#: Seconds between two checks for dead children. Celery notices a death by a pipe that closes, but often a moment before the
+#: process can be reaped, and never while a grandchild holds the pipe; its own check would come 5 s later.
 REAP_PERIOD = 0.25
 
-#: Seconds after a death at which orphans are looked for: by then all of the group are gone.
+#: Seconds from a death to the search for orphans: by then the whole group is gone.
 ORPHANS_DELAY = 0.3
 
 
 class Undelivered(Exception):
-    """A child's reply, encoded, that it could not deliver."""
+    """A child could not deliver its reply; the argument is the encoded reply."""
 
 
 class ExecutorParent:
-    """What the parent knows and does besides Celery; its children inherit it and use its name.
+    """The parent's state and duties besides Celery's; its children inherit it and use its name.
 
     Args:
-        settings: where Redis is, and the limit of liveness.
+        settings: the settings of this process.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.name = new_name(EXECUTOR, socket.gethostname(), os.getpid())
         self.memory_kills = processes.memory_kills()
-        self.pool: Any = None
-        self.hub: Any = None
+        self.pool: BasePool = None
+        self.hub: Hub | None = None
         self.pid = os.getpid()
         self._folder = ""
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._janitor: subprocess.Popen[bytes] | None = None
         self._pipe = (-1, -1)
-        self._clients = sync_connections(settings, EXECUTOR)
+        self._shards = sync_connections(settings, EXECUTOR)
         self._undelivered: deque[tuple[Call, Reply]] = deque()
 
     def renew(self) -> None:
         """Renew the liveness key, on every shard."""
-        for client in self._clients:
+        for client in self._shards:
             try:
                 client.do(partial(self._renew, client.keys.alive(self.name)))
-                client.do(partial(self._forget, client.keys))
+                client.do(partial(self._drop_claims, client.keys))
             except redis.RedisError as error:
                 print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
 
@@ -84,24 +91,24 @@ class ExecutorParent:
         if not server.pexpire(key, milliseconds):
             server.set(key, "1", px=milliseconds)
 
-    def _forget(self, keys: Keys, server: redis.Redis) -> None:
-        """Give back what Redis says is ours and no child works on (it was rolled back), and what the dead have left behind."""
+    def _drop_claims(self, keys: Keys, server: redis.Redis) -> None:
+        """Drop this executor's claims on calls that no child has (Redis was rolled back), and claims of dead executors."""
         ours = {request.id for request in state.reserved_requests} | {call.id for call, _ in self._undelivered}
-        begun: Any = server.hgetall(keys.isolated)
-        left: list[bytes] = []
-        for id_, who in begun.items():
-            call = id_.decode()
-            if who == self.name.encode():
-                gone = call not in ours
-            else:  # the call of one that died is begun again if anybody waits for it, and else nobody would forget it
-                rollout, step, n = CallId.parse(call)
-                gone = not server.exists(keys.alive(who.decode())) and not server.hexists(keys.rollout(rollout), f"c{step}.{n}")
-            left += [id_] if gone else []
-        if left:
-            server.hdel(keys.isolated, *left)
+        claims: Any = server.hgetall(keys.isolated)
+        stale: list[bytes] = []
+        for call, executor in claims.items():
+            if executor == self.name.encode():
+                gone = call.decode() not in ours
+            else:  # a dead executor's call that a rollout waits for is begun again, which renews its claim
+                rollout, step, n = CallId.parse(call.decode())
+                waits = server.hexists(keys.rollout(rollout), f"c{step}.{n}")
+                gone = not waits and not server.exists(keys.alive(executor.decode()))
+            stale += [call] if gone else []
+        if stale:
+            server.hdel(keys.isolated, *stale)
 
     def answer(self, call: Call, reply: Reply) -> None:
-        """Send a reply for a child that cannot; tried again until it is delivered.
+        """Send a reply in a child's place; it is tried again until it is delivered.
 
         Args:
             call: the call.
@@ -111,56 +118,60 @@ class ExecutorParent:
         self.deliver()
 
     def deliver(self) -> None:
-        """Send what is not delivered yet."""
+        """Send the replies that are not delivered yet."""
         for _ in range(len(self._undelivered)):
             call, reply = self._undelivered.popleft()
             try:
-                send_sync(of(self._clients, call), call, reply)
+                send_sync(shard_of(self._shards, call), call, reply)
             except Exception as error:
                 print(f"gymq: executor: reply to {call.id} not delivered yet: {error}", file=sys.stderr)
                 self._undelivered.append((call, reply))
 
-    def bury(self, pid: int | None) -> None:
-        """Kill what is left of a child, and those that left its group."""
+    def kill_remains(self, pid: int | None) -> None:
+        """Kill a dead child's group at once, and soon the processes that left it.
+
+        Args:
+            pid: the child's; None: it had not begun.
+        """
         if pid:
             processes.kill_group(pid)
         if self.hub is not None:
             self.hub.call_later(ORPHANS_DELAY, self._kill_orphans)
 
     def open(self) -> None:
-        """Make what calls print to and their temporary folder, before the first child is there."""
+        """Make the calls' output pipe and temporary folder, before the first child is forked."""
         self._folder = tempfile.mkdtemp(prefix="gymq-executor-")
-        os.chmod(self._folder, 0o711)  # programs in the sandbox may be other users
-        # Both ends stay open here: while the keeper is started again, calls wait and do not fail.
+        os.chmod(self._folder, 0o711)  # programs in the sandbox may run as other users
+        # Both ends stay open here: while the janitor is started again, calls that print wait.
         self._pipe = os.pipe()
-        self.keep()
+        self.ensure_janitor()
 
-    def keep(self) -> None:
-        """Start the keeper, or start it again if it died."""
-        if self._pipe == (-1, -1) or (self._keeper is not None and self._keeper.poll() is None):
+    def ensure_janitor(self) -> None:
+        """Start the janitor if it does not run."""
+        if self._pipe == (-1, -1) or (self._janitor is not None and self._janitor.poll() is None):
             return
         argv = [sys.executable, "-I", "-S", child_janitor.__file__, str(os.getpid()), self.name, self._folder]
-        self._keeper = subprocess.Popen(argv, stdin=self._pipe[0], start_new_session=True)
+        self._janitor = subprocess.Popen(argv, stdin=self._pipe[0], start_new_session=True)
 
     def become_child(self) -> None:
-        """In a child: leave what is the parent's, and get what is a child's."""
-        # Else a server sees the connections open for as long as the child lives.
-        for client in self._clients:
+        """Make a fork a child: without the parent's connections, with its own group, output and temporary folder."""
+        # Closed, or a server would see the connections open for as long as the child lives.
+        for client in self._shards:
             client.forget()
         for stream in (1, 2):
             os.dup2(self._pipe[1], stream)
         for end in self._pipe:
             os.close(end)
         processes.lead_group()
-        processes.die_with(self.pid)
-        processes.adopt_orphans()
-        processes.give_way()
+        die_with(self.pid)
+        adopt_orphans()
+        processes.lower_priority()
         os.environ[child_janitor.MARK] = self.name
         os.environ["TMPDIR"] = tempfile.tempdir = self._temporary(os.getpid())
         self.tidy()
 
     def tidy(self) -> None:
-        """In a child, after each call: an empty temporary folder, and nothing left unsaid."""
+        """Flush a child's output and empty its temporary folder, after each call."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -179,7 +190,7 @@ class ExecutorParent:
         workers = getattr(getattr(self.pool, "_pool", None), "_pool", None)
         if workers is not None:
             alive = {worker.pid for worker in workers}
-            if not processes.kill_children(spare=alive | {self._keeper.pid if self._keeper else 0}) and self.hub is not None:
+            if not processes.kill_children(spare=alive | {self._janitor.pid if self._janitor else 0}) and self.hub is not None:
                 self.hub.call_later(ORPHANS_DELAY, self._kill_orphans)
             for path in Path(self._folder).iterdir():
                 if int(path.name) not in alive:
@@ -187,24 +198,29 @@ class ExecutorParent:
 
 
 def _remove(folder: str) -> None:
-    # It copes with trees of any depth, and follows no link.
+    # rm copes with trees of any depth, and follows no link.
     os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", folder])
 
 
-def of(shards: list[SyncConnection], call: Call) -> SyncConnection:
-    """The shard of a call."""
+def shard_of(shards: list[SyncConnection], call: Call) -> SyncConnection:
+    """Return the connection to a call's shard.
+
+    Args:
+        shards: the connections to all shards.
+        call: the call.
+    """
     return shards[call.row % len(shards)]
 
 
-#: The parent of this process, or this process; set before the first fork.
+#: The executor of this process, whether parent or child; set before the first fork.
 parent: ExecutorParent | None = None
 
 
 def current() -> ExecutorParent:
-    """The one executor of this process.
+    """Return the executor of this process.
 
     Raises:
-        RuntimeError: this process is none.
+        RuntimeError: this process belongs to no executor.
     """
     if parent is None:
         raise RuntimeError("gymq.isolated runs only in a worker started with --role executor -P prefork")
@@ -212,12 +228,12 @@ def current() -> ExecutorParent:
 
 
 class ExecutorStep(bootsteps.StartStopStep):
-    """The step of the worker that does the parent's duties, when the role is `executor`."""
+    """The worker's step with the parent's duties, enabled for the role `executor`."""
 
-    # Before the pool, whose children inherit the name.
+    # Comes before the pool, whose children inherit the name.
     requires = ("celery.worker.components:Hub",)
 
-    def __init__(self, worker: Any, role: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, worker: WorkController, role: str | None = None, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self.enabled = role == EXECUTOR
         if self.enabled:
@@ -225,29 +241,29 @@ class ExecutorStep(bootsteps.StartStopStep):
             parent = ExecutorParent(Settings.from_environment())
             worker.consumer_cls = "gymq_workers.executor.consumer:ExecutorConsumer"
 
-    def create(self, parent: Any) -> None:
-        """Prepare for children: steps are created before the first is started, and so before the pool forks."""
+    def create(self, parent: WorkController) -> None:
+        """Prepare for children: all steps are created before the pool's is started and forks."""
         current().open()
 
-    def start(self, parent: Any) -> None:
-        """Be alive before the first call is taken."""
+    def start(self, parent: WorkController) -> None:
+        """Set the liveness before the first call is taken."""
         current().hub = parent.hub
         current().pool = parent.pool
-        processes.adopt_orphans()
+        adopt_orphans()
         current().renew()
 
-    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+    def register_with_event_loop(self, parent: Consumer, hub: Hub) -> None:
         """Set the timers; Celery calls this on every connection."""
-        me = current()
-        me.pool = parent.pool
-        me.renew()
-        hub.call_repeatedly(me.settings.liveness / RENEWALS, me.renew)
-        hub.call_repeatedly(RETRY_PERIOD, me.deliver)
-        hub.call_repeatedly(RETRY_PERIOD, me.keep)
+        executor = current()
+        executor.pool = parent.pool
+        executor.renew()
+        hub.call_repeatedly(executor.settings.liveness / RENEWALS, executor.renew)
+        hub.call_repeatedly(RETRY_PERIOD, executor.deliver)
+        hub.call_repeatedly(RETRY_PERIOD, executor.ensure_janitor)
         hub.call_repeatedly(REAP_PERIOD, parent.pool.maintain_pool)
 
-    def stop(self, parent: Any) -> None:
-        """Deliver what the last children left."""
+    def stop(self, parent: WorkController) -> None:
+        """Deliver the last replies."""
         current().hub = None
         current().deliver()
 
@@ -255,6 +271,6 @@ class ExecutorStep(bootsteps.StartStopStep):
 
 
 @signals.worker_process_init.connect
-def _in_child(**_: Any) -> None:
+def _in_child(**_: object) -> None:
     if parent is not None:
         parent.become_child()

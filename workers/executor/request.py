@@ -1,14 +1,13 @@
-"""What Celery's parent process does when a child fails at an isolated call: it answers in the child's place."""
+"""The request of an isolated call in Celery's parent process, which replies in the place of a child that cannot."""
 
 from __future__ import annotations
 
 import base64
 import sys
 import time
-from typing import Any
 
 import msgspec
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
@@ -20,14 +19,14 @@ from gymq.wire.calls import Call, Reply, decode_call, decode_reply
 from . import processes
 from .parent import Undelivered, current
 
-#: What WorkerLostError says around the cause of a death.
+#: The words of WorkerLostError before and after a death's cause.
 _BEFORE, _AFTER = "Worker exited prematurely: ", " Job: "
 
 
-def read(body: Any) -> Call | None:
-    """Decode a call from a task's argument; None: it is no call, which is said, and nobody can be answered."""
+def read_call(body: object) -> Call | None:
+    """Decode a call from a task's argument; None, with a line on stderr, if it is no call."""
     try:
-        return decode_call(base64.b64decode(body))
+        return decode_call(base64.b64decode(body))  # type: ignore[arg-type]
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         print(f"gymq: executor: a message to {ISOLATED_QUEUE} is no call: {error}", file=sys.stderr)
         return None
@@ -38,34 +37,34 @@ class IsolatedRequest(Request):
 
     _answered = False
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Answer for a child that died, was killed at its limit, or could not reply."""
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Reply for a child that died, was killed at its limit, or could not deliver its reply."""
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
         self._answer(error)
         if isinstance(error, TimeLimitExceeded):
-            # billiard calls `on_timeout` next, which does the rest; doing it here too would send all events twice.
+            # billiard calls `on_timeout` next, which does the rest; here it would send all events twice.
             return
         if isinstance(error, MemoryError):
-            # Celery would raise it again, here in the parent.
+            # Celery would raise it again in the parent.
             state.task_ready(self)
             self.acknowledge()
             self.send_event("task-failed", exception=repr(error), traceback="")
             return
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
-    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
-        self._say(Fault("killed", f"the isolated call was {reason} by remote control"), bury=True)
+    def _announce_revoked(self, reason: str, terminated: bool, signum: object, expired: bool) -> None:
+        self._reply_fault(Fault("killed", f"the isolated call was {reason} by remote control"), kill=True)
         super()._announce_revoked(reason, terminated, signum, expired)
 
     def _answer(self, error: BaseException) -> None:
-        # A cold shutdown kills children that did nothing wrong: their calls are sent again once this executor has lapsed.
-        if isinstance(error, Undelivered) and (call := read(self.args[0])) is not None:
+        # A cold shutdown kills innocent children: their calls are sent again once this executor's liveness has lapsed.
+        if isinstance(error, Undelivered) and (call := read_call(self.args[0])) is not None:
             self._answered = True
             current().answer(call, decode_reply(error.args[0]))
         elif not state.should_terminate:
-            self._say(self._fault(error), bury=isinstance(error, (TimeLimitExceeded, WorkerLostError)))
+            self._reply_fault(self._fault(error), kill=isinstance(error, (TimeLimitExceeded, WorkerLostError)))
 
     def _fault(self, error: BaseException) -> Fault:
         if isinstance(error, TimeLimitExceeded):
@@ -74,23 +73,23 @@ class IsolatedRequest(Request):
         if isinstance(error, WorkerLostError):
             text = str(error).partition(_BEFORE)[2].partition(_AFTER)[0] or str(error)
             if "SIGKILL" in text and self._was_memory():
-                return Fault("memory", "its process was killed by the system for want of memory")
+                return Fault("memory", "its process was killed by the system for lack of memory")
             return Fault("killed", f"its process died: {text.rstrip('.')}")
         return Fault("killed", f"its process failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
     def _was_memory(self) -> bool:
-        now, before = processes.memory_kills(), current().memory_kills
-        current().memory_kills = now
-        return now is not None and before is not None and now > before
+        kills, before = processes.memory_kills(), current().memory_kills
+        current().memory_kills = kills
+        return kills is not None and before is not None and kills > before
 
-    def _say(self, fault: Fault, *, bury: bool) -> None:
+    def _reply_fault(self, fault: Fault, *, kill: bool) -> None:
         if self._answered:
             return
         self._answered = True
-        # First the kill, then the word: what runs on after its fault was recorded could do harm beside its successor.
-        if bury:
-            current().bury(self.worker_pid)
-        call = read(self.args[0] if self.args else None)
+        # The kill comes first: a call that runs on after its fault was recorded could do harm beside its successor.
+        if kill:
+            current().kill_remains(self.worker_pid)
+        call = read_call(self.args[0] if self.args else None)
         if call is None:
             return
         now = time.time()

@@ -1,4 +1,4 @@
-"""The Celery task that runs one isolated call, in a child that its parent may kill at any moment."""
+"""The Celery task that runs one isolated call, in a child process that its parent may kill at any moment."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from gymq.wire.message import Conversation
 from gymq.wire.task import decode_task
 
 from ..invocation.invoke import invoke
+from ..invocation.result_encoding import callable_name
 from . import processes
-from .parent import ExecutorStep, Undelivered, current, of
-from .request import read
+from .parent import ExecutorStep, Undelivered, current, shard_of
+from .request import read_call
 
-#: Tries to reach Redis, one a second. Then a child leaves a call that it has not begun: it is sent again; and gives the reply
-#: of one that it has done to its parent, which has no limit of time.
-SUBMIT_TRIES = 5
+#: Tries to reach Redis, one a second. After them a child drops a call that it has not begun, since it is sent again, and
+#: leaves the reply of a finished one to its parent, which has no time limit.
+REDIS_TRIES = 5
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ _clients: dict[int, list[SyncConnection]] = {}
     name=ISOLATED,
     Request="gymq_workers.executor.request:IsolatedRequest",
     time_limit=DEFAULT_TIMEOUT,
-    # Late, so that an executor holds no more calls than it has children; always, for each of its ends is answered.
+    # Late, so that an executor holds no more calls than it has children; and always, since each end has a reply.
     acks_late=True,
     acks_on_failure=True,
     acks_on_timeout=True,
@@ -58,18 +59,18 @@ def isolated(body: str, schema: int = 1) -> None:
     """Run a call and reply to it.
 
     Args:
-        body: the encoded call in base64, as `submit` takes it.
-        schema: its schema.
+        body: the encoded call in base64, as `submit` sends it.
+        schema: the call's schema.
     """
     if schema > SCHEMA:
         print(f"gymq: executor: isolated call of a newer schema ({schema}); start newer executors", file=sys.stderr)
-        return  # nobody has begun: its resource worker sends it again
-    call = read(body)
+        return  # unclaimed, so that its resource worker sends it again
+    call = read_call(body)
     if call is None:
         return
-    client = of(_shards(), call)
+    client = shard_of(_shards(), call)
     try:
-        if not _insist(lambda: _claim(client, call)):
+        if not _retry(lambda: _claim(client, call)):
             return
     except (redis.RedisError, OSError):
         return
@@ -85,34 +86,33 @@ def isolated(body: str, schema: int = 1) -> None:
         current().tidy()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
     try:
-        _insist(lambda: send_sync(client, call, reply))
+        _retry(lambda: send_sync(client, call, reply))
     except (redis.RedisError, OSError):
         raise Undelivered(encode(reply)) from None
 
 
 def submit(call: Call, timeout: float) -> None:
-    """Send a call to the executors; blocks on the network, so not on a loop.
+    """Send a call to the executors; blocks on the network.
 
     Args:
-        call: the call with its state, and what it asks for of its task and its messages (all of them, `seen` is 0).
-        timeout: seconds that it may take once a child has begun; then it is killed.
+        call: the call with its state, and its task and all messages if it asks for them.
+        timeout: seconds from a child's beginning until the call is killed.
 
     Raises:
         kombu.exceptions.OperationalError: Redis cannot be reached.
     """
-    what = f"{call.environment}.{call.name or call.kind}"
     with _closed_channels():
         isolated.apply_async(
             (base64.b64encode(encode(call)).decode(), SCHEMA),
             task_id=call.id,
             time_limit=timeout,
-            argsrepr=f"{what} {call.id}",
+            argsrepr=f"{callable_name(call)} {call.id}",
             kwargsrepr="",
         )
 
 
 def none_waits() -> bool:
-    """Whether no call waits for an executor; blocks on the network, so not on a loop.
+    """Return whether the queue of isolated calls is empty; blocks on the network.
 
     Raises:
         kombu.exceptions.OperationalError, redis.RedisError: Redis cannot be reached.
@@ -123,7 +123,7 @@ def none_waits() -> bool:
 
 @contextmanager
 def _closed_channels() -> Iterator[None]:
-    """After an error (the server is full, say) kombu may keep a channel without its connection, and stumbles over it."""
+    """Turn into an OperationalError that kombu, after an error such as a full server, keeps a channel without connection."""
     try:
         yield
     except AttributeError as error:
@@ -134,10 +134,10 @@ def _closed_channels() -> Iterator[None]:
 
 
 def abort(ids: list[str]) -> None:
-    """Kill calls that nobody wants any more, wherever they run. The word is said once; who misses it runs on to its limit.
+    """Have calls without a waiting rollout killed; an executor that misses the broadcast lets them run to their limit.
 
     Args:
-        ids: of the calls.
+        ids: the calls' ids.
     """
     app.control.broadcast("abort", arguments={"calls": ids})
 
@@ -160,15 +160,15 @@ def _work(call: Call) -> bytes:
         raise CallError("memory", f"asked for more than {processes.DEFAULT_MEMORY >> 20} MiB") from None
     except BaseException as error:
         if terminate_handler_fired():
-            raise  # the parent wants this process gone and sees to the call
+            raise  # the parent ends this process, and replies
         kind: FaultKind = "verifier" if call.kind == "verify" else "environment"
         raise CallError(kind, f"{type(error).__name__}: {error}") from error
 
 
 def _claim(client: SyncConnection, call: Call) -> bool:
-    """Mark the call started; False: this message is a copy, of a call that is answered or that an executor works on.
+    """Mark the call started; return False for a copy of a call that has a reply or that an executor works on.
 
-    Both are looked at in one script: a call that is answered between two looks would be run again.
+    One script checks both: a call that is answered between two checks would be run again.
     """
     arguments = [call.rollout, call.step, call.n, call.idempotency_token, current().name, int(call.kind == "close")]
 
@@ -179,8 +179,8 @@ def _claim(client: SyncConnection, call: Call) -> bool:
     return client.do(claim)
 
 
-def _insist(what: Callable[[], T]) -> T:
-    for _ in range(SUBMIT_TRIES - 1):
+def _retry(what: Callable[[], T]) -> T:
+    for _ in range(REDIS_TRIES - 1):
         try:
             return what()
         except (redis.RedisError, OSError):
@@ -189,9 +189,9 @@ def _insist(what: Callable[[], T]) -> T:
 
 
 def _shards() -> list[SyncConnection]:
-    # Of each process its own; what a fork inherited is never used.
-    found = _clients.get(os.getpid())
-    if found is None:
+    # Each process has its own connections; a fork never uses those that it inherited.
+    connections = _clients.get(os.getpid())
+    if connections is None:
         _clients.clear()
-        found = _clients[os.getpid()] = sync_connections(current().settings, EXECUTOR)
-    return found
+        connections = _clients[os.getpid()] = sync_connections(current().settings, EXECUTOR)
+    return connections

@@ -54,9 +54,9 @@ class Executor:
         from gymq_workers.executor.task import submit
 
         self._n += 1
-        turns = [encode_message(Message(role="user", content="go"))]
+        messages = [encode_message(Message(role="user", content="go"))]
         given = {"rollout": "r", "step": 3, "n": self._n, "kind": kind, "run": "demo", "environment": "wild", "row": 0}
-        given |= {"queued": time.time(), "length": 1, "turns": turns, "name": name, "arguments": arguments}
+        given |= {"queued": time.time(), "length": 1, "messages": messages, "name": name, "arguments": arguments}
         call = Call(**(given | fields))
         # An executor begins nothing that nobody waits for.
         self.redis.hset(keys.rollout(call.rollout), mapping={"v": call.step, f"c{call.step}.{call.n}": 1})

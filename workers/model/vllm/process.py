@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 from typing import Any
+
+from gymq.process.lifetime import die_with
 
 #: The variable that tells vLLM's processes that they are a worker's.
 HOSTED = "GYMQ_HOSTED_ENGINE"
@@ -19,12 +19,9 @@ def die_with_parent() -> None:
     vLLM's processes outlive a parent that was killed, and keep the device's memory.
     """
     parent = multiprocessing.parent_process()
-    if HOSTED not in os.environ or sys.platform != "linux" or parent is None:
+    if HOSTED not in os.environ or sys.platform != "linux" or parent is None or parent.pid is None:
         return
-    # 1 is PR_SET_PDEATHSIG of <sys/prctl.h>.
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent.pid:  # it died before
-        os._exit(1)
+    die_with(parent.pid)
 
 
 class Extension:
