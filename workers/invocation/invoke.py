@@ -1,7 +1,7 @@
-"""One call of an environment: the tool or hook that it names, with what it asks for, and its result encoded.
+"""The invocation of one call: the environment's tool or hook, with its injected parameters, and the encoded result.
 
-The resource worker calls this for many calls at once on its loop, with threads for what is not `async`; the executor
-calls it for one call at a time in a process of its own, without threads.
+The resource worker invokes many calls at once on its loop, with threads for functions that are not `async`; the executor
+invokes one call at a time in a process of its own, without threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from . import result_encoding
 from .outage import is_outage
 from .sessions import Session
 
-#: Characters of an exception's text that a fault keeps: it is shown on one line.
+#: Characters of an exception's text in a fault, which is shown on one line.
 MAX_TEXT = 500
 
 
@@ -45,45 +45,45 @@ async def invoke(
 
     Args:
         call: the call, with its state.
-        task: its task; None: not at hand, an error if it is asked for.
-        messages: the conversation so far; None: likewise.
-        threads: where functions that are not `async` run; None: here and now, blocking the loop.
-        session: the rollout's live session; None: nobody may ask for it.
+        task: its task; None: absent, a fault if the function asks for it.
+        messages: the conversation so far; None: absent, likewise.
+        threads: runs functions that are not `async`; None: they block the loop.
+        session: the rollout's live session; None: absent, likewise.
 
     Raises:
         CallError: `environment`, `verifier`, `unavailable`, `task`, `memory` or `result_too_large`.
     """
-    value = await _invoke(_Run(_environment(call), call, task, messages, threads, session))
+    value = await _Invocation(_environment(call), call, task, messages, threads, session).value()
     if len(value) > result_encoding.MAX_RESULT_BYTES:
         raise result_encoding.too_large(call, len(value))
     return value
 
 
 async def build(
-    call: Call, task: Task | None, messages: Conversation | None, *, threads: Executor, late: Callable[[Any], None]
-) -> Any:
+    call: Call, task: Task | None, messages: Conversation | None, *, threads: Executor, late: Callable[[object], None]
+) -> object:
     """Make a rollout's live session from its task and state, by the environment's hook `session`.
 
     Args:
         call, task, messages, threads: see `invoke`.
-        late: gets a session that a thread has made after this was cancelled.
+        late: receives a session that a thread finishes after the cancellation of this coroutine.
 
     Raises:
         CallError: as `invoke`.
     """
     environment = _environment(call)
-    made = asyncio.ensure_future(_Run(environment, call, task, messages, threads, None).hook("session"))
+    session = asyncio.ensure_future(_Invocation(environment, call, task, messages, threads, None).hook("session"))
     if inspect.iscoroutinefunction(getattr(environment, "session", None)):
-        return await made
+        return await session
     try:
-        return await asyncio.shield(made)
+        return await asyncio.shield(session)
     except asyncio.CancelledError:
 
-        def over(_: Any) -> None:
-            if not made.cancelled() and made.exception() is None:
-                late(made.result())
+        def hand_over(_: object) -> None:
+            if not session.cancelled() and session.exception() is None:
+                late(session.result())
 
-        made.add_done_callback(over)
+        session.add_done_callback(hand_over)
         raise
 
 
@@ -94,26 +94,8 @@ def _environment(call: Call) -> Environment:
         raise CallError("environment", str(error)) from error
 
 
-async def _invoke(run: _Run) -> bytes:
-    call = run.call
-    match call.kind:
-        case "tool":
-            return encode(await run.tool())
-        case "open":
-            return encode(await run.open())
-        case "respond":
-            return encode(await run.respond())
-        case "verify":
-            return encode(await run.verify())
-        case "close":
-            await run.hook("close")
-            return b""
-        case _:
-            raise CallError("environment", f"a resource cannot answer a call of kind {call.kind!r}")
-
-
-class _Run:
-    """One call while it runs."""
+class _Invocation:
+    """One call while it runs; see `invoke` for the arguments."""
 
     def __init__(
         self,
@@ -134,6 +116,23 @@ class _Run:
         self.threads = threads
         self.session = session
 
+    async def value(self) -> bytes:
+        """Run the call and return its encoded value."""
+        match self.call.kind:
+            case "tool":
+                return encode(await self.tool())
+            case "open":
+                return encode(await self.open())
+            case "respond":
+                return encode(await self.respond())
+            case "verify":
+                return encode(await self.verify())
+            case "close":
+                await self.hook("close")
+                return b""
+            case _:
+                raise CallError("environment", f"a resource cannot answer a call of kind {self.call.kind!r}")
+
     async def tool(self) -> ToolResult:
         tools = type(self.environment).tools
         tool = tools.get(self.call.name)
@@ -144,10 +143,10 @@ class _Run:
             arguments = tool.arguments(self.call.arguments)
             result = await self.function(getattr(self.environment, tool.name), tool.wants, arguments)
         except ToolError as error:
-            # What it did to the state before it failed stays undone.
+            # Its changes of the state before the failure are dropped.
             return ToolResult(content=result_encoding.json(self.call, "its error", str(error)), error=True)
         state = None if tool.flags.get("read_only") else self.state()
-        self.keep(state)
+        self.settle_session(state)
         return ToolResult(content=result_encoding.content(self.call, result), state=state)
 
     async def open(self) -> Opened:
@@ -162,7 +161,7 @@ class _Run:
             raise CallError("environment", f"open gave a state of type {type(opening.state).__name__}, but {what}")
         state = opening.state if opening.state is not None or state_type is None else self.load_state()
         data = None if state is None else result_encoding.state(state)
-        self.keep(data)
+        self.settle_session(data)
         return Opened(
             state=data,
             messages=result_encoding.encode_messages(self.call, opening.messages),
@@ -170,20 +169,22 @@ class _Run:
         )
 
     async def respond(self) -> Responded:
-        said = await self.hook("respond")
+        response = await self.hook("respond")
         state = self.state()
-        self.keep(state)
-        if isinstance(said, Ask):
-            return Responded(state=state, ask=result_encoding.asked(self.call, said))
-        if isinstance(said, str):
-            said = Response(messages=[Message(role="user", content=said)])
-        if not isinstance(said, Response):
-            raise CallError("environment", f"respond returned {type(said).__name__}; it must return text, a Response or an Ask")
-        return Responded(messages=result_encoding.encode_messages(self.call, said.messages), done=bool(said.done), state=state)
+        self.settle_session(state)
+        if isinstance(response, Ask):
+            return Responded(state=state, ask=result_encoding.asked(self.call, response))
+        if isinstance(response, str):
+            response = Response(messages=[Message(role="user", content=response)])
+        if not isinstance(response, Response):
+            kind = type(response).__name__
+            raise CallError("environment", f"respond returned {kind}; it must return text, a Response or an Ask")
+        messages = result_encoding.encode_messages(self.call, response.messages)
+        return Responded(messages=messages, done=bool(response.done), state=state)
 
     async def verify(self) -> Scored:
         verdict = await self.hook("verify")
-        self.keep(None)
+        self.settle_session(None)
         if verdict is None:
             return Scored(reason="the verifier gave no reward")
         if isinstance(verdict, Ask):
@@ -198,59 +199,65 @@ class _Run:
         )
 
     async def hook(self, name: str) -> Any:
-        """Call a hook if the environment has it; it must raise no ToolError, there is no model to hear it."""
+        """Call a hook if the environment has it; a ToolError becomes a fault, since no model hears it."""
         function = getattr(self.environment, name, None)
         if function is None:
             return None
         try:
             return await self.function(function, type(self.environment).wants(name), {})
         except ToolError as error:
-            raise CallError("verifier" if name == "verify" else "environment", self.said(error)) from error
+            raise CallError("verifier" if name == "verify" else "environment", self.one_line(error)) from error
 
-    async def function(self, function: Callable[..., Any], wants: frozenset[str], arguments: dict[str, Any]) -> Any:
-        """Call what the environment's author wrote; all that it raises but ToolError and CallError becomes a fault."""
-        given = dict(arguments)
+    async def function(self, function: Callable[..., Any], wants: frozenset[str], arguments: dict[str, object]) -> Any:
+        """Call a function of the environment's author; every exception but ToolError and CallError becomes a fault.
+
+        Args:
+            function: a hook or a tool.
+            wants: the injected parameters that it names.
+            arguments: its other arguments.
+        """
+        keywords = dict(arguments)
         for name in wants:
             if name == "session":
                 if self.session is None:
                     raise CallError("environment", f"call {self.call.id} came without its session")
-                given[name] = self.session.take()
+                keywords[name] = self.session.take()
                 continue
-            given[name] = self.load_state() if name == "state" else self.injectable.get(name)
-            if name in ("task", "messages") and given[name] is None:
+            keywords[name] = self.load_state() if name == "state" else self.injectable.get(name)
+            if name in ("task", "messages") and keywords[name] is None:
                 raise CallError("environment", f"call {self.call.id} came without its {name}")
         kind: FaultKind = "verifier" if self.call.kind == "verify" else "environment"
         try:
             if self.threads is not None and not inspect.iscoroutinefunction(function):
-                result = await self.thread(self.threads, function, given)
+                result = await self.thread(self.threads, function, keywords)
             else:
-                result = function(**given)
+                result = function(**keywords)
             return await result if inspect.isawaitable(result) else result
         except (ToolError, CallError):
             raise
         except TaskError as error:
-            raise CallError("task", self.said(error)) from error
+            raise CallError("task", self.one_line(error)) from error
         except MemoryError as error:
-            raise CallError("memory", self.said(error)) from error
+            raise CallError("memory", self.one_line(error)) from error
         except Exception as error:
-            raise CallError("unavailable" if is_outage(error) else kind, self.said(error)) from error
+            raise CallError("unavailable" if is_outage(error) else kind, self.one_line(error)) from error
 
-    async def thread(self, threads: Executor, function: Callable[..., Any], given: dict[str, Any]) -> Any:
-        """Call a function in a thread; it may use the session there for longer than anybody waits."""
-        future = threads.submit(function, **given)
-        if self.session is not None and "session" in given:
+    async def thread(self, threads: Executor, function: Callable[..., Any], keywords: dict[str, Any]) -> Any:
+        """Call a function in a thread, which may hold the session beyond the call's time limit."""
+        future = threads.submit(function, **keywords)
+        if self.session is not None and "session" in keywords:
             loop, release = asyncio.get_running_loop(), self.session.release
 
-            def over(_: Any) -> None:
+            def release_soon(_: object) -> None:
                 with suppress(RuntimeError):  # the loop was closed
                     loop.call_soon_threadsafe(release)
 
             self.session.users += 1
-            future.add_done_callback(over)
+            future.add_done_callback(release_soon)
         return await asyncio.wrap_future(future)
 
     def load_state(self) -> Any:
-        """The state, decoded once; a rollout that was not opened starts with the State's defaults."""
+        """Return the state, decoded once; a rollout without `open` starts with the State's defaults."""
         if "state" in self.injectable:
             return self.injectable["state"]
         state_type = self.environment.State
@@ -263,29 +270,29 @@ class _Run:
         self.injectable["state"] = state
         return state
 
-    def keep(self, state: bytes | None) -> None:
-        """What the call did is done: from now on the session stands for this state; None: for that which the call had."""
+    def settle_session(self, state: bytes | None) -> None:
+        """Let the session stand for the state after the call; None: the call left the state as it was."""
         if self.session is not None:
             self.session.stands_for(self.call.state if state is None else state)
 
     def state(self) -> bytes | None:
-        """The state if the call changed it, encoded; else None."""
+        """Return the encoded state if the call changed it, else None."""
         state = self.injectable.get("state")
         if state is None:
             return None
         data = result_encoding.state(state)
         return None if data == self.call.state else data
 
-    def said(self, error: BaseException) -> str:
-        """One line for a person: type, text, and the innermost place in the environment's own file."""
+    def one_line(self, error: BaseException) -> str:
+        """Return an error as one line: type, text, and the innermost place in the environment's own file."""
         text = " ".join(str(error).split())[:MAX_TEXT]
         frames = traceback.extract_tb(error.__traceback__)
-        own = inspect.getfile(type(self.environment))
-        place = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1] if frames else None)
+        own_file = inspect.getfile(type(self.environment))
+        place = next((frame for frame in reversed(frames) if frame.filename == own_file), frames[-1] if frames else None)
         where = "" if place is None else f" ({os.path.basename(place.filename)}:{place.lineno})"
         return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 
 def called(frame: FrameType) -> Call | None:
-    """The call whose function this frame calls."""
-    return frame.f_locals["self"].call if frame.f_code is _Run.function.__code__ else None
+    """Return the call whose function this frame calls, or None."""
+    return frame.f_locals["self"].call if frame.f_code is _Invocation.function.__code__ else None

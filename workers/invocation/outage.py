@@ -1,4 +1,4 @@
-"""Whether an exception of an environment's code means that a service does not answer, which may pass, or a defect."""
+"""Outages: exceptions of an environment's code that mean a silent service, which may pass, as against a defect."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 from gymq.errors import Unavailable
 
-#: Statuses below 500 that may pass: time-out, too early, too many requests.
+#: HTTP statuses below 500 that may pass: time-out, too early, too many requests.
 _PASSING = frozenset({408, 425, 429})
 
-#: Operating-system errors that tell of a service; the others tell of this machine's files, memory and limits.
+#: Operating-system errors about a service; others are about this machine's files, memory and limits.
 _REMOTE = (ConnectionError, TimeoutError, socket.gaierror, socket.herror, ssl.SSLError)
 
-#: The same, of those that have no class of their own.
+#: Numbers of such errors that have no class of their own.
 _REMOTE_NUMBERS = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET})
 
 #: Connection and time-out errors of libraries that may not be installed, by package and class.
@@ -30,29 +30,29 @@ _BY_NAME = frozenset(
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an exception, or what it was raised from, says that a service does not answer."""
-    for one in _chain(error):
-        if isinstance(one, Unavailable):
+    """Return whether an exception, or one that it was raised from, means that a service does not answer."""
+    for cause in _chain(error):
+        if isinstance(cause, Unavailable):
             return True
-        status = _status(one)
+        status = _status(cause)
         if status is not None:
-            return status >= 500 or status in _PASSING  # a service that answered: what it said decides
-        kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(one).__mro__}
-        if kinds & _BY_NAME or isinstance(one, _REMOTE) or (isinstance(one, OSError) and one.errno in _REMOTE_NUMBERS):
+            return status >= 500 or status in _PASSING  # the service has answered, and its answer decides
+        kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(cause).__mro__}
+        if kinds & _BY_NAME or isinstance(cause, _REMOTE) or (isinstance(cause, OSError) and cause.errno in _REMOTE_NUMBERS):
             return True
     return False
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        reason = getattr(one, "reason", None)  # of urllib's URLError
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        reason = getattr(cause, "reason", None)  # of urllib's URLError
         if isinstance(reason, BaseException):
             yield reason
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _status(error: BaseException) -> int | None:

@@ -1,13 +1,12 @@
-"""What environments give, as it is sent and stored: results, messages, questions, numbers and states.
+"""Encoding of environments' results, messages, questions, numbers and states, for replies and the store.
 
-Whatever has no such form, or is too large, is the environment's fault, and is said in one line.
+A value that cannot be encoded, or is too large, is a fault of the environment, told in one line.
 """
 
 from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
 
 import msgspec
 
@@ -16,25 +15,25 @@ from gymq.errors import CallError
 from gymq.wire.calls import Asked, Call
 from gymq.wire.message import Message, encode_message
 
-#: Bytes that the value of a call may have: a dozen photographs, far more text than a model reads; and Redis, the agent and
-#: every later request of the rollout must carry it.
+#: Bytes of a call's value: a dozen photographs, or far more text than a model reads. Redis, the agent and every later
+#: request of the rollout must carry it.
 MAX_RESULT_BYTES = 16 * 1024**2
 
-#: The types of content parts; a tool's list of such objects goes to the model as it is.
+#: The types of content parts; a tool's list of such objects goes to the model unchanged.
 PART_TYPES = frozenset({"text", "image_url", "input_audio", "file"})
 
 
 def callable_name(call: Call) -> str:
-    """What a call runs, for a person: `environment.tool`."""
+    """Return the name of a call's function for a person, `environment.tool`."""
     return f"{call.environment}.{call.name or call.kind}"
 
 
-def content(call: Call, result: Any) -> bytes:
-    """A tool's result as the content of a message: text, or content parts.
+def content(call: Call, result: object) -> bytes:
+    """Encode a tool's result as the content of a message: text, or content parts.
 
     Args:
-        call: the tool's.
-        result: what it returned.
+        call: the tool's call.
+        result: the tool's return value.
 
     Raises:
         CallError: `environment` or `result_too_large`.
@@ -53,7 +52,7 @@ def encode_messages(call: Call, messages: list[Message]) -> list[bytes]:
         messages: its messages.
 
     Raises:
-        CallError: one is none.
+        CallError: an element is no `Message`.
     """
     wrong = next((message for message in messages if not isinstance(message, Message)), None)
     if wrong is not None:
@@ -62,14 +61,14 @@ def encode_messages(call: Call, messages: list[Message]) -> list[bytes]:
 
 
 def asked(call: Call, ask: Ask) -> Asked:
-    """A question to a model, encoded.
+    """Encode a question to a model.
 
     Args:
-        call: whose hook asks.
+        call: the call of the hook that asks.
         ask: the question.
 
     Raises:
-        CallError: it has no messages, or a part of it cannot be sent.
+        CallError: it has no messages, or a part of it cannot be encoded.
     """
     if not ask.messages:
         raise _wrong(call, "asks a model, but gives it no messages")
@@ -83,30 +82,30 @@ def asked(call: Call, ask: Ask) -> Asked:
         raise _wrong(call, f"asks a model with a note or sampling that cannot be sent: {error}") from error
 
 
-def json(call: Call, what: str, value: Any) -> bytes:
-    """A value as JSON; pydantic models and numpy's arrays and scalars have a form, too.
+def json(call: Call, noun: str, value: object) -> bytes:
+    """Encode a value as JSON; pydantic models and numpy's arrays and scalars have a form, too.
 
     Args:
-        call: what gave it.
-        what: what it is, for a person.
+        call: the call that returned it.
+        noun: the value's name in an error, as "its result".
         value: the value.
 
     Raises:
-        CallError: `environment`: it has no such form; `result_too_large`.
+        CallError: `environment`: it has no JSON form; `result_too_large`.
     """
     if isinstance(value, str) and len(value) > MAX_RESULT_BYTES:  # not worth encoding
         raise too_large(call, len(value))
     try:
         return msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, ValueError, OverflowError) as error:
-        raise CallError("environment", f"{call.name or call.kind}: {what} has no JSON form: {error}") from error
+        raise CallError("environment", f"{call.name or call.kind}: {noun} has no JSON form: {error}") from error
 
 
-def state(value: Any) -> bytes:
-    """An environment's state, encoded.
+def state(value: object) -> bytes:
+    """Encode an environment's state.
 
     Raises:
-        CallError: it has a part that cannot be stored.
+        CallError: a part of it has no msgpack form.
     """
     try:
         return msgspec.msgpack.encode(value)
@@ -114,41 +113,46 @@ def state(value: Any) -> bytes:
         raise CallError("environment", f"the state cannot be stored: {error}") from error
 
 
-def number(what: str, value: Any) -> float:
-    """A reward or metric.
+def number(noun: str, value: object) -> float:
+    """Return a reward or metric as a float.
 
     Args:
-        what: what it is, for a person.
-        value: what the verifier gave.
+        noun: the value's name in an error, as "the reward".
+        value: the verifier's value.
 
     Raises:
         CallError: `verifier`: it is no number, or not finite.
     """
     if not isinstance(value, Real):
-        raise CallError("verifier", f"{what} is {type(value).__name__} {str(value)[:80]!r}, not a number")
-    found = float(value)
-    if not math.isfinite(found):
-        raise CallError("verifier", f"{what} is {found}: a reward must be finite; return None if there is none")
-    return found
+        raise CallError("verifier", f"{noun} is {type(value).__name__} {str(value)[:80]!r}, not a number")
+    result = float(value)
+    if not math.isfinite(result):
+        raise CallError("verifier", f"{noun} is {result}: a reward must be finite; return None if there is none")
+    return result
 
 
 def too_large(call: Call, size: int) -> CallError:
-    """What a call with a value of so many bytes ends with."""
+    """Return the error of a call whose value is too large.
+
+    Args:
+        call: the call.
+        size: the value's bytes.
+    """
     return CallError(
         "result_too_large",
-        f"{callable_name(call)} gave {size >> 20} MiB; a result and its state may have {MAX_RESULT_BYTES >> 20} MiB",
+        f"{callable_name(call)} returned {size >> 20} MiB; a result and its state may have {MAX_RESULT_BYTES >> 20} MiB",
     )
 
 
-def _wrong(call: Call, what: str) -> CallError:
-    return CallError("verifier" if call.kind == "verify" else "environment", f"{call.kind} {what}")
+def _wrong(call: Call, problem: str) -> CallError:
+    return CallError("verifier" if call.kind == "verify" else "environment", f"{call.kind} {problem}")
 
 
-def _is_part(value: Any) -> bool:
+def _is_part(value: object) -> bool:
     return isinstance(value, dict) and value.get("type") in PART_TYPES
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     for method in ("model_dump", "tolist"):
         convert = getattr(value, method, None)
         if convert is not None:

@@ -1,8 +1,8 @@
-"""The live sessions of a resource worker: objects that environments make of a rollout's state, and want to keep.
+"""The live sessions of a resource worker: objects that environments make of a rollout's state, and keep between calls.
 
-What is kept is a copy that saves work, never the truth: each call says what state the rollout has, and a session that stands
-for another one is closed and made anew. While a call uses a session, that stands for nothing; only when the call has come to
-its end does it stand for the state that the call leaves.
+A session is a cache of the state, never the truth: each call carries the rollout's state, and a session that stands for
+another state is closed and made anew. While a call uses a session it stands for no state; at the call's end it stands for
+the state that the call leaves.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from typing import Any
 
 from gymq.errors import one_line
 from gymq.wire.calls import Call
 
-#: Seconds for which nobody has used a session until it is closed: its rollout is elsewhere, or its model takes very long.
+#: Seconds without use until a session is closed: its rollout is elsewhere, or its model takes very long.
 IDLE_LIMIT = 600.0
 
-#: Seconds for which nobody has used a session until one looks whether its rollout is still there.
+#: Seconds without use until the worker checks whether a session's rollout still exists.
 ORPHAN_CHECK_AFTER = 30.0
 
 #: Seconds that closing a session may take.
-CLOSING = 30.0
+CLOSE_LIMIT = 30.0
 
-#: Seconds that a worker waits at its end for the sessions that are being closed.
-ENDING = 5.0
+#: Seconds that a worker waits at its end for sessions to close.
+END_LIMIT = 5.0
 
 
 class Session:
@@ -40,12 +39,12 @@ class Session:
     Args:
         value: the object.
         call: the call for which it was made.
-        close: closes it.
+        close: closes an object of an environment.
     """
 
     __slots__ = ("born", "close", "dropped", "environment", "looked", "run", "state", "used", "users", "value")
 
-    def __init__(self, value: Any, call: Call, close: Callable[[str, Any], None]) -> None:
+    def __init__(self, value: object, call: Call, close: Callable[[str, object], None]) -> None:
         self.value = value
         self.close = close
         self.environment = call.environment
@@ -53,17 +52,17 @@ class Session:
         self.born = call.born
         self.state: bytes | None = digest(call.state)
         self.used = self.looked = time.monotonic()
-        #: Functions that hold it; one in a thread may outlive its call.
+        #: Functions that hold the object; one in a thread may outlive its call.
         self.users = 0
         self.dropped = False
 
-    def take(self) -> Any:
-        """The object, for a function that may change it; see `stands_for`."""
+    def take(self) -> object:
+        """Return the object for a function that may change it; until `stands_for` the session stands for no state."""
         self.state = None
         return self.value
 
     def stands_for(self, state: bytes | None) -> None:
-        """The object is what the environment would make of this state.
+        """Note the state of which the environment would make this object.
 
         Args:
             state: encoded; None: there is none.
@@ -71,26 +70,26 @@ class Session:
         self.state = digest(state)
 
     def release(self) -> None:
-        """One user less."""
+        """Give the object back; the last user of a dropped session closes it."""
         self.users -= 1
         self.used = self.looked = time.monotonic()
         if self.dropped and not self.users:
             self.close(self.environment, self.value)
 
     def drop(self) -> None:
-        """Close it once nobody uses it."""
+        """Close the object as soon as it has no users."""
         self.dropped = True
         if not self.users:
             self.close(self.environment, self.value)
 
 
 def digest(state: bytes | None) -> bytes:
-    """What tells states apart."""
+    """Return a digest that differs between states."""
     return b"" if state is None else hashlib.blake2b(state, digest_size=16).digest()
 
 
 class _SessionQueue:
-    """The calls of one rollout that use its session one after another, and how many there are."""
+    """The queue of one rollout's calls, which use its session one at a time."""
 
     __slots__ = ("lock", "users")
 
@@ -100,11 +99,11 @@ class _SessionQueue:
 
 
 class Sessions:
-    """The sessions of one worker; a rollout has one, and one call at a time uses it.
+    """The sessions of one worker: one for each rollout, used by one call at a time.
 
     Args:
-        threads: where `close` of an object runs that is not `async`.
-        counts: where it counts those that it made, and those that it closed.
+        threads: runs an object's `close` that is not `async`.
+        counts: the worker's counters; sessions made and closed are added.
     """
 
     def __init__(self, threads: Executor, counts: dict[str, int]) -> None:
@@ -119,12 +118,12 @@ class Sessions:
         return len(self._kept)
 
     @asynccontextmanager
-    async def use(self, call: Call, most: int, make: Callable[[], Awaitable[Any]]) -> AsyncIterator[Session]:
-        """The session of a call's rollout: the kept one, if it stands for the call's state, else a new one.
+    async def use(self, call: Call, most: int, make: Callable[[], Awaitable[object]]) -> AsyncIterator[Session]:
+        """Provide the session of a call's rollout: the kept one if it stands for the call's state, else a new one.
 
         Args:
             call: the call, with its state.
-            most: how many sessions of its environment are kept when it is over.
+            most: the number of sessions of its environment to keep afterwards.
             make: makes the object.
         """
         queue = self._queues.setdefault(call.rollout, _SessionQueue())
@@ -145,7 +144,7 @@ class Sessions:
                 finally:
                     session.release()
                     if session.dropped:
-                        pass  # meanwhile, and another may have taken its place
+                        pass  # closed by release(); the rollout may have a new session already
                     elif session.state is None:
                         self.drop(call.rollout)
                     else:
@@ -157,24 +156,24 @@ class Sessions:
                 del self._queues[call.rollout]
 
     def _trim(self, environment: str, most: int) -> None:
-        mine = [rollout for rollout, one in self._kept.items() if one.environment == environment]
-        for rollout in mine[: max(0, len(mine) - most)]:
+        rollouts = [rollout for rollout, session in self._kept.items() if session.environment == environment]
+        for rollout in rollouts[: max(0, len(rollouts) - most)]:
             if not self._kept[rollout].users:
                 self.drop(rollout)
 
     def drop(self, rollout: str) -> None:
-        """Close a rollout's session, if there is one, once nobody uses it."""
+        """Close a rollout's session, if any, as soon as it has no users."""
         session = self._kept.pop(rollout, None)
         if session is not None:
             session.drop()
 
     def drop_all(self) -> None:
-        """Close all of them."""
+        """Close all sessions."""
         for rollout in list(self._kept):
             self.drop(rollout)
 
     def idle(self) -> list[tuple[str, str]]:
-        """Close what nobody has used for long; returns the rollouts, each with its run, that are to be looked at."""
+        """Close sessions without use for long; return the rollouts to check, each with its run."""
         now = time.monotonic()
         due: list[tuple[str, str]] = []
         for rollout, session in list(self._kept.items()):
@@ -187,8 +186,13 @@ class Sessions:
                 due.append((rollout, session.run))
         return due
 
-    def close(self, environment: str, value: Any) -> None:
-        """Close an object by its `close`, if it has one."""
+    def close(self, environment: str, value: object) -> None:
+        """Close an object by its method `close`, if it has one.
+
+        Args:
+            environment: the environment's name, for an error line.
+            value: the object.
+        """
         self._counts["sessions_closed"] += 1
         close = getattr(value, "close", None)
         if close is not None:
@@ -196,9 +200,9 @@ class Sessions:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    async def _close(self, environment: str, close: Callable[[], Any]) -> None:
+    async def _close(self, environment: str, close: Callable[[], object]) -> None:
         try:
-            async with asyncio.timeout(CLOSING):
+            async with asyncio.timeout(CLOSE_LIMIT):
                 if inspect.iscoroutinefunction(close):
                     await close()
                 else:
@@ -206,11 +210,11 @@ class Sessions:
                     if inspect.isawaitable(result):
                         await result
         except Exception as error:
-            what = one_line(f"{type(error).__name__}: {error}")
-            print(f"gymq: a session of {environment} could not be closed: {what}", file=sys.stderr)
+            reason = one_line(f"{type(error).__name__}: {error}")
+            print(f"gymq: a session of {environment} could not be closed: {reason}", file=sys.stderr)
 
     async def end(self) -> None:
-        """Close all of them, and wait until they are."""
+        """Close all sessions, and wait for it."""
         self.drop_all()
         if self._closing:
-            await asyncio.wait(self._closing, timeout=ENDING)
+            await asyncio.wait(self._closing, timeout=END_LIMIT)

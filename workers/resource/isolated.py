@@ -1,8 +1,8 @@
-"""Isolated calls: given to an executor by a Celery task, and watched until somebody has answered.
+"""Isolated calls: sent to an executor as a Celery task, and watched until they have a reply.
 
-The executor's child replies by itself, or its parent for it. This side keeps the call's mail until then, so that the call
-outlives this worker; and it sends the task again when the executor died, or when nobody has begun for so long that the
-task may have been lost on its way.
+The executor's child replies, or its parent for it. Until then this worker keeps the call's mail, so that the call outlives
+the worker. It sends the task again when the executor has died, or when no executor has begun for so long that the task may
+have been lost.
 """
 
 from __future__ import annotations
@@ -19,48 +19,47 @@ from gymq.wire.calls import Call
 
 from ..executor.task import abort, none_waits, submit
 
-#: Seconds between two looks at all calls that are out. The reply does not wait for it; only a death does.
+#: Seconds between two checks of all calls that are out. It delays no reply, only the notice of a death.
 POLL_INTERVAL = 0.5
 
-#: What `waiting.lua` says of a call that nobody wants any more and that an executor works on, or has just answered.
+#: `waiting.lua`'s state of a call without a waiting rollout that an executor works on, or has just replied to.
 GIVEN_UP = 4
 
-#: Seconds without a beginning after which the task is sent again if it was lost: none waits in the queue, or one that
-#: was sent so much later has begun. An executor that dies takes those with it that it had taken and not begun. A copy does
-#: no harm while the first one runs.
+#: Seconds without a beginning after which a lost task is sent again. It counts as lost if the queue is empty, or if a task
+#: that was sent so much later has begun: an executor that dies loses the tasks that it had fetched. A copy is harmless.
 RESEND = 3.0
 
 _UNREACHED = (KombuError, ChannelError, RedisError, OSError)
 
 
 class IsolatedCalls:
-    """The calls that one resource worker has given to executors.
+    """The calls of one resource worker that executors have.
 
     Args:
-        connection: a connection.
+        connection: a connection to the worker's shard.
         liveness: seconds after which a silent executor counts as dead.
     """
 
     def __init__(self, connection: Connection, liveness: float) -> None:
         self._connection = connection
         self._liveness = liveness
-        #: Since when Redis has answered quickly; who has not been connected for longer than the limit judges nobody.
+        #: The time since which Redis has answered quickly; executors are judged only once that is longer than the liveness.
         self._connected = time.monotonic()
-        #: Call -> when its executor's key was first seen to be missing.
+        #: Call id -> the time at which its executor's key was first missing.
         self._missing: dict[str, float] = {}
         self._out: dict[str, tuple[Call, float, float, asyncio.Future[None]]] = {}
         self._doubtful: set[str] = set()
         self._watcher: asyncio.Task[None] | None = None
 
     def __contains__(self, call: Call) -> bool:
-        """Whether an executor was given this call and nobody has answered it yet."""
+        """Return whether an executor has this call and has not replied yet."""
         return call.id in self._out
 
     async def run(self, call: Call, timeout: float) -> None:
-        """Give a call to an executor and wait until somebody has answered it, or nobody wants it any more.
+        """Send a call to the executors and wait for its reply, or for the end of its rollout's interest.
 
         Args:
-            call: the call with all that it asks for.
+            call: the call with its injected parameters.
             timeout: seconds that it may take.
         """
         await self._submit(call, timeout)
@@ -84,21 +83,21 @@ class IsolatedCalls:
             states = await self._connection.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
             now = time.monotonic()
             if now - asked > self._liveness / 3:
-                # Redis was away, or slow: all executors' keys may have lapsed meanwhile, and nobody is dead.
+                # Redis was away or slow: all executors' keys may have lapsed meanwhile although none is dead.
                 self._connected = now
                 self._missing.clear()
             dead = {call.id for (call, *_), state in zip(out, states, strict=True) if state == 3}
             self._missing = {id: self._missing.get(id, now) for id in dead}
             sure = now - self._connected > self._liveness
-            # Not wanted any more, and an executor at it at two looks: at the first one it may just have answered.
+            # Unwanted, and with an executor in two checks in a row: at the first one it may just have replied.
             unwanted = {call.id for (call, *_), state in zip(out, states, strict=True) if state == GIVEN_UP}
-            unwanted -= {call.id for call, *_ in out if call.kind == "close"}  # what cleans up runs to its end
+            unwanted -= {call.id for call, *_ in out if call.kind == "close"}  # clean-up runs to its end
             if aborted := unwanted & self._doubtful:
                 await asyncio.to_thread(abort, sorted(aborted))
             self._doubtful = unwanted - aborted
             begun = max((since for (_, _, since, _), state in zip(out, states, strict=True) if state != 1), default=0.0)
             old = any(state == 1 and now - since > RESEND for (_, _, since, _), state in zip(out, states, strict=True))
-            # Later ones are lost if none waits: the queue is empty. Else those that were overtaken.
+            # If the queue is empty, all tasks that have not begun are lost; else those that were overtaken.
             before = now if old and await _none_waits() else begun
             for (call, timeout, since, answered), state in zip(out, states, strict=True):
                 if state == 0 or call.id in aborted or (state == GIVEN_UP and call.kind == "close"):
@@ -109,18 +108,18 @@ class IsolatedCalls:
                 ):
                     await self._submit(call, timeout)
                     self._missing.pop(call.id, None)
-                    if call.id in self._out:  # else it was given up meanwhile
+                    if call.id in self._out:  # it may have ended meanwhile
                         self._out[call.id] = (call, timeout, time.monotonic(), answered)
 
     def _watched(self, watcher: asyncio.Task[None]) -> None:
-        """A watcher that failed leaves nobody waiting."""
+        """Pass a watcher's failure on to all that wait."""
         if not watcher.cancelled() and (error := watcher.exception()) is not None:
             for *_, answered in self._out.values():
                 if not answered.done():
                     answered.set_exception(error)
 
     async def _submit(self, call: Call, timeout: float) -> None:
-        """Send a task, however long Redis is away or full."""
+        """Send a task, and retry as long as Redis is away or full."""
         while True:
             try:
                 return await asyncio.to_thread(submit, call, timeout)
@@ -132,4 +131,4 @@ async def _none_waits() -> bool:
     try:
         return await asyncio.to_thread(none_waits)
     except _UNREACHED:
-        return False  # the next look is soon
+        return False  # the next check is soon

@@ -1,4 +1,4 @@
-"""The threads of a resource worker: which calls hang in them, and which call holds up its loop."""
+"""The threads of a resource worker, with the calls that hang in them, and the watch over its loop."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from gymq.wire.calls import Call
 
 from ..invocation.invoke import called
 from ..invocation.result_encoding import callable_name
 
+T = TypeVar("T")
+
 #: Threads for hooks and tools that are not `async`.
 MAX_THREADS = 16
 
-#: The call that this task serves.
+#: The call that the current asyncio task serves.
 serving: ContextVar[Call] = ContextVar("serving")
 
 
 class ToolThreads(ThreadPoolExecutor):
-    """Threads that know what runs in them: one that hangs cannot be stopped, only counted."""
+    """Threads that know their calls: one that hangs cannot be stopped, only counted."""
 
     def __init__(self) -> None:
         super().__init__(MAX_THREADS, thread_name_prefix="gymq-tool")
         self._running: set[str] = set()
-        #: The calls that run on though they were given up: id -> environment and tool.
+        #: Calls that run on beyond their time limit: id -> `environment.tool`.
         self.stuck: dict[str, str] = {}
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run what belongs to the call that is being served."""
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run a function for the call that is being served.
+
+        Args:
+            fn, args, kwargs: the function and its arguments.
+        """
         call = serving.get(None)
-        if call is None:  # none of a call: a session is closed
+        if call is None:  # a session is being closed
             return super().submit(fn, *args, **kwargs)
 
-        def run() -> Any:
+        def run() -> T:
             self._running.add(call.id)
             try:
                 return fn(*args, **kwargs)
@@ -50,26 +56,26 @@ class ToolThreads(ThreadPoolExecutor):
         return super().submit(run)
 
     def given_up(self, call: Call) -> None:
-        """A call has met its limit; if it runs in a thread, that is lost until it returns."""
+        """Note a call beyond its time limit; its thread, if it has one, is lost until it returns."""
         if call.id in self._running:
             self.stuck[call.id] = callable_name(call)
-            if call.id not in self._running:  # it returned this moment
+            if call.id not in self._running:  # it has just returned
                 self.stuck.pop(call.id, None)
 
     @property
     def lost(self) -> bool:
-        """Whether half of the threads hang: the rest will follow, and calls would wait for ever."""
+        """Whether half of the threads hang; the rest will follow, and calls would wait for ever."""
         return len(self.stuck) >= MAX_THREADS / 2
 
 
 def watch_loop(limit: float) -> Callable[[], None]:
-    """Say which call holds up the running loop, once for each time that it stands still.
+    """Print which call blocks the running loop, once for each blockage.
 
     Args:
-        limit: seconds for which it may stand still.
+        limit: seconds for which the loop may stand still.
 
     Returns:
-        What ends the watch.
+        A function that ends the watch.
     """
     loop, loops_thread, ended = asyncio.get_running_loop(), threading.get_ident(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""The resource role: serves the calls of environments: open, tools, respond, verify, close."""
+"""The resource role, which serves environments' calls: open, tools, respond, verify, close."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ..invocation.sessions import Session, Sessions
 from .isolated import IsolatedCalls
 from .threads import MAX_THREADS, ToolThreads, serving, watch_loop
 
-#: Calls that one resource worker has in flight unless told otherwise.
+#: Calls that one resource worker has in flight by default.
 DEFAULT_CONCURRENCY = 1024
 
-#: What the model is told of a call that must not be repeated and whose worker died.
+#: The result, for the model, of a `once` call whose worker died.
 UNKNOWN = "Error: the outcome of this call is unknown: it was started and the process died. It was not run again."
 
 
@@ -37,7 +37,7 @@ class ResourceWorker(CallWorker):
     """Serves environments; see `Actor`. Options: `environments` (comma-separated; default: all installed), `concurrency`."""
 
     role = "resource"
-    private = True  # for the calls of rollouts whose live session it has
+    private = True  # a mailbox of its own, for calls of rollouts whose live session it has
 
     def __init__(
         self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False, threads: ToolThreads | None = None
@@ -62,29 +62,29 @@ class ResourceWorker(CallWorker):
         return [cls(one, options, threads=threads) for one in settings]
 
     def mailboxes(self) -> list[str]:
-        """One mailbox for each environment."""
+        """Return one mailbox for each environment."""
         return [f"resource:{name}" for name in self._environments]
 
     async def prepare(self) -> None:
-        """See to it that a loop that stands still is noticed before others take this worker for dead."""
+        """Watch the loop, so that a blockage is named before other workers take this one for dead."""
         self._end_watch = watch_loop(self.settings.liveness / 2)
 
     async def close(self) -> None:
-        """End what `prepare` began."""
+        """Close the sessions, and end the watch over the loop."""
         await self._sessions.end()
         self._end_watch()
 
     async def duties(self) -> None:
-        """Close the sessions that nobody needs any more; see `CallWorker`."""
+        """Close the sessions of rollouts that have ended; see `CallWorker`."""
         await super().duties()
         due = self._sessions.idle()
-        found = await asyncio.gather(*(self._loads.ask([rollout, -1, run, -1]) for rollout, run in due))
-        for (rollout, _), (version, *_) in zip(due, found, strict=True):
+        loads = await asyncio.gather(*(self._loads.ask([rollout, -1, run, -1]) for rollout, run in due))
+        for (rollout, _), (version, *_) in zip(due, loads, strict=True):
             if version is None:
                 self._sessions.drop(rollout)
 
     async def forget(self) -> None:
-        """Drop what was read, and close the sessions: other workers may have gone on from the states they stand for."""
+        """Drop what was read, and close the sessions: other workers may have changed the states that they stand for."""
         await super().forget()
         self._sessions.drop_all()
 
@@ -96,10 +96,10 @@ class ResourceWorker(CallWorker):
         """Run the hook or tool; see `CallWorker`."""
         spec = self._specs.get(call.environment)
         if spec is None:
-            # What stands in a mailbox decides nothing about what is imported.
+            # A message must not choose what is imported.
             if call.environment not in self._environments:
                 raise CallError("environment", f"this worker does not serve environment {call.environment[:60]!r}")
-            # Importing an environment may take seconds; the loop has a liveness to renew.
+            # An import may take seconds, in which the loop must renew the liveness.
             environment = await asyncio.to_thread(plugins.environment, call.environment)
             spec = self._specs[call.environment] = type(environment).spec()
         timeout, isolated, once = _limits(spec, call)
@@ -136,7 +136,7 @@ class ResourceWorker(CallWorker):
             self._given_up(call)
             raise CallError("timeout", f"{callable_name(call)} took longer than {timeout:g} s") from None
 
-    async def _build(self, call: Call, task: Task | None, messages: Conversation, spec: EnvironmentSpec) -> Any:
+    async def _build(self, call: Call, task: Task | None, messages: Conversation, spec: EnvironmentSpec) -> object:
         limit = spec.session.timeout
         try:
             async with asyncio.timeout(limit):
@@ -147,7 +147,7 @@ class ResourceWorker(CallWorker):
             raise CallError("timeout", f"{call.environment}.session took longer than {limit:g} s") from None
 
     def interruptible(self, call: Call) -> bool:
-        """See `CallWorker`; who watches isolated calls has them killed where they run."""
+        """See `CallWorker`; isolated calls are killed where they run."""
         return super().interruptible(call) and call not in self._isolated
 
     def _given_up(self, call: Call) -> None:
@@ -175,7 +175,7 @@ class ResourceWorker(CallWorker):
 
 
 def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:
-    """The call's time limit in seconds, whether it is isolated, and whether it must not be repeated."""
+    """Return a call's time limit in seconds, whether it is isolated, and whether it must not be repeated."""
     if call.kind == "tool":
         for tool in spec.tools:
             if tool.name == call.name:
