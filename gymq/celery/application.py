@@ -16,7 +16,7 @@ from celery.platforms import SecurityWarning
 from kombu.entity import Queue
 
 from gymq import plugins
-from gymq.celery import broker, control, serializer
+from gymq.celery import broker, control
 from gymq.celery.actor_step import ActorStep, OutageStep
 from gymq.celery.executor_step import DrainStep
 from gymq.celery.queues import ENQUEUE, ISOLATED, ISOLATED_QUEUE, ROLLOUTS_QUEUE
@@ -59,7 +59,6 @@ def create(settings: Settings) -> Any:
     Raises:
         UsageError: its server cannot be Celery's broker.
     """
-    serializer.register()
     told = broker.find(settings)
     made: Any = Celery("gymq", broker=told.url, set_as_current=True)
     made.conf.update(
@@ -70,9 +69,10 @@ def create(settings: Settings) -> Any:
         broker_pool_acquire_timeout=30,
         result_backend=None,
         task_ignore_result=True,
-        task_serializer=serializer.NAME,
+        # Any Celery client can send it; nothing accepts pickle.
+        task_serializer="json",
         event_serializer="json",
-        accept_content=serializer.ACCEPT,
+        accept_content=["json"],
         task_acks_late=True,
         task_queues=[Queue(name, routing_key=name) for name in (ROLLOUTS_QUEUE, ISOLATED_QUEUE)],
         task_default_queue=ROLLOUTS_QUEUE,

@@ -1,4 +1,4 @@
-"""The Celery app: its task, its serializer, its queues, and Flower."""
+"""The Celery app: its task, its queues, and Flower."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import msgspec
 import pytest
 from redis import Redis
 
-from gymq.celery import flower, serializer
+from gymq.celery import flower
 from gymq.settings import Settings
 from tests.gymq.celery.test_actor_step import worker  # noqa: F401 - a fixture
 from tests.support.redis_server import wait_until
@@ -32,17 +31,6 @@ gymq.celery.enqueue_task = stand_in
 """
 
 
-class Row(msgspec.Struct):
-    id: str
-
-
-def test_bodies_are_json_of_structs_and_plain_values():
-    assert json.loads(serializer.dumps([Row("a"), {"b": 1.5, "c": None}])) == [{"id": "a"}, {"b": 1.5, "c": None}]
-    assert serializer.loads(serializer.dumps(["é"])) == ["é"]
-    with pytest.raises(TypeError):
-        serializer.dumps(object())
-
-
 def test_nothing_takes_pickle():
     from gymq.celery import app
 
@@ -57,7 +45,7 @@ def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client
     (tmp_path / "site" / "fake_admission.py").write_text(ADMISSION)
     agent = worker("agent", "-I", "fake_admission")
 
-    # When a client sends rows: one with gymq's app and serializer, one that knows only names
+    # When a client sends rows: one with gymq's app, one that knows only names
     rows = [{"id": "1", "question": "π?"}]
     from celery import Celery
 
