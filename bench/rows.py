@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from gymq.wire.ids import RolloutId
+from gymq.wire.record import CallRecord, RolloutRecord, narrow
 
 _SYSTEM = "You are a helpful personal assistant that aims to be helpful and reduce any pain points the user has."
 _SKIES = ("cold", "warm", "rainy", "sunny", "windy", "foggy", "cloudy", "snowy")
@@ -46,31 +47,13 @@ def rows(count: int, turns: int, environment: str) -> Iterator[tuple[str, dict[s
         yield f"bench:{i}", row
 
 
-class _Call(msgspec.Struct):
-    kind: str
-    queued: float
-    started: float
-
-
-class _Message(msgspec.Struct):
-    role: str
-    content: str | None = None
-
-
-class _Rollout(msgspec.Struct):
-    rollout_id: str
-    run: str
-    task_id: str
-    status: str
-    reward: float | None
-    turns: int
-    tool_calls: int
-    error: Any
-    seq: int
-    messages: list[_Message]
-    calls: list[_Call]
-    started_at: float
-    finished_at: float
+_Call = narrow(CallRecord, "kind", "queued", "started")
+_Rollout = narrow(
+    RolloutRecord,
+    *("rollout_id", "run", "task_id", "status", "reward", "turns", "tool_calls", "error", "seq", "messages"),
+    *("started_at", "finished_at"),
+    calls=_Call,
+)
 
 
 class Checked(msgspec.Struct):
@@ -138,7 +121,7 @@ def check(path: Path, run: str, count: int, turns: int) -> Checked:
     )
 
 
-def _check_one(rollout: _Rollout, run: str, turns: int) -> int:
+def _check_one(rollout: RolloutRecord, run: str, turns: int) -> int:
     """Look at one row; returns its task's number."""
     number = RolloutId.parse(rollout.rollout_id).row
     city = f"city{number}"

@@ -16,6 +16,7 @@ import msgspec
 
 from gymq.client.sink_loop import Sink
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
+from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.rollout import Rollout
 
 #: How each line begins: the record's first field.
@@ -87,11 +88,7 @@ class JsonlSink(Sink):
             self._file = -1
 
 
-class _CommitNumber(msgspec.Struct):
-    seq: int
-
-
-_commit_number = msgspec.json.Decoder(_CommitNumber)
+_commit_number = msgspec.json.Decoder(narrow(RolloutRecord, "seq"))
 
 
 def lines(path: Path) -> Iterator[tuple[bytes, str]]:

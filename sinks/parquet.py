@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 import msgspec
 
 from gymq.client.sink_loop import Sink
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
+from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.rollout import Rollout
 
 #: Rollouts of one part. A reader opens files of a few dozen megabytes well, and thousands of small ones badly.
@@ -38,68 +41,39 @@ PART_SECONDS = 30.0
 BACKLOG_SHARE = 0.5
 
 
-class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
+#: Arrow's types of plain fields.
+_ARROW: dict[object, str] = {str: "string", int: "int64", float: "float64"}
+
+#: Integers that are small in every rollout.
+_INT32 = frozenset({"sample", "turns", "tool_calls"})
+
+#: The columns that are lists of integers, and those of JSON text.
+_LIST, _JSON = "list", "json"
 
 
-class _Error(msgspec.Struct):
-    kind: str | None = None
-    message: str | None = None
+def _columns() -> Iterator[tuple[str, str, str, str]]:
+    """Derive each column's name, Arrow type, field of the record and field within that, if any, from the record's struct."""
+    for field in msgspec.structs.fields(RolloutRecord):
+        kind = field.type
+        if isinstance(kind, UnionType):
+            (kind,) = [part for part in get_args(kind) if part is not NoneType]
+        if kind in _ARROW:
+            yield field.name, "int32" if field.name in _INT32 else _ARROW[kind], field.name, ""
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            for inner in msgspec.structs.fields(kind):
+                yield f"{field.name}_{inner.name}", _ARROW[inner.type], field.name, inner.name
+        else:
+            yield field.name, _LIST if get_origin(kind) is tuple else _JSON, field.name, ""
 
 
-class _Record(msgspec.Struct):
-    """A finished rollout, as far as its columns need it decoded; see `docs/rollouts.md`."""
-
-    rollout_id: str
-    run: str
-    environment: str
-    agent: str
-    model: str
-    task_id: str
-    group_id: str
-    sample: int
-    status: str
-    stop: str | None
-    reward: float | None
-    no_reward: str | None
-    rewards: msgspec.Raw
-    turns: int
-    tool_calls: int
-    usage: _Usage
-    error: _Error | None
-    task: msgspec.Raw
-    metrics: msgspec.Raw
-    started_at: float
-    finished_at: float
-    model_name: str
-    seq: int
-    messages: msgspec.Raw
-    calls: msgspec.Raw
-    versions: tuple[int, int] | None = None
-
-
-#: The columns of the record's own fields, in order, with the names of their Arrow types.
-_PLAIN = {
-    **dict.fromkeys(("rollout_id", "run", "environment", "agent", "model", "model_name", "task_id", "group_id"), "string"),
-    "sample": "int32",
-    "status": "string",
-    "stop": "string",
-    "reward": "float64",
-    "no_reward": "string",
-    "turns": "int32",
-    "tool_calls": "int32",
-    "started_at": "float64",
-    "finished_at": "float64",
-    "seq": "int64",
-}
-
-#: The columns that hold JSON text.
-_JSON = ("messages", "calls", "rewards", "metrics", "task")
-
-_decoder = msgspec.json.Decoder(_Record)
+_COLUMNS = list(_columns())
+_decoder = msgspec.json.Decoder(
+    narrow(
+        RolloutRecord,
+        *(field for _, kind, field, _ in _COLUMNS if kind != _JSON),
+        **{field: msgspec.Raw for _, kind, field, _ in _COLUMNS if kind == _JSON},
+    )
+)
 
 
 class ParquetSink(Sink):
@@ -205,20 +179,16 @@ class ParquetSink(Sink):
     def _table(self) -> Any:
         records = [_decoder.decode(rollout.json) for rollout in self._fresh]
         columns: dict[str, Any] = {}
-        for name, kind in _PLAIN.items():
-            columns[name] = self._column([getattr(record, name) for record in records], kind)
-        for name in _Usage.__struct_fields__:
-            columns[f"usage_{name}"] = self._column([getattr(record.usage, name) for record in records], "int64")
-        for name in _Error.__struct_fields__:
-            columns[f"error_{name}"] = self._column(
-                [record.error and getattr(record.error, name) for record in records], "string"
-            )
-        columns["versions"] = self._arrow.array(
-            [record.versions for record in records], type=self._arrow.list_(self._arrow.int64())
-        )
-        for name in _JSON:
-            columns[name] = self._column([bytes(getattr(record, name)).decode() for record in records], "string")
+        for name, kind, field, inner in _COLUMNS:
+            values = [getattr(record, field) for record in records]
+            if inner:
+                values = [value and getattr(value, inner) for value in values]
+            elif kind == _JSON:
+                values = [bytes(value).decode() for value in values]
+            columns[name] = self._arrow.array(values, type=self._type(kind))
         return self._arrow.table(columns)
 
-    def _column(self, values: list[Any], kind: str) -> Any:
-        return self._arrow.array(values, type=getattr(self._arrow, kind)())
+    def _type(self, kind: str) -> Any:
+        if kind == _LIST:
+            return self._arrow.list_(self._arrow.int64())
+        return getattr(self._arrow, "string" if kind == _JSON else kind)()

@@ -23,6 +23,7 @@ COMMANDS = {
     "dead": ("dead", "dead", "List, show, replay or drop calls that killed their process."),
     "weights": ("weights", "weights", "Give a model's workers other weights; see who has which."),
     "env": ("env", "env", "List the environments that are installed."),
+    "schema": ("schema", "schema", "Print the JSON Schema of a finished rollout."),
     "control": ("control", "control", "Pause, resume, drain or ask the workers."),
     "chaos": ("chaos", "chaos", "Kill and stop workers on purpose; see that nothing is lost."),
     "server": ("server", "server", "Run the server that comes with gymq, by itself."),

@@ -9,8 +9,7 @@ from gymq.errors import GymqError, UnknownName
 from gymq.settings import Settings
 from gymq.store.connection import Connection, Outage
 from gymq.store.sharded import check
-from gymq.wire.record import rollout_of_entry
-from gymq.wire.rollout import Rollout
+from gymq.wire.rollout import Rollout, rollout_of_entry
 
 #: Finished rollouts read at once.
 READ_BATCH = 500

@@ -10,42 +10,18 @@ import msgspec
 
 from gymq.errors import DataError
 from gymq.wire.calls import Usage
+from gymq.wire.record import CallRecord, RecordedUsage, RolloutRecord, narrow
 
 #: The reward from which on a rollout counts as a success.
 SUCCESS = 1.0
 
 
-class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-
-
-class _Call(msgspec.Struct):
-    kind: str
-    name: str = ""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-
-
-class _Error(msgspec.Struct):
-    kind: str
-    message: str
-
-
-class _Row(msgspec.Struct):
-    environment: str
-    model: str
-    group_id: str
-    status: str
-    reward: float | None
-    turns: int
-    usage: _Usage
-    error: _Error | None
-    started_at: float
-    finished_at: float
-    calls: list[_Call] = []
+_Call = narrow(CallRecord, "kind", "name", "input_tokens", "output_tokens", "cached_tokens")
+_Row = narrow(
+    RolloutRecord,
+    *("environment", "model", "group_id", "status", "reward", "turns", "usage", "error", "started_at", "finished_at"),
+    calls=_Call,
+)
 
 
 class Summary(msgspec.Struct):
@@ -78,7 +54,7 @@ class Summary(msgspec.Struct):
     first: float = float("inf")
     last: float = 0.0
 
-    def add(self, row: _Row, since: float) -> None:
+    def add(self, row: RolloutRecord, since: float) -> None:
         """Count one rollout."""
         self.rollouts += 1
         self.by_status[row.status] += 1
@@ -170,7 +146,7 @@ def read(path: Path, since: float = 0.0) -> Report:
                 _count(tokens, row.model, row.usage)
                 for call in row.calls:
                     if call.kind == "ask":
-                        _count(tokens, call.name, call)
+                        _count(tokens, call.name or "", call)
                 total.add(row, since)
                 environments.setdefault(row.environment, Summary()).add(row, since)
     except OSError as error:
@@ -178,8 +154,8 @@ def read(path: Path, since: float = 0.0) -> Report:
     return Report(total, dict(sorted(environments.items())), models, tokens)
 
 
-def _count(tokens: dict[str, Usage], spec: str, used: _Usage | _Call) -> None:
-    tokens.setdefault(spec, Usage()).add(Usage(used.input_tokens, used.output_tokens, used.cached_tokens))
+def _count(tokens: dict[str, Usage], spec: str, used: RecordedUsage | CallRecord) -> None:
+    tokens.setdefault(spec, Usage()).add(Usage(used.input_tokens or 0, used.output_tokens or 0, used.cached_tokens))
 
 
 def ks(samples: int) -> list[int]:

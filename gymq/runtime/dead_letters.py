@@ -22,7 +22,9 @@ from gymq.store.sharded import Shards
 from gymq.store.task_ledger import TaskLedger
 from gymq.wire.calls import Call, decode_call
 from gymq.wire.ids import RolloutId
-from gymq.wire.record import rollout_of_entry
+from gymq.wire.message import encode_message
+from gymq.wire.record import RolloutRecord, narrow
+from gymq.wire.rollout import rollout_of_entry
 from gymq.wire.task import Task, decode_task
 
 #: Entries that one command reads: a few milliseconds of the server's time.
@@ -201,14 +203,13 @@ async def messages(found: Found) -> list[bytes]:
         for _, fields in entries:
             if fields[1] == letter.rollout.encode() and rollout_of_entry(fields, letter.run):
                 with suppress(*UNREADABLE):
-                    return [bytes(one) for one in msgspec.json.decode(fields[7], type=_Messages).messages]
+                    return [encode_message(message) for message in _record_decoder.decode(fields[7]).messages]
         if len(entries) < PAGE:
             return []
         first = f"({entries[-1][0].decode()}"
 
 
-class _Messages(msgspec.Struct):
-    messages: list[msgspec.Raw]
+_record_decoder = msgspec.json.Decoder(narrow(RolloutRecord, "messages"))
 
 
 # Doing something about it.

@@ -8,7 +8,31 @@ from typing import Any
 import msgspec
 
 from gymq.wire.ids import RolloutId
+from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.token_branches import Branch, branches
+
+#: The names in each entry of a run's results: rollout, whether it is its group's last, commit number, record.
+ENTRY_FIELDS = [b"r", b"l", b"n", b"b"]
+
+#: Digits of a commit number; more are a forgery.
+MAX_SEQ_DIGITS = 9
+
+_decoder = msgspec.json.Decoder(RolloutRecord)
+_outcome_decoder = msgspec.json.Decoder(narrow(RolloutRecord, "status", "reward", "versions"))
+
+
+def rollout_of_entry(fields: list[bytes], run: str) -> RolloutId | None:
+    """Return the id of the finished rollout in an entry of a run's results; None if the entry is forged.
+
+    Args:
+        fields: the entry's names and values in turn.
+        run: the run's name.
+    """
+    if len(fields) != 8 or fields[::2] != ENTRY_FIELDS or not fields[5].isdigit() or len(fields[5]) > MAX_SEQ_DIGITS:
+        return None
+    rollout, record = RolloutId.check(fields[1]), fields[7]
+    whole = record.startswith(b'{"rollout_id":"%b",' % fields[1]) and record.endswith(b"}") and b"\n" not in record
+    return rollout if rollout is not None and rollout.run == run and whole else None
 
 
 class Rollout(msgspec.Struct, dict=True):
@@ -30,8 +54,18 @@ class Rollout(msgspec.Struct, dict=True):
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """The record, decoded; `docs/rollouts.md` tells its fields."""
+        """The record, decoded as JSON; `docs/rollouts.md` tells its fields."""
         return msgspec.json.decode(self.json)
+
+    @cached_property
+    def record(self) -> RolloutRecord:
+        """The record, decoded into its struct."""
+        return _decoder.decode(self.json)
+
+    @cached_property
+    def _outcome(self) -> RolloutRecord:
+        # Most of a record's bytes are messages and token ids: passing over them costs half of decoding them.
+        return _outcome_decoder.decode(self.json)
 
     @cached_property
     def place(self) -> RolloutId:
@@ -56,18 +90,17 @@ class Rollout(msgspec.Struct, dict=True):
     @property
     def reward(self) -> float | None:
         """The reward, or None when no verifier gave one."""
-        return self.data["reward"]
+        return self._outcome.reward
 
     @property
     def status(self) -> str:
         """`completed`, `truncated`, `failed` or `cancelled`."""
-        return self.data["status"]
+        return self._outcome.status
 
     @property
     def versions(self) -> tuple[int, int] | None:
-        """The oldest and the newest policy version that its tokens were sampled with, or None where nobody said."""
-        found = self.data.get("versions")
-        return None if found is None else (found[0], found[1])
+        """The oldest and the newest policy version that its tokens were sampled with, or None where they are unknown."""
+        return self._outcome.versions
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -77,7 +110,7 @@ class Rollout(msgspec.Struct, dict=True):
     @cached_property
     def branches(self) -> list[Branch]:
         """Its token ids, with masks, logprobs and policy versions, as trainers want them; see `docs/rollouts.md`."""
-        return branches(self.data)
+        return branches(self.record)
 
 
 class Group(msgspec.Struct):

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from gymq.errors import DataError
-from gymq.wire.recorded_tokens import RecordedCall
+from gymq.wire.record import CallRecord, RolloutRecord, narrow
+
+_Record = narrow(RolloutRecord, calls=narrow(CallRecord, "call", "message", "tokens"))
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -58,11 +60,11 @@ class Branch(msgspec.Struct):
         return f"<Branch: {size}, {self.prompt_len} of the prompt, {len(self.answers)} answers>"
 
 
-def branches(record: dict[str, Any]) -> list[Branch]:
+def branches(record: RolloutRecord | dict[str, Any]) -> list[Branch]:
     """Put together the branches of a finished rollout.
 
     Args:
-        record: the decoded record, as a line of the `jsonl` sink holds it.
+        record: the decoded record, or a dict with its `calls`.
 
     Returns:
         the branches, in the order in which they began; none if the model's server gave no token ids, or none of prompts.
@@ -72,7 +74,8 @@ def branches(record: dict[str, Any]) -> list[Branch]:
     """
     found: list[Branch] = []
     before, branch = array("i"), None
-    for number, call in enumerate(msgspec.convert(record["calls"], list[RecordedCall])):
+    calls = record.calls if isinstance(record, RolloutRecord) else msgspec.convert(record, _Record).calls
+    for number, call in enumerate(calls):
         tokens = call.tokens
         if tokens is None:
             continue

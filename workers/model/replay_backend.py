@@ -21,7 +21,7 @@ from gymq.ingest.chat_items import Item, to_messages
 from gymq.wire.calls import Generated, Tokens, Usage
 from gymq.wire.ids import RolloutId
 from gymq.wire.message import Message, decode_message, encode_message
-from gymq.wire.recorded_tokens import RecordedTokens
+from gymq.wire.record import CallRecord, RecordedTokens, RolloutRecord, narrow
 
 from .tokens.prefixes import Prefixes
 
@@ -30,15 +30,6 @@ _REMEMBERED = 16384
 
 #: Characters of a message that the error of a miss shows.
 _SHOWN = 80
-
-
-class _Call(msgspec.Struct):
-    kind: str = ""
-    finish: str | None = None
-    fault: Any = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    tokens: RecordedTokens | None = None
 
 
 class _Input(msgspec.Struct):
@@ -51,12 +42,17 @@ class _Output(msgspec.Struct):
     model: str | None = None
 
 
-class _Row(msgspec.Struct):
-    messages: list[Message] | None = None
-    calls: list[_Call] = []
-    model_name: str | None = None
+class _NemoGymRow(msgspec.Struct):
     responses_create_params: _Input | None = None
     response: _Output | None = None
+
+
+class _Recording(msgspec.Struct):
+    """A recorded rollout: its conversation, the calls that gave its answers, and the name of its model."""
+
+    messages: list[Message]
+    calls: list[CallRecord]
+    model: str
 
 
 class _Answer(msgspec.Struct, array_like=True):
@@ -68,7 +64,9 @@ class _Answer(msgspec.Struct, array_like=True):
     index: int
 
 
-_decoder = msgspec.json.Decoder(_Row)
+_Call = narrow(CallRecord, "kind", "finish", "fault", "input_tokens", "output_tokens", "tokens")
+_rollout_decoder = msgspec.json.Decoder(narrow(RolloutRecord, "messages", "model_name", calls=_Call))
+_nemo_gym_decoder = msgspec.json.Decoder(_NemoGymRow)
 
 
 class ReplayBackend(Backend):
@@ -130,20 +128,20 @@ class ReplayBackend(Backend):
         if found is None:
             raise CallError("replay_miss", self._miss(request, digests))
         answer = self._choose(request, digests, found)
-        row = self._row(answer)
-        messages = _messages(row)
+        recording = self._read(answer)
+        messages = recording.messages
         message = messages[answer.index]
-        calls = [call for call in row.calls if call.kind == "generate" and call.fault is None]
+        calls = [call for call in recording.calls if call.kind == "generate" and call.fault is None]
         # The opening messages may hold answers too, which nobody was called for: count the calls from the end.
         later = sum(1 for each in messages[answer.index :] if each.role == "assistant")
         calls = calls[: len(calls) - later + 1] if later <= len(calls) else []
-        call = calls[-1] if calls else _Call()
-        finish = call.finish or ("tool_calls" if message.tool_calls else "stop")
-        usage = Usage(call.input_tokens or 0, call.output_tokens or 0)
+        call = calls[-1] if calls else None
+        finish = (call and call.finish) or ("tool_calls" if message.tool_calls else "stop")
+        usage = Usage(call.input_tokens or 0, call.output_tokens or 0) if call else Usage()
         encoded = encode_message(message)
-        return Generated(encoded, finish, usage, await self._tokens(request, encoded, calls), _model(row))
+        return Generated(encoded, finish, usage, await self._tokens(request, encoded, calls), recording.model)
 
-    async def _tokens(self, request: Request, answer: bytes, calls: list[_Call]) -> Tokens | None:
+    async def _tokens(self, request: Request, answer: bytes, calls: list[CallRecord]) -> Tokens | None:
         """The ids of the last of these calls; of its prompt only what is new to the rollout, which may mix recordings."""
         if not calls or calls[-1].tokens is None:
             return None
@@ -163,7 +161,7 @@ class ReplayBackend(Backend):
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     try:
-                        messages = _messages(_decoder.decode(line))
+                        messages = _recording(line).messages
                     except (msgspec.DecodeError, UnicodeDecodeError, DataError) as error:
                         reason = " ".join(str(error).split())
                         raise UsageError(f"model replay: {path}:{number} is no rollout: {reason}") from None
@@ -186,9 +184,9 @@ class ReplayBackend(Backend):
                 return next(same, found[number % len(found)])
         return found[number % len(found)]
 
-    def _row(self, answer: _Answer) -> _Row:
+    def _read(self, answer: _Answer) -> _Recording:
         """Read a line again. Recordings are local files that were just read: this does not block the loop for long."""
-        return _decoder.decode(os.pread(self._files[answer.file], answer.length, answer.offset))
+        return _recording(os.pread(self._files[answer.file], answer.length, answer.offset))
 
     def _miss(self, request: Request, digests: list[bytes]) -> str:
         """Say what is asked that was not recorded: the first message that differs from the nearest recording."""
@@ -197,7 +195,7 @@ class ReplayBackend(Backend):
         text = f"{self.model} has no answer to this prompt of {len(asked)} messages: "
         if not known:
             return f"{text}no recording begins with {_show(asked[0]) if asked else 'no message'}"
-        recorded = [_plain(message) for message in _messages(self._row(self._answers[digests[known]][0]))]
+        recorded = [_plain(message) for message in self._read(self._answers[digests[known]][0]).messages]
         for index in range(known, len(asked)):
             if index >= len(recorded):
                 return f"{text}the recording ends before message {index + 1}"
@@ -228,18 +226,23 @@ def _show(message: bytes) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def _messages(row: _Row) -> list[Message]:
-    """A recorded conversation, prompt and answers."""
-    if row.messages is not None:
-        return row.messages
-    if row.responses_create_params is None or row.response is None:
-        raise DataError("it has neither messages nor responses_create_params and response")
+def _recording(line: bytes) -> _Recording:
+    """Read a line of a file: a rollout of gymq's, or of NeMo Gym's.
+
+    Raises:
+        DecodeError: it is neither.
+        DataError: it is one of NeMo Gym's with items that are no conversation.
+    """
+    try:
+        rollout = _rollout_decoder.decode(line)
+        return _Recording(rollout.messages, rollout.calls, rollout.model_name or "replay")
+    except msgspec.ValidationError:
+        row = _nemo_gym_decoder.decode(line)
+        if row.responses_create_params is None or row.response is None:
+            raise
     asked = row.responses_create_params.input or []
     items = [Item(role="user", content=asked)] if isinstance(asked, str) else asked
     if row.responses_create_params.instructions is not None:
         items = [Item(role="system", content=row.responses_create_params.instructions), *items]
-    return to_messages([*items, *row.response.output], "responses_create_params.input")
-
-
-def _model(row: _Row) -> str:
-    return row.model_name or (row.response.model if row.response is not None else None) or "replay"
+    messages = to_messages([*items, *row.response.output], "responses_create_params.input")
+    return _Recording(messages, [], row.response.model or "replay")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gymq.errors import DataError
 from gymq.wire.rollout import Rollout
 from gymq.wire.token_branches import Branch, Span, branches
+from tests.support.rollouts import finished
 
 
 def packed(values, kind: str = "i") -> str:
@@ -87,7 +88,8 @@ def test_a_damaged_record_is_refused(bad):
 
 
 def test_a_rollout_has_its_branches_and_numpy_needs_no_copy():
-    data = msgspec.json.encode({"calls": [call(1, 0, [1, 2], [3], [-1.5], [[0, 2]])]})
+    times = {"queued": 1.0, "started": 1.0, "finished": 2.0, "worker": "host:1"}
+    data = msgspec.json.encode(finished("r.0.0", calls=[call(1, 0, [1, 2], [3], [-1.5], [[0, 2]], **times)]))
     rollout = Rollout("r.0.0", data, True, b"1-0")
     (branch,) = rollout.branches
     assert rollout.branches is rollout.branches
