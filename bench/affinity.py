@@ -10,7 +10,7 @@ import asyncio
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from bench import engines
 from bench.engines import Engines, Told, generated
 from bench.report import Sheet
 from bench.words import text
+from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.keys import Keys
 
@@ -37,20 +38,20 @@ def shared(replicas: Engines) -> Iterator[None]:
     """For a while all calls go through the shared mailbox."""
     boxes: Any = replicas.client.hgetall(Keys().private)
 
-    async def each(script: str, *more: Any) -> None:
+    async def each(make: Callable[[str, bytes], scripts.ScriptCall[Any]]) -> None:
         connection = Connection(replicas.settings, "bench")
         await connection.connect()
         for worker, open_for in boxes.items():
-            await connection.run(script, worker, *(more or (open_for,)))
+            await connection.run(make(worker.decode(), open_for))
         await connection.close()
 
-    asyncio.run(each("shut", BATCH))
+    asyncio.run(each(lambda worker, _: scripts.close_mailbox(worker, BATCH)))
     time.sleep(SEEN)
     yield
     after: Any = replicas.client.hgetall(Keys().private)
     if set(after) != set(boxes) or any(after.values()):
         raise RuntimeError("a replica has opened its private mailbox meanwhile: the machine is too busy")
-    asyncio.run(each("open"))
+    asyncio.run(each(scripts.open_mailbox))
     time.sleep(SEEN)
 
 

@@ -20,6 +20,7 @@ from gymq.celery import app
 from gymq.client.producer import Producer
 from gymq.client.sink_loop import feed
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, create
 
@@ -56,7 +57,7 @@ async def _declare(load: Load, settings: Settings) -> None:
     connection = Connection(settings, "bench")
     await connection.connect()
     await create(connection, load.config())
-    await connection.run("declare", load.run, CONSUMER)
+    await connection.run(scripts.declare_consumer(load.run, CONSUMER))
     await connection.close()
 
 

@@ -15,6 +15,7 @@ import msgspec
 from gymq.client.replica_status import ModelWeights, check_loaded, wait_until_loaded
 from gymq.errors import UsageError
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.connection import Connection, Outage
 from gymq.store.model_weights import MAX_VERSION, MODES, Mode, Weights, copy
 from gymq.store.sharded import Shards
@@ -31,10 +32,10 @@ async def publish(shards: Shards, model: str, version: int, path: str, *, mode: 
         UsageError: an argument makes no sense, or the version is not above the one that is wanted.
     """
     wanted = _make(model, version, path, mode, rolling)
-    done, *there = await shards.first.insist("publish", model, version, wanted.id, msgspec.json.encode(wanted))
-    if not done:
+    newer = await shards.first.insist(scripts.publish_weights(model, version, wanted.id, msgspec.json.encode(wanted)))
+    if newer is not None:
         raise UsageError(
-            f"weights: model {model} is at version {there[0]}, and versions only grow: {version} is refused; "
+            f"weights: model {model} is at version {newer}, and versions only grow: {version} is refused; "
             f"publish a higher one, or begin again with `gymq weights forget --model {model}`"
         )
     await _elsewhere(shards, lambda connection: copy(connection, wanted))

@@ -7,7 +7,9 @@ import sys
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UnknownName
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.connection import Connection, Outage
+from gymq.store.scripts import AckOutcome
 from gymq.store.sharded import check
 from gymq.wire.rollout import Rollout, rollout_of_entry
 
@@ -84,8 +86,8 @@ class ShardStream:
         Raises:
             UnknownName: there is no such run.
         """
-        missed: int = await self._connection.insist("declare", self._run, self._consumer)
-        if missed < 0:
+        missed = await self._connection.insist(scripts.declare_consumer(self._run, self._consumer))
+        if missed is None:
             raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
         return missed
 
@@ -203,12 +205,12 @@ class ShardStream:
         await self._connection.send("XACK", stream, self._consumer, *entries)
 
     async def _over(self) -> bool:
-        state, rows, samples, ended, live = await self._connection.run("progress", self._run)
-        if state is None:
+        progress = await self._connection.run(scripts.run_progress(self._run))
+        if progress.state is None:
             raise UnknownName(f"run {self._run!r} was removed")
-        if state == b"cancelled":
-            return live == 0
-        return state == b"done" or (state == b"closed" and ended == rows * samples)
+        if progress.state == "cancelled":
+            return progress.live == 0
+        return progress.state == "done" or (progress.state == "closed" and progress.ended == progress.rows * progress.samples)
 
     async def acknowledge(self, rollouts: list[Rollout]) -> None:
         """Say that some rollouts have been used."""
@@ -218,7 +220,8 @@ class ShardStream:
         await self._acknowledge(entries)
 
     async def _acknowledge(self, entries: list[bytes]) -> None:
-        self.done = await self._ack_connection.insist("ack", self._run, self._consumer, self._ttl, *entries) == 1
+        outcome = await self._ack_connection.insist(scripts.ack(self._run, self._consumer, self._ttl, entries))
+        self.done = outcome is AckOutcome.RUN_DONE
 
     async def close(self) -> None:
         """Close the connections."""

@@ -17,7 +17,9 @@ from gymq.runtime.dead_letters import dead_letter_of_call
 from gymq.runtime.mailbox import STRIKES, Mail
 from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
-from gymq.store.batching import Batcher, pack
+from gymq.store import scripts
+from gymq.store.batching import Batcher
+from gymq.store.scripts import CallKey, LoadedRollout, LoadRequest, ReplyEntry
 from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, call_schema, decode_call, encode
 from gymq.wire.recorded_tokens import past
 from gymq.wire.task import Task, decode_task
@@ -174,35 +176,36 @@ class CallWorker(Actor):
     async def _wanted(self, calls: list[Call]) -> list[bool]:
         found: list[bool] = []
         for first in range(0, len(calls), PENDING_BATCH):
-            asked = [[call.rollout, call.step, call.n] for call in calls[first : first + PENDING_BATCH]]
-            found += map(bool, await self.connection.insist("pending", pack(asked)))
+            asked = [CallKey(call.rollout, call.step, call.n) for call in calls[first : first + PENDING_BATCH]]
+            wanted = await self.connection.insist(scripts.pending_calls(asked))
+            found += wanted
         return found
 
     def _acknowledge(self, mail: Mail) -> None:
         """Acknowledge mail without a reply."""
-        self._replies.put((mail, ["", 0, 0, b"", mail.stream, mail.id, ""]))
+        self._replies.put((mail, ReplyEntry("", 0, 0, b"", mail.stream, mail.id)))
 
     def reply(
         self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
     ) -> None:
         """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
-        last = [] if letter is None else [letter, self.settings.ttl]
         waited = self.waited.pop(call.id, 0.0)
         reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
-        self._replies.put(
-            (mail, [call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.idempotency_token, *last])
-        )
+        entry = ReplyEntry(call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.idempotency_token)
+        if letter is not None:
+            entry.letter, entry.letter_ttl = letter, self.settings.ttl
+        self._replies.put((mail, entry))
 
-    async def _send_replies(self, batch: list[tuple[Mail, list[Any]]]) -> list[Any]:
-        outcomes = await self.connection.insist("reply", pack([reply for _, reply in batch]))
-        for (mail, _), outcome in zip(batch, outcomes, strict=True):
+    async def _send_replies(self, batch: list[tuple[Mail, ReplyEntry]]) -> list[bool]:
+        merged = await self.connection.insist(scripts.reply([entry for _, entry in batch]))
+        for (mail, _), applied in zip(batch, merged, strict=True):
             self.intake.release(mail)
-            self.counts["served" if outcome else "stale"] += 1
-        return outcomes
+            self.counts["served" if applied else "stale"] += 1
+        return merged
 
-    async def _load(self, wanted: list[list[Any]]) -> list[Any]:
+    async def _load(self, wanted: list[LoadRequest]) -> list[LoadedRollout]:
         self.counts["loaded"] += len(wanted)
-        return await self.connection.insist("load", pack(wanted))
+        return await self.connection.insist(scripts.load_rollouts(wanted))
 
     async def conversation(self, call: Call, parameters: bool = False) -> ConversationCopy:
         """The rollout's messages up to the call's length, and its parameters if asked for; reads only what is not kept.
@@ -225,10 +228,10 @@ class CallWorker(Actor):
             kept.replace(have, call.messages[have - call.seen :])
         if len(kept.messages) < call.length or (parameters and kept.parameters is None):
             missing = len(kept.messages) if len(kept.messages) < call.length else -1
-            _, _, _, stored, messages, *_ = await self._loads.ask([call.rollout, missing, call.run, -1])
+            loaded = await self._loads.ask(LoadRequest(call.rollout, missing, call.run, -1))
             if missing >= 0:
-                kept.replace(missing, messages[: call.length - missing])
-            kept.parameters = stored if kept.parameters is None else kept.parameters
+                kept.replace(missing, loaded.messages[: call.length - missing])
+            kept.parameters = loaded.parameters if kept.parameters is None else kept.parameters
             if len(kept.messages) < call.length or (parameters and kept.parameters is None):
                 raise CallError("cancelled", "the rollout has ended meanwhile")
         cache.put(key, kept, kept.weight)
@@ -245,7 +248,7 @@ class CallWorker(Actor):
         if task is None:
             data = call.task
             if data is None:
-                data = (await self._loads.ask([call.rollout, -1, call.run, call.row]))[5]
+                data = (await self._loads.ask(LoadRequest(call.rollout, -1, call.run, call.row))).task
             if data is None:
                 raise CallError("cancelled", "the rollout has ended meanwhile")
             task = decode_task(data)
@@ -256,11 +259,11 @@ class CallWorker(Actor):
         """The environment's state, encoded, or None if it has none."""
         if call.state is not None or not call.has_state:
             return call.state
-        return (await self._loads.ask([call.rollout, -1, call.run, -1]))[2]
+        return (await self._loads.ask(LoadRequest(call.rollout, -1, call.run, -1))).environment_state
 
     async def history(self, call: Call) -> list[tuple[int, Tokens]]:
         """The token ids of the answers that the rollout has got before this call, as `Request.history`."""
-        return past((await self._loads.ask([call.rollout, -1, call.run, -1, 1]))[6], call.step)
+        return past((await self._loads.ask(LoadRequest(call.rollout, -1, call.run, -1, records=True))).records, call.step)
 
     def done_with(self, call: Call) -> None:
         """Forget a rollout that needs this server no more."""

@@ -15,9 +15,10 @@ import msgspec
 
 from gymq.errors import UNREADABLE, CallError, UnknownName, UsageError
 from gymq.runtime.mailbox import STRIKES, Mail
-from gymq.store.batching import pack
+from gymq.store import scripts
 from gymq.store.connection import Connection, Outage
 from gymq.store.runs import RunConfig
+from gymq.store.scripts import LoadRequest
 from gymq.store.sharded import Shards
 from gymq.store.task_ledger import TaskLedger
 from gymq.wire.calls import Call, decode_call
@@ -94,7 +95,7 @@ async def dead_letter_of_call(connection: Connection, mail: Mail, call: Call, ro
         call: the call in it.
         role: whose processes died.
     """
-    ((_, _, _, _, _, task),) = await connection.insist("load", pack([[call.rollout, -1, call.run, call.row]]))
+    (loaded,) = await connection.insist(scripts.load_rollouts([LoadRequest(call.rollout, -1, call.run, call.row)]))
     while True:
         try:
             config = await connection.send("HGET", connection.keys.run(call.run), "config")
@@ -103,7 +104,9 @@ async def dead_letter_of_call(connection: Connection, mail: Mail, call: Call, ro
             await connection.reconnect()
     box = mail.stream.decode().removeprefix(connection.keys.mailbox("")).removesuffix(":alone")
     name = call.name or box.partition(":")[2]
-    return _bury(DeadLetter(call.id, call.rollout, role, box, call.kind, name, mail.fields, task or b"", config or b""), mail)
+    return _bury(
+        DeadLetter(call.id, call.rollout, role, box, call.kind, name, mail.fields, loaded.task or b"", config or b""), mail
+    )
 
 
 def dead_letter_of_step(mail: Mail, version: int, task: bytes, config: RunConfig) -> tuple[CallError, bytes]:

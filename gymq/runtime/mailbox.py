@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from gymq.errors import GymqError
+from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.keys import Keys
 
@@ -107,7 +108,7 @@ class Mailboxes:
             # the wait for the next mail is on a few streams, all in turn.
             self._turn = (self._turn + 1) % len(streams)
             in_turn = first[self._turn % len(first) :] + first[: self._turn % len(first)]
-            reply = await connection.run("take", worker, free, *self._retry, *in_turn)
+            reply = await connection.run(scripts.take_mail(worker, free, [*self._retry, *in_turn]))
             if reply:
                 return _parse(reply)
             streams = (streams[self._turn :] + streams[: self._turn])[:free]

@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from gymq.errors import UNREADABLE
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
+from gymq.store.scripts import HandBackReason, ScriptCall
 from gymq.store.worker_registry import Registration, WorkerEntry, new_name, registrations
 
 #: Messages that one script hands back: a few milliseconds of the server's time.
 HANDBACK_BATCH = 100
+
+T = TypeVar("T")
 
 
 class Membership:
@@ -54,7 +58,7 @@ class Membership:
                 started = time.monotonic()
                 open_for = self._open_for if self._private else b""
                 entry = msgspec.json.encode(self._entry)
-                await self.connection.run("enter", self.worker, entry, self._milliseconds, open_for)
+                await self.connection.run(scripts.register_worker(self.worker, entry, self._milliseconds, open_for))
                 self._until, self._doubt = started + self._limit, False
                 return await self.shut() if self._shut else None
             except Outage:
@@ -70,7 +74,7 @@ class Membership:
         """
         self._entry = msgspec.structs.replace(self._entry, **changes)
         if self.worker:
-            await self.connection.run("tell", self.worker, msgspec.json.encode(self._entry))
+            await self.connection.run(scripts.update_worker(self.worker, msgspec.json.encode(self._entry)))
 
     async def renew(self) -> bool:
         """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
@@ -82,7 +86,7 @@ class Membership:
                 if not self._doubt and await self.connection.send("PEXPIRE", alive, self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
                         self._connected = time.monotonic()
-                elif not await self.connection.run("rejoin", self.worker, self._milliseconds, int(self._private)):
+                elif not await self.connection.run(scripts.renew_worker(self.worker, self._milliseconds, self._private)):
                     return False
                 self._until, self._doubt = started + self._limit, False
                 return True
@@ -125,10 +129,10 @@ class Membership:
         for one in dead:
             if now - self._missing[one.worker] >= self._limit / 3 or one.declared_dead:
                 await self._hand_back(one.worker, self._mailboxes(one))
-        orphans, waiting = await self.connection.run("orphans", *self._entry.mailboxes)
-        for orphan in orphans:
-            await self._hand_back(orphan.decode(), self._entry.mailboxes)
-        return bool(waiting)
+        orphans = await self.connection.run(scripts.find_orphans(self._entry.mailboxes))
+        for orphan in orphans.workers:
+            await self._hand_back(orphan, self._entry.mailboxes)
+        return orphans.suspects
 
     def _mailboxes(self, dead: Registration) -> list[str]:
         try:
@@ -141,8 +145,8 @@ class Membership:
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         while True:
-            moved = await self.connection.run("handback", worker, HANDBACK_BATCH, "0", *mailboxes)
-            self.handed_back += max(moved, 0)
+            moved = await self.connection.run(scripts.hand_back(worker, HANDBACK_BATCH, HandBackReason.DEAD, mailboxes)) or 0
+            self.handed_back += moved
             if moved < HANDBACK_BATCH:
                 return
 
@@ -150,13 +154,13 @@ class Membership:
         """Close the private mailbox, and give what lies there to others."""
         self._shut = True
         if self._private:
-            await self._empty("shut", self.worker, HANDBACK_BATCH)
+            await self._empty(scripts.close_mailbox(self.worker, HANDBACK_BATCH))
 
     async def open(self) -> None:
         """Open the private mailbox again, if this worker has one and was not declared dead; else its next name opens one."""
         self._shut = False
         if self._private:
-            await self._insist("open", self.worker, self._open_for)
+            await self._insist(scripts.open_mailbox(self.worker, self._open_for))
 
     async def leave(self, broken: bool = False) -> None:
         """Hand back what this worker still holds and leave the registry.
@@ -164,17 +168,18 @@ class Membership:
         Args:
             broken: a defect ends it, so that what it holds may be to blame: that counts as a death.
         """
-        await self._empty("handback", self.worker, HANDBACK_BATCH, "2" if broken else "1", *self._entry.mailboxes)
+        reason = HandBackReason.DEFECT if broken else HandBackReason.LEAVING
+        await self._empty(scripts.hand_back(self.worker, HANDBACK_BATCH, reason, self._entry.mailboxes))
 
-    async def _empty(self, script: str, *args: Any) -> None:
+    async def _empty(self, call: ScriptCall[T]) -> None:
         """Run a script that moves mail until there is none left."""
-        while await self._insist(script, *args) == HANDBACK_BATCH:
+        while await self._insist(call) == HANDBACK_BATCH:
             pass
 
-    async def _insist(self, script: str, *args: Any) -> Any:
+    async def _insist(self, call: ScriptCall[T]) -> T:
         while True:
             try:
-                return await self.connection.run(script, *args)
+                return await self.connection.run(call)
             except Outage:
                 await self.recover()
             except ServerFull:

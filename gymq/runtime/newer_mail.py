@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from gymq.runtime.mailbox import Mail, Mailboxes
-from gymq.store.batching import pack
+from gymq.store import scripts
 from gymq.store.connection import Connection
+from gymq.store.scripts import ParkEntry
 from gymq.wire.calls import SCHEMA
 
 #: Messages that one script puts aside or takes up: a few milliseconds of the server's time.
@@ -31,7 +32,8 @@ async def park(connection: Connection, boxes: Mailboxes, mail: list[Mail], schem
     """
     for first in range(0, len(mail), BATCH):
         batch = list(zip(mail, schemas, strict=True))[first : first + BATCH]
-        await connection.insist("park", pack([[boxes.of(one), one.stream, one.id, schema] for one, schema in batch]))
+        entries = [ParkEntry(boxes.of(one), one.stream, one.id, schema) for one, schema in batch]
+        await connection.insist(scripts.park(entries))
 
 
 async def unpark(connection: Connection, boxes: Mailboxes) -> None:
@@ -45,8 +47,8 @@ async def unpark(connection: Connection, boxes: Mailboxes) -> None:
         Outage: the connection broke.
     """
     while True:
-        moved, dropped = await connection.run("unpark", SCHEMA, BATCH, *boxes.names)
-        if dropped:
+        result = await connection.run(scripts.unpark(SCHEMA, BATCH, boxes.names))
+        if dropped := result.dropped:
             print(f"gymq: {dropped} messages that were put aside as newer are no mail; they were dropped", file=sys.stderr)
-        if moved + dropped < BATCH:
+        if result.moved + dropped < BATCH:
             return

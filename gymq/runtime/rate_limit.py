@@ -22,8 +22,9 @@ import msgspec
 from gymq.aio import cancel_and_wait
 from gymq.api.backend import MAX_RETRY_AFTER, PERMIT_WAIT, Limit, Permit
 from gymq.errors import CallError, GymqError
-from gymq.store.batching import pack
+from gymq.store import scripts
 from gymq.store.connection import Connection
+from gymq.store.scripts import LimitSpec, PermitRequest, Refusal
 
 #: Asks in one script, so that it never holds the server for long.
 MAX_ASKS = 128
@@ -49,7 +50,7 @@ class SharedLimiter:
         self._learned = False
         self._waiting: deque[tuple[Permit, asyncio.Future[None]]] = deque()
         self._back = [0.0] * (len(limits) + 1)
-        self._refusal: list[float] = []
+        self._refusal: Refusal | None = None
         self._answers = DecayingCount(RATE_SPAN)
         self._task: asyncio.Task[None] | None = None
 
@@ -115,9 +116,10 @@ class SharedLimiter:
         """
         pause = 1000 * min(MAX_RETRY_AFTER, max(0.0, retry_after or 0.0))
         # Requests that were on their way, without a permit, when this process began to ask say nothing new.
-        first = 0.0 if self._learned or permit.at else 1.0
-        at, longest, fresh, answers = self._refusal or [0.0, 0.0, first, 0.0]
-        self._refusal = [max(at, permit.at), max(longest, pause), fresh, max(answers, self._answers.rate(time.monotonic()))]
+        first = not (self._learned or permit.at)
+        known = self._refusal or Refusal(0.0, 0.0, first, 0.0)
+        answers = max(known.answers, self._answers.rate(time.monotonic()))
+        self._refusal = Refusal(max(known.at, permit.at), max(known.pause, pause), known.fresh, answers)
         self._learned = True
         self._start()
 
@@ -138,7 +140,7 @@ class SharedLimiter:
 
     async def _drain(self) -> None:
         try:
-            while self._waiting or self._refusal:
+            while self._waiting or self._refusal is not None:
                 wait = await self._ask()
                 if wait:
                     # Spread, so that not the same process comes first each time; never sooner.
@@ -156,20 +158,20 @@ class SharedLimiter:
         batch = [item for item, _ in zip(self._waiting, range(MAX_ASKS), strict=False)]
         asks = [permit.costs for permit, _ in batch]
         back, self._back = self._back, [0.0] * len(self._back)
-        refusal, self._refusal = self._refusal, []
-        limits = [[limit.name, limit.rate, limit.burst] for limit in self._limits]
+        refusal, self._refusal = self._refusal, None
+        limits = [LimitSpec(limit.name, limit.rate, limit.burst) for limit in self._limits]
         # Sent again after an outage it may take permits twice; the buckets fill again.
-        reply = await self._connection.insist("rate", pack([self._name, self._me, limits, asks, back, refusal]))
-        granted, wait, now, learned = reply
-        self._learned = bool(learned or self._refusal)
-        for permit, future in batch[:granted]:
+        request = PermitRequest(self._name, self._me, limits, asks, back, refusal)
+        reply = await self._connection.insist(scripts.acquire_permits(request))
+        self._learned = reply.learned or self._refusal is not None
+        for permit, future in batch[: reply.granted]:
             self._waiting.popleft()
-            permit.at = now
+            permit.at = reply.now
             if future.done():
                 self._give_back(permit)
             else:
                 future.set_result(None)
-        return wait / 1000 if granted < len(batch) else 0.0
+        return reply.wait / 1000 if reply.granted < len(batch) else 0.0
 
 
 class DecayingCount:

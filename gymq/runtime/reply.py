@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gymq.store.batching import pack
-from gymq.store.connection import script
+from gymq.store import scripts
+from gymq.store.scripts import ReplyEntry
 from gymq.store.sync_connection import SyncConnection
 from gymq.wire.calls import Call, Reply, encode
 
@@ -25,8 +23,6 @@ def send_sync(client: SyncConnection, call: Call, reply: Reply) -> bool:
         redis.RedisError: Redis cannot be reached; sending the reply again does no harm.
     """
 
-    def merge(server: Any) -> bool:
-        arguments = pack([[call.rollout, call.step, call.n, encode(reply), "", "", call.idempotency_token]])
-        return server.register_script(script("reply"))(keys=[client.keys.prefix], args=[arguments]) == [1]
-
-    return client.do(merge)
+    entry = ReplyEntry(call.rollout, call.step, call.n, encode(reply), token=call.idempotency_token)
+    (merged,) = client.run(scripts.reply([entry]))
+    return merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gymq.store import scripts
 from gymq.store.connection import Connection
 
 #: Rollouts that one script admits: as many as keep the server busy for a few milliseconds.
@@ -28,7 +29,7 @@ async def admit(connection: Connection) -> int:
     """
     total = 0
     while True:
-        admitted, skipped = await connection.run("admit", ADMIT, INLINE, SKIP, BACKLOG_BYTES)
-        total += admitted
-        if admitted < ADMIT and skipped < SKIP:
+        done = await connection.run(scripts.admit(ADMIT, INLINE, SKIP, BACKLOG_BYTES))
+        total += done.admitted
+        if done.admitted < ADMIT and done.skipped < SKIP:
             return total

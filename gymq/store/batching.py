@@ -1,47 +1,44 @@
-"""Many items in one script: gathered while the previous batch is on its way, and encoded for Lua."""
+"""Batching: items are gathered while the previous batch is on its way."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
-import msgpack
-
-_packer = msgpack.Packer(use_bin_type=False)
-
-
-def pack(value: Any) -> bytes:
-    """Encode a script's argument.
-
-    The server's Lua knows only the old msgpack, in which bytes and text are one type; msgspec cannot write that.
-    """
-    return _packer.pack(value)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class Batcher:
+class Batcher(Generic[Item, Result]):
     """Gathers items while the previous batch is on its way: one round trip for many, without waiting for more.
 
     Args:
-        flush: sends a batch; what it returns, one result for each item, is given to whoever put the item.
-        ended: told when a task that sends batches has ended, well or not.
-        most: items in one batch, so that one script never holds the server for long.
+        flush: sends a batch and returns one result for each item.
+        ended: called with each task that has sent batches, when it has ended, well or not.
+        most: items of one batch, so that one script never holds the server for long.
     """
 
-    def __init__(self, flush: Any, ended: Any, most: int = 128) -> None:
+    def __init__(
+        self,
+        flush: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        ended: Callable[[asyncio.Task[None]], object],
+        most: int = 128,
+    ) -> None:
         self._flush = flush
         self._ended = ended
         self._most = most
-        self._waiting: list[tuple[Any, asyncio.Future[Any] | None]] = []
+        self._waiting: list[tuple[Item, asyncio.Future[Result] | None]] = []
         self._task: asyncio.Task[None] | None = None
 
-    def put(self, item: Any) -> None:
+    def put(self, item: Item) -> None:
         """Send an item with the next batch."""
         self._waiting.append((item, None))
         self._start()
 
-    def ask(self, item: Any) -> asyncio.Future[Any]:
-        """Send an item with the next batch, and get its result."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def ask(self, item: Item) -> asyncio.Future[Result]:
+        """Send an item with the next batch; the future gets its result."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._start()
         return future

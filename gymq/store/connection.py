@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
@@ -16,7 +14,10 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.settings import Settings
 from gymq.store.keys import Keys
+from gymq.store.scripts import ScriptCall
 from gymq.store.topology import locate, parse
+
+T = TypeVar("T")
 
 #: Seconds without an answer after which a connection counts as broken; more than any blocking read of ours.
 READ_TIMEOUT = 15.0
@@ -44,12 +45,6 @@ class ServerFull(GymqError):
 
 class UnknownScript(GymqError):
     """The server does not know a script: it was started again since we loaded it."""
-
-
-@cache
-def script(name: str) -> bytes:
-    """The source of one of our Lua scripts."""
-    return files("gymq.store.lua").joinpath(f"{name}.lua").read_bytes()
 
 
 class Connection:
@@ -152,26 +147,27 @@ class Connection:
                     raise Outage(str(error)) from None
                 raise GymqError(f"Redis refused {command[0]}: {error}") from None
 
-    async def run(self, name: str, *args: Any) -> Any:
-        """Run one of our scripts; KEYS[1] is the shard's prefix.
+    async def run(self, call: ScriptCall[T]) -> T:
+        """Run a script once on this shard, whose prefix is KEYS[1].
 
         Raises:
             Outage, GymqError: as `send`.
         """
-        sha = self._shas.get(name)
+        sha = self._shas.get(call.name)
         if sha is None:
-            sha = self._shas[name] = await self.send("SCRIPT LOAD", script(name))
+            sha = self._shas[call.name] = await self.send("SCRIPT LOAD", call.source)
         try:
-            return await self.send("EVALSHA", sha, 1, self.keys.prefix, *args)
+            reply = await self.send("EVALSHA", sha, 1, self.keys.prefix, *call.arguments)
         except UnknownScript:
-            await self.send("SCRIPT LOAD", script(name))
-            return await self.send("EVALSHA", sha, 1, self.keys.prefix, *args)
+            await self.send("SCRIPT LOAD", call.source)
+            reply = await self.send("EVALSHA", sha, 1, self.keys.prefix, *call.arguments)
+        return call.decode(reply)
 
-    async def insist(self, name: str, *args: Any) -> Any:
-        """Run a script that may be run twice, again and again until the server has answered and had room."""
+    async def insist(self, call: ScriptCall[T]) -> T:
+        """Run a script that may run twice, until the server has answered and had room."""
         while True:
             try:
-                return await self.run(name, *args)
+                return await self.run(call)
             except Outage:
                 await self.reconnect()
             except ServerFull:

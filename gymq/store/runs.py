@@ -14,7 +14,9 @@ import msgspec
 
 from gymq.api.environment import EnvironmentSpec
 from gymq.errors import RunClosed, UnknownName, UsageError
+from gymq.store import scripts
 from gymq.store.connection import Connection
+from gymq.store.scripts import CloseOutcome
 from gymq.wire.calls import Usage
 from gymq.wire.ids import RUN_NAME
 from gymq.wire.pricing import Prices
@@ -198,7 +200,7 @@ async def close(connection: Connection, name: str) -> None:
     Raises:
         RunClosed: it was cancelled.
     """
-    if await connection.run("close", name) < 0:
+    if await connection.run(scripts.close_run(name)) is CloseOutcome.REFUSED:
         raise RunClosed(f"run {name!r} was cancelled or removed")
 
 
@@ -208,7 +210,7 @@ async def reopen(connection: Connection, name: str) -> None:
     Raises:
         RunClosed: it was cancelled, or is done.
     """
-    if not await connection.run("reopen", name):
+    if not await connection.run(scripts.reopen_run(name)):
         raise RunClosed(f"run {name!r} was cancelled, removed, or is done")
 
 
@@ -225,10 +227,10 @@ async def drop_consumer(connection: Connection, name: str, consumer: str, ttl: i
         UnknownName: there is no such run or consumer.
     """
     others = (await status(connection, name)).unread.keys() - {consumer}
-    if not await connection.run("drop", name, consumer):
+    if not await connection.run(scripts.drop_consumer(name, consumer)):
         raise UnknownName(f"run {name!r} has no consumer {consumer!r}; it has {', '.join(sorted(others)) or 'none'}")
     for other in sorted(others)[:1]:
-        await connection.run("ack", name, other, ttl)  # trims, and sees whether the run is done now
+        await connection.run(scripts.ack(name, other, ttl, []))  # trims, and sees whether the run is done now
 
 
 async def cancel(connection: Connection, name: str) -> int:
@@ -242,10 +244,10 @@ async def cancel(connection: Connection, name: str) -> int:
         RunClosed: it is done.
     """
     await load_config(connection, name)
-    flying = await connection.run("cancel", name)
-    if flying < 0:
+    live = await connection.run(scripts.cancel_run(name))
+    if live is None:
         raise RunClosed(f"run {name!r} is done: nothing is left to cancel")
-    return flying
+    return live
 
 
 async def cancel_some(connection: Connection, name: str, which: list[str]) -> tuple[int, int]:
@@ -264,21 +266,21 @@ async def cancel_some(connection: Connection, name: str, which: list[str]) -> tu
         UnknownName: there is no such run, group or rollout; then nothing is cancelled.
         RunClosed: the run, or one of them, has ended; then nothing is cancelled.
     """
-    for one in which:
-        if not _PLACE.fullmatch(one):
-            raise UsageError(f"{one!r} is no group (ROW) and no rollout (ROW.SAMPLE)")
-    state, *found = await connection.run("cancel_some", name, *which)
-    if state is None:
+    for target in which:
+        if not _PLACE.fullmatch(target):
+            raise UsageError(f"{target!r} is no group (ROW) and no rollout (ROW.SAMPLE)")
+    cancelled = await connection.run(scripts.cancel_rollouts(name, which))
+    if cancelled.state is None:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
-    if not found:
-        raise RunClosed(f"run {name!r} is {state.decode()}: its rollouts have ended, or end now")
-    for one, (flying, waiting, there) in zip(which, found, strict=True):
-        what = f"rollout {name}.{one}" if "." in one else f"group {name}.{one}"
-        if not there:
+    if not cancelled.targets:
+        raise RunClosed(f"run {name!r} is {cancelled.state}: its rollouts have ended, or end now")
+    for target, counts in zip(which, cancelled.targets, strict=True):
+        what = f"rollout {name}.{target}" if "." in target else f"group {name}.{target}"
+        if not counts.total:
             raise UnknownName(f"no {what}; run {name!r} has fewer rows or samples")
-        if not flying + waiting:
+        if not counts.live + counts.waiting:
             raise RunClosed(f"{what} has ended: nothing is left to cancel")
-    return sum(one[0] for one in found), sum(one[1] for one in found)
+    return sum(counts.live for counts in cancelled.targets), sum(counts.waiting for counts in cancelled.targets)
 
 
 async def pause(connection: Connection, name: str, paused: bool) -> None:
@@ -304,7 +306,7 @@ async def remove(connection: Connection, name: str) -> None:
         UnknownName: there is no such run.
     """
     await load_config(connection, name)
-    await connection.run("remove", name)
+    await connection.run(scripts.remove_run(name))
 
 
 async def status(connection: Connection, name: str) -> RunStatus:
@@ -317,7 +319,7 @@ async def status(connection: Connection, name: str) -> RunStatus:
     fields = {k.decode(): v for k, v in zip(flat[::2], flat[1::2], strict=True)}
     if "config" not in fields:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
-    lag = await connection.run("lag", name)
+    unread = await connection.run(scripts.consumer_lag(name))
     return RunStatus(
         config=msgspec.json.decode(fields["config"], type=RunConfig),
         state=fields.get("state", b"open").decode(),  # a run that is being created has none yet
@@ -326,7 +328,7 @@ async def status(connection: Connection, name: str) -> RunStatus:
         ended=int(fields.get("ended", 0)),
         live=await connection.send("SCARD", connection.keys.live(name)),
         by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
-        unread={name.decode(): count for name, count in zip(lag[::2], lag[1::2], strict=True)},
+        unread=unread,
         paused="paused" in fields,
         tokens=_tokens(fields),
     )

@@ -11,7 +11,7 @@ import msgspec
 
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.settings import Settings
-from gymq.store import runs
+from gymq.store import runs, scripts
 from gymq.store.connection import Connection
 from gymq.store.keys import Keys
 from gymq.store.runs import RunConfig, RunStatus
@@ -96,10 +96,11 @@ class Shards:
             await runs.create(connection, msgspec.structs.replace(config, created=born))
         return new
 
-    async def declare(self, name: str, consumer: str) -> int:
-        """Declare a consumer; returns how many finished rollouts it will not see, -1 if there is no such run."""
-        missed = await self.each(lambda connection: connection.insist("declare", name, consumer))
-        return -1 if min(missed) < 0 else sum(missed)
+    async def declare(self, name: str, consumer: str) -> int | None:
+        """Declare a consumer; returns how many finished rollouts it will not see, None if there is no such run."""
+        missed = await self.each(lambda connection: connection.insist(scripts.declare_consumer(name, consumer)))
+        known = [count for count in missed if count is not None]
+        return sum(known) if len(known) == len(missed) else None
 
     async def close_run(self, name: str) -> None:
         """Say that the run gets no more rows; see `run.close`."""

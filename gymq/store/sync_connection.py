@@ -12,6 +12,7 @@ from redis.retry import Retry
 from gymq.errors import ServerUnreachable
 from gymq.settings import Settings
 from gymq.store.keys import Keys
+from gymq.store.scripts import ScriptCall
 from gymq.store.topology import locate, parse
 
 T = TypeVar("T")
@@ -47,6 +48,18 @@ class SyncConnection:
         except (redis.RedisError, OSError):
             self.close()
             raise
+
+    def run(self, call: ScriptCall[T]) -> T:
+        """Run a script once on this shard, whose prefix is KEYS[1].
+
+        Raises:
+            redis.RedisError: as `do`.
+        """
+
+        def work(server: Any) -> T:
+            return call.decode(server.register_script(call.source)(keys=[self.keys.prefix], args=call.arguments))
+
+        return self.do(work)
 
     def _open(self) -> redis.Redis:
         # Its keyword arguments have no types.

@@ -10,8 +10,10 @@ from zlib import crc32
 from gymq import plugins
 from gymq.api.environment import Environment, EnvironmentSpec
 from gymq.errors import RunClosed
+from gymq.store import scripts
 from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.runs import add_environment
+from gymq.store.scripts import EnqueueRefusal
 from gymq.wire.task import Task, encode_task
 
 #: Rows of one chunk: one script, one Celery message; a few milliseconds of the server's time.
@@ -23,8 +25,6 @@ MAX_BYTES = 32 * 2**20
 
 #: Seconds between two tries while the ledger is full.
 FULL_RETRY_PAUSE = 0.2
-
-_CLOSED, _FULL = -1, -2
 
 Row = TypeVar("Row")
 
@@ -88,15 +88,15 @@ class TaskLedger:
     async def _write(self, connection: Connection, chunk: str, rows: list[bytes], most: int, after: str) -> int:
         while True:
             try:
-                written = await connection.run("enqueue", self._run, chunk, most, *rows)
+                written = await connection.run(scripts.enqueue(self._run, chunk, most, rows))
             except Outage:
                 await self._recover(connection, after)
                 continue
             except ServerFull:
-                written = _FULL
-            if written == _CLOSED:
+                written = EnqueueRefusal.FULL
+            if written is EnqueueRefusal.CLOSED:
                 raise RunClosed(f"run {self._run!r} takes no more rows: it was closed, cancelled or removed")
-            if written != _FULL:
+            if not isinstance(written, EnqueueRefusal):
                 return written
             await asyncio.sleep(FULL_RETRY_PAUSE)
 

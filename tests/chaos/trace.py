@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gymq.ops.victims import work_item
-from gymq.store.connection import script
+from gymq.store import scripts
 
-_HANDBACK = sha1(script("handback"), usedforsecurity=False).hexdigest().encode()
+_HANDBACK = sha1(scripts.hand_back("", 0, scripts.HandBackReason.DEAD, []).source, usedforsecurity=False).hexdigest().encode()
 
 _ARGUMENT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 

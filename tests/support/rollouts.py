@@ -20,9 +20,8 @@ from gymq.celery import worker_command
 from gymq.client.producer import Produced, Producer
 from gymq.runtime import dead_letters
 from gymq.settings import Settings
-from gymq.store import runs
+from gymq.store import runs, scripts
 from gymq.store.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
-from gymq.store.batching import pack
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, RunStatus
 from gymq.store.sharded import Shards
@@ -241,34 +240,34 @@ class Pretender:
         """Create the run and declare its consumers."""
         await runs.create(self.connection, self.config)
         for consumer in consumers:
-            await self.connection.run("declare", self.config.name, consumer)
+            await self.connection.run(scripts.declare_consumer(self.config.name, consumer))
 
     async def enqueue(self, rows: int) -> None:
         """Write rows into the ledger, without content."""
         self._chunk += 1
-        assert await self.connection.run("enqueue", self.config.name, self._chunk, 1 << 60, *[b"task"] * rows) == rows
+        assert await self.connection.run(scripts.enqueue(self.config.name, self._chunk, 1 << 60, [b"task"] * rows)) == rows
 
     async def admit(self, most: int = ADMIT) -> int:
         """Admit what credits allow, at most so many; they stand in `live`, in order."""
-        admitted, _ = await self.connection.run("admit", most, INLINE, SKIP, BACKLOG_BYTES)
+        admission = await self.connection.run(scripts.admit(most, INLINE, SKIP, BACKLOG_BYTES))
         mailbox = keys.mailbox("agent")
         for entry, fields in await self.connection.send("XRANGE", mailbox, "-", "+"):
             self.live.append(fields[1].decode())
             await self.connection.send("XDEL", mailbox, entry)
-        return admitted
+        return admission.admitted
 
     async def end(self, *rollouts: str, status: str = "completed", **fields: Any) -> None:
         """End rollouts that are live, in one commit, in this order; `fields` are of their records."""
-        commits: list[Any] = []
+        commits: list[scripts.CommitStep] = []
         for rid in rollouts:
             name, row, _ = RolloutId.parse(rid)
             record = finished(rid, status=status, **fields)
             for field in ("seq", "messages", "calls"):  # the script adds these
                 del record[field]
-            final = [name, row, self.config.samples, status, msgspec.json.encode(record)[:-1]]
-            commits.append([rid, 0, b"", b"", [], [], [], [], 0, final, 0])
+            final = scripts.RolloutEnd(name, row, self.config.samples, status, msgspec.json.encode(record)[:-1])
+            commits.append(scripts.CommitStep(rid, 0, final=final))
             self.live.remove(rid)
-        assert await self.connection.run("commit", pack(commits)) == [1] * len(rollouts)
+        assert await self.connection.run(scripts.commit(commits)) == [scripts.CommitOutcome.APPLIED] * len(rollouts)
 
     async def finish(self, count: int, *, close: bool = True) -> None:
         """Enqueue that many rows, and end all rollouts in order."""

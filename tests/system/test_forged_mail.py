@@ -22,7 +22,7 @@ from gymq.errors import Fault
 from gymq.runtime import newer_mail
 from gymq.runtime.dead_letters import DeadLetter, find, messages
 from gymq.settings import Settings
-from gymq.store import runs
+from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.wire.calls import SCHEMA, Call, Generated, Reply, RequestParameters, Usage, decode_call, encode
@@ -167,7 +167,7 @@ async def agent(settings, connection):
     await runs.create(connection, RunConfig("r", "world", "tool", "m"))
     await runs.add_environment(connection, "r", EnvironmentSpec("world"))
     await connection.run(
-        "enqueue", "r", "chunk", 1000, encode_task(Task("t", "world", [encode_message(Message("user", "go"))]))
+        scripts.enqueue("r", "chunk", 1000, [encode_task(Task("t", "world", [encode_message(Message("user", "go"))]))])
     )
     worker = await started(AgentWorker(settings, {}), connection)
     await worker._admit()
@@ -197,10 +197,9 @@ async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, connection, c
     answer = decode_call((await connection.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1][1])
     fault = Fault("model", "the end")
     await connection.run(
-        "reply",
-        msgpack.packb(
-            [[LIVE, answer.step, 0, encode(Reply(0, 0, 0, "w", fault)), "", "", answer.idempotency_token]], use_bin_type=False
-        ),
+        scripts.reply(
+            [scripts.ReplyEntry(LIVE, answer.step, 0, encode(Reply(0, 0, 0, "w", fault)), token=answer.idempotency_token)]
+        )
     )
     await work(agent)
     assert (await runs.status(connection, "r")).by_status == {"failed": 1}
@@ -288,7 +287,7 @@ async def test_a_reply_to_a_call_that_waits_to_be_sent_again_is_refused(agent, c
 async def test_nothing_is_due_before_a_rollout_has_begun(settings, connection, capsys):
     await runs.create(connection, RunConfig("r", "world", "tool", "m", max_seconds=5.0))
     await runs.add_environment(connection, "r", EnvironmentSpec("world"))
-    await connection.run("enqueue", "r", "chunk", 1000, encode_task(Task("t", "world", [TURN])))
+    await connection.run(scripts.enqueue("r", "chunk", 1000, [encode_task(Task("t", "world", [TURN]))]))
     worker = await started(AgentWorker(settings, {}), connection)
     await connection.send("XADD", keys.mailbox("agent"), "*", "r", LIVE, "v", "0", "d", "1")
     await worker._admit()

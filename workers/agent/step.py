@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from gymq.runtime.affinity import Route
 from gymq.runtime.mailbox import Mail
 from gymq.store.admission import INLINE
+from gymq.store.scripts import BuriedLetter, CommitStep, RolloutEnd, Send
 from gymq.wire.calls import Call, CallKind, RequestParameters, encode, idempotency_token
 
 from .state import LiveRollout, encode_state
 
 
 class Step(msgspec.Struct):
-    """What one step changes; `commit` is the list that the commit script takes.
+    """What one step changes; `commit` is what the commit script takes.
 
     Args:
         fields: hash fields to set, names and values in turn.
         messages: messages to append.
         records: call records to append.
-        sends: mailbox and encoded call, for each call, and the workers that are preferred, if any are.
-        final: empty while the rollout goes on.
-        letter: the mail's dead letter, and seconds to keep it; empty but for mail that kills its process.
+        sends: the encoded calls, each with its mailbox.
+        final: the rollout's end; None: it goes on.
+        letter: the mail's dead letter; None but for mail that kills its process.
         due: when the rollout is to be looked at if nothing has happened to it until then, seconds since the epoch.
         drop: True: the calls that are pending are given up.
     """
 
-    fields: list[Any] = []
+    fields: list[str | bytes] = []
     messages: list[bytes] = []
     records: list[bytes] = []
-    sends: list[tuple[Any, ...]] = []
-    final: list[Any] = []
-    letter: list[Any] = []
+    sends: list[Send] = []
+    final: RolloutEnd | None = None
+    letter: BuriedLetter | None = None
     due: float = 0.0
     drop: bool = False
 
-    def commit(self, live: LiveRollout, stream: bytes, mail: bytes, must: bool) -> list[Any]:
+    def commit(self, live: LiveRollout, stream: bytes, mail: bytes, must: bool) -> CommitStep:
         """The step as the commit script wants it."""
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
-        return [
+        return CommitStep(
             live.rid, live.version, stream, mail, self.fields, self.messages, self.records, self.sends, int(self.due * 1000),
-            self.final, int(must), self.letter, int(self.drop), idempotency_token(live.state.queued),
-        ]  # fmt: skip
+            self.final, must, self.letter, self.drop, idempotency_token(live.state.queued),
+        )  # fmt: skip
 
     def send(
         self,
@@ -81,7 +80,7 @@ class Step(msgspec.Struct):
             assert state.ask is not None
             call.messages, call.seen, call.length = state.ask.messages, 0, len(state.ask.messages)
             call.parameters = encode(RequestParameters(state.ask.sampling))
-            self.sends.append((mailbox, encode(call)))
+            self.sends.append(Send(mailbox, encode(call)))
             return
         if kind == "generate":
             call.seen, state.model_seen = state.model_seen, call.length
@@ -100,9 +99,9 @@ class Step(msgspec.Struct):
                 call.state = live.environment_state
         if task and len(live.task_data) <= INLINE:
             call.task = live.task_data
-        self.sends.append((mailbox or f"resource:{call.environment}", encode(call), *(way if way[0] else ())))
+        self.sends.append(Send(mailbox or f"resource:{call.environment}", encode(call), *(way if way[0] else ())))
 
 
-def acknowledge(mail: Mail) -> list[Any]:
+def acknowledge(mail: Mail) -> CommitStep:
     """The commit for mail whose rollout has ended or gone on: against a version it never had, so that only the mail goes."""
-    return [mail.fields[1], -1, mail.stream, mail.id, [], [], [], [], 0, [], 0, [], 0]
+    return CommitStep(mail.fields[1], -1, mail.stream, mail.id)

@@ -11,6 +11,7 @@ from gymq.api.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
 from gymq.runtime.affinity import AffinityRouter, Route
 from gymq.store.runs import RunConfig
+from gymq.store.scripts import RolloutEnd
 from gymq.wire.calls import CallKind, Reply
 
 from .agent_guard import AgentGuard
@@ -55,7 +56,7 @@ class StepContext:
         self.current = current
         self.routes = routes
         self.guard = AgentGuard(agent, config.agent)
-        self.step = Step([], [], [], [], [])
+        self.step = Step([], [], [], [])
         self.now = time.time()
         self.opened = live.state.phase not in ("new", "opening")
 
@@ -167,4 +168,4 @@ class StepContext:
         samples = self.config.samples
         self.step.sends = []
         used = counts(self.config.model, self.state)
-        self.step.final = [run, row, samples, self.state.status, header(self.live, self.config, self.now), used]
+        self.step.final = RolloutEnd(run, row, samples, self.state.status, header(self.live, self.config, self.now), used)

@@ -19,11 +19,12 @@ from gymq.runtime.dead_letters import dead_letter_of_step
 from gymq.runtime.mailbox import MAX_DIGITS, STRIKES, Mail
 from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.admission import admit
-from gymq.store.batching import pack
 from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.model_weights import read_version
 from gymq.store.runs import RunConfig, load_config, load_environment
+from gymq.store.scripts import BuriedLetter, CommitOutcome, CommitStep, LoadRequest
 from gymq.wire.calls import CALL, decode_reply
 from gymq.wire.ids import RolloutId
 from gymq.wire.task import decode_task
@@ -93,7 +94,7 @@ class AgentWorker(Actor):
         forged = [one for one in mail if not _addressed(one.fields)]
         if not forged:
             return mail
-        await self.connection.insist("commit", pack([acknowledge(one) for one in forged]))
+        await self.connection.insist(scripts.commit([acknowledge(one) for one in forged]))
         for one in forged:
             self._refuse(one, "it names no rollout and version, or has too many fields")
             self.intake.release(one)
@@ -113,7 +114,7 @@ class AgentWorker(Actor):
         if not batch:
             return []
         self._versions.clear()
-        commits: list[list[Any]] = []
+        commits: list[CommitStep] = []
         done: list[tuple[Mail, LiveRollout | None, Step | None]] = []
         for mail, live in zip(batch, known, strict=True):
             step = None
@@ -126,19 +127,19 @@ class AgentWorker(Actor):
             else:
                 commits.append(step.commit(live, mail.stream, mail.id, must))
             done.append((mail, live, step))
-        outcomes = await self.connection.insist("commit", pack(commits), CALL)
+        outcomes = await self.connection.insist(scripts.commit(commits, CALL))
         again: list[Mail] = []
         ended = 0
         for (mail, live, step), outcome in zip(done, outcomes, strict=True):
             self.counts["steps"] += 1
             rid = mail.fields[1].decode()
-            if outcome == 2:
+            if outcome is CommitOutcome.CONFLICT:
                 self.counts["conflicts"] += 1
                 self._cache.drop(rid)
                 again.append(mail)
                 continue
             self.intake.release(mail)
-            if outcome == 0 or live is None or step is None:
+            if outcome is CommitOutcome.STALE or live is None or step is None:
                 self.counts["stale"] += 1
                 self._cache.drop(rid)
                 continue
@@ -171,7 +172,7 @@ class AgentWorker(Actor):
         if mail.strikes >= STRIKES:
             poison, letter = dead_letter_of_step(mail, live.version, live.task_data, config)
             step = machine.abandon(poison.fault)
-            step.letter = [letter, self.settings.ttl]
+            step.letter = BuriedLetter(letter, self.settings.ttl)
             return step
         fields = mail.fields
         try:
@@ -217,16 +218,16 @@ class AgentWorker(Actor):
             lives.append(live)
         if missing:
             self.counts["loaded"] += len(missing)
-            wanted = [[rid, 0, *RolloutId.parse(rid)[:2]] for _, rid in missing]
-            loaded = await self.connection.insist("load", pack(wanted))
-            for (i, rid), (version, state, environment_state, parameters, messages, task) in zip(missing, loaded, strict=True):
-                if version is not None and task is not None:
-                    weight = WEIGHT + sum(map(len, messages))
+            wanted = [LoadRequest(rid, 0, *RolloutId.parse(rid)[:2]) for _, rid in missing]
+            loaded = await self.connection.insist(scripts.load_rollouts(wanted))
+            for (i, rid), kept in zip(missing, loaded, strict=True):
+                if kept.version is not None and kept.task is not None:
+                    weight = WEIGHT + sum(map(len, kept.messages))
                     try:
-                        stored = decode_state(state)
                         lives[i] = LiveRollout(
-                            rid, int(version), stored, messages, decode_task(task), task, environment_state, parameters, weight
-                        )
+                            rid, int(kept.version), decode_state(kept.state), kept.messages, decode_task(kept.task), kept.task,
+                            kept.environment_state, kept.parameters, weight,
+                        )  # fmt: skip
                     except NewerSchema as error:
                         lives[i] = error
                     except UNREADABLE as error:
@@ -292,7 +293,7 @@ class AgentWorker(Actor):
         self._specs.clear()
         await self._admit()
         now = int(time.time() * 1000)
-        self.counts["woken"] += await self.life.connection.run("wake", now, WAKES, int(WAKE_AGAIN * 1000))
+        self.counts["woken"] += await self.life.connection.run(scripts.wake(now, WAKES, int(WAKE_AGAIN * 1000)))
 
         await self._look()
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis
 from billiard.common import terminate_handler_fired
@@ -22,7 +22,7 @@ from gymq.celery import app
 from gymq.celery.queues import EXECUTOR, ISOLATED, ISOLATED_QUEUE
 from gymq.errors import CallError, FaultKind
 from gymq.runtime.reply import send_sync
-from gymq.store.connection import script
+from gymq.store import scripts
 from gymq.store.sync_connection import SyncConnection, sync_connections
 from gymq.wire.calls import SCHEMA, Call, Reply, encode
 from gymq.wire.message import Conversation
@@ -170,13 +170,8 @@ def _claim(client: SyncConnection, call: Call) -> bool:
 
     One script checks both: a call that is answered between two checks would be run again.
     """
-    arguments = [call.rollout, call.step, call.n, call.idempotency_token, current().name, int(call.kind == "close")]
-
-    def claim(server: redis.Redis) -> bool:
-        run: Any = server.register_script(script("claim"))
-        return bool(run(keys=[client.keys.prefix], args=arguments))
-
-    return client.do(claim)
+    always = call.kind == "close"
+    return client.run(scripts.claim_call(call.rollout, call.step, call.n, call.idempotency_token, current().name, always))
 
 
 def _retry(what: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ import msgspec
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError, one_line
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 from gymq.store.model_weights import MAX_FAILURES, LoadFailure, Weights, copy, read_weights
 from gymq.wire.calls import Generated
@@ -195,7 +196,7 @@ class WeightUpdater:
                 await self._connection.reconnect()
 
     async def _turn(self, seconds: float) -> bool:
-        return bool(await self._connection.insist("turn", self._model, self._me, round(seconds * 1000)))
+        return await self._connection.insist(scripts.take_load_turn(self._model, self._me, round(seconds * 1000)))
 
     async def _keep_turn(self) -> None:
         while True:

@@ -13,17 +13,15 @@ import time
 from kombu.exceptions import ChannelError, KombuError
 from redis import RedisError
 
-from gymq.store.batching import pack
+from gymq.store import scripts
 from gymq.store.connection import Connection
+from gymq.store.scripts import CallKey, IsolatedState
 from gymq.wire.calls import Call
 
 from ..executor.task import abort, none_waits, submit
 
 #: Seconds between two checks of all calls that are out. It delays no reply, only the notice of a death.
 POLL_INTERVAL = 0.5
-
-#: `waiting.lua`'s state of a call without a waiting rollout that an executor works on, or has just replied to.
-GIVEN_UP = 4
 
 #: Seconds without a beginning after which a lost task is sent again. It counts as lost if the queue is empty, or if a task
 #: that was sent so much later has begun: an executor that dies loses the tasks that it had fetched. A copy is harmless.
@@ -80,31 +78,34 @@ class IsolatedCalls:
             if not out:
                 return
             asked = time.monotonic()
-            states = await self._connection.insist("waiting", pack([[call.rollout, call.step, call.n] for call, *_ in out]))
+            keys = [CallKey(call.rollout, call.step, call.n) for call, *_ in out]
+            states = await self._connection.insist(scripts.isolated_states(keys))
             now = time.monotonic()
             if now - asked > self._liveness / 3:
                 # Redis was away or slow: all executors' keys may have lapsed meanwhile although none is dead.
                 self._connected = now
                 self._missing.clear()
-            dead = {call.id for (call, *_), state in zip(out, states, strict=True) if state == 3}
+            dead = {call.id for (call, *_), state in zip(out, states, strict=True) if state is IsolatedState.EXECUTOR_DEAD}
             self._missing = {id: self._missing.get(id, now) for id in dead}
             sure = now - self._connected > self._liveness
             # Unwanted, and with an executor in two checks in a row: at the first one it may just have replied.
-            unwanted = {call.id for (call, *_), state in zip(out, states, strict=True) if state == GIVEN_UP}
+            unwanted = {call.id for (call, *_), state in zip(out, states, strict=True) if state is IsolatedState.GIVEN_UP}
             unwanted -= {call.id for call, *_ in out if call.kind == "close"}  # clean-up runs to its end
             if aborted := unwanted & self._doubtful:
                 await asyncio.to_thread(abort, sorted(aborted))
             self._doubtful = unwanted - aborted
-            begun = max((since for (_, _, since, _), state in zip(out, states, strict=True) if state != 1), default=0.0)
-            old = any(state == 1 and now - since > RESEND for (_, _, since, _), state in zip(out, states, strict=True))
+            ages = [(since, state is IsolatedState.NOT_BEGUN) for (_, _, since, _), state in zip(out, states, strict=True)]
+            begun = max((since for since, waits in ages if not waits), default=0.0)
+            old = any(waits and now - since > RESEND for since, waits in ages)
             # If the queue is empty, all tasks that have not begun are lost; else those that were overtaken.
             before = now if old and await _none_waits() else begun
             for (call, timeout, since, answered), state in zip(out, states, strict=True):
-                if state == 0 or call.id in aborted or (state == GIVEN_UP and call.kind == "close"):
+                cleaned = state is IsolatedState.GIVEN_UP and call.kind == "close"
+                if state is IsolatedState.OVER or call.id in aborted or cleaned:
                     if not answered.done():
                         answered.set_result(None)
                 elif (sure and now - self._missing.get(call.id, now) >= self._liveness / 3) or (
-                    state == 1 and before - since > RESEND
+                    state is IsolatedState.NOT_BEGUN and before - since > RESEND
                 ):
                     await self._submit(call, timeout)
                     self._missing.pop(call.id, None)

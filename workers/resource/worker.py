@@ -16,6 +16,8 @@ from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallWorker
 from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
+from gymq.store import scripts
+from gymq.store.scripts import LoadRequest, OnceOutcome
 from gymq.wire.calls import Call, ToolResult, encode
 from gymq.wire.message import Conversation
 from gymq.wire.task import Task, encode_task
@@ -78,9 +80,9 @@ class ResourceWorker(CallWorker):
         """Close the sessions of rollouts that have ended; see `CallWorker`."""
         await super().duties()
         due = self._sessions.idle()
-        loads = await asyncio.gather(*(self._loads.ask([rollout, -1, run, -1]) for rollout, run in due))
-        for (rollout, _), (version, *_) in zip(due, loads, strict=True):
-            if version is None:
+        loaded = await asyncio.gather(*(self._loads.ask(LoadRequest(rollout, -1, run, -1)) for rollout, run in due))
+        for (rollout, _), stored in zip(due, loaded, strict=True):
+            if stored.version is None:
                 self._sessions.drop(rollout)
 
     async def forget(self) -> None:
@@ -168,10 +170,10 @@ class ResourceWorker(CallWorker):
         return b""  # the executor has replied; this acknowledges the mail
 
     async def _first(self, call: Call) -> bool:
-        begun = await self.connection.insist("once", call.rollout, f"{call.step}.{call.n}", self.worker)
-        if begun < 0:
+        begun = await self.connection.insist(scripts.begin_once(call.rollout, call.step, call.n, self.worker))
+        if begun is OnceOutcome.NOT_PENDING:
             raise CallError("cancelled", "the rollout has ended meanwhile")
-        return begun == 1
+        return begun is OnceOutcome.BEGUN
 
 
 def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:

@@ -70,7 +70,7 @@ for i = 1, #batch do
   if not v then
     outcome = 0
   elseif tonumber(v) ~= want then
-    outcome = (tonumber(v) > want and c[11] == 0) and 0 or 2
+    outcome = (tonumber(v) > want and not c[11]) and 0 or 2
   end
   if outcome ~= 2 and c[4] ~= '' then
     taken = call('XACK', c[3], 'g', c[4])
@@ -81,16 +81,16 @@ for i = 1, #batch do
     local final = c[10]
     append(P .. 't:' .. rid, c[6])
     append(P .. 'k:' .. rid, c[7])
-    if c[12] and c[12][1] then
+    if c[12] then
       call('XADD', P .. 'dead', '*', 'b', c[12][1])
       call('EXPIRE', P .. 'dead', c[12][2])
     end
-    if #final == 0 then
+    if not final then
       local sends = c[8]
       local fields = c[5]
       local total = #sends
       local n = #fields
-      if c[13] == 1 then
+      if c[13] then
         for _, field in ipairs(call('HKEYS', rk)) do
           if string.find(field, '^[cy]%d') or field == 'l' then call('HDEL', rk, field) end
         end

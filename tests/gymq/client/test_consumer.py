@@ -11,6 +11,7 @@ from redis import Redis
 
 from gymq.client.consumer import Results, consume
 from gymq.errors import UnknownName, UsageError
+from gymq.store import scripts
 from gymq.store.runs import RunConfig, cancel, close
 from tests.support.redis_server import roll_back, snapshot, wait_until
 from tests.support.rollouts import Pretender, Workers, linked, produce, run_tasks, status, weather, with_link
@@ -173,7 +174,7 @@ async def test_a_group_comes_when_its_last_member_ends_while_the_run_goes_on(pai
 
 async def test_every_consumer_sees_everything_at_its_own_pace(run, settings):
     # Given two consumers, of which one reads everything while the other reads nothing
-    await run.connection.run("declare", "r", "metrics")
+    await run.connection.run(scripts.declare_consumer("r", "metrics"))
     await run.finish(10)
     assert len(await drain(settings, "metrics")) == 10
     # Then nothing is trimmed and the run is not done
@@ -185,7 +186,7 @@ async def test_every_consumer_sees_everything_at_its_own_pace(run, settings):
 
 
 async def test_results_are_trimmed_by_the_slowest_consumer(run, settings):
-    await run.connection.run("declare", "r", "metrics")
+    await run.connection.run(scripts.declare_consumer("r", "metrics"))
     await run.finish(10, close=False)
     slow, fast = Results("r", "trainer", settings=settings), Results("r", "metrics", settings=settings)
     ten = await take(fast, 10)
@@ -199,7 +200,7 @@ async def test_results_are_trimmed_by_the_slowest_consumer(run, settings):
     await slow.ack(four[0])
     assert await length(run) == 6
     # And both have the right number unread
-    assert (await run.connection.run("lag", "r")) == [b"metrics", 0, b"trainer", 6]
+    assert await run.connection.run(scripts.consumer_lag("r")) == {"metrics": 0, "trainer": 6}
     await slow.close()
     await fast.close()
 
@@ -253,7 +254,7 @@ async def test_an_iteration_that_was_broken_off_goes_on_where_it_was_left(run, s
 
 async def test_every_key_of_a_done_run_has_a_ttl(run, settings, no_leaks):
     await run.finish(5)
-    await run.connection.run("declare", "r", "late")
+    await run.connection.run(scripts.declare_consumer("r", "late"))
     await drain(settings, "late")
     assert await state(run) == "closed"
     await drain(settings)
@@ -277,7 +278,7 @@ async def test_a_run_that_is_removed_ends_its_consumers_with_an_error(run, setti
     await run.finish(2, close=False)
     results = Results("r", "trainer", settings=settings)
     await take(results, 2)
-    await run.connection.run("remove", "r")
+    await run.connection.run(scripts.remove_run("r"))
     with pytest.raises(UnknownName, match="'r' was removed"):
         await results.read()
     await results.close()
@@ -324,8 +325,8 @@ async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told
     assert results.rolled_back == 4
     assert "Redis lost the last 4 rollouts" in capsys.readouterr().err
     # And what it had acknowledged is acknowledged, and what it had not is when it does
-    assert (await run.connection.run("lag", "r")) == [b"trainer", 4]
+    assert await run.connection.run(scripts.consumer_lag("r")) == {"trainer": 4}
     await results.ack(*second, *third)
-    assert (await run.connection.run("lag", "r")) == [b"trainer", 0]
+    assert await run.connection.run(scripts.consumer_lag("r")) == {"trainer": 0}
     assert await state(run) == "done"
     await results.close()

@@ -16,6 +16,7 @@ from gymq_sinks.parquet import ParquetSink
 from gymq.client.consumer import Results
 from gymq.client.sink_loop import COMMIT_EVERY, Sink, feed
 from gymq.errors import GymqError, SinkBusy, UnknownName
+from gymq.store import scripts
 from gymq.store.runs import RunConfig
 from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
@@ -138,7 +139,7 @@ async def test_a_sink_that_is_told_to_stop_keeps_what_it_has_and_goes_on_later(s
     stop.set()
     assert await asyncio.wait_for(feeding, 5) is False
     assert ids(kind, path) == names(4)
-    assert (await run.connection.run("lag", "r")) == [b"sink", 0]
+    assert await run.connection.run(scripts.consumer_lag("r")) == {"sink": 0}
     await run.finish(3)
     assert await feed(KINDS[kind](path, "r"), "sink", settings, asyncio.Event()) is True
     assert ids(kind, path) == names(7)
@@ -152,7 +153,7 @@ async def test_a_slow_trickle_is_on_the_disk_at_once(settings, run, tmp_path):
     await run.end("r.0.0")
     await asyncio.sleep(4 * COMMIT_EVERY)
     assert ids("jsonl", path) == ["r.0.0"]
-    assert (await run.connection.run("lag", "r")) == [b"sink", 0]
+    assert await run.connection.run(scripts.consumer_lag("r")) == {"sink": 0}
     feeding.cancel()
 
 
@@ -241,7 +242,7 @@ async def test_a_group_of_which_a_sink_has_a_member_from_an_earlier_life_is_flag
 
 async def test_a_sink_and_a_trainer_live_through_a_restart_of_the_server(redis_server, settings, run, tmp_path):
     # Given a sink, and a trainer that has taken two of four rollouts and acknowledged none
-    await run.connection.run("declare", "r", "trainer")
+    await run.connection.run(scripts.declare_consumer("r", "trainer"))
     await run.finish(4, close=False)
     feeding = asyncio.create_task(feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event()))
     trainer = aiter(results := Results("r", "trainer", settings=settings))

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from gymq.runtime import call_worker
-from gymq.store.batching import pack
+from gymq.store import scripts
+from gymq.store.scripts.script import pack
 from gymq.wire.calls import SCHEMA
 from tests.gymq.runtime.test_call_worker import BOX, Server, call, living, replies, until  # fmt: skip
 from tests.support.shard import keys
@@ -29,7 +30,7 @@ async def test_a_call_in_work_that_nobody_wants_any_more_is_cut_off_and_its_plac
         # When one is not wanted any more
         rollout = keys.rollout("r.1.0")
         if how == "answered":
-            assert await connection.run("reply", pack([["r.1.0", 1, 0, b"", "", ""]])) == [1]
+            assert await connection.run(scripts.reply([scripts.ReplyEntry("r.1.0", 1, 0, b"", "", "")])) == [True]
         else:
             await connection.send(*(("DEL", rollout) if how == "ended" else ("HSET", rollout, "v", 2)))
         # Then it is cut off, its mail is gone, and the other goes on
@@ -133,8 +134,8 @@ async def test_mail_of_a_newer_schema_is_put_aside_until_a_worker_that_reads_it_
         assert await connection.send("XLEN", keys.retry(BOX)) == 0
     assert capsys.readouterr().err.count("mail of a newer schema (2; this worker reads up to 1) waits") == 1
     # When one that reads them looks, then they are read before all others, with their count of attempts
-    assert await connection.run("unpark", SCHEMA, 100, BOX) == [0, 0]
-    assert await connection.run("unpark", SCHEMA + 1, 100, BOX) == [4, 0]
+    assert await connection.run(scripts.unpark(SCHEMA, 100, [BOX])) == scripts.Unparked(0, 0)
+    assert await connection.run(scripts.unpark(SCHEMA + 1, 100, [BOX])) == scripts.Unparked(4, 0)
     back = [fields for _, fields in await connection.send("XRANGE", keys.retry(BOX), "-", "+")]
     assert back[0] == [b"c2", pack([2]), b"a", b"2"] and len(back) == 4
     assert await connection.send("EXISTS", keys.newer(BOX)) == 0
@@ -150,7 +151,7 @@ async def test_a_suspect_of_a_newer_schema_is_a_suspect_again_when_it_is_taken_u
         await until(lambda: quarantine.counts["parked"] == 1)
         await until(lambda: quarantine.stats()["held"] == 0)
     # Then newer workers find it, and no ordinary one reads it
-    assert await connection.run("unpark", SCHEMA + 1, 100, BOX) == [1, 0]
+    assert await connection.run(scripts.unpark(SCHEMA + 1, 100, [BOX])) == scripts.Unparked(1, 0)
     ((_, back),) = await connection.send("XRANGE", keys.suspects(BOX), "-", "+")
     assert back == [str(field).encode() for field in fields]
     assert await connection.send("EXISTS", keys.retry(BOX)) == 0 or await connection.send("XLEN", keys.retry(BOX)) == 0
@@ -163,7 +164,7 @@ async def test_mail_is_put_aside_once_by_whoever_holds_it(connection):
     entry = await connection.send("XADD", stream, "*", "c9", "body")
     await connection.send("XREADGROUP", "GROUP", keys.GROUP, "w", "STREAMS", stream, ">")
     # When it says twice that it cannot read it, then it is there once
-    assert await connection.run("park", pack([[BOX, stream, entry, 9]])) == 1
-    assert await connection.run("park", pack([[BOX, stream, entry, 9]])) == 0
+    assert await connection.run(scripts.park([scripts.ParkEntry(BOX, stream, entry, 9)])) == 1
+    assert await connection.run(scripts.park([scripts.ParkEntry(BOX, stream, entry, 9)])) == 0
     assert await connection.send("XLEN", keys.newer(BOX)) == 1
     assert await connection.send("XLEN", stream) == 0

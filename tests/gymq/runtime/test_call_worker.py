@@ -15,6 +15,7 @@ from gymq.runtime import actor, mailbox
 from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import STRIKES, CallWorker
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.wire.calls import Call, Generated, Reply, Tokens, Usage, decode_reply, encode
 from tests.support.rollouts import letters
 from tests.support.shard import keys
@@ -281,7 +282,7 @@ async def test_a_worker_that_was_declared_dead_drops_its_work_and_comes_back_und
         await until(lambda: len(server.started) == 2)
         # When it is declared dead
         await connection.send("DEL", keys.alive(old))
-        assert await connection.run("handback", old, 100, "0", BOX) == 2
+        assert await connection.run(scripts.hand_back(old, 100, scripts.HandBackReason.DEAD, [BOX])) == 2
         await until(lambda: server.worker != old and len(server.cancelled) >= 2)
         # Then its work was cancelled, and it takes it up again like anybody
         assert {"r.1.0:1:0", "r.2.0:1:0"} == set(server.cancelled)
@@ -299,7 +300,7 @@ async def test_mail_that_a_zombie_took_under_its_old_name_is_not_forgotten(setti
         await asyncio.sleep(0.4)
         old = server.worker
         await connection.send("DEL", keys.alive(old))
-        await connection.run("handback", old, 100, "0", BOX)
+        await connection.run(scripts.hand_back(old, 100, scripts.HandBackReason.DEAD, [BOX]))
         # When mail is delivered to it under that name
         for n in range(3):
             await call(connection, n)

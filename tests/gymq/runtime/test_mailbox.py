@@ -7,6 +7,7 @@ import pytest
 
 from gymq.runtime import mailbox
 from gymq.runtime.mailbox import Mailboxes
+from gymq.store import scripts
 from gymq.store.worker_registry import WorkerEntry
 from tests.support.shard import keys
 
@@ -35,7 +36,7 @@ async def register(connection, worker: str, alive: bool = False) -> None:
 
 
 async def hand_back(connection, worker: str, most: int = 100, leaving: bool = False) -> int:
-    return await connection.run("handback", worker, most, int(leaving), BOX)
+    return await connection.run(scripts.hand_back(worker, most, scripts.HandBackReason(leaving), [BOX]))
 
 
 async def waiting(connection, stream=RETRY) -> list[list[bytes]]:
@@ -210,18 +211,18 @@ async def test_a_worker_that_ends_of_a_defect_counts_as_dead(connection, boxes):
     await register(connection, "w", alive=True)
     await post(connection, b"1")
     await boxes.take(connection, "w", 10)
-    assert await connection.run("handback", "w", 100, "2", BOX) == 1
+    assert await connection.run(scripts.hand_back("w", 100, scripts.HandBackReason.DEFECT, [BOX])) == 1
     assert await waiting(connection) == [[b"c", b"1", b"a", b"1"]]
 
 
 async def test_suspects_that_nobody_has_taken_are_seen_and_who_reads_them_unregistered_too(connection, boxes):
-    assert await connection.run("orphans", BOX) == [[], 0]
+    assert await connection.run(scripts.find_orphans([BOX])) == scripts.Orphans([], False)
     await connection.send("XADD", ALONE, "*", "c", b"1", "k", 0, "w", "w", "a", 2)
-    assert await connection.run("orphans", BOX) == [[], 1]
+    assert await connection.run(scripts.find_orphans([BOX])) == scripts.Orphans([], True)
     await Mailboxes([BOX], keys, suspects_only=True).take(connection, "q", 1)
-    assert await connection.run("orphans", BOX) == [[b"q"], 0]
+    assert await connection.run(scripts.find_orphans([BOX])) == scripts.Orphans(["q"], False)
     assert await hand_back(connection, "q") == 1
-    assert await connection.run("orphans", BOX) == [[], 1]
+    assert await connection.run(scripts.find_orphans([BOX])) == scripts.Orphans([], True)
 
 
 async def test_a_large_hand_back_is_done_in_batches_and_loses_nothing(connection, boxes):
@@ -243,7 +244,7 @@ async def test_a_worker_that_is_alive_keeps_its_mail(connection, boxes):
     await register(connection, "w", alive=True)
     await post(connection, b"1")
     await boxes.take(connection, "w", 10)
-    assert await hand_back(connection, "w") == -1
+    assert await hand_back(connection, "w") is None
     assert len(await boxes.held(connection, "w")) == 1
     assert not (await connection.send("HGET", keys.workers, "w")).startswith(b"dead")
 
@@ -306,8 +307,8 @@ async def test_who_reads_without_standing_in_the_registry_is_found(connection, b
     await boxes.take(connection, "zombie", 1)
     await boxes.take(connection, "known", 1)
     # When orphans are looked for
-    assert await connection.run("orphans", BOX) == [[b"zombie"], 0]
+    assert await connection.run(scripts.find_orphans([BOX])) == scripts.Orphans(["zombie"], False)
     # Then what it holds can be handed back like any other's
     assert await hand_back(connection, "zombie") == 1
     assert await waiting(connection) == [[b"c", b"1", b"a", b"0"]]  # it lives: no second death
-    assert await connection.run("orphans", BOX) == [[], 0]
+    assert await connection.run(scripts.find_orphans([BOX])) == scripts.Orphans([], False)

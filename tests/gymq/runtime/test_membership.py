@@ -14,6 +14,7 @@ from gymq.aio import cancel_and_wait
 from gymq.runtime.mailbox import Mailboxes
 from gymq.runtime.membership import HANDBACK_BATCH, Membership
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.worker_registry import WorkerEntry
 from tests.support.rollouts import linked
@@ -172,7 +173,7 @@ async def test_a_worker_that_was_declared_dead_comes_back_under_a_new_name(conne
     await hold(connection, life, 3)
     old = life.worker
     await connection.send("DEL", keys.alive(old))
-    await connection.run("handback", old, 100 if finished else 2, "0", BOX)
+    await connection.run(scripts.hand_back(old, 100 if finished else 2, scripts.HandBackReason.DEAD, [BOX]))
     # When it renews, then it is told; nothing makes the old name live again
     assert not await life.renew()
     assert await connection.send("EXISTS", keys.alive(old)) == 0
@@ -224,7 +225,7 @@ async def test_a_hand_back_that_somebody_began_is_finished_at_the_first_look(con
     await hold(connection, dead, 5)
     await connected(judge, dead)
     await connection.send("DEL", keys.alive(dead.worker))
-    await connection.run("handback", dead.worker, 2, "0", BOX)
+    await connection.run(scripts.hand_back(dead.worker, 2, scripts.HandBackReason.DEAD, [BOX]))
     await judge.sweep()
     assert await handed_back(connection) == 5
     assert await _gone(connection, dead)
@@ -328,7 +329,7 @@ async def test_what_a_zombie_takes_under_its_old_name_comes_back(connection, joi
     zombie, judge = await join("zombie"), await join("judge")
     await connected(judge, zombie)
     await connection.send("DEL", keys.alive(zombie.worker))
-    await connection.run("handback", zombie.worker, 100, "0", BOX)
+    await connection.run(scripts.hand_back(zombie.worker, 100, scripts.HandBackReason.DEAD, [BOX]))
     # When it takes mail before it knows
     await hold(connection, zombie)
     await judge.sweep()

@@ -12,7 +12,7 @@ from gymq.runtime import mailbox, membership
 from gymq.runtime.actor import Actor
 from gymq.runtime.mailbox import Mailboxes, MailboxGone
 from gymq.runtime.membership import Membership
-from gymq.store.batching import pack
+from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
@@ -45,16 +45,15 @@ async def run(connection):
 
 async def enter(connection, *workers: str, ms: int = 60_000) -> None:
     for worker in workers:
-        await connection.run(
-            "enter", worker, msgspec.json.encode(WorkerEntry("model", "h", 1, ["model:m"])), ms, msgspec.json.encode([BOX])
-        )
+        entry = msgspec.json.encode(WorkerEntry("model", "h", 1, ["model:m"]))
+        await connection.run(scripts.register_worker(worker, entry, ms, msgspec.json.encode([BOX])))
 
 
 async def send(connection, row: int, workers=(), margin: int = 0, calls: int = 1) -> None:
     """Commit a step of a rollout that sends calls."""
-    sends = [[BOX, b"%d.%d" % (row, n), *((list(workers), margin) if workers else ())] for n in range(calls)]
-    step = [f"r.{row}.0", 0, "", "", [], [], [], sends, 5, [], 0, [], 0, "1.0"]
-    assert await connection.run("commit", pack([step])) == [1]
+    sends = [scripts.Send(BOX, b"%d.%d" % (row, n), *((list(workers), margin) if workers else ())) for n in range(calls)]
+    step = scripts.CommitStep(f"r.{row}.0", 0, sends=sends, due=5, token="1.0")
+    assert await connection.run(scripts.commit([step])) == [scripts.CommitOutcome.APPLIED]
 
 
 async def lies(connection, stream: str) -> list[bytes]:
@@ -104,11 +103,11 @@ async def test_a_worker_that_is_not_there_for_it_gets_nothing(connection, run, w
         await enter(connection, "a")
         await send(connection, 10, ["a"], calls=3)
     if why == "shut":
-        await connection.run("shut", "a", 100)
+        await connection.run(scripts.close_mailbox("a", 100))
     if why in ("lapsed", "dead"):
         await connection.send("DEL", keys.alive("a"))
     if why == "dead":
-        assert await connection.run("handback", "a", 1, "0", BOX) == 1
+        assert await connection.run(scripts.hand_back("a", 1, scripts.HandBackReason.DEAD, [BOX])) == 1
     before = await connection.send("XLEN", keys.private_mailbox("a"))
     # When something is sent to it, with and without an alternative
     await send(connection, 0, ["a", "b"], 100)
@@ -124,8 +123,8 @@ async def test_a_private_mailbox_that_somebody_deleted_is_not_made_anew(connecti
     await send(connection, 0, ["a"])
     assert await where(connection, "a") == [0, 1]
     # And its worker leaves it for a new name
-    assert await connection.run("rejoin", "a", 1000, 1) == 0
-    assert await connection.run("rejoin", "a", 1000, 0) == 1
+    assert await connection.run(scripts.renew_worker("a", 1000, True)) is False
+    assert await connection.run(scripts.renew_worker("a", 1000, False)) is True
 
 
 async def test_all_calls_of_a_step_that_name_workers_go_one_way(connection, run):
@@ -165,7 +164,7 @@ async def test_who_was_declared_dead_hears_of_it_when_it_reads(connection, setti
         reading = asyncio.create_task(boxes.take(connection, "a", free))
         await asyncio.sleep(0.01)
         await other.send("DEL", keys.alive("a"))
-        assert await other.run("handback", "a", 100, "0", BOX) == 0
+        assert await other.run(scripts.hand_back("a", 100, scripts.HandBackReason.DEAD, [BOX])) == 0
     # It may have come back empty-handed just before.
     with pytest.raises(MailboxGone):
         await reading
@@ -183,9 +182,9 @@ async def test_shutting_gives_away_what_was_not_taken_and_leaves_what_was(connec
         await send(connection, row, ["a"])
     taken = [mail.fields[1] for mail in await boxes.take(connection, "a", 6)]
     assert taken == [b"0.0", b"1.0"]
-    assert await connection.run("shut", "a", 3) == 3
-    assert await connection.run("shut", "a", 3) == 1
-    assert await connection.run("shut", "a", 3) == 0
+    assert await connection.run(scripts.close_mailbox("a", 3)) == 3
+    assert await connection.run(scripts.close_mailbox("a", 3)) == 1
+    assert await connection.run(scripts.close_mailbox("a", 3)) == 0
     assert await lies(connection, RETRY) == [b"2.0", b"3.0", b"4.0", b"5.0"]
     assert {len(fields) for _, fields in await connection.send("XRANGE", RETRY, "-", "+")} == {2}  # no attempt
     assert [mail.fields[1] for mail in await boxes.held(connection, "a")] == taken
@@ -205,9 +204,9 @@ async def test_all_that_lies_with_a_worker_is_handed_back_and_what_it_had_counts
     if why == "0":
         await connection.send("DEL", keys.alive("a"))
     # When it is handed back
-    moved = [await connection.run("handback", "a", most, why, BOX)]
+    moved = [await connection.run(scripts.hand_back("a", most, scripts.HandBackReason(int(why)), [BOX]))]
     while moved[-1] == most:
-        moved.append(await connection.run("handback", "a", most, why, BOX))
+        moved.append(await connection.run(scripts.hand_back("a", most, scripts.HandBackReason(int(why)), [BOX])))
     # Then all of it lies in the retry stream, once
     assert sum(moved) == 6
     back = {fields[1]: fields for _, fields in await connection.send("XRANGE", RETRY, "-", "+")}
@@ -222,9 +221,9 @@ async def test_mail_that_nobody_of_ours_sent_is_dropped_with_its_worker(connecti
     await enter(connection, "a")
     await connection.send("XADD", keys.private_mailbox("a"), "*", "c", "no mailbox")
     await connection.send("XADD", keys.private_mailbox("a"), "*", "m", BOX)
-    assert await connection.run("shut", "a", 100) == 2
+    assert await connection.run(scripts.close_mailbox("a", 100)) == 2
     await connection.send("XADD", keys.private_mailbox("a"), "*", "m", BOX)
-    assert await connection.run("handback", "a", 100, "1", BOX) == 1
+    assert await connection.run(scripts.hand_back("a", 100, scripts.HandBackReason.LEAVING, [BOX])) == 1
     assert await connection.send("XLEN", RETRY) == 0
 
 
@@ -233,10 +232,10 @@ async def test_a_private_mailbox_without_a_registered_worker_is_found(connection
     await send(connection, 0, ["a"])
     await connection.send("HDEL", keys.workers, "a")
     await connection.send("DEL", keys.alive("a"))
-    assert (await connection.run("orphans", BOX))[0] == [b"a"]
-    assert await connection.run("handback", "a", 100, "0", BOX) == 1
+    assert (await connection.run(scripts.find_orphans([BOX]))).workers == ["a"]
+    assert await connection.run(scripts.hand_back("a", 100, scripts.HandBackReason.DEAD, [BOX])) == 1
     assert await lies(connection, RETRY) == [b"0.0"]
-    assert (await connection.run("orphans", BOX))[0] == []
+    assert (await connection.run(scripts.find_orphans([BOX]))).workers == []
 
 
 async def test_who_enters_twice_entered_once_and_keeps_its_mail(connection, boxes, run):
@@ -252,9 +251,9 @@ async def test_mail_that_is_too_new_is_put_aside_and_taken_up_for_anybody(connec
     await enter(connection, "a")
     await send(connection, 0, ["a"])
     (mail,) = [one for _ in range(3) for one in await boxes.take(connection, "a", 1)]
-    assert await connection.run("park", pack([[boxes.of(mail), mail.stream, mail.id, 2]])) == 1
+    assert await connection.run(scripts.park([scripts.ParkEntry(boxes.of(mail), mail.stream, mail.id, 2)])) == 1
     assert await where(connection, "a") == [0, 0]
-    assert await connection.run("unpark", 2, 100, BOX) == [1, 0]
+    assert await connection.run(scripts.unpark(2, 100, [BOX])) == scripts.Unparked(1, 0)
     assert await lies(connection, RETRY) == [b"0.0"]
 
 
@@ -269,7 +268,7 @@ async def test_who_wants_none_has_none(connection, settings):
 async def test_status_shows_private_mailboxes_in_which_mail_lies(connection, settings, boxes, run):
     for n, worker in enumerate("ab"):
         info = WorkerEntry("model", "h", n, [BOX])
-        await connection.run("enter", worker, msgspec.json.encode(info), 60_000, msgspec.json.encode([BOX]))
+        await connection.run(scripts.register_worker(worker, msgspec.json.encode(info), 60_000, msgspec.json.encode([BOX])))
     await send(connection, 0, ["a"], calls=3)
     while not await boxes.held(connection, "a"):
         await boxes.take(connection, "a", 1)
@@ -311,7 +310,7 @@ async def test_an_actor_that_was_declared_dead_begins_anew_and_gets_private_mail
     await until(lambda: getattr(actor, "bodies", []) == [b"0.0"])
     # When its key has lapsed, and it is handed back
     await connection.send("DEL", keys.alive(first))
-    assert await connection.run("handback", first, 100, "0", BOX) == 1
+    assert await connection.run(scripts.hand_back(first, 100, scripts.HandBackReason.DEAD, [BOX])) == 1
     # Then it drops what it held, and is there under another name, with what was handed back
     await until(lambda: actor.worker != first and len(actor.bodies) == 2)
     assert actor.counts["lapses"] == 1
@@ -367,10 +366,10 @@ async def test_a_worker_that_cannot_work_for_a_while_closes_its_mailbox_and_open
         assert await where(connection, life.worker) == [1, 2]
         # Once it was declared dead it opens nothing.
         await connection.send("DEL", keys.alive(life.worker))
-        assert await connection.run("handback", life.worker, 1, "0", BOX) == 1
+        assert await connection.run(scripts.hand_back(life.worker, 1, scripts.HandBackReason.DEAD, [BOX])) == 1
         await life.open()
         assert await connection.send("HSTRLEN", keys.private, life.worker) == 0
-        assert await connection.run("handback", life.worker, 1, "0", BOX) == 0
+        assert await connection.run(scripts.hand_back(life.worker, 1, scripts.HandBackReason.DEAD, [BOX])) == 0
         await life.open()
         assert await connection.send("EXISTS", keys.private_mailbox(life.worker)) == 0
 

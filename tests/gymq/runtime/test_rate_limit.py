@@ -13,8 +13,8 @@ from gymq.errors import CallError
 from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.runtime import rate_limit
 from gymq.runtime.rate_limit import DecayingCount, SharedLimiter, digest
-from gymq.store.batching import pack
 from gymq.store.connection import Connection
+from gymq.store.scripts import PermitRequest, Refusal, acquire_permits
 from tests.support.shard import keys
 
 NAME = "endpoint"
@@ -37,11 +37,11 @@ async def limiters(settings):
         await one.close()
 
 
-async def ask(connection, count=1, *, who="p", limits=(), back=(), refusal=(), cost=1.0):
-    """Run the script once; returns granted, wait, now, learned."""
+async def ask(connection, count=1, *, who="p", limits=(), back=(), refusal=None, cost=1.0):
+    """Run the script once."""
     back = list(back) or [0.0] * (len(limits) + 1)
     return await connection.run(
-        "rate", pack([NAME, who, [list(limit) for limit in limits], [[cost] * len(limits)] * count, back, list(refusal)])
+        acquire_permits(PermitRequest(NAME, who, limits, [[cost] * len(limits)] * count, back, refusal))
     )
 
 
@@ -75,37 +75,38 @@ async def scripts(connection):
 
 async def test_a_bucket_grants_its_burst_and_then_its_rate(connection):
     limits = [("requests", 2.0, 5.0)]
-    granted, wait, _, learned = await ask(connection, 8, limits=limits)
-    assert (granted, learned) == (5, 0)
-    assert 400 <= wait <= 500
+    reply = await ask(connection, 8, limits=limits)
+    assert (reply.granted, reply.learned) == (5, False)
+    assert 400 <= reply.wait <= 500
     await pass_seconds(connection, 1.0)
-    assert (await ask(connection, 8, limits=limits))[0] == 2
+    assert (await ask(connection, 8, limits=limits)).granted == 2
     await pass_seconds(connection, 100.0)
-    assert (await ask(connection, 8, limits=limits))[0] == 5
+    assert (await ask(connection, 8, limits=limits)).granted == 5
 
 
 async def test_what_costs_more_than_a_bucket_holds_is_granted_by_a_full_one_and_leaves_a_debt(connection):
     limits = [("tokens", 100.0, 200.0)]
-    assert (await ask(connection, 2, limits=limits, cost=500.0))[:2] == [1, 2000]
+    reply = await ask(connection, 2, limits=limits, cost=500.0)
+    assert (reply.granted, reply.wait) == (1, 2000)
     assert (await notes(connection))["l:tokens"] == -300
     await pass_seconds(connection, 4.9)
-    assert (await ask(connection, 1, limits=limits, cost=500.0))[0] == 0
+    assert (await ask(connection, 1, limits=limits, cost=500.0)).granted == 0
     await pass_seconds(connection, 0.2)
-    assert (await ask(connection, 1, limits=limits, cost=500.0))[0] == 1
+    assert (await ask(connection, 1, limits=limits, cost=500.0)).granted == 1
 
 
 async def test_the_tightest_of_two_limits_counts_and_the_order_is_kept(connection):
     limits = [("requests", 100.0, 100.0), ("tokens", 10.0, 10.0)]
-    first = await connection.run("rate", pack([NAME, "p", [list(x) for x in limits], [[1, 6], [1, 6], [1, 1]], [0, 0, 0], []]))
-    assert first[0] == 1  # the third would fit, but it is not its turn
+    first = await connection.run(acquire_permits(PermitRequest(NAME, "p", limits, [[1, 6], [1, 6], [1, 1]], [0, 0, 0])))
+    assert first.granted == 1  # the third would fit, but it is not its turn
     assert (await notes(connection))["l:requests"] == pytest.approx(99, abs=0.1)
 
 
 async def test_what_is_given_back_can_be_granted(connection):
     limits = [("tokens", 0.001, 100.0)]
-    assert (await ask(connection, 1, limits=limits, cost=100.0))[0] == 1
-    assert (await ask(connection, 1, limits=limits, cost=40.0))[0] == 0
-    assert (await ask(connection, 1, limits=limits, cost=40.0, back=[50.0, 0.0]))[0] == 1
+    assert (await ask(connection, 1, limits=limits, cost=100.0)).granted == 1
+    assert (await ask(connection, 1, limits=limits, cost=40.0)).granted == 0
+    assert (await ask(connection, 1, limits=limits, cost=40.0, back=[50.0, 0.0])).granted == 1
     await ask(connection, 0, limits=limits, back=[1e9, 0.0])
     assert (await notes(connection))["l:tokens"] == 100
 
@@ -119,7 +120,7 @@ async def test_those_who_wait_share_what_there_is(connection):
     for _ in range(20):
         await pass_seconds(connection, 0.4)
         for who in "abcd":
-            got[who] += (await ask(connection, 100, who=who, limits=[("requests", 10.0, 4.0)]))[0]
+            got[who] += (await ask(connection, 100, who=who, limits=[("requests", 10.0, 4.0)])).granted
     assert sum(got.values()) >= 70
     assert max(got.values()) <= 1.3 * min(got.values())
 
@@ -129,7 +130,7 @@ async def test_one_who_waits_no_more_takes_no_share(connection):
     await ask(connection, 20, who="a", limits=limits)
     await ask(connection, 20, who="b", limits=limits)
     await pass_seconds(connection, 10)
-    assert (await ask(connection, 20, who="b", limits=limits))[0] == 10
+    assert (await ask(connection, 20, who="b", limits=limits)).granted == 10
     assert "w:a" not in await notes(connection)
 
 
@@ -144,40 +145,40 @@ async def test_limits_lapse_when_nobody_asks(connection):
 
 
 async def test_the_first_refusal_begins_at_half_of_what_the_process_was_doing(connection):
-    _, _, now, learned = await ask(connection, refusal=[0, 0, 1, 40.0])
-    assert learned == 1
+    reply = await ask(connection, refusal=Refusal(0, 0, True, 40.0))
+    assert reply.learned
     found = await notes(connection)
-    assert (found["rate"], found["top"], found["cut"]) == (20, 0, now)
+    assert (found["rate"], found["top"], found["cut"]) == (20, 0, reply.now)
 
 
 async def test_until_a_permit_is_refused_the_rate_doubles_each_second(connection):
-    await ask(connection, refusal=[0, 0, 1, 4.0])
+    await ask(connection, refusal=Refusal(0, 0, True, 4.0))
     await pass_seconds(connection, 2.0)
-    _, _, now, _ = await ask(connection, 50)
-    await ask(connection, refusal=[now, 0, 0, 0.0])
+    now = (await ask(connection, 50)).now
+    await ask(connection, refusal=Refusal(now, 0, False, 0.0))
     found = await notes(connection)
     assert found["top"] == pytest.approx(8, rel=0.1)  # 2 a second, two seconds later
     assert found["rate"] == pytest.approx(4, rel=0.1)
 
 
 async def test_a_hundred_refusals_at_once_count_once(connection):
-    await ask(connection, refusal=[0, 0, 1, 200.0])
+    await ask(connection, refusal=Refusal(0, 0, True, 200.0))
     await pass_seconds(connection, 1.5)
-    _, _, now, _ = await ask(connection, 500)
+    now = (await ask(connection, 500)).now
     for number in range(100):
-        await ask(connection, 500, who=f"p{number % 4}", refusal=[now, 0, 0, 0.0])
+        await ask(connection, 500, who=f"p{number % 4}", refusal=Refusal(now, 0, False, 0.0))
     found = await notes(connection)
     assert found["rate"] == pytest.approx(found["top"] / 2)
     await pass_seconds(connection, 1.5)  # a permit from before the cut says nothing of the rate after it
-    await ask(connection, 500, refusal=[now - 1500, 0, 0, 0.0])
+    await ask(connection, 500, refusal=Refusal(now - 1500, 0, False, 0.0))
     assert (await notes(connection))["rate"] == found["rate"]
 
 
 async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(connection):
-    await ask(connection, refusal=[0, 0, 1, 200.0])
+    await ask(connection, refusal=Refusal(0, 0, True, 200.0))
     await pass_seconds(connection, 1.0)
-    _, _, now, _ = await ask(connection, 500)
-    await ask(connection, 500, refusal=[now, 0, 0, 0.0])
+    now = (await ask(connection, 500)).now
+    await ask(connection, 500, refusal=Refusal(now, 0, False, 0.0))
     top = (await notes(connection))["top"]
     rates = []
     for _ in range(20):
@@ -186,7 +187,7 @@ async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(connection):
         found = await notes(connection)
         await connection.send("HSET", KEY, "l:", "0", "bound", str(found["t:"]))
         await pass_seconds(connection, 0.1)
-        granted = (await ask(connection, 1000))[0]
+        granted = (await ask(connection, 1000)).granted
         rates.append(granted * 10)
     # 1.1 s pass in each round, besides the test's own time, which is longer on a busy machine.
     assert rates[0] < 0.75 * top
@@ -196,36 +197,36 @@ async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(connection):
 
 
 async def test_a_rate_that_held_nobody_is_halved_from_what_was_sent(connection):
-    await ask(connection, refusal=[0, 0, 1, 1000.0])
+    await ask(connection, refusal=Refusal(0, 0, True, 1000.0))
     for _ in range(20):  # far below it: ten a second
         await pass_seconds(connection, 1.0)
-        _, _, now, _ = await ask(connection, 10)
-    await ask(connection, refusal=[now, 0, 0, 0.0])
+        now = (await ask(connection, 10)).now
+    await ask(connection, refusal=Refusal(now, 0, False, 0.0))
     assert (await notes(connection))["top"] <= 30
 
 
 async def test_who_joins_brings_what_he_was_doing(connection):
-    await ask(connection, refusal=[0, 0, 1, 40.0])
-    await ask(connection, who="q", refusal=[0, 0, 1, 60.0])
+    await ask(connection, refusal=Refusal(0, 0, True, 40.0))
+    await ask(connection, who="q", refusal=Refusal(0, 0, True, 60.0))
     assert (await notes(connection))["rate"] == pytest.approx(50, rel=0.05)
 
 
 async def test_a_pause_holds_everybody_and_a_shorter_one_does_not_end_it(connection):
-    await ask(connection, refusal=[0, 5000, 1, 40.0])
-    await ask(connection, refusal=[0, 1000, 0, 0.0])
-    granted, wait, _, _ = await ask(connection, who="q", limits=[("requests", 100.0, 100.0)])
-    assert (granted, 4000 < wait <= 5000) == (0, True)
+    await ask(connection, refusal=Refusal(0, 5000, True, 40.0))
+    await ask(connection, refusal=Refusal(0, 1000, False, 0.0))
+    reply = await ask(connection, who="q", limits=[("requests", 100.0, 100.0)])
+    assert (reply.granted, 4000 < reply.wait <= 5000) == (0, True)
     await pass_seconds(connection, 5.1)
-    assert (await ask(connection, who="q", limits=[("requests", 100.0, 100.0)]))[0] == 1
+    assert (await ask(connection, who="q", limits=[("requests", 100.0, 100.0)])).granted == 1
 
 
 async def test_the_learned_rate_ends_when_it_holds_nobody(connection):
-    await ask(connection, refusal=[0, 0, 1, 40.0])
+    await ask(connection, refusal=Refusal(0, 0, True, 40.0))
     await pass_seconds(connection, 29)
-    assert (await ask(connection))[3] == 1
+    assert (await ask(connection)).learned
     await pass_seconds(connection, 2)
-    granted, wait, _, learned = await ask(connection, 1000)
-    assert (granted, wait, learned) == (1000, 0, 0)
+    reply = await ask(connection, 1000)
+    assert (reply.granted, reply.wait, reply.learned) == (1000, 0, False)
     assert await notes(connection) == {}
 
 
@@ -281,7 +282,7 @@ async def test_an_absurd_pause_is_cut_short(limiters, connection):
     one.refused(await one.enter(), 1e12)
     with pytest.raises(CallError):
         await one.enter(patience=0.3)
-    _, wait, _, _ = await ask(connection)
+    wait = (await ask(connection)).wait
     assert 50_000 < wait <= 1000 * rate_limit.MAX_RETRY_AFTER
 
 

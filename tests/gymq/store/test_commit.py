@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from gymq.store.batching import pack
+from gymq.store import scripts
 from gymq.store.runs import RunConfig
 from tests.support.rollouts import Pretender
 from tests.support.shard import keys
 
 RID = "r.0.0"
-APPLIED, STALE, CONFLICT = 1, 0, 2
+APPLIED, STALE, CONFLICT = scripts.CommitOutcome.APPLIED, scripts.CommitOutcome.STALE, scripts.CommitOutcome.CONFLICT
 
 
 @pytest.fixture
@@ -35,17 +35,18 @@ async def mail(connection):
     return stream, id_
 
 
-def step(version=0, *, rid=RID, mail=("", ""), fields=(), turns=(), records=(), sends=(), due=5, final=(), must=0, drop=0):
-    return [rid, version, *mail, [*fields], [*turns], [*records], [*sends], due, [*final], must, [], drop]
+def step(version=0, *, rid=RID, mail=("", ""), turns=(), sends=(), due=5, **fields):
+    sends = [scripts.Send(*send) for send in sends]
+    return scripts.CommitStep(rid, version, *mail, messages=turns, sends=sends, due=due, **fields)
 
 
 def final(rid=RID, samples=1, status="completed"):
     run, row, _ = rid.rsplit(".", 2)
-    return [run, int(row), samples, status, b'{"rollout_id":"%s"' % rid.encode()]
+    return scripts.RolloutEnd(run, int(row), samples, status, b'{"rollout_id":"%s"' % rid.encode())
 
 
 async def commit(connection, *steps):
-    return await connection.run("commit", pack(list(steps)))
+    return await connection.run(scripts.commit(list(steps)))
 
 
 async def dump(connection) -> dict:
@@ -87,7 +88,7 @@ async def test_an_applied_step_writes_all_that_it_decided_and_acknowledges_its_m
 @pytest.mark.parametrize("ended", [False, True])
 async def test_a_stale_step_acknowledges_its_mail_and_does_nothing_else(connection, run, mail, ended):
     # Given a rollout that has gone on, or has ended, since the step was decided
-    assert await commit(connection, step(final=final() if ended else (), turns=[b"1"])) == [APPLIED]
+    assert await commit(connection, step(final=final() if ended else None, turns=[b"1"])) == [APPLIED]
     # When the step is committed
     late = step(mail=mail, fields=["s", b"late"], turns=[b"2"], records=[b"3"], sends=[("model:m", b"late")])
     mailbox = keys.mailbox("agent").encode()
@@ -115,7 +116,7 @@ async def test_a_conflict_changes_nothing_not_even_its_mail(connection, run, mai
 
 async def test_a_cancellation_of_an_ended_rollout_is_stale(connection, run, mail):
     await commit(connection, step(final=final()))
-    assert await commit(connection, step(7, mail=mail, final=final(status="cancelled"), must=1)) == [STALE]
+    assert await commit(connection, step(7, mail=mail, final=final(status="cancelled"), must=True)) == [STALE]
     assert await pending(connection) == 0
     assert len(await results(connection)) == 1
 
@@ -142,7 +143,7 @@ async def test_each_step_of_a_batch_has_its_own_outcome_in_order(connection, run
     await commit(connection, step(rid="r.1.0"), step(rid="r.2.0"))
     # When steps decided on version 0 are committed together
     outcomes = await commit(
-        connection, step(rid="r.1.0"), step(rid="r.2.0", must=1), step(rid="r.0.0", turns=[b"1"]), step(rid="gone.0.0")
+        connection, step(rid="r.1.0"), step(rid="r.2.0", must=True), step(rid="r.0.0", turns=[b"1"]), step(rid="gone.0.0")
     )
     # Then each met what is stored
     assert outcomes == [STALE, CONFLICT, APPLIED, STALE]
@@ -204,18 +205,18 @@ async def test_calls_that_are_given_up_are_no_longer_pending_and_their_replies_f
     # Given three calls of which one is answered and one has begun
     sends = [("resource:e", b"call %d" % n) for n in range(3)]
     await commit(connection, step(sends=sends, fields=["s", b"state", "e", b"memory", "q", b"plan"]))
-    await connection.run("reply", pack([[RID, 1, 0, b"reply", "", ""]]))
-    assert await connection.run("once", RID, "1.1", "w") == 1
+    await connection.run(scripts.reply([scripts.ReplyEntry(RID, 1, 0, b"reply")]))
+    assert await connection.run(scripts.begin_once(RID, 1, 1, "w")) is scripts.OnceOutcome.BEGUN
     # When a step gives them up and sends another
-    assert await commit(connection, step(1, sends=[("resource:e", b"verify")], drop=1)) == [APPLIED]
+    assert await commit(connection, step(1, sends=[("resource:e", b"verify")], drop=True)) == [APPLIED]
     # Then only that one is pending
     flat = await connection.send("HGETALL", keys.rollout(RID))
     assert dict(zip(flat[::2], flat[1::2], strict=True)) == {
         b"v": b"2", b"s": b"state", b"e": b"memory", b"q": b"plan", b"o1.1": b"w", b"c2.0": b"1",
     }  # fmt: skip
     # and what comes late finds nothing
-    late = [[RID, 1, n, b"late", "", ""] for n in (1, 2)]
-    assert await connection.run("reply", pack(late)) == [0, 0]
+    late = [scripts.ReplyEntry(RID, 1, n, b"late") for n in (1, 2)]
+    assert await connection.run(scripts.reply(late)) == [False, False]
     assert await connection.send("XLEN", keys.mailbox("agent")) == 0
 
 
@@ -227,7 +228,7 @@ async def test_what_is_due_is_woken_once_and_what_is_gone_is_forgotten(connectio
     await connection.send("ZADD", keys.due, 1, "gone.0.0")
     await connection.send("DEL", keys.mailbox("agent"))
     # When two look
-    assert [await connection.run("wake", 5000, 100, 600) for _ in range(2)] == [2, 0]
+    assert [await connection.run(scripts.wake(5000, 100, 600)) for _ in range(2)] == [2, 0]
     # Then each was sent mail once, with its version
     mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert mail == [[b"r", rid, b"v", b"1", b"d", b"1"] for rid in (b"r.0.0", b"r.1.0")]
@@ -249,8 +250,8 @@ async def test_a_turn_may_have_as_many_calls_as_the_machine_sends_at_once(connec
     sends = [("resource:e", b"call %d" % n) for n in range(MAX_PARALLEL_TOOLS)]
     assert await commit(connection, step(sends=sends)) == [APPLIED]
     # and all are answered in one batch
-    replies = [[RID, 1, n, b"reply %d" % n, "", ""] for n in range(MAX_PARALLEL_TOOLS)]
-    assert await connection.run("reply", pack(replies)) == [1] * MAX_PARALLEL_TOOLS
+    replies = [scripts.ReplyEntry(RID, 1, n, b"reply %d" % n) for n in range(MAX_PARALLEL_TOOLS)]
+    assert await connection.run(scripts.reply(replies)) == [True] * MAX_PARALLEL_TOOLS
     # Then one mail brings all replies in order
     ((_, fields),) = await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")
     assert fields[5::2] == [b"reply %d" % n for n in range(MAX_PARALLEL_TOOLS)]

@@ -10,8 +10,7 @@ import pytest
 
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.settings import Settings
-from gymq.store import connection
-from gymq.store.batching import pack
+from gymq.store import connection, scripts
 from gymq.store.connection import Connection, Outage, ServerFull
 from tests.support.rollouts import linked
 from tests.support.shard import keys
@@ -55,22 +54,22 @@ async def test_what_the_server_refuses_is_an_error_that_names_the_command(one):
 async def test_a_script_that_fails_is_an_error_and_not_tried_again(one):
     await one.send("SET", keys.run("r"), "not a hash")
     with pytest.raises(GymqError, match="WRONGTYPE"):
-        await one.insist("close", "r")
+        await one.insist(scripts.close_run("r"))
 
 
 async def test_a_script_runs_after_the_server_has_forgotten_it(one):
-    assert await one.run("close", "r") == -1
+    assert await one.run(scripts.close_run("r")) is scripts.CloseOutcome.REFUSED
     await one.send("SCRIPT", "FLUSH")
-    assert await one.run("close", "r") == -1
+    assert await one.run(scripts.close_run("r")) is scripts.CloseOutcome.REFUSED
 
 
 async def test_a_script_is_insisted_on_through_the_servers_death_and_restart(one, redis_server):
     # Given a connection that has run a script
     await one.send("HSET", keys.run("r"), "state", "open")
-    assert await one.run("reopen", "r") == 1
+    assert await one.run(scripts.reopen_run("r"))
     # When the server dies, and is back after a while
     os.kill(redis_server.pid, signal.SIGKILL)
-    insisting = asyncio.create_task(one.insist("reopen", "r"))
+    insisting = asyncio.create_task(one.insist(scripts.reopen_run("r")))
     await asyncio.sleep(0.3)
     assert not insisting.done()
     await asyncio.to_thread(_start, redis_server)
@@ -91,9 +90,9 @@ async def test_a_script_is_insisted_on_while_the_servers_memory_is_full(one, oth
     await other.send("CONFIG", "SET", "maxmemory", "1")
     try:
         with pytest.raises(ServerFull, match="its memory is full"):
-            await one.run("close", "r")
+            await one.run(scripts.close_run("r"))
         # When it gets room while somebody insists
-        insisting = asyncio.create_task(one.insist("close", "r"))
+        insisting = asyncio.create_task(one.insist(scripts.close_run("r")))
         await asyncio.sleep(0.2)
         assert not insisting.done()
     finally:
@@ -112,10 +111,10 @@ async def test_many_who_share_a_connection_get_their_own_answers_through_outages
     async def ask(n: int) -> None:
         nonlocal asked
         while not stop.is_set():
-            ((version, *_),) = await one.insist("load", pack([[f"r.{n}.0", -1, "r", -1]]))
+            (stored,) = await one.insist(scripts.load_rollouts([scripts.LoadRequest(f"r.{n}.0", -1, "r", -1)]))
             asked += 1
-            if version != b"%d" % n:
-                wrong.append((n, version))
+            if stored.version != b"%d" % n:
+                wrong.append((n, stored.version))
 
     stop = asyncio.Event()
     tasks = [asyncio.create_task(ask(n)) for n in range(40)]
@@ -180,11 +179,3 @@ async def test_a_password_that_is_refused_is_told_at_once(redis_url):
 async def test_a_server_that_is_not_there_is_told_at_once():
     with pytest.raises(ServerUnreachable, match="Redis cannot be reached"):
         await Connection(Settings(redis_url="redis://127.0.0.1:1/0"), "x").connect()
-
-
-def test_every_script_lists_the_keys_that_it_touches():
-    folder = connection.files("gymq.store.lua")
-    for path in folder.iterdir():
-        if path.name.endswith(".lua"):
-            header = path.read_text().split("local ")[0]
-            assert "KEYS[1]" in header and "ARGV" in header and "Returns" in header, path.name

@@ -12,6 +12,7 @@ from gymq.client.publish_weights import forget, publish
 from gymq.client.replica_status import check_loaded, wait_until_loaded, weights_status
 from gymq.errors import GymqError, UsageError
 from gymq.settings import Settings
+from gymq.store import scripts
 from gymq.store.model_weights import LoadFailure, copy, read_version, read_weights
 from gymq.store.sharded import Shards
 from gymq.store.worker_registry import WorkerEntry
@@ -59,8 +60,8 @@ async def test_a_shard_that_missed_it_gets_it_from_who_finds_that(shards):
 async def test_the_same_publication_may_be_written_twice_and_no_version_goes_back(shards):
     wanted = await publish(shards, "m", 5, "/w")
     again = msgspec.json.encode(wanted)
-    assert await shards.first.run("publish", "m", 5, wanted.id, again) == [1]
-    assert await shards.first.run("publish", "m", 5, "another", again) == [0, 5]
+    assert await shards.first.run(scripts.publish_weights("m", 5, wanted.id, again)) is None
+    assert await shards.first.run(scripts.publish_weights("m", 5, "another", again)) == 5
     for version in (1, 4, 5):
         with pytest.raises(UsageError, match=f"at version 5, and versions only grow: {version} is refused"):
             await publish(shards, "m", version, "/w")
@@ -81,15 +82,15 @@ async def test_versions_may_begin_again_when_they_were_forgotten(shards):
 
 async def test_a_turn_is_one_replicas_until_it_gives_it_back_or_is_silent(shards):
     connection = shards.first
-    assert await connection.run("turn", "m", "a", 60_000) == 1
-    assert await connection.run("turn", "m", "b", 60_000) == 0
-    assert await connection.run("turn", "m", "a", 60_000) == 1
-    assert await connection.run("turn", "other", "b", 60_000) == 1
-    assert await connection.run("turn", "m", "b", 0) == 0
-    assert await connection.run("turn", "m", "a", 0) == 1
-    assert await connection.run("turn", "m", "b", 200) == 1
+    assert await connection.run(scripts.take_load_turn("m", "a", 60_000))
+    assert not await connection.run(scripts.take_load_turn("m", "b", 60_000))
+    assert await connection.run(scripts.take_load_turn("m", "a", 60_000))
+    assert await connection.run(scripts.take_load_turn("other", "b", 60_000))
+    assert not await connection.run(scripts.take_load_turn("m", "b", 0))
+    assert await connection.run(scripts.take_load_turn("m", "a", 0))
+    assert await connection.run(scripts.take_load_turn("m", "b", 200))
     await asyncio.sleep(0.4)
-    assert await connection.run("turn", "m", "a", 60_000) == 1
+    assert await connection.run(scripts.take_load_turn("m", "a", 60_000))
 
 
 async def test_the_survey_tells_who_has_what(shards):
@@ -144,9 +145,9 @@ async def test_what_somebody_else_wrote_is_named_in_a_line(shards):
 
 async def test_what_the_registry_says_changes_only_while_the_worker_stands_there(shards):
     connection = shards.first
-    assert await connection.run("tell", "w", b"{}") == 0
+    assert not await connection.run(scripts.update_worker("w", b"{}"))
     await connection.send("HSET", connection.keys.workers, "w", b'{"version":1}')
-    assert await connection.run("tell", "w", b'{"version":2}') == 1
+    assert await connection.run(scripts.update_worker("w", b'{"version":2}'))
     await connection.send("HSET", connection.keys.workers, "w", b'dead{"version":2}')
-    assert await connection.run("tell", "w", b'{"version":3}') == 0
+    assert not await connection.run(scripts.update_worker("w", b'{"version":3}'))
     assert await connection.send("HGET", connection.keys.workers, "w") == b'dead{"version":2}'

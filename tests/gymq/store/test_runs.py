@@ -6,8 +6,7 @@ import pytest
 from redis import Redis
 
 from gymq.errors import RunClosed, UnknownName, UsageError
-from gymq.store import runs
-from gymq.store.batching import pack
+from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
 from tests.support.redis_server import leaked_keys
 from tests.support.rollouts import make_run
@@ -59,7 +58,7 @@ async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(conn
         await connection.send("XDEL", keys.mailbox("agent"), entry)
     # Then those that had not begun are told so as they begin, and the others are not
     await pretender.end("r.0.1", "r.1.0", status="cancelled")
-    assert await connection.run("admit", 128, 4096, 2000, 1 << 40) == [3, 0]
+    assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40)) == scripts.Admitted(3, 0)
     begun = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert [(fields[1], b"x" in fields) for fields in begun] == [(b"r.1.1", True), (b"r.2.0", False), (b"r.2.1", True)]
     assert await connection.send("EXISTS", keys.cancelled("r")) == 0
@@ -120,7 +119,7 @@ async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_
     assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
     assert all(fields[2:] == [b"v", b"0", b"x", b"run"] for fields in mail)
     await pretender.end("r.0.0", status="cancelled")
-    assert await connection.run("admit", 128, 4096, 2000, 1 << 40) == [0, 0]
+    assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40)) == scripts.Admitted(0, 0)
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -129,7 +128,7 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
 ):
     # Given a run with two consumers, whose rollouts have ended but for one
     pretender = await make_run(connection, rows=3, samples=2, concurrency=4)
-    await connection.run("declare", "r", "trainer")
+    await connection.run(scripts.declare_consumer("r", "trainer"))
     await pretender.admit()
     *ended, last = list(pretender.live)
     await pretender.end(*ended)
@@ -138,7 +137,7 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
 
     async def acknowledge(consumer: str) -> int:
         reply = await connection.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
-        return await connection.run("ack", "r", consumer, 100, *[entry for entry, _ in (reply[0][1] if reply else ())])
+        return await connection.run(scripts.ack("r", consumer, 100, [entry for entry, _ in (reply[0][1] if reply else ())]))
 
     # When the others are acknowledged, then it is not done
     assert [await acknowledge("sink"), await acknowledge("trainer")] == [0, 0]
@@ -162,21 +161,21 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
 async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(connection, slow):
     # Given five results and two consumers
     pretender = await make_run(connection)
-    await connection.run("declare", "r", slow)
+    await connection.run(scripts.declare_consumer("r", slow))
     await pretender.finish(5)
     ids = {}
     for consumer in ("sink", slow):
         reply = await connection.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
         ids[consumer] = [entry for entry, _ in reply[0][1]]
     # When one acknowledges all, and the slow one all but the second
-    await connection.run("ack", "r", "sink", 100, *ids["sink"])
+    await connection.run(scripts.ack("r", "sink", 100, ids["sink"]))
     assert await connection.send("XLEN", keys.results("r")) == 5
     first, second, *rest = ids[slow]
-    await connection.run("ack", "r", slow, 100, first, *rest)
+    await connection.run(scripts.ack("r", slow, 100, [first, *rest]))
     # Then what stands behind the second stays
     assert [entry for entry, _ in await connection.send("XRANGE", keys.results("r"), "-", "+")] == [second, *rest]
     # and acknowledging twice counts once
-    await connection.run("ack", "r", slow, 100, first, *rest)
+    await connection.run(scripts.ack("r", slow, 100, [first, *rest]))
     assert (await runs.status(connection, "r")).unread == {"sink": 0, slow: 1}
 
 
@@ -186,8 +185,9 @@ async def test_removing_a_run_leaves_nothing_of_it(connection, redis_url):
     await connection.send("SADD", keys.skip("r"), "r.9.0")
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1", "r.1.0")
-    step = ["r.1.1", 0, "", "", ["s", b"x"], [b"1"], [b"2"], [("model:m", b"call")], 5, [], 0]
-    await connection.run("commit", pack([step]))
+    sends = [scripts.Send("model:m", b"call")]
+    step = scripts.CommitStep("r.1.1", 0, fields=["s", b"x"], messages=[b"1"], records=[b"2"], sends=sends, due=5)
+    await connection.run(scripts.commit([step]))
     other = await make_run(connection, "other", 1)
     before = await runs.names(connection)
     assert set(before) == {"r", "other"}

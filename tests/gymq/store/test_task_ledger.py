@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gymq.errors import RunClosed, UnknownName
 from gymq.settings import Settings
-from gymq.store import task_ledger
+from gymq.store import scripts, task_ledger
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig, cancel, close, status
 from gymq.store.task_ledger import TaskLedger
@@ -107,9 +107,9 @@ async def test_finished_rollouts_bound_a_run_by_their_bytes_too(run):
     await run.end(*run.live)
     held = await run.connection.send("MEMORY", "USAGE", keys.results("r"))
     # When they are more than the run may keep
-    assert await run.connection.run("admit", 5, 0, 100, held - 1) == [0, 0]
+    assert await run.connection.run(scripts.admit(5, 0, 100, held - 1)) == scripts.Admitted(0, 0)
     # Then nothing is admitted until they are fewer, or may be more
-    assert await run.connection.run("admit", 5, 0, 100, held) == [5, 0]
+    assert await run.connection.run(scripts.admit(5, 0, 100, held)) == scripts.Admitted(5, 0)
 
 
 async def test_a_chunk_larger_than_the_ledger_enters_an_empty_one(run, monkeypatch):
@@ -182,7 +182,7 @@ async def test_no_more_begin_than_are_used_before_they_are_too_old(settings):
         assert await run.admit() == 0
         # and as many more as were used
         entries = await read(connection, "trainer")
-        await connection.run("ack", "r", "trainer", 60, *[entry for entry, _ in entries[:4]])
+        await connection.run(scripts.ack("r", "trainer", 60, [entry for entry, _ in entries[:4]]))
         assert await run.admit() == 4
         await run.end(*run.live)
         assert await run.admit() == 0
@@ -211,9 +211,9 @@ async def test_what_a_sink_has_is_skipped_in_steps_that_do_not_hold_up_the_serve
         await run.create()
         await connection.send("SADD", keys.skip("r"), *[f"r.{row}.{sample}" for row in range(9) for sample in range(4)])
         await run.enqueue(10)
-        assert await connection.run("admit", 128, 0, 10, 1 << 40) == [0, 10]
-        assert await connection.run("admit", 128, 0, 10, 1 << 40) == [0, 10]
-        assert await connection.run("admit", 128, 0, 100, 1 << 40) == [4, 16]
+        assert await connection.run(scripts.admit(128, 0, 10, 1 << 40)) == scripts.Admitted(0, 10)
+        assert await connection.run(scripts.admit(128, 0, 10, 1 << 40)) == scripts.Admitted(0, 10)
+        assert await connection.run(scripts.admit(128, 0, 100, 1 << 40)) == scripts.Admitted(4, 16)
         assert (await status(connection, "r")).by_status == {"kept": 36}
         assert await connection.send("HKEYS", keys.rows("r")) == [b"9"]
 
@@ -290,15 +290,15 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
 
         async def cancel_some() -> None:
             row, sample = chance.randrange(rows), chance.choice((None, *range(config.samples)))
-            _, *found = await connection.run("cancel_some", "r", f"{row}" if sample is None else f"{row}.{sample}")
-            if not found:
+            cancelled = await connection.run(scripts.cancel_rollouts("r", [f"{row}" if sample is None else f"{row}.{sample}"]))
+            if not cancelled.targets:
                 return  # the run is done
-            ((flying, later, _),) = found
+            (counts,) = cancelled.targets
             meant = {rid for rid in every if rid.startswith(f"r.{row}." if sample is None else f"r.{row}.{sample}")}
             doomed.update(meant.intersection(run.live))
-            assert flying == len(meant.intersection(run.live))
+            assert counts.live == len(meant.intersection(run.live))
             waiting = {rid.decode() for rid in await connection.send("SMEMBERS", keys.cancelled("r"))} & meant
-            assert later >= len(waiting - skip)
+            assert counts.waiting >= len(waiting - skip)
             doomed.update(waiting - skip)
             await connection.send("XTRIM", keys.mailbox("agent"), "MAXLEN", 0)  # what is in flight hears of it here
 
@@ -355,7 +355,7 @@ class Reader:
         used = chance.sample(usable, chance.randint(0, len(usable))) if chance else usable
         for entry in used:
             del self._held[entry]
-        await self.connection.run("ack", "r", self.consumer, 60, *used)
+        await self.connection.run(scripts.ack("r", self.consumer, 60, used))
 
 
 async def read(connection: Connection, consumer: str, count: int = 1000) -> list:
@@ -367,4 +367,4 @@ async def read(connection: Connection, consumer: str, count: int = 1000) -> list
 
 async def acknowledge(connection: Connection, consumer: str) -> None:
     """Read and acknowledge all that is new."""
-    await connection.run("ack", "r", consumer, 60, *[entry for entry, _ in await read(connection, consumer)])
+    await connection.run(scripts.ack("r", consumer, 60, [entry for entry, _ in await read(connection, consumer)]))

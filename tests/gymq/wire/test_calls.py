@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymq.errors import Fault
-from gymq.store.batching import pack
+from gymq.store import scripts
 from gymq.store.runs import RunConfig
 from gymq.wire.calls import (
     CALL,
@@ -41,12 +41,12 @@ async def send(connection, calls: int, step: int = 1) -> None:
         await run.create()
         await run.enqueue(1)
         await run.admit()
-    sends = [("resource:e", b"call")] * calls
-    assert await connection.run("commit", pack([[RID, step - 1, "", "", [], [], [], sends, 1, [], 0]])) == [1]
+    step = scripts.CommitStep(RID, step - 1, sends=[scripts.Send("resource:e", b"call")] * calls, due=1)
+    assert await connection.run(scripts.commit([step])) == [scripts.CommitOutcome.APPLIED]
 
 
-async def answer(connection, *replies, step: int = 1, mail=("", "")) -> list[int]:
-    return await connection.run("reply", pack([[RID, step, n, body, *mail] for n, body in replies]))
+async def answer(connection, *replies, step: int = 1, mail=("", "")) -> list[bool]:
+    return await connection.run(scripts.reply([scripts.ReplyEntry(RID, step, n, body, *mail) for n, body in replies]))
 
 
 async def told(connection) -> list[list[bytes]]:
@@ -120,8 +120,8 @@ async def test_a_reply_to_an_ended_rollout_brings_nothing_back(connection):
     # Given a rollout that was cancelled while it waited
     await send(connection, 2)
     await answer(connection, (0, b"early"))
-    final = ["r", 0, 1, "cancelled", b"{"]
-    await connection.run("commit", pack([[RID, 1, "", "", [], [], [], [], 0, final, 1]]))
+    final = scripts.RolloutEnd("r", 0, 1, "cancelled", b"{")
+    await connection.run(scripts.commit([scripts.CommitStep(RID, 1, final=final, must=True)]))
     # When the other call is answered
     assert await answer(connection, (1, b"late")) == [0]
     # Then nobody is told and no key is made
@@ -152,23 +152,23 @@ async def test_what_became_of_an_isolated_call_is_told_from_who_works_on_it(conn
     await connection.send("HSET", keys.prefix + "isolated", f"{RID}:1:2", "living", f"{RID}:1:3", "dead")
     await connection.send("SET", keys.alive("living"), 1)
     # When somebody looks, at them and at a call of a rollout that is gone
-    calls = [[RID, 1, n] for n in range(4)] + [["r.9.0", 1, 0]]
-    states = await connection.run("waiting", pack(calls))
+    calls = [scripts.CallKey(rid, 1, n) for rid, n in [*((RID, n) for n in range(4)), ("r.9.0", 0)]]
+    states = await connection.run(scripts.isolated_states(calls))
     # Then each is told
     assert states == [0, 1, 2, 3, 0]
     # and when the rollout has gone on without them, that an executor works on one for nothing; a dead one is forgotten
     await connection.send("HSET", keys.rollout(RID), "v", 2)
-    assert await connection.run("waiting", pack(calls)) == [0, 0, 4, 0, 0]
+    assert await connection.run(scripts.isolated_states(calls)) == [0, 0, 4, 0, 0]
     assert await connection.send("HKEYS", keys.isolated) == [f"{RID}:1:2".encode()]
 
 
 async def test_a_call_is_wanted_while_it_is_pending_in_the_step_that_its_rollout_is_at(connection):
     await send(connection, 2)
     await answer(connection, (0, b"done"))
-    calls = pack([[RID, 1, 0], [RID, 1, 1], [RID, 2, 0], ["r.9.0", 1, 0]])
-    assert await connection.run("pending", calls) == [0, 1, 0, 0]
+    calls = [scripts.CallKey(*key) for key in [(RID, 1, 0), (RID, 1, 1), (RID, 2, 0), ("r.9.0", 1, 0)]]
+    assert await connection.run(scripts.pending_calls(calls)) == [False, True, False, False]
     await send(connection, 1, step=2)
-    assert await connection.run("pending", calls) == [0, 0, 1, 0]
+    assert await connection.run(scripts.pending_calls(calls)) == [False, False, True, False]
 
 
 # A rolling upgrade.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gymq.store import runs
+from gymq.store import runs, scripts
 from gymq.wire.task import Task, decode_task, encode_task
 from tests.support.rollouts import make_run
 from tests.support.shard import keys
@@ -15,10 +15,10 @@ from tests.support.shard import keys
 async def admit(connection, most: int = 128, skip: int = 2000) -> list[str]:
     """Admit, and name the rollouts that were."""
     box = keys.mailbox("agent")
-    admitted, _ = await connection.run("admit", most, 4096, skip, 1 << 40)
+    done = await connection.run(scripts.admit(most, 4096, skip, 1 << 40))
     mail = await connection.send("XRANGE", box, "-", "+")
     await connection.send("DEL", box)
-    assert admitted == len(mail)
+    assert done.admitted == len(mail)
     return [fields[1].decode() for _, fields in mail]
 
 
@@ -54,9 +54,9 @@ async def test_nothing_is_admitted_twice_however_often_somebody_looks(connection
 async def test_a_rollout_begins_at_version_0_with_its_task_in_the_mail_if_that_is_small(connection):
     # Given a small task and a large one
     await make_run(connection)
-    await connection.run("enqueue", "r", "chunk", 1000, b"small", b"x" * 5000)
+    await connection.run(scripts.enqueue("r", "chunk", 1000, [b"small", b"x" * 5000]))
     # When they are admitted
-    await connection.run("admit", 128, 4096, 2000, 1 << 40)
+    await connection.run(scripts.admit(128, 4096, 2000, 1 << 40))
     # Then the large one is to be loaded
     mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert mail == [[b"r", b"r.0.0", b"v", b"0", b"t", b"small"], [b"r", b"r.1.0", b"v", b"0"]]
@@ -81,10 +81,10 @@ async def test_admission_waits_while_the_consumer_is_behind_by_the_backlog(conne
     # When its consumer acknowledges one, then it is still three behind
     ((_, entries),) = await connection.send("XREADGROUP", "GROUP", "sink", "reader", "STREAMS", keys.results("r"), ">")
     ids = [entry for entry, _ in entries]
-    await connection.run("ack", "r", "sink", 100, ids.pop())
+    await connection.run(scripts.ack("r", "sink", 100, [ids.pop()]))
     assert await pretender.admit() == 0
     # and when it acknowledges one more, admission goes on
-    await connection.run("ack", "r", "sink", 100, ids.pop())
+    await connection.run(scripts.ack("r", "sink", 100, [ids.pop()]))
     assert await pretender.admit() == 2
 
 
@@ -156,9 +156,9 @@ async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(conne
 async def test_many_to_skip_are_passed_over_a_few_at_a_time(connection):
     await make_run(connection, rows=10)
     await connection.send("SADD", keys.skip("r"), *[f"r.{n}.0" for n in range(9)])
-    assert await connection.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
-    assert await connection.run("admit", 128, 4096, 4, 1 << 40) == [0, 4]
-    assert await connection.run("admit", 128, 4096, 4, 1 << 40) == [1, 1]
+    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40)) == scripts.Admitted(0, 4)
+    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40)) == scripts.Admitted(0, 4)
+    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40)) == scripts.Admitted(1, 1)
 
 
 async def test_nothing_is_admitted_while_admission_is_paused(connection):
@@ -183,28 +183,28 @@ async def test_a_run_is_no_longer_looked_at_when_all_is_admitted_and_it_is_close
 
 async def test_a_chunk_is_written_once_however_often_it_is_sent(connection):
     await make_run(connection)
-    assert await connection.run("enqueue", "r", "c1", 100, b"a", b"b") == 2
-    assert await connection.run("enqueue", "r", "c1", 100, b"a", b"b") == 0
-    assert await connection.run("enqueue", "r", "c2", 100, b"c") == 1
+    assert await connection.run(scripts.enqueue("r", "c1", 100, [b"a", b"b"])) == 2
+    assert await connection.run(scripts.enqueue("r", "c1", 100, [b"a", b"b"])) == 0
+    assert await connection.run(scripts.enqueue("r", "c2", 100, [b"c"])) == 1
     assert await connection.send("HGETALL", keys.rows("r")) == [b"0", b"a", b"1", b"b", b"2", b"c"]
     # also after the run was closed
     await runs.close(connection, "r")
-    assert await connection.run("enqueue", "r", "c1", 100, b"a", b"b") == 0
-    assert await connection.run("enqueue", "r", "c3", 100, b"d") == -1
+    assert await connection.run(scripts.enqueue("r", "c1", 100, [b"a", b"b"])) == 0
+    assert await connection.run(scripts.enqueue("r", "c3", 100, [b"d"])) is scripts.EnqueueRefusal.CLOSED
 
 
 async def test_a_full_ledger_takes_nothing_more_until_rows_are_done(connection):
     pretender = await make_run(connection)
-    assert await connection.run("enqueue", "r", "c1", 3, *[b"task"] * 5) == 5  # an empty one takes any chunk
-    assert await connection.run("enqueue", "r", "c2", 3, b"task") == -2
+    assert await connection.run(scripts.enqueue("r", "c1", 3, [b"task"] * 5)) == 5  # an empty one takes any chunk
+    assert await connection.run(scripts.enqueue("r", "c2", 3, [b"task"])) is scripts.EnqueueRefusal.FULL
     await pretender.admit()
     await pretender.end(*pretender.live)
-    assert await connection.run("enqueue", "r", "c2", 3, b"task") == 1
+    assert await connection.run(scripts.enqueue("r", "c2", 3, [b"task"])) == 1
 
 
 @pytest.mark.parametrize("state", ["closed", "cancelled", "removed"])
 async def test_a_run_that_takes_no_rows_refuses_them(connection, state):
     await make_run(connection)
     await {"closed": runs.close, "cancelled": runs.cancel, "removed": runs.remove}[state](connection, "r")
-    assert await connection.run("enqueue", "r", "c", 100, b"task") == -1
+    assert await connection.run(scripts.enqueue("r", "c", 100, [b"task"])) is scripts.EnqueueRefusal.CLOSED
     assert await connection.send("EXISTS", keys.rows("r")) == 0

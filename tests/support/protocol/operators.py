@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from gymq.store import scripts
+from gymq.store.scripts import EnqueueRefusal
 from tests.support.protocol.worker import Reader
 from tests.support.protocol.world import World
 from tests.support.shard import keys
@@ -32,60 +34,60 @@ class Operators(RuleBasedStateMachine):
         held = sum(map(len, run.unfinished().values()))
         full = held and held + sum(map(len, tasks)) > most
         chunk = len(run.chunks)
-        expected = -1 if run.state != "open" else -2 if full else rows
-        assert self.world.script("enqueue", name, chunk, most, *tasks) == expected
-        if expected > 0:
+        refusal = EnqueueRefusal.CLOSED if run.state != "open" else EnqueueRefusal.FULL if full else None
+        assert self.world.script(scripts.enqueue(name, chunk, most, tasks)) == (refusal or rows)
+        if refusal is None:
             run.tasks += tasks
             run.chunks.add(chunk)
-            assert self.world.script("enqueue", name, chunk, most, *tasks) == 0
+            assert self.world.script(scripts.enqueue(name, chunk, most, tasks)) == 0
 
     @rule(most=st.integers(1, 4))
     def admit(self, most: int) -> None:
         runs = self.world.history.runs.values()
-        admitted, skipped = self.world.script("admit", most, 4096, 100, 1 << 40)
+        admission = self.world.script(scripts.admit(most, 4096, 100, 1 << 40))
         before = sum(run.cursor for run in runs)
         for run in runs:
             count = int(self.world.redis.hget(keys.run(run.name), "cursor") or 0) - run.cursor
             assert not count or not (self.world.history.paused or run.paused or run.state in ("cancelled", "done"))
             run.admitted(count)
-        assert (admitted, skipped) == (sum(run.cursor for run in runs) - before, 0)
-        assert admitted <= most
+        assert admission == scripts.Admitted(sum(run.cursor for run in runs) - before, 0)
+        assert admission.admitted <= most
 
     @rule(name=RUNS, again=st.booleans())
     def close_run(self, name: str, again: bool) -> None:
         """Say that there are no more rows, and perhaps take it back."""
         run = self.world.history.runs[name]
-        assert self.world.script("close", name) == {"open": 1, "closed": 0, "done": 0, "cancelled": -1}[run.state]
+        assert self.world.script(scripts.close_run(name)) == {"open": 1, "closed": 0, "done": 0, "cancelled": -1}[run.state]
         run.state = "closed" if run.state == "open" else run.state
         if again:
             reopened = run.state == "closed"
-            assert self.world.script("reopen", name) == reopened
+            assert self.world.script(scripts.reopen_run(name)) == reopened
             run.state = "open" if reopened else run.state
 
     @rule(name=RUNS, twice=st.booleans())
     def cancel(self, name: str, twice: bool) -> None:
         run = self.world.history.runs[name]
         for _ in range(1 + twice):
-            assert self.world.script("cancel", name) == (-1 if run.state == "done" else len(run.live))
+            assert self.world.script(scripts.cancel_run(name)) == (None if run.state == "done" else len(run.live))
             run.state = "done" if run.state == "done" else "cancelled"
 
     @rule(name=RUNS, places=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, 0, 1])), min_size=1, max_size=2))
     def cancel_some(self, name: str, places: list[tuple[int, int | None]]) -> None:
         """Cancel groups and rollouts, some of which have not begun, have ended, or are not there."""
         run = self.world.history.runs[name]
-        state, *found = self.world.script("cancel_some", name, *[f"{r}" if s is None else f"{r}.{s}" for r, s in places])
-        assert state.decode() == run.state
+        cancelled = self.world.script(scripts.cancel_rollouts(name, [f"{r}" if s is None else f"{r}.{s}" for r, s in places]))
+        assert cancelled.state == run.state
         if run.state not in ("open", "closed"):
-            assert not found
+            assert not cancelled.targets
             return
         waiting: set[str] = set()
         good = True
-        for (row, sample), (flying, later, there) in zip(places, found, strict=True):
+        for (row, sample), counts in zip(places, cancelled.targets, strict=True):
             exist = row < len(run.tasks) and (sample or 0) < run.samples
             meant = [] if not exist else run.members(row) if sample is None else [f"{name}.{row}.{sample}"]
             rest = {rid for rid in meant if rid not in run.live and rid not in run.ended}
-            assert (flying, later, there) == (len(run.live.intersection(meant)), len(rest), len(meant))
-            good = good and flying + later > 0
+            assert counts == scripts.CancelTarget(len(run.live.intersection(meant)), len(rest), len(meant))
+            good = good and counts.live + counts.waiting > 0
             waiting |= rest
         run.marked |= waiting if good else set()
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from gymq.runtime.membership import Membership
+from gymq.store import scripts
 from gymq.store.worker_registry import WorkerEntry
 from tests.support.protocol.worker import Worker
 from tests.support.protocol.world import LIVENESS, World
@@ -83,7 +84,7 @@ class Outages(RuleBasedStateMachine):
             self.notice(worker)
             info = world.redis.hget(keys.workers, worker.name)
             alive = info is not None and not info.startswith(b"dead")
-            assert world.script("rejoin", worker.name, round(LIVENESS * 1000), int(worker.private)) == alive
+            assert world.script(scripts.renew_worker(worker.name, round(LIVENESS * 1000), worker.private)) == alive
             if alive:
                 known = {(one.stream, one.id) for one in worker.held}
                 worker.held += [one for one in world.held(worker) if (one.stream, one.id) not in known]

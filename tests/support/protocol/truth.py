@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gymq.store import scripts
 from tests.support.protocol.history import Run
 from tests.support.protocol.steps import DUE
 from tests.support.protocol.worker import AGENT, RESOURCE
@@ -94,6 +95,5 @@ def _results(world: World, run: Run) -> None:
     assert set(there) <= set(run.ended)
     for consumed in run.consumers.values():
         assert consumed.due - consumed.acked <= set(there), "what somebody needs is gone"
-    flat = world.script("lag", run.name)
-    behind = {name.decode(): count for name, count in zip(flat[::2], flat[1::2], strict=True)}
+    behind = world.script(scripts.consumer_lag(run.name))
     assert behind == {name: len(one.due - one.acked) for name, one in run.consumers.items()}

@@ -7,7 +7,7 @@ import copy
 import itertools
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -17,10 +17,10 @@ from gymq.errors import GymqError
 from gymq.runtime import mailbox
 from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.settings import Settings
-from gymq.store import runs
-from gymq.store.batching import pack
+from gymq.store import runs, scripts
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
+from gymq.store.scripts import AckOutcome, HandBackReason, ScriptCall
 from gymq.store.worker_registry import WorkerEntry
 from tests.support.protocol.history import Consumed, History, Run
 from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
@@ -38,6 +38,8 @@ CREDITS = 3
 
 #: What a hand-back adds to mail: deaths, strikes, the last that died with it; and what private mail says besides.
 _ADDED = (b"a", b"k", b"w", b"m")
+
+T = TypeVar("T")
 
 Fields = list[bytes]
 
@@ -83,9 +85,9 @@ class World:
         self.redis.close()
         self._raw.close()
 
-    def script(self, name: str, *args: Any) -> Any:
+    def script(self, call: ScriptCall[T]) -> T:
         """Run one script."""
-        return self.runner.run(self.connection.run(name, *args))
+        return self.runner.run(self.connection.run(call))
 
     # Mail.
 
@@ -119,9 +121,9 @@ class World:
                 # It was declared dead, and its next read tells it; what it had taken before that it may still do.
                 assert worker in self.zombies
                 with pytest.raises(GymqError, match="NOGROUP"):
-                    self.script("take", worker.name, most, keys.private_mailbox(worker.name))
+                    self.script(scripts.take_mail(worker.name, most, [keys.private_mailbox(worker.name)]))
                 return
-        mail = mailbox._parse(self.script("take", worker.name, most, *streams))
+        mail = mailbox._parse(self.script(scripts.take_mail(worker.name, most, streams)))
         assert len(mail) <= most
         # Who has died at most once is no suspect, and what is one is read by nobody else.
         assert all((one.attempt >= 2) == worker.alone for one in mail)
@@ -133,10 +135,10 @@ class World:
 
     def park(self, worker: Worker, mail: Mail, twice: bool) -> None:
         """Put mail aside as one that is too old to read it."""
-        args = [[Mailboxes([worker.box], keys).of(mail), mail.stream, mail.id, 2]]
-        assert args[0][0] == worker.box
+        entry = scripts.ParkEntry(Mailboxes([worker.box], keys).of(mail), mail.stream, mail.id, 2)
+        assert entry.mailbox == worker.box
         before = Counter(_plain(fields) for _, _, fields in self.entries(worker.box))
-        outcomes = [self.script("park", pack(args)) for _ in range(1 + twice)]
+        outcomes = [self.script(scripts.park([entry])) for _ in range(1 + twice)]
         assert outcomes[1:] in ([], [0])
         assert Counter(_plain(fields) for _, _, fields in self.entries(worker.box)) == before
         worker.release(mail)
@@ -144,7 +146,7 @@ class World:
     def unpark(self, schema: int) -> None:
         """Look for what was put aside, as one that reads that schema."""
         aside = sum(self.redis.xlen(keys.newer(box)) for box in BOXES)
-        assert self.script("unpark", schema, 1000, *BOXES) == [aside if schema >= 2 else 0, 0]
+        assert self.script(scripts.unpark(schema, 1000, BOXES)) == scripts.Unparked(aside if schema >= 2 else 0, 0)
 
     # Life and death.
 
@@ -155,7 +157,7 @@ class World:
         info = msgspec.json.encode(WorkerEntry("resource", "h", 1, [worker.box]))
         open_for = msgspec.json.encode([worker.box]) if worker.private else b""
         for _ in range(1 + self.births % 2):
-            self.script("enter", worker.name, info, round(LIVENESS * 1000), open_for)
+            self.script(scripts.register_worker(worker.name, info, round(LIVENESS * 1000), open_for))
         return worker
 
     def shut(self, worker: Worker, most: int) -> int:
@@ -164,7 +166,7 @@ class World:
         untaken = self.redis.xlen(own) - self.redis.xpending(own, "g")["pending"] if self.redis.exists(own) else 0
         before = Counter((_plain(fields), *_deaths(fields)) for _, _, fields in self.entries(RESOURCE))
         holds = {one.id for one in self.held(worker)}
-        moved = self.script("shut", worker.name, most)
+        moved = self.script(scripts.close_mailbox(worker.name, most))
         assert moved == min(most, untaken)
         assert Counter((_plain(fields), *_deaths(fields)) for _, _, fields in self.entries(RESOURCE)) == before
         assert {one.id for one in self.held(worker)} == holds
@@ -179,7 +181,7 @@ class World:
         self.workers[number] = self.born(number)
         return worker
 
-    def hand_back(self, name: str, most: int, why: str = "0") -> int:
+    def hand_back(self, name: str, most: int, why: HandBackReason = HandBackReason.DEAD) -> int | None:
         """Hand back a worker's mail, and see that what it held, and nothing else, is where it belongs."""
         box = BOXES[int(name.partition("-")[0]) % 2]
         alive, info = self.redis.exists(keys.alive(name)), self.redis.hget(keys.workers, name)
@@ -195,12 +197,12 @@ class World:
         theirs = [entry for entry in before if entry[:2] in pending]
         # What lies in its private mailbox and was not taken goes last.
         theirs += [entry for entry in before if entry[0] == own and entry[:2] not in pending]
-        moved = self.script("handback", name, most, why, box)
-        if why == "0" and alive:
-            assert moved == -1
+        moved = self.script(scripts.hand_back(name, most, why, [box]))
+        if why is HandBackReason.DEAD and alive:
+            assert moved is None
             return moved
         assert moved == min(most, len(theirs))
-        death = int(why != "1" and info is not None)
+        death = int(why is not HandBackReason.LEAVING and info is not None)
         for stream, id_, fields in theirs[:moved]:
             deaths, strikes = _deaths(fields)
             died = death if (stream, id_) in pending else 0
@@ -222,13 +224,13 @@ class World:
         alive = {worker.name for worker in self.workers}
         for raw in self.redis.hkeys(keys.workers):
             moved = self.hand_back(raw.decode(), most)
-            assert (moved == -1) == (raw.decode() in alive)
+            assert (moved is None) == (raw.decode() in alive)
             while finish and moved == most:
                 moved = self.hand_back(raw.decode(), most)
         for box in BOXES:
-            for orphan in self.script("orphans", box)[0]:
+            for orphan in self.script(scripts.find_orphans([box])).workers:
                 assert self.redis.hget(keys.workers, orphan) is None
-                self.hand_back(orphan.decode(), 100)
+                self.hand_back(orphan, 100)
 
     # Redis loses what it had confirmed.
 
@@ -259,7 +261,7 @@ class World:
         """Declare a consumer; one that comes late sees what is still there."""
         known = self.history.runs[name]
         stream = [fields[b"r"].decode() for _, fields in self.redis.xrange(keys.results(name))]
-        missed = self.script("declare", name, consumer)
+        missed = self.script(scripts.declare_consumer(name, consumer))
         if consumer not in known.consumers:
             assert missed == len(known.ended) - len(stream)
             known.consumers[consumer] = Consumed(set(stream))
@@ -268,7 +270,7 @@ class World:
     def drop(self, reader: Reader) -> None:
         """Forget a consumer."""
         known = self.history.runs[reader.run].consumers.pop(reader.name, None)
-        assert self.script("drop", reader.run, reader.name) == (known is not None)
+        assert self.script(scripts.drop_consumer(reader.run, reader.name)) == (known is not None)
         del self.readers[reader.run, reader.name]
 
     def consumed(self, reader: Reader) -> Consumed | None:
@@ -303,9 +305,9 @@ class World:
         for entry in entries:
             reader.seen.add(reader.held[entry])
         for _ in range(2):
-            done = self.script("ack", reader.run, reader.name, TTL, *entries)
+            done = self.script(scripts.ack(reader.run, reader.name, TTL, entries))
             if consumed is None:
-                assert done == -1
+                assert done is AckOutcome.UNKNOWN_CONSUMER
                 continue
             consumed.acked |= {consumed.delivered[entry] for entry in entries if entry in consumed.delivered}
             assert done == known.is_over()

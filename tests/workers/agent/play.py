@@ -126,12 +126,12 @@ def spec(name: str, **flags: Any) -> ToolSpec:
 
 def calls(step: Step) -> list[tuple[str, Call]]:
     """What a step sends: mailbox and call."""
-    return [(send[0], decode_call(send[1])) for send in step.sends]
+    return [(send.mailbox, decode_call(send.body)) for send in step.sends]
 
 
 def ways(step: Step) -> list[tuple[Any, ...]]:
     """Workers that are preferred for each call that a step sends, and the margin; nothing where nobody is."""
-    return [tuple(send[2:]) for send in step.sends]
+    return [() if send.workers is None else (send.workers, send.margin) for send in step.sends]
 
 
 def only(step: Step) -> Call:
@@ -196,7 +196,7 @@ def friendly(call: Call) -> Reply:
 def record(step: Step) -> dict[str, Any]:
     """The finished rollout's header."""
     assert step.final, "the rollout goes on"
-    return json.loads(step.final[4] + b"}")
+    return json.loads(step.final.header + b"}")
 
 
 def messages(play: Play) -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ def test_the_tokens_of_a_judge_are_counted_apart_from_the_policys():
         play.go(asked())
         play.go(reply(Generated(encode_message(Message("assistant", "yes")), "stop", Usage(7, 2, 3))))
     step = play.go(scored())
-    counters = dict(zip(step.final[5][::2], step.final[5][1::2], strict=True))
+    counters = dict(zip(step.final.counters[::2], step.final.counters[1::2], strict=True))
     policy = {f"u:{name}:model": getattr(play.state.usage, name) for name in TOKENS}
     policy = {name: count for name, count in policy.items() if count}
     assert policy

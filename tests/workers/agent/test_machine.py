@@ -59,7 +59,7 @@ def test_a_rollout_of_every_phase_in_turn():
     assert [message["role"] for message in messages(play)] == roles
     # and the end says how it was
     end = steps[-1].final
-    assert end[:4] == ["r", 7, 1, "completed"]
+    assert (end.run, end.row, end.samples, end.status) == ("r", 7, 1, "completed")
     header = record(steps[-1])
     assert (header["reward"], header["rewards"], header["metrics"]) == (0.5, {"a": 0.5}, {"m": 2.0})
     assert (header["turns"], header["tool_calls"], header["error"], header["stop"]) == (3, 1, None, None)
@@ -73,13 +73,14 @@ def test_an_environment_that_has_nothing_ends_without_a_reward():
     play = Play(ToolAgent(), hooks=())
     assert only(play.go()).kind == "generate"
     end = play.go(said())
-    assert (end.final[3], record(end)["reward"]) == ("completed", None)
+    assert (end.final.status, record(end)["reward"]) == ("completed", None)
 
 
 def test_a_group_is_told_its_size_at_each_end():
     play = Play(ToolAgent(), hooks=(), config={"samples": 8})
     play.go()
-    assert play.go(said()).final[:3] == ["r", 7, 8]
+    final = play.go(said()).final
+    assert (final.run, final.row, final.samples) == ("r", 7, 8)
 
 
 # Faults.

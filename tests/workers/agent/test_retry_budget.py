@@ -37,7 +37,7 @@ def everything(**config) -> Play:
 
 def wait(step, play) -> float:
     """Seconds until a rollout that sends nothing is due."""
-    assert (step.sends, step.final) == ([], [])
+    assert (step.sends, step.final) == ([], None)
     assert step.due == play.state.resume
     return step.due - play._machine().now
 

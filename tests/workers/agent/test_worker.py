@@ -11,8 +11,7 @@ from gymq_workers.agent.worker import STRIKES, AgentWorker
 
 from gymq.api.environment import EnvironmentSpec
 from gymq.runtime.mailbox import Mail
-from gymq.store import runs
-from gymq.store.batching import pack
+from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
 from gymq.wire.calls import Generated, Reply, Usage, decode_call, encode
 from gymq.wire.message import Message, encode_message
@@ -31,7 +30,7 @@ async def make(connection):
         await runs.create(connection, RunConfig(name, "world", agent, "m"))
         await runs.add_environment(connection, name, EnvironmentSpec("world"))
         task = Task("t", "world", [encode_message(Message("user", name))])
-        await connection.run("enqueue", name, "chunk", 1000, *[encode_task(task)] * rows)
+        await connection.run(scripts.enqueue(name, "chunk", 1000, [encode_task(task)] * rows))
 
     return make
 
@@ -65,8 +64,8 @@ async def answer(connection) -> None:
         value = encode(Generated(encode_message(Message("assistant", "hi")), "stop", Usage()))
         reply = encode(Reply(call.n, 1.0, 2.0, "w", value=value))
         assert await connection.run(
-            "reply", pack([[call.rollout, call.step, call.n, reply, "", "", call.idempotency_token]])
-        ) == [1]
+            scripts.reply([scripts.ReplyEntry(call.rollout, call.step, call.n, reply, "", "", call.idempotency_token)])
+        ) == [True]
         await connection.send("XDEL", MODEL, entry)
 
 
@@ -109,10 +108,10 @@ async def test_a_cancellation_wins_against_a_step_that_another_worker_made(worke
     insist = worker.connection.insist
     moved = []
 
-    async def insisting(name, *args):
-        if name == "commit" and not moved:
+    async def insisting(call):
+        if call.name == "commit" and not moved:
             moved.append(await connection.send("HINCRBY", keys.rollout("r.0.0"), "v", 1))  # another worker commits first
-        return await insist(name, *args)
+        return await insist(call)
 
     monkeypatch.setattr(worker.connection, "insist", insisting)
     # When it is committed
@@ -213,7 +212,9 @@ async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, 
     # and the answer that comes after all finds nothing
     call = decode_call(body)
     late = encode(Reply(call.n, 1.0, 2.0, "w"))
-    assert await connection.run("reply", pack([[call.rollout, call.step, call.n, late, "", "", call.idempotency_token]])) == [0]
+    assert await connection.run(
+        scripts.reply([scripts.ReplyEntry(call.rollout, call.step, call.n, late, "", "", call.idempotency_token)])
+    ) == [False]
 
 
 async def test_a_rollout_that_is_woken_too_early_goes_on_waiting(worker, connection, make):

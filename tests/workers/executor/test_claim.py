@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from gymq_workers.executor.parent import ExecutorParent
 
-from gymq.store.batching import pack
+from gymq.store import scripts
 from tests.support.rollouts import linked
 from tests.support.shard import keys
 
@@ -24,7 +24,7 @@ async def connection(settings):
 
 
 async def claim(connection, executor: str, mark: str = "7.5", always: int = 0) -> int:
-    return await connection.run("claim", RID, 3, 0, mark, executor, always)
+    return await connection.run(scripts.claim_call(RID, 3, 0, mark, executor, always))
 
 
 async def test_a_copy_is_not_begun_while_an_executor_that_is_alive_works_on_the_call(connection):
@@ -49,9 +49,9 @@ async def test_a_call_of_a_history_that_redis_has_lost_is_not_begun(connection):
 
 async def test_the_reply_of_an_isolated_call_ends_its_claim_and_that_of_a_lost_history_does_not(connection):
     assert await claim(connection, "a") == 1
-    assert await connection.run("reply", pack([[RID, 3, 0, b"late", "", "", "7.25"]])) == [0]
+    assert await connection.run(scripts.reply([scripts.ReplyEntry(RID, 3, 0, b"late", "", "", "7.25")])) == [False]
     assert await connection.send("HEXISTS", keys.isolated, f"{RID}:3:0") == 1
-    assert await connection.run("reply", pack([[RID, 3, 0, b"", "", "", "7.5"]])) == [1]
+    assert await connection.run(scripts.reply([scripts.ReplyEntry(RID, 3, 0, b"", "", "", "7.5")])) == [True]
     assert await connection.send("HEXISTS", keys.isolated, f"{RID}:3:0") == 0
 
 

@@ -16,6 +16,7 @@ from gymq.api.backend import Backend
 from gymq.client.publish_weights import forget, publish
 from gymq.client.replica_status import weights_status
 from gymq.errors import CallError, GymqError
+from gymq.store import scripts
 from gymq.store.sharded import Shards
 from gymq.wire.calls import Call, Generated, RequestParameters, Usage, encode
 from gymq.wire.message import Message, decode_message, encode_message
@@ -254,7 +255,7 @@ async def test_all_at_once_is_all_at_once(make, shards, tmp_path):
 async def test_one_that_may_have_been_away_looks_before_its_next_answer(make, shards, tmp_path):
     worker = await make()
     # Given another whose turn it is, and weights that are to be taken in turn
-    assert await shards.first.run("turn", "policy", "another", 60_000)
+    assert await shards.first.run(scripts.take_load_turn("policy", "another", 60_000))
     await publish(shards, "policy", 1, str(tmp_path))
     await asyncio.sleep(0.3)
     assert await ask(worker) == 0
@@ -316,7 +317,7 @@ async def test_what_it_has_stays_when_all_is_forgotten_and_lower_versions_may_fo
 
 async def test_one_for_suspects_only_takes_no_turns(make, shards, tmp_path):
     await publish(shards, "policy", 1, str(tmp_path))
-    assert await shards.first.run("turn", "policy", "another", 60_000)
+    assert await shards.first.run(scripts.take_load_turn("policy", "another", 60_000))
     worker = await make()
     worker._backend.replica.takes_turns = False
     await publish(shards, "policy", 2, str(tmp_path))

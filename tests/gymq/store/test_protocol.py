@@ -17,6 +17,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 from redis import Redis
 
 from gymq.runtime.mailbox import STRIKES
+from gymq.store import scripts
 from tests.support.protocol import steps, truth
 from tests.support.protocol.operators import MANY, PICK, SAMPLES, Operators
 from tests.support.protocol.outages import Outages
@@ -95,7 +96,7 @@ class Protocol(Operators, Outages):
                 rid, step, n, _ = mail.fields[1].decode().split()
                 pending = self.world.redis.hexists(keys.rollout(rid), f"c{step}.{n}")
                 owner = history.begun.setdefault((rid, int(step), int(n)), worker.name) if pending else ""
-                begun = self.world.script("once", rid, f"{step}.{n}", worker.name)
+                begun = self.world.script(scripts.begin_once(rid, int(step), int(n), worker.name))
                 assert begun == (-1 if not pending else int(owner == worker.name))
 
     @rule(number=st.sampled_from([1, 3, 5]))
@@ -103,19 +104,21 @@ class Protocol(Operators, Outages):
         """Acknowledge calls that are not wanted any more."""
         worker = self.world.workers[number]
         calls = [mail.fields[1].decode().split() for mail in worker.held]
-        wanted = self.world.script("pending", steps.pack([[rid, int(step), int(n)] for rid, step, n, _ in calls]))
+        wanted = self.world.script(
+            scripts.pending_calls([scripts.CallKey(rid, int(step), int(n)) for rid, step, n, _ in calls])
+        )
         for mail, (rid, step, n, _), yes in zip(list(worker.held), calls, wanted, strict=True):
             if yes:
                 assert (rid, int(step), int(n)) not in self.world.history.answered
             else:
-                self.world.script("reply", steps.pack([["", 0, 0, b"", mail.stream, mail.id, ""]]))
+                self.world.script(scripts.reply([scripts.ReplyEntry("", 0, 0, b"", mail.stream, mail.id, "")]))
                 worker.release(mail)
 
     @rule()
     def wake(self) -> None:
         """Two sweeps look for what is due."""
         due = self.world.redis.zcount(keys.due, "-inf", steps.SWEEP)
-        assert self.world.script("wake", steps.SWEEP, 100, 0) == due
+        assert self.world.script(scripts.wake(steps.SWEEP, 100, 0)) == due
         assert self.world.redis.zcard(keys.due) <= sum(len(run.live) for run in self.world.history.runs.values())
 
     @precondition(lambda self: self.busy)
@@ -172,9 +175,13 @@ class Protocol(Operators, Outages):
     def leave(self, number: int, most: int, finish: bool, broken: bool) -> None:
         """A worker drains, or a defect ends it; it hands back what it holds, and may die over that."""
         worker = self.world.workers[number]
-        moved = self.world.hand_back(worker.name, most, "2" if broken else "1")
+        moved = self.world.hand_back(
+            worker.name, most, scripts.HandBackReason.DEFECT if broken else scripts.HandBackReason.LEAVING
+        )
         while finish and moved == most:
-            moved = self.world.hand_back(worker.name, most, "2" if broken else "1")
+            moved = self.world.hand_back(
+                worker.name, most, scripts.HandBackReason.DEFECT if broken else scripts.HandBackReason.LEAVING
+            )
         self.world.lapse(number, dies=True)
 
     @precondition(lambda self: self.world.zombies)
@@ -184,11 +191,11 @@ class Protocol(Operators, Outages):
         worker = self.world.zombies.pop(which % len(self.world.zombies))
         info = self.world.redis.hget(keys.workers, worker.name)
         alive = info is not None and not info.startswith(b"dead")
-        assert self.world.script("rejoin", worker.name, round(LIVENESS * 1000), int(worker.private)) == alive
+        assert self.world.script(scripts.renew_worker(worker.name, round(LIVENESS * 1000), worker.private)) == alive
         assert self.world.redis.exists(keys.alive(worker.name)) == alive
         if alive:
             other = self.world.workers[worker.number]  # who took its place, and leaves
-            self.world.hand_back(other.name, 100, "1")
+            self.world.hand_back(other.name, 100, scripts.HandBackReason.LEAVING)
             self.world.workers[worker.number] = worker
 
     @rule(kind=st.integers(0, 1), most=st.integers(1, 4))

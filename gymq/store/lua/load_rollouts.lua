@@ -20,6 +20,6 @@ for i = 1, #batch do
   local task = false
   if row >= 0 then task = call('HGET', P .. 'rows:' .. run, row) end
   out[i] = {h[1], h[2], h[3], h[4], turns, task}
-  if batch[i][5] == 1 then out[i][7] = call('LRANGE', P .. 'k:' .. rid, 0, -1) end
+  if batch[i][5] then out[i][7] = call('LRANGE', P .. 'k:' .. rid, 0, -1) end
 end
 return out

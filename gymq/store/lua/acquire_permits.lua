@@ -56,8 +56,8 @@ local function learned()
 end
 if h.rate then rate = learned() end
 local sent = num('sent') * math.exp(-math.max(0, now - num('sentat')) / 1000 / SPAN)
-if refusal[1] then
-  local at, pause, fresh, answers = refusal[1], refusal[2], refusal[3] == 1, refusal[4]
+if refusal then
+  local at, pause, fresh, answers = refusal[1], refusal[2], refusal[3], refusal[4]
   if pause > 0 then put('until', math.max(num('until'), now + pause)) end
   if not rate then
     rate = math.max(1, answers * CUT)

@@ -1,0 +1,108 @@
+"""Scripts of calls: their replies, and who works on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import msgspec
+
+from gymq.store.scripts.script import ScriptCall, pack
+
+
+class ReplyEntry(msgspec.Struct):
+    """The reply to one call, or the acknowledgement of its mail.
+
+    Args:
+        rollout, step, n: the call; an empty rollout only acknowledges the mail.
+        body: the encoded reply.
+        stream, mail: stream and id of the call's mail; empty: none, as an executor has no mail.
+        token: the call's idempotency token.
+        letter: the call's encoded dead letter.
+        letter_ttl: seconds for which dead letters are kept from now on.
+    """
+
+    rollout: str
+    step: int
+    n: int
+    body: bytes
+    stream: str | bytes = b""
+    mail: str | bytes = b""
+    token: str = ""
+    letter: bytes | None = None
+    letter_ttl: int | None = None
+
+
+def reply(entries: Sequence[ReplyEntry]) -> ScriptCall[list[bool]]:
+    """Merge replies into their rollouts; False: stale, as the call was answered before or its rollout has gone on."""
+    return ScriptCall("reply", (pack(entries),), lambda reply: [merged == 1 for merged in reply])
+
+
+class CallKey(msgspec.Struct):
+    """A pending call of a rollout.
+
+    Args:
+        rollout: the rollout's id.
+        step: version of the rollout that waits for the call.
+        n: the call's number within the step.
+    """
+
+    rollout: str
+    step: int
+    n: int
+
+
+def pending_calls(calls: Sequence[CallKey]) -> ScriptCall[list[bool]]:
+    """See which calls are still pending at the step at which their rollout is."""
+    return ScriptCall("pending_calls", (pack(calls),), lambda reply: [pending == 1 for pending in reply])
+
+
+class OnceOutcome(IntEnum):
+    """Whether a call that must not run twice may begin."""
+
+    #: The rollout has ended or gone on.
+    NOT_PENDING = -1
+    BEGUN_BY_OTHER = 0
+    #: This worker has begun it, now or before.
+    BEGUN = 1
+
+
+def begin_once(rollout: str, step: int, n: int, worker: str) -> ScriptCall[OnceOutcome]:
+    """Begin a call that must not run twice.
+
+    Args:
+        rollout, step, n: the call.
+        worker: name of the worker that begins it.
+    """
+    return ScriptCall("begin_once", (rollout, f"{step}.{n}", worker), OnceOutcome)
+
+
+def claim_call(rollout: str, step: int, n: int, token: str, executor: str, always: bool) -> ScriptCall[bool]:
+    """Begin an isolated call; False: it is answered, or a living executor works on it.
+
+    Args:
+        rollout, step, n: the call.
+        token: the call's idempotency token.
+        executor: name of the executor that begins it.
+        always: True: begin also if the call is not pending any more.
+    """
+    return ScriptCall("claim_call", (rollout, step, n, token, executor, int(always)), bool)
+
+
+class IsolatedState(IntEnum):
+    """What became of a call that was given to executors."""
+
+    #: Answered, or not wanted any more.
+    OVER = 0
+    #: No executor has begun it.
+    NOT_BEGUN = 1
+    RUNNING = 2
+    #: The executor that worked on it is dead.
+    EXECUTOR_DEAD = 3
+    #: Not wanted any more, and an executor works on it all the same or has just answered.
+    GIVEN_UP = 4
+
+
+def isolated_states(calls: Sequence[CallKey]) -> ScriptCall[list[IsolatedState]]:
+    """See what became of calls that were given to executors."""
+    return ScriptCall("isolated_states", (pack(calls),), lambda reply: [IsolatedState(state) for state in reply])

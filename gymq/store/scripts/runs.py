@@ -1,0 +1,125 @@
+"""Scripts of a run's ledger and life."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, IntEnum
+
+import msgspec
+
+from gymq.store.scripts.script import ScriptCall
+
+
+class EnqueueRefusal(Enum):
+    """Why a chunk was not written."""
+
+    #: The run was closed or cancelled, is done, or does not exist.
+    CLOSED = -1
+    #: The ledger is full.
+    FULL = -2
+
+
+def enqueue(run: str, chunk: str, max_bytes: int, tasks: Sequence[bytes]) -> ScriptCall[int | EnqueueRefusal]:
+    """Write a chunk of rows into a run's ledger, once; the reply is how many rows were written, 0 if it has the chunk.
+
+    Args:
+        run: the run's name.
+        chunk: the chunk's id.
+        max_bytes: bytes of unfinished rows that the ledger may hold.
+        tasks: encoded tasks.
+    """
+    return ScriptCall("enqueue", (run, chunk, max_bytes, *tasks), lambda rows: EnqueueRefusal(rows) if rows < 0 else int(rows))
+
+
+class Admitted(msgspec.Struct):
+    """What one admission did.
+
+    Args:
+        admitted: rollouts that were started.
+        skipped: rollouts that need not be done again.
+    """
+
+    admitted: int
+    skipped: int
+
+
+def admit(limit: int, inline: int, skips: int, backlog_bytes: int) -> ScriptCall[Admitted]:
+    """Start rollouts while their runs have credits.
+
+    Args:
+        limit: most rollouts that are started.
+        inline: bytes up to which a task travels inside the mail.
+        skips: most rollouts that are skipped.
+        backlog_bytes: bytes of a run's finished rollouts beyond which it waits for its consumers.
+    """
+    return ScriptCall("admit", (limit, inline, skips, backlog_bytes), lambda reply: Admitted(*reply))
+
+
+def cancel_run(run: str) -> ScriptCall[int | None]:
+    """Cancel a run; the reply is how many rollouts were in flight, None if the run is done."""
+    return ScriptCall("cancel_run", (run,), lambda live: None if live < 0 else int(live))
+
+
+class CancelTarget(msgspec.Struct):
+    """Rollouts of a group, or the one rollout, that are to be cancelled.
+
+    Args:
+        live: rollouts in flight.
+        waiting: rollouts that have not begun.
+        total: rollouts that there are, ended ones too; 0: the run has no such group or rollout.
+    """
+
+    live: int
+    waiting: int
+    total: int
+
+
+class CancelledRollouts(msgspec.Struct):
+    """What became of the groups and rollouts of a run that are to be cancelled.
+
+    Args:
+        state: the run's state; None: there is no such run.
+        targets: counts of each; empty if the run does not go on. None is cancelled unless each has rollouts left.
+    """
+
+    state: str | None
+    targets: list[CancelTarget]
+
+
+def cancel_rollouts(run: str, targets: Sequence[str]) -> ScriptCall[CancelledRollouts]:
+    """Cancel groups and rollouts of a run that goes on.
+
+    Args:
+        run: the run's name.
+        targets: of a group the row's number, of a rollout `ROW.SAMPLE`.
+    """
+    return ScriptCall(
+        "cancel_rollouts",
+        (run, *targets),
+        lambda reply: CancelledRollouts(reply[0] and reply[0].decode(), [CancelTarget(*counts) for counts in reply[1:]]),
+    )
+
+
+class CloseOutcome(IntEnum):
+    """What became of a run that gets no more rows."""
+
+    #: The run was cancelled, or does not exist.
+    REFUSED = -1
+    #: The run was closed or done before.
+    UNCHANGED = 0
+    CLOSED = 1
+
+
+def close_run(run: str) -> ScriptCall[CloseOutcome]:
+    """Say that a run gets no more rows."""
+    return ScriptCall("close_run", (run,), CloseOutcome)
+
+
+def reopen_run(run: str) -> ScriptCall[bool]:
+    """Let a closed run take rows again; False: it is cancelled or done, or does not exist."""
+    return ScriptCall("reopen_run", (run,), bool)
+
+
+def remove_run(run: str) -> ScriptCall[None]:
+    """Forget a run and all that it holds."""
+    return ScriptCall("remove_run", (run,), lambda reply: None)
