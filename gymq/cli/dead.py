@@ -37,9 +37,9 @@ def show_all(settings: Settings, run: str | None) -> None:
       gymq dead list --run try1
     """
     from gymq.cli.table import make_table, show
-    from gymq.runtime.dead_letters import letters
+    from gymq.ops.dead_letters import list_letters
 
-    found = with_shards(settings, lambda shards: letters(shards, run))
+    found = with_shards(settings, lambda shards: list_letters(shards, run))
     table = make_table("id", "mailbox", "kind", "name", ">deaths", ">alone", "when")
     for letter in (one.letter for one in found):
         counts = str(letter.deaths), str(letter.strikes)
@@ -59,11 +59,11 @@ def show_one(id: str, settings: Settings) -> None:
     """
     import msgspec
 
-    from gymq.runtime.dead_letters import find, messages
+    from gymq.ops.dead_letters import find_letter, rollout_messages
 
     async def read(shards: Any) -> Any:
-        found = await find(shards, id)
-        return found.letter, await messages(found)
+        stored = await find_letter(shards, id)
+        return stored.letter, await rollout_messages(stored)
 
     letter, there = with_shards(settings, read)
     shown = {
@@ -110,7 +110,7 @@ def replay(id: str, settings: Settings, run: str | None) -> None:
       gymq dead replay try1.17.0:3:0
       gymq dead replay try1.17.0:3:0 --run mended
     """
-    from gymq.runtime.dead_letters import replay as replay_letter
+    from gymq.ops.dead_letters import replay_letter
 
     name, new = with_shards(settings, lambda shards: replay_letter(shards, id, run))
     what = "enqueued" if new else "was enqueued before; nothing was done"
@@ -131,16 +131,15 @@ def drop(id: str | None, settings: Settings, run: str | None, every: bool) -> No
       gymq dead drop --run try1
       gymq dead drop --all
     """
-    from gymq.runtime.dead_letters import drop as drop_letters
-    from gymq.runtime.dead_letters import find, letters
+    from gymq.ops.dead_letters import drop_letters, find_letter, list_letters
 
     if (id is not None) + (run is not None) + every != 1:
         raise UsageError("say which: an ID, --run RUN or --all")
 
     async def forget(shards: Any) -> int:
         if id is not None:
-            await find(shards, id)
-        return await drop_letters([one for one in await letters(shards, run) if id in (None, one.letter.id)])
+            await find_letter(shards, id)
+        return await drop_letters([one for one in await list_letters(shards, run) if id in (None, one.letter.id)])
 
     gone = with_shards(settings, forget)
     click.echo(f"{gone} dead letter{'s' * (gone != 1)} dropped")

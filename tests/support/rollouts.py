@@ -18,7 +18,7 @@ import msgspec
 
 from gymq.celery import worker_command
 from gymq.client.producer import Produced, Producer
-from gymq.runtime import dead_letters
+from gymq.ops.dead_letters import StoredLetter, list_letters
 from gymq.settings import Settings
 from gymq.store import runs, scripts
 from gymq.store.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
@@ -39,10 +39,10 @@ RUN_LIMIT = 30.0
 DEFAULTS: dict[str, dict[str, Any]] = {"model": {"model": "scripted"}}
 
 
-async def letters(settings: Settings) -> list[dead_letters.Found]:
+async def letters(settings: Settings) -> list[StoredLetter]:
     """All dead letters."""
     async with Shards(settings, "test") as shards:
-        return await dead_letters.letters(shards)
+        return await list_letters(shards)
 
 
 # Workers.

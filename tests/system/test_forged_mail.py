@@ -19,8 +19,9 @@ from redis import Redis
 from gymq.api.environment import EnvironmentSpec
 from gymq.client.consumer import Results
 from gymq.errors import Fault
+from gymq.ops.dead_letters import find_letter, rollout_messages
 from gymq.runtime import newer_mail
-from gymq.runtime.dead_letters import DeadLetter, find, messages
+from gymq.runtime.dead_letters import DeadLetter
 from gymq.settings import Settings
 from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
@@ -340,7 +341,7 @@ async def test_dead_letters_that_are_forged_are_left_out(settings, connection, c
     assert all(f"in {keys.dead} is no dead letter: " in line and line.endswith("; it is left out") for line in lines)
     shards = Shards(settings, "test")
     await shards.connect()
-    assert await messages(await find(shards, "r.1.0:1:0")) == []
+    assert await rollout_messages(await find_letter(shards, "r.1.0:1:0")) == []
     await shards.close()
 
 
