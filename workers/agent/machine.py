@@ -35,8 +35,17 @@ _RESPONDED = msgspec.msgpack.Decoder(Responded)
 _SCORED = msgspec.msgpack.Decoder(Scored)
 
 
-class Machine(StepContext):
-    """Advances one rollout by one step; see `StepContext`."""
+class Machine:
+    """Advances one rollout by one step.
+
+    Args:
+        context: the rollout and its step.
+    """
+
+    def __init__(self, context: StepContext) -> None:
+        self.context = context
+        self.live, self.state = context.live, context.state
+        self.config, self.spec, self.step = context.config, context.spec, context.step
 
     def advance(self, replies: list[Reply]) -> Step:
         """Take the replies of the pending calls (none at the start) and go on.
@@ -52,32 +61,32 @@ class Machine(StepContext):
             else:
                 self._reply(replies[0])
         except AgentFailed as error:
-            self._fail(Fault("agent", str(error)))
+            self.context.fail(Fault("agent", str(error)))
         return self._done()
 
     def due(self) -> Step | None:
         """Do what time asks for: end what has lasted too long, or send again what waits for it; None: it is not time yet."""
         state = self.state
         try:
-            if limits.out_of_time(state, self.config, self.now):
+            if limits.out_of_time(state, self.config, self.context.now):
                 self._out_of_time()
             elif state.resume:
                 self._resend()
-            elif limits.overdue(state, self.now):
+            elif limits.overdue(state, self.context.now):
                 self._overdue()
             else:
                 return None
         except AgentFailed as error:
-            self._fail(Fault("agent", str(error)))
+            self.context.fail(Fault("agent", str(error)))
         return self._done()
 
     def abandon(self, fault: Fault, status: str = "failed") -> Step:
         """End the rollout now, whatever it was doing."""
         if not self.live.messages:
-            self._append(self.live.task.encoded)
-        self.state.started_at = self.state.started_at or self.now
+            self.context.append(self.live.task.encoded)
+        self.state.started_at = self.state.started_at or self.context.now
         self.state.fault, self.state.status = fault, status
-        self._end()
+        self.context.end()
         return self.step
 
     def cancel(self, fault: Fault) -> Step:
@@ -87,17 +96,17 @@ class Machine(StepContext):
         """
         state = self.state
         if state.phase == "closing":
-            self._end()
-        elif self.closes:
+            self.context.end()
+        elif self.context.closes:
             state.fault, state.status, state.todo, state.running = fault, "cancelled", [], []
             self.step.drop = True
-            self._close()
+            self.context.close()
         else:
             return self.abandon(fault, "cancelled")
         return self._done()
 
     def _done(self) -> Step:
-        self.step.due = limits.due(self.state, self.config, self.now)
+        self.step.due = limits.due(self.state, self.config, self.context.now)
         return self.step
 
     def _reply(self, reply: Reply) -> None:
@@ -111,18 +120,18 @@ class Machine(StepContext):
         name = self._judge() if asking else ""
         record = call_record(kind, self.live.version, state.queued, reply, name, answer, len(self.live.messages))
         self.step.records.append(record)
-        self._worked(reply)
+        self.context.worked(reply)
         if reply.fault is not None:
             return self._failed(kind, reply.fault)
         state.tries = 0
-        if kind == "generate" and self.routes.knows(f"model:{self.config.model}"):
+        if kind == "generate" and self.context.routes.knows(f"model:{self.config.model}"):
             state.replica = reply.worker
         elif kind in _HOOKS:
-            self._kept(getattr(self.spec, kind), reply)
+            self.context.kept(getattr(self.spec, kind), reply)
         if answer is not None and asking:
             state.answer = answer.message
             state.asked.setdefault(name, Usage()).add(answer.usage)
-            self._hook()
+            self.context.hook()
         elif answer is not None:
             self._generated(answer)
         elif phase == "opening":
@@ -132,13 +141,13 @@ class Machine(StepContext):
         elif phase == "verifying":
             self._scored(_SCORED.decode(reply.value))
         else:
-            self._end()
+            self.context.end()
 
     # Beginning.
 
     def _begin(self) -> None:
-        self.state.started_at = self.now
-        self._append(self.live.task.encoded)
+        self.state.started_at = self.context.now
+        self.context.append(self.live.task.encoded)
         if self.spec.open.present:
             self._open()
         else:
@@ -146,17 +155,17 @@ class Machine(StepContext):
             self._act()
 
     def _open(self) -> None:
-        self._send("open", "opening", task=True, way=self._session(self.spec.open))
+        self.context.send("open", "opening", task=True, way=self.context.session(self.spec.open))
 
     def _opened(self, opened: Opened) -> None:
-        self.opened = True
-        self._remember(opened.state)
-        self._append(opened.messages)
+        self.context.opened = True
+        self.context.remember(opened.state)
+        self.context.append(opened.messages)
         self._plan(opened.tools)
         try:
             _ = self.live.declared
         except (TypeError, KeyError):
-            return self._fail(Fault("environment", "open gave tools that are not in the form of chat completions"))
+            return self.context.fail(Fault("environment", "open gave tools that are not in the form of chat completions"))
         self._act()
 
     def _plan(self, opened: bytes | None) -> None:
@@ -171,40 +180,40 @@ class Machine(StepContext):
             # Servers refuse these where no tools are declared.
             kept = {key: value for key, value in msgspec.json.decode(body).items() if key not in _TOOL_FIELDS}
             body = msgspec.json.encode(kept)
-        self.live.parameters = encode(RequestParameters(body, tools, self.agent.declares_tools))
+        self.live.parameters = encode(RequestParameters(body, tools, self.context.agent.declares_tools))
         self.step.fields += ["q", self.live.parameters]
 
     # The agent decides.
 
     def _act(self) -> None:
-        self._do(self.guard.act(self._view, self._append))
+        self._do(self.context.guard.act(self._view, self.context.append))
 
     def _view(self) -> View:
         state = self.state
-        tools = [] if self.agent.declares_tools else self.live.tools
+        tools = [] if self.context.agent.declares_tools else self.live.tools
         return View(Conversation(self.live.messages), state.turns, state.finish, self.spec.respond.present, tools)
 
     def _do(self, action: Decision) -> None:
-        if self._stale():
+        if self.context.stale():
             return None
         if isinstance(action, Finish):
-            return self._finish(action)
+            return self.context.finish(action)
         if isinstance(action, list):
             self.state.todo = action
             return self._next_tools()
-        limit = limits.reached(self.state, self.config, self.now)
+        limit = limits.reached(self.state, self.config, self.context.now)
         if isinstance(action, Generate):
             if self.state.turns >= self.config.max_turns:
                 limit = "max_turns"
-            return self._truncate(limit) if limit else self._generate()
-        return self._truncate(limit) if limit else self._hook("responding")
+            return self.context.truncate(limit) if limit else self._generate()
+        return self.context.truncate(limit) if limit else self.context.hook("responding")
 
     def _generate(self) -> None:
         mailbox = f"model:{self.config.model}"
         way: Route = ([], 0)
         if not self.state.tries:  # what failed where it was, anybody may try
-            way = self.routes.conversation(mailbox, self.state.replica, self.live.id.group, self.config.samples)
-        self._send("generate", "generating", mailbox=mailbox, timeout=self.config.call_timeout, way=way)
+            way = self.context.routes.conversation(mailbox, self.state.replica, self.live.id.group, self.config.samples)
+        self.context.send("generate", "generating", mailbox=mailbox, timeout=self.config.call_timeout, way=way)
 
     def _generated(self, answer: Generated) -> None:
         state = self.state
@@ -216,7 +225,7 @@ class Machine(StepContext):
             versions = [version for _, version in answer.tokens.versions]
             state.oldest = min(versions) if state.oldest < 0 else min(state.oldest, *versions)
             state.newest = max(state.newest, *versions)
-        self._append([answer.message])
+        self.context.append([answer.message])
         self._act()
 
     # Tools.
@@ -224,39 +233,39 @@ class Machine(StepContext):
     def _next_tools(self) -> None:
         state = self.state
         while state.todo:
-            limit = limits.reached(state, self.config, self.now)
+            limit = limits.reached(state, self.config, self.context.now)
             most = limits.tools_left(state, self.config, MAX_PARALLEL_TOOLS)
             if limit or most <= 0:
-                self._append(self.turn.cut(limit or "max_tool_calls"))
-                return self._truncate(limit or "max_tool_calls")
-            self.turn.next(most)
+                self.context.append(self.context.turn.cut(limit or "max_tool_calls"))
+                return self.context.truncate(limit or "max_tool_calls")
+            self.context.turn.next(most)
             self._send_tools()
             if self.step.sends:
                 return
-            self._append(self.turn.results())
+            self.context.append(self.context.turn.results())
         self._act()
 
     def _send_tools(self) -> None:
-        calls = self.turn.unanswered()
+        calls = self.context.turn.unanswered()
         for call in calls:
-            way = self._session(self.turn.specs[call.name], len(calls))
-            self._send("tool", "tools", name=call.name, arguments=call.arguments, way=way)
+            way = self.context.session(self.context.turn.specs[call.name], len(calls))
+            self.context.send("tool", "tools", name=call.name, arguments=call.arguments, way=way)
 
     def _tool_results(self, replies: list[Reply]) -> None:
         for reply in replies:
-            self._worked(reply)
-        faults, memories = self.turn.take(replies, self._kept)
+            self.context.worked(reply)
+        faults, memories = self.context.turn.take(replies, self.context.kept)
         for memory in memories:
-            self._remember(memory)
+            self.context.remember(memory)
         if faults:
             # One that will not pass decides, if there is one.
             spec, fault = min(faults, key=lambda each: (not each[0].once, each[1].passes("tool")))
-            if not spec.once and retry_budget.take(self.state, self.config, "tool", fault, self.now):
+            if not spec.once and retry_budget.take(self.state, self.config, "tool", fault, self.context.now):
                 return
-            self._append(self.turn.results())
-            return self._fail(retry_budget.told(self.state, fault))
+            self.context.append(self.context.turn.results())
+            return self.context.fail(retry_budget.told(self.state, fault))
         self.state.tries = 0
-        self._append(self.turn.results())
+        self.context.append(self.context.turn.results())
         self._next_tools()
 
     # Hooks that may ask a model.
@@ -269,44 +278,44 @@ class Machine(StepContext):
         state = self.state
         state.asks += 1
         if state.asks > ASKS:
-            return self._give_up(Fault(_BLAMED[state.phase], f"asked a model {ASKS} times and did not come to an end"))
+            return self.context.give_up(Fault(_BLAMED[state.phase], f"asked a model {ASKS} times and did not come to an end"))
         state.ask, state.answer = ask, None
         self._ask()
 
     def _ask(self) -> None:
-        self._send("ask", self.state.phase, mailbox=f"model:{self._judge()}", timeout=self.config.call_timeout)
+        self.context.send("ask", self.state.phase, mailbox=f"model:{self._judge()}", timeout=self.config.call_timeout)
 
     def _responded(self, responded: Responded) -> None:
-        self._remember(responded.state)
+        self.context.remember(responded.state)
         if responded.ask is not None:
             return self._asked(responded.ask)
-        self._hear_no_more()
-        self._append(responded.messages)
+        self.context.hear_no_more()
+        self.context.append(responded.messages)
         if responded.done:
-            return self._finish(Finish())
+            return self.context.finish(Finish())
         if not responded.messages:
-            return self._fail(Fault("environment", "respond gave neither a message nor done=True"))
+            return self.context.fail(Fault("environment", "respond gave neither a message nor done=True"))
         self._act()
 
     def _scored(self, scored: Scored) -> None:
         if scored.ask is not None:
             return self._asked(scored.ask)
         self.state.score = scored
-        self._close()
+        self.context.close()
 
     # What goes wrong, and what time asks for.
 
     def _failed(self, kind: CallKind, fault: Fault) -> None:
         if kind == "close":
-            return self._end()  # the rollout is scored; that cleaning up failed stands in the call's record
+            return self.context.end()  # the rollout is scored; that cleaning up failed stands in the call's record
         if kind == "generate" and fault.kind in TRUNCATING:
-            return self._truncate(fault.kind)
-        if fault.kind in TRUNCATING or not retry_budget.take(self.state, self.config, kind, fault, self.now):
-            self._give_up(retry_budget.told(self.state, fault))
+            return self.context.truncate(fault.kind)
+        if fault.kind in TRUNCATING or not retry_budget.take(self.state, self.config, kind, fault, self.context.now):
+            self.context.give_up(retry_budget.told(self.state, fault))
 
     def _resend(self) -> None:
         state = self.state
-        if state.phase in _CONVERSATION and self._stale():
+        if state.phase in _CONVERSATION and self.context.stale():
             return
         if state.phase == "opening":
             self._open()
@@ -317,21 +326,21 @@ class Machine(StepContext):
         elif state.asking:
             self._ask()
         else:
-            self._hook()
+            self.context.hook()
 
     def _out_of_time(self) -> None:
         """Give up what is pending; what there is of the conversation is scored."""
         self.step.drop = True
         if self.state.phase == "tools":
-            self._append(self.turn.cut("max_seconds"))
-        self._hear_no_more()
-        self._truncate("max_seconds")
+            self.context.append(self.context.turn.cut("max_seconds"))
+        self.context.hear_no_more()
+        self.context.truncate("max_seconds")
 
     def _overdue(self) -> None:
         self.step.drop = True
         if self.state.phase == "closing":
-            return self._end()
-        self._give_up(Fault("timeout", "the call was pending for an hour; is a worker running that serves it?"))
+            return self.context.end()
+        self.context.give_up(Fault("timeout", "the call was pending for an hour; is a worker running that serves it?"))
 
 
 _KINDS: dict[str, CallKind] = {

@@ -1,4 +1,4 @@
-"""What all steps of a rollout share: how messages are added and calls are sent, and how a rollout comes to its end."""
+"""The context of one step of a rollout: it adds messages, sends calls, and ends the rollout."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ from .state import LiveRollout
 from .step import Step
 from .tool_turn import ToolTurn
 
-#: Nobody has a private mailbox.
-NOBODY = AffinityRouter()
+#: Routes of a deployment without private mailboxes.
+NO_ROUTES = AffinityRouter()
 
 #: Closing goes where the live session is, whether `close` asks for it or not: it is disposed of there.
 _LIVE = HookSpec(present=True, session=True)
 
 
 class StepContext:
-    """A rollout in one step.
+    """A rollout in one step, and what the step has changed so far.
 
     Args:
         live: the rollout; it is changed in place.
         config: its run.
         spec: its environment.
         agent: its agent.
-        current: the policy version that its model is to sample with; only asked for if the run bounds staleness.
-        routes: who has private mailboxes.
+        current: the policy version that its model is to sample with; 0 unless the run bounds staleness.
+        routes: the workers that have private mailboxes.
+
+    Attributes:
+        step: what is to be committed.
+        now: when the step began, seconds since the epoch.
+        opened: whether `open` has succeeded, or the environment has none.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class StepContext:
         spec: EnvironmentSpec,
         agent: Agent,
         current: int = 0,
-        routes: AffinityRouter = NOBODY,
+        routes: AffinityRouter = NO_ROUTES,
     ) -> None:
         self.live = live
         self.state = live.state
@@ -65,41 +70,61 @@ class StepContext:
         """The tool calls of this turn."""
         return ToolTurn(self.live, self.spec, self.guard, self.step)
 
-    def _append(self, messages: list[bytes]) -> None:
+    def append(self, messages: list[bytes]) -> None:
+        """Append encoded messages to the conversation."""
         self.live.messages += messages
         self.live.weight += sum(map(len, messages))
         self.step.messages += messages
         self.state.length = len(self.live.messages)
 
-    def _remember(self, memory: bytes | None) -> None:
-        if memory is not None:
-            self.live.environment_state = memory
-            self.step.fields += ["e", memory]
+    def remember(self, environment_state: bytes | None) -> None:
+        """Store the environment's new state, msgpack; None: it is unchanged."""
+        if environment_state is not None:
+            self.live.environment_state = environment_state
+            self.step.fields += ["e", environment_state]
 
-    def _send(self, kind: CallKind, phase: str, **what: Any) -> None:
+    def send(self, kind: CallKind, phase: str, **fields: Any) -> None:
+        """Send a call, and enter the phase in which its reply is awaited.
+
+        Args:
+            kind: the call's kind.
+            phase: the phase.
+            fields: as of `Step.send`.
+        """
         self.state.phase, self.state.queued, self.state.resume = phase, self.now, 0.0
-        self.step.send(self.live, kind, born=self.config.created, **what)
+        self.step.send(self.live, kind, born=self.config.created, **fields)
 
-    def _worked(self, reply: Reply) -> None:
+    def worked(self, reply: Reply) -> None:
+        """Add a call's time to the rollout's working seconds, unless it belongs to scoring or closing."""
         if self.state.phase not in ("verifying", "closing"):
             self.state.working += max(0.0, reply.finished - reply.started - reply.waited)
 
-    def _hook(self, phase: str = "") -> None:
+    def hook(self, phase: str = "") -> None:
         """Call `respond` or `verify`, again if it has asked a model."""
         phase = phase or self.state.phase
         if phase == "verifying":
-            self._send("verify", phase, task=True, way=self._session(self.spec.verify))
+            self.send("verify", phase, task=True, way=self.session(self.spec.verify))
         else:
-            self._send("respond", phase, task=True, way=self._session(self.spec.respond))
+            self.send("respond", phase, task=True, way=self.session(self.spec.respond))
 
-    def _session(self, asks: HookSpec | ToolSpec, calls: int = 1) -> Route:
-        """The way to the rollout's live session, for a hook or tool that asks for it."""
+    def session(self, asks: HookSpec | ToolSpec, calls: int = 1) -> Route:
+        """Return the route to the rollout's live session, empty for a hook or tool without one.
+
+        Args:
+            asks: the hook or tool.
+            calls: how many calls take the route together.
+        """
         if not asks.session:
             return [], 0
         return self.routes.session(f"resource:{self.live.task.environment}", self.state.keeper, self.live.rid, calls)
 
-    def _kept(self, asks: HookSpec | ToolSpec, reply: Reply) -> None:
-        """Note who has the session."""
+    def kept(self, asks: HookSpec | ToolSpec, reply: Reply) -> None:
+        """Note the worker that has the session.
+
+        Args:
+            asks: the hook or tool that was called.
+            reply: its reply.
+        """
         if asks.session and reply.fault is None:
             self.state.keeper = reply.worker
 
@@ -108,24 +133,26 @@ class StepContext:
         """Whether the environment is to clean up."""
         return self.opened and (self.spec.close.present or bool(self.state.keeper))
 
-    def _hear_no_more(self) -> None:
+    def hear_no_more(self) -> None:
+        """Drop the question of a hook to a model, and its answer."""
         self.state.asks, self.state.ask, self.state.answer = 0, None, None
 
     # The end.
 
-    def _give_up(self, fault: Fault) -> None:
-        """A fault that is the last one: it fails the rollout, unless only the reward is missing."""
+    def give_up(self, fault: Fault) -> None:
+        """Fail the rollout with its last fault; while it is scored, only the reward is missing."""
         if self.state.phase == "verifying":
             self.state.no_reward = f"{fault.kind}: {fault.message}"
-            self._close()
+            self.close()
         else:
-            self._fail(fault)
+            self.fail(fault)
 
-    def _truncate(self, limit: str) -> None:
-        self._finish(Finish(truncated=True, reason=limit))
+    def truncate(self, limit: str) -> None:
+        """Finish the conversation as truncated by a limit."""
+        self.finish(Finish(truncated=True, reason=limit))
 
-    def _stale(self) -> bool:
-        """End the rollout if its tokens are too old to be used: nothing more is spent on it, a verifier neither."""
+    def stale(self) -> bool:
+        """End the rollout as cancelled if its tokens are too old; returns whether they are. It is not scored."""
         state, most = self.state, self.config.max_staleness
         if most is None or state.oldest < 0 or self.current - state.oldest <= most:
             return False
@@ -133,37 +160,41 @@ class StepContext:
         state.fault = Fault("stale", f"its oldest token was sampled with {versions}; max_staleness is {most}")
         state.status, state.stop, state.todo, state.running = "cancelled", "stale", [], []
         self.step.drop = True
-        self._close()
+        self.close()
         return True
 
-    def _finish(self, finish: Finish) -> None:
-        if self._stale():
+    def finish(self, finish: Finish) -> None:
+        """Finish the conversation and have it scored, if the environment has a verifier."""
+        if self.stale():
             return
         state = self.state
         state.status = "truncated" if finish.truncated else "completed"
         state.stop = finish.reason
         if not self.spec.verify.present:
             state.no_reward = "the environment has no verifier"
-            self._close()
+            self.close()
         elif state.phase == "opening" and not self.opened:
             state.no_reward = "the environment was not opened in time"
-            self._close()
+            self.close()
         else:
             state.tries = 0
-            self._hook("verifying")
+            self.hook("verifying")
 
-    def _fail(self, fault: Fault) -> None:
+    def fail(self, fault: Fault) -> None:
+        """End the rollout as failed."""
         self.state.fault, self.state.status = fault, "failed"
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
-        self._hear_no_more()
+    def close(self) -> None:
+        """Have the environment clean up, if it does; else end the rollout."""
+        self.hear_no_more()
         if self.closes:
-            self._send("close", "closing", task=True, way=self._session(_LIVE))
+            self.send("close", "closing", task=True, way=self.session(_LIVE))
         else:
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Make this step the final one: the rollout's record is written with it."""
         run, row, _ = self.live.id
         samples = self.config.samples
         self.step.sends = []

@@ -33,6 +33,7 @@ from .events import RolloutEvents
 from .machine import Machine
 from .state import WEIGHT, LiveRollout, NewerSchema, decode_state
 from .step import Step, acknowledge
+from .step_context import StepContext
 from .tool_turn import MAX_PARALLEL_TOOLS
 
 #: Messages of one commit: a few milliseconds of the server's time.
@@ -162,7 +163,7 @@ class AgentWorker(Actor):
             config, spec, agent = await self._context(run, live.task.environment)
         except RolledBack:
             return None
-        machine = Machine(live, config, spec, agent, await self._version(config), self._routes)
+        machine = Machine(StepContext(live, config, spec, agent, await self._version(config), self._routes))
         if must:
             what = mail.fields[mail.fields[4::2].index(b"x") * 2 + 5].decode(errors="replace")
             if what not in CANCELLED:

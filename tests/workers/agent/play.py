@@ -9,6 +9,7 @@ import msgspec
 from gymq_workers.agent.machine import Machine
 from gymq_workers.agent.state import LiveRollout, State, decode_state, encode_state
 from gymq_workers.agent.step import Step
+from gymq_workers.agent.step_context import StepContext
 
 from gymq.api.agent import Agent
 from gymq.api.environment import EnvironmentSpec, HookSpec, ToolSpec
@@ -83,7 +84,7 @@ class Play:
     def due(self, later: float = 0.0) -> Step | None:
         """What time does, `later` seconds from now."""
         machine = self._machine()
-        machine.now += later
+        machine.context.now += later
         step = machine.due()
         return None if step is None else self._stored(step)
 
@@ -104,7 +105,7 @@ class Play:
         return self
 
     def _machine(self) -> Machine:
-        return Machine(self.live, self.config, self.spec, self.agent, self.current, self.routes)
+        return Machine(StepContext(self.live, self.config, self.spec, self.agent, self.current, self.routes))
 
     def _stored(self, step: Step) -> Step:
         if not step.final:

@@ -39,7 +39,7 @@ def wait(step, play) -> float:
     """Seconds until a rollout that sends nothing is due."""
     assert (step.sends, step.final) == ([], None)
     assert step.due == play.state.resume
-    return step.due - play._machine().now
+    return step.due - play._machine().context.now
 
 
 @pytest.mark.parametrize("phase", KINDS)
@@ -149,7 +149,7 @@ def test_nothing_is_done_before_it_is_time():
     step = play.go()
     assert play.due() is None
     assert play.due(OVERDUE - 60) is None
-    assert step.due == pytest.approx(play._machine().now + OVERDUE, abs=5)
+    assert step.due == pytest.approx(play._machine().context.now + OVERDUE, abs=5)
     end = play.due(OVERDUE)
     assert (record(end)["error"]["kind"], end.drop) == ("timeout", True)
 
