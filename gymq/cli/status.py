@@ -12,7 +12,7 @@ from gymq.cli.shards import with_shards
 from gymq.settings import Settings
 
 if TYPE_CHECKING:
-    from gymq.store.runs import RunStatus
+    from gymq.store.run_status import RunStatus
     from gymq.wire.pricing import Prices
 
 

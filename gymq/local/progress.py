@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gymq.store.runs import RunStatus
+from gymq.store.run_status import RunStatus
 
 #: Seconds between two lines where there is no terminal.
 LINE_INTERVAL = 10.0

@@ -28,7 +28,8 @@ from gymq.process.supervisor import Supervisor
 from gymq.settings import Settings
 from gymq.store import runs
 from gymq.store.connection import Outage
-from gymq.store.runs import RunConfig, RunStatus
+from gymq.store.run_status import RunStatus
+from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.wire.ids import RolloutId
 from gymq.wire.pricing import Prices

@@ -12,7 +12,7 @@ from gymq.client.replica_status import ModelWeights, weights_status
 from gymq.errors import GymqError, UnknownName
 from gymq.local.launch import needs_executor
 from gymq.store.connection import Connection
-from gymq.store.runs import RunStatus
+from gymq.store.run_status import RunStatus
 from gymq.store.sharded import Shards, scan
 from gymq.store.worker_registry import live_executors, live_workers
 

@@ -17,7 +17,6 @@ from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.scripts import CloseOutcome
-from gymq.wire.calls import Usage
 from gymq.wire.ids import RUN_NAME
 from gymq.wire.pricing import Prices
 
@@ -28,9 +27,6 @@ _NAME = re.compile(RUN_NAME)
 _PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
 #: Fields in which the same run may differ from what it was: they change no rollout.
 _FREE = frozenset({"name", "concurrency", "backlog", "batch", "created", "prices"})
-
-#: Fields of a model's usage that a run counts, each in `u:<field>:<spec>` of its record.
-TOKENS = ("input_tokens", "output_tokens", "cached_tokens")
 
 
 class RunConfig(msgspec.Struct, frozen=True):
@@ -95,38 +91,6 @@ def check_name(name: str) -> None:
     """Raises UsageError if a run cannot be called so."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(f"run name {name!r}: use 1 to 100 letters, digits, '_' or '-', beginning with a letter or digit")
-
-
-class RunStatus(msgspec.Struct):
-    """How far a run is.
-
-    Args:
-        state: `open`, `closed`, `cancelled` or `done`.
-        rows: tasks enqueued.
-        admitted: rollouts started.
-        ended: rollouts that ended, however.
-        live: rollouts in flight.
-        by_status: rollouts that ended, by status.
-        unread: finished rollouts that each consumer has not acknowledged.
-        paused: nothing more of it is admitted for the time being.
-        tokens: those of rollouts that have ended, by the model's SPEC; a judge's stand under its own.
-    """
-
-    config: RunConfig
-    state: str
-    rows: int
-    admitted: int
-    ended: int
-    live: int
-    by_status: dict[str, int]
-    unread: dict[str, int]
-    paused: bool = False
-    tokens: dict[str, Usage] = {}
-
-    @property
-    def total(self) -> int:
-        """Rollouts that the rows enqueued so far stand for."""
-        return self.rows * self.config.samples
 
 
 async def create(connection: Connection, config: RunConfig) -> bool:
@@ -226,7 +190,8 @@ async def drop_consumer(connection: Connection, name: str, consumer: str, ttl: i
     Raises:
         UnknownName: there is no such run or consumer.
     """
-    others = (await status(connection, name)).unread.keys() - {consumer}
+    await load_config(connection, name)
+    others = (await connection.run(scripts.consumer_lag(name))).keys() - {consumer}
     if not await connection.run(scripts.drop_consumer(name, consumer)):
         raise UnknownName(f"run {name!r} has no consumer {consumer!r}; it has {', '.join(sorted(others)) or 'none'}")
     for other in sorted(others)[:1]:
@@ -290,9 +255,10 @@ async def pause(connection: Connection, name: str, paused: bool) -> None:
         UnknownName: there is no such run.
         RunClosed: it was cancelled, or is done.
     """
-    there = await status(connection, name)
-    if there.state in ("cancelled", "done"):
-        raise RunClosed(f"run {name!r} is {there.state}: it admits nothing more")
+    await load_config(connection, name)
+    state = await connection.send("HGET", connection.keys.run(name), "state")
+    if state in (b"cancelled", b"done"):
+        raise RunClosed(f"run {name!r} is {state.decode()}: it admits nothing more")
     if paused:
         await connection.send("HSET", connection.keys.run(name), "paused", 1)
     else:
@@ -307,41 +273,6 @@ async def remove(connection: Connection, name: str) -> None:
     """
     await load_config(connection, name)
     await connection.run(scripts.remove_run(name))
-
-
-async def status(connection: Connection, name: str) -> RunStatus:
-    """Read how far a run is.
-
-    Raises:
-        UnknownName: there is no such run.
-    """
-    flat = await connection.send("HGETALL", connection.keys.run(name))
-    fields = {k.decode(): v for k, v in zip(flat[::2], flat[1::2], strict=True)}
-    if "config" not in fields:
-        raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
-    unread = await connection.run(scripts.consumer_lag(name))
-    return RunStatus(
-        config=msgspec.json.decode(fields["config"], type=RunConfig),
-        state=fields.get("state", b"open").decode(),  # a run that is being created has none yet
-        rows=int(fields.get("rows", 0)),
-        admitted=int(fields.get("cursor", 0)),
-        ended=int(fields.get("ended", 0)),
-        live=await connection.send("SCARD", connection.keys.live(name)),
-        by_status={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("n:")},
-        unread=unread,
-        paused="paused" in fields,
-        tokens=_tokens(fields),
-    )
-
-
-def _tokens(fields: dict[str, bytes]) -> dict[str, Usage]:
-    found: dict[str, Usage] = {}
-    for field, value in sorted(fields.items()):
-        kind, _, rest = field.partition(":")
-        name, _, spec = rest.partition(":")
-        if kind == "u" and name in TOKENS:
-            setattr(found.setdefault(spec, Usage()), name, int(value))
-    return found
 
 
 async def names(connection: Connection) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Self, TypeVar
 
@@ -14,16 +13,13 @@ from gymq.settings import Settings
 from gymq.store import runs, scripts
 from gymq.store.connection import Connection
 from gymq.store.keys import Keys
-from gymq.store.runs import RunConfig, RunStatus
-from gymq.wire.calls import Usage
+from gymq.store.run_status import RunStatus, merge, read_status
+from gymq.store.runs import RunConfig
 
 T = TypeVar("T")
 
 #: Keys that one SCAN looks at: a millisecond of the server's time.
 _SCAN = 5000
-
-#: What a run is when its shards are not all in the same state: the first of these that some shard is in.
-_STATES = ("cancelled", "open", "closed", "done")
 
 
 class Shards:
@@ -165,7 +161,7 @@ class Shards:
 
         async def read(connection: Connection) -> RunStatus | UnknownName:
             try:
-                return await runs.status(connection, name)
+                return await read_status(connection, name)
             except UnknownName as error:
                 return error  # what is left of a run lapses on one shard a moment before the others
 
@@ -179,32 +175,6 @@ class Shards:
     async def names(self) -> list[str]:
         """All runs that are not done, oldest first."""
         return list(dict.fromkeys(name for names in await self.each(runs.names) for name in names))
-
-
-def merge(parts: list[RunStatus]) -> RunStatus:
-    """The status of a run, from those of its shards."""
-    if len(parts) == 1:
-        return parts[0]
-    by_status, unread = Counter[str](), Counter[str]()
-    for part in parts:
-        by_status.update(part.by_status)
-        unread.update(part.unread)
-    tokens: dict[str, Usage] = {}
-    for part in parts:
-        for spec, usage in part.tokens.items():
-            tokens.setdefault(spec, Usage()).add(usage)
-    return RunStatus(
-        config=parts[0].config,
-        state=next(state for state in _STATES if any(part.state == state for part in parts)),
-        rows=sum(part.rows for part in parts),
-        admitted=sum(part.admitted for part in parts),
-        ended=sum(part.ended for part in parts),
-        live=sum(part.live for part in parts),
-        by_status=dict(sorted(by_status.items())),
-        unread=dict(unread),
-        paused=any(part.paused for part in parts),
-        tokens=tokens,
-    )
 
 
 async def check(connection: Connection) -> None:

@@ -16,7 +16,8 @@ import psutil
 from gymq.settings import Settings
 from gymq.store import runs
 from gymq.store.connection import Connection
-from gymq.store.runs import RunConfig, RunStatus
+from gymq.store.run_status import RunStatus
+from gymq.store.runs import RunConfig
 from gymq.store.topology import parse
 from tests.support import rollouts
 from tests.support.redis_server import wait_until

@@ -23,7 +23,8 @@ from gymq.settings import Settings
 from gymq.store import runs, scripts
 from gymq.store.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
 from gymq.store.connection import Connection
-from gymq.store.runs import RunConfig, RunStatus
+from gymq.store.run_status import RunStatus
+from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.wire.ids import RolloutId
 from tests.support.redis_server import wait_until

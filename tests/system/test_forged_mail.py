@@ -24,6 +24,7 @@ from gymq.runtime import newer_mail
 from gymq.runtime.dead_letters import DeadLetter
 from gymq.settings import Settings
 from gymq.store import runs, scripts
+from gymq.store.run_status import read_status
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.wire.calls import SCHEMA, Call, Generated, Reply, RequestParameters, Usage, decode_call, encode
@@ -203,7 +204,7 @@ async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, connection, c
         )
     )
     await work(agent)
-    assert (await runs.status(connection, "r")).by_status == {"failed": 1}
+    assert (await read_status(connection, "r")).by_status == {"failed": 1}
 
 
 @pytest.mark.parametrize("role", ["model", "resource"])
@@ -268,7 +269,7 @@ async def test_a_reply_of_garbage_ends_its_rollout_in_one_line(agent, connection
     await work(agent)
     said = capsys.readouterr().err
     assert "is no mail of a rollout: what a reply brings cannot be read: " in said and said.count("\n") == 1
-    assert (await runs.status(connection, "r")).by_status == {"failed": 1}
+    assert (await read_status(connection, "r")).by_status == {"failed": 1}
     assert await pending(connection, "agent") == 0 and not agent.stats()["held"]
 
 
@@ -294,7 +295,7 @@ async def test_nothing_is_due_before_a_rollout_has_begun(settings, connection, c
     await worker._admit()
     await work(worker)
     assert "nothing is due before the rollout has begun" in capsys.readouterr().err
-    assert (await runs.status(connection, "r")).live == 1
+    assert (await read_status(connection, "r")).live == 1
     assert await connection.send("XLEN", keys.mailbox("model:m")) == 1
     await stopped(worker)
 

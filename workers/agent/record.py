@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from gymq.store.runs import TOKENS, RunConfig
+from gymq.store.run_status import TOKENS
+from gymq.store.runs import RunConfig
 from gymq.wire.calls import Generated, Reply
 from gymq.wire.record import (
     CallRecord,

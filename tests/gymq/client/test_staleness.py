@@ -14,7 +14,8 @@ from gymq.aio import cancel_and_wait
 from gymq.client.consumer import Results
 from gymq.client.publish_weights import forget, publish
 from gymq.errors import UsageError
-from gymq.store.runs import RunConfig, close, status
+from gymq.store.run_status import read_status
+from gymq.store.runs import RunConfig, close
 from gymq.store.sharded import Shards
 from tests.support.rollouts import Pretender, linked
 from tests.support.tiers import examples
@@ -61,7 +62,7 @@ async def test_what_is_too_old_is_passed_over_counted_and_acknowledged(settings,
     results = Results("r", "trainer", settings=settings, max_staleness=2)
     assert [item.id for item in await take(results)] == ["r.1.0", "r.2.0", "r.3.0"]
     assert results.stale == 1
-    assert (await status(connection, "r")).state == "done"
+    assert (await read_status(connection, "r")).state == "done"
 
 
 async def test_a_group_with_a_member_that_is_too_old_is_passed_over_as_a_whole(settings, connection):
@@ -74,7 +75,7 @@ async def test_a_group_with_a_member_that_is_too_old_is_passed_over_as_a_whole(s
     results = Results("r", "trainer", "group", settings, max_staleness=1)
     assert [item.id for item in await take(results)] == ["r.1"]
     assert results.stale == 2
-    assert (await status(connection, "r")).state == "done"
+    assert (await read_status(connection, "r")).state == "done"
 
 
 async def test_what_grows_too_old_while_it_waits_for_its_turn_is_not_delivered(settings, connection):
@@ -99,9 +100,9 @@ async def test_what_is_passed_over_makes_room_while_the_run_goes_on(settings, co
     results = Results("r", "trainer", settings=settings, max_staleness=0)
     reading = asyncio.create_task(anext(aiter(results)))
     until = asyncio.get_running_loop().time() + 5
-    while (await status(connection, "r")).unread["trainer"] and asyncio.get_running_loop().time() < until:
+    while (await read_status(connection, "r")).unread["trainer"] and asyncio.get_running_loop().time() < until:
         await asyncio.sleep(0.02)
-    assert (await status(connection, "r")).unread == {"trainer": 0}
+    assert (await read_status(connection, "r")).unread == {"trainer": 0}
     await cancel_and_wait([reading])
     await results.close()
 
@@ -156,5 +157,5 @@ async def _play(settings, samples: int, most: int, chance: random.Random) -> Non
             if chance.random() < 0.3:
                 await bump()
         assert delivered + results.stale == rows * samples
-        assert (await status(connection, "r")).state == "done"
+        assert (await read_status(connection, "r")).state == "done"
         await connection.send("FLUSHALL")

@@ -7,6 +7,7 @@ from redis import Redis
 
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.store import runs, scripts
+from gymq.store.run_status import read_status
 from gymq.store.runs import RunConfig
 from tests.support.redis_server import leaked_keys
 from tests.support.rollouts import make_run
@@ -36,9 +37,9 @@ async def test_closing_and_reopening(connection):
     await make_run(connection)
     await runs.close(connection, "r")
     await runs.close(connection, "r")
-    assert (await runs.status(connection, "r")).state == "closed"
+    assert (await read_status(connection, "r")).state == "closed"
     await runs.reopen(connection, "r")
-    assert (await runs.status(connection, "r")).state == "open"
+    assert (await read_status(connection, "r")).state == "open"
     await runs.cancel(connection, "r")
     for change in (runs.close, runs.reopen):
         with pytest.raises(RunClosed):
@@ -105,7 +106,7 @@ async def test_a_run_that_is_paused_admits_nothing_until_it_is_resumed(connectio
     await runs.pause(connection, "r", True)
     assert await pretender.admit() == 2
     assert pretender.live == ["other.0.0", "other.1.0"]
-    assert (await runs.status(connection, "r")).paused and not (await runs.status(connection, "other")).paused
+    assert (await read_status(connection, "r")).paused and not (await read_status(connection, "other")).paused
     await runs.pause(connection, "r", False)
     assert await other.admit() == 2
 
@@ -148,10 +149,10 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
             await pretender.end(*pretender.live)
         await runs.close(connection, "r")
     assert await acknowledge("sink") == 0
-    assert (await runs.status(connection, "r")).state == ("cancelled" if cancelled else "closed")
+    assert (await read_status(connection, "r")).state == ("cancelled" if cancelled else "closed")
     # but when all have it
     assert await acknowledge("trainer") == 1
-    assert (await runs.status(connection, "r")).state == "done"
+    assert (await read_status(connection, "r")).state == "done"
     await connection.send("DEL", keys.mailbox("agent"))
     for key in await connection.send("KEYS", "*"):
         assert 0 < await connection.send("TTL", key) <= 100, key
@@ -176,7 +177,7 @@ async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(
     assert [entry for entry, _ in await connection.send("XRANGE", keys.results("r"), "-", "+")] == [second, *rest]
     # and acknowledging twice counts once
     await connection.run(scripts.ack("r", slow, 100, [first, *rest]))
-    assert (await runs.status(connection, "r")).unread == {"sink": 0, slow: 1}
+    assert (await read_status(connection, "r")).unread == {"sink": 0, slow: 1}
 
 
 async def test_removing_a_run_leaves_nothing_of_it(connection, redis_url):
@@ -205,4 +206,4 @@ async def test_removing_a_run_leaves_nothing_of_it(connection, redis_url):
         assert leaked_keys(client) == []
     assert other.live == []
     with pytest.raises(UnknownName):
-        await runs.status(connection, "r")
+        await read_status(connection, "r")

@@ -14,7 +14,8 @@ from gymq.errors import RunClosed, UnknownName
 from gymq.settings import Settings
 from gymq.store import scripts, task_ledger
 from gymq.store.connection import Connection
-from gymq.store.runs import RunConfig, cancel, close, status
+from gymq.store.run_status import read_status
+from gymq.store.runs import RunConfig, cancel, close
 from gymq.store.task_ledger import TaskLedger
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
@@ -52,7 +53,7 @@ async def test_a_chunk_enters_once(run):
     assert await book.write("c1", tasks(3)) == 0
     assert await book.write("c2", tasks(2)) == 2
     assert await book.chunks() == [{"c1": 3, "c2": 2}]
-    assert (await status(run.connection, "r")).rows == 5
+    assert (await read_status(run.connection, "r")).rows == 5
 
 
 async def test_a_chunk_that_two_producers_write_at_once_enters_once(settings, run):
@@ -61,7 +62,7 @@ async def test_a_chunk_that_two_producers_write_at_once_enters_once(settings, ru
             TaskLedger([run.connection], "r").write("c1", tasks(3)), TaskLedger([other], "r").write("c1", tasks(3))
         )
     assert sorted(written) == [0, 3]
-    assert (await status(run.connection, "r")).rows == 3
+    assert (await read_status(run.connection, "r")).rows == 3
 
 
 async def test_a_run_that_is_over_takes_no_rows_but_knows_those_it_has(run):
@@ -165,7 +166,7 @@ async def test_what_stands_acknowledged_behind_a_straggler_holds_up_nothing(sett
             await acknowledge(connection, "trainer")
             await run.admit()
         # Then the run went on
-        assert (await status(connection, "r")).admitted > 20
+        assert (await read_status(connection, "r")).admitted > 20
         assert await connection.send("XLEN", keys.results("r")) > 4
         assert straggler[1][1] == b"r.0.0"
 
@@ -202,7 +203,7 @@ async def test_a_group_that_is_finished_behind_a_full_backlog_begins_no_other(se
             await run.admit()
             await run.end(*run.live)
         # Then no more groups have begun than it takes to be that far behind
-        assert (await status(connection, "r")).admitted <= 6
+        assert (await read_status(connection, "r")).admitted <= 6
 
 
 async def test_what_a_sink_has_is_skipped_in_steps_that_do_not_hold_up_the_server(settings):
@@ -214,7 +215,7 @@ async def test_what_a_sink_has_is_skipped_in_steps_that_do_not_hold_up_the_serve
         assert await connection.run(scripts.admit(128, 0, 10, 1 << 40)) == scripts.Admitted(0, 10)
         assert await connection.run(scripts.admit(128, 0, 10, 1 << 40)) == scripts.Admitted(0, 10)
         assert await connection.run(scripts.admit(128, 0, 100, 1 << 40)) == scripts.Admitted(4, 16)
-        assert (await status(connection, "r")).by_status == {"kept": 36}
+        assert (await read_status(connection, "r")).by_status == {"kept": 36}
         assert await connection.send("HKEYS", keys.rows("r")) == [b"9"]
 
 
@@ -266,11 +267,11 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
 
         async def admit(most: int = 0) -> int:
             # What stands in incomplete groups is no backlog; behind a full one the group that has begun is finished.
-            was = await status(connection, "r")
+            was = await read_status(connection, "r")
             partial = int(await connection.send("HGET", keys.run("r"), "partial") or 0)
             admitted = await run.admit(most or chance.choice((1, 2, 128)))
             assert len(run.live) <= config.concurrency
-            begun = (await status(connection, "r")).admitted
+            begun = (await read_status(connection, "r")).admitted
             if (max(was.unread.values()) - partial >= config.backlog) or (
                 config.ahead and was.live + max(was.unread.values()) >= config.ahead
             ):
@@ -314,7 +315,7 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
                 )
             )()
         # And then everybody does their best, as long as that changes anything
-        before, now = None, await status(connection, "r")
+        before, now = None, await read_status(connection, "r")
         while before != now:
             before = now
             while await admit(128):
@@ -322,9 +323,9 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
             await end(all_of_them=True)
             await sink.use(None, groups=False)
             await trainer.use(None, groups=True)
-            now = await status(connection, "r")
+            now = await read_status(connection, "r")
         # Then the run is over: every rollout ended, once, and everybody has seen it
-        end_of_it = await status(connection, "r")
+        end_of_it = await read_status(connection, "r")
         assert (end_of_it.state, end_of_it.ended, end_of_it.live) == ("done", len(every), 0)
         assert end_of_it.unread == {"sink": 0, "trainer": 0}
         assert end_of_it.by_status.get("cancelled", 0) == len(doomed)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymq.store import runs, scripts
+from gymq.store.run_status import read_status
 from gymq.wire.task import Task, decode_task, encode_task
 from tests.support.rollouts import make_run
 from tests.support.shard import keys
@@ -142,7 +143,7 @@ async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(conne
     # When they are admitted
     assert await admit(connection) == ["r.1.0"]
     # Then the others count as ended, and the row of the whole group is gone
-    state = await runs.status(connection, "r")
+    state = await read_status(connection, "r")
     assert (state.admitted, state.ended, state.live, state.by_status) == (4, 3, 1, {"kept": 3})
     assert await connection.send("HKEYS", keys.rows("r")) == [b"1"]
     # and the member that is done now is its group's last

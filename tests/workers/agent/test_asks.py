@@ -7,7 +7,7 @@ import pytest
 from gymq_workers.agent.machine import ASKS
 
 from gymq.api.agent import Finish, Generate, Respond
-from gymq.store.runs import TOKENS
+from gymq.store.run_status import TOKENS
 from gymq.wire.calls import Asked, Generated, Responded, Scored, Tokens, Usage, decode_parameters
 from gymq.wire.message import Message, encode_message
 from tests.workers.agent.play import (
