@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -102,6 +103,7 @@ def main() -> None:
         if not _is_outage(error):
             raise
         code = _say(f"the connection to Redis broke: {error}", ServerUnreachable.exit_code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the outcome is decided: a Ctrl-C during the exit must not change the code
     sys.exit(code)
 
 

@@ -41,30 +41,30 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.store.runs import check_name
     from gymq.store.sharded import Shards
 
-    request = read_run_options(given, needed=("data", "run", "model"))
+    options = read_run_options(given, needed=("data", "run", "model"))
     plugins.environment(env)
-    plugins.agent(request.agent)
-    assert request.run is not None
-    check_name(request.run)
+    plugins.agent(options.agent)
+    assert options.run is not None
+    check_name(options.run)
     for consumer in consumers:
         check_consumer(consumer)
-    config = request.config(env, request.run)
-    source = fingerprint(request.data)
-    settings = redis_settings(redis or request.redis, of)
+    config = options.config(env, options.run)
+    source = fingerprint(options.data)
+    settings = redis_settings(redis or options.redis, of)
 
     async def work() -> Produced:
         async with Shards(settings, "gymq-produce") as shards:
             await shards.create(config)
             for consumer in consumers:
                 await shards.declare(config.name, consumer)
-            parts = await source_ranges(shards.first, config.name, source, request.limit)
+            parts = await source_ranges(shards.first, config.name, source, options.limit)
         return await enqueue(
             settings,
             config,
-            request.data,
+            options.data,
             source,
             parts,
-            prompt=request.prompt,
+            prompt=options.prompt,
             last=not keep_open,
             on_bad=lambda line: click.echo(line, err=True),
             on_progress=_progress(config.name),

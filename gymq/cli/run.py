@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gymq.local.preflight import Preflight
     from gymq.local.run_dir import RunDir
     from gymq.local.run_session import RunSession
-    from gymq.wire.pricing import Prices
+    from gymq.store.runs import RunConfig
 
 
 @click.command(epilog=EXIT_CODES)
@@ -51,47 +51,46 @@ def run(env: str, **given: Any) -> int:
     from gymq.local.run_session import RunSession, terminate
 
     signal.signal(signal.SIGTERM, terminate)
-    request = read_run_options(given, needed=("data", "model", "out"))
-    check_names(env, request)
-    _ = request.price_table
-    identity = request.identity(env)
-    name = run_name(identity)
-    assert request.out is not None
-    place = RunDir(Path(request.out))
-    rows = preflight(request.data, env, request.limit, request.prompt, on_bad=lambda line: click.echo(line, err=True))
+    options = read_run_options(given, needed=("data", "model", "out"))
+    check_names(env, options)
+    identity = options.identity(env)
+    config = options.config(env, run_name(identity))
+    assert options.out is not None
+    folder = RunDir(Path(options.out))
+    rows = preflight(options.data, env, options.limit, options.prompt, on_bad=lambda line: click.echo(line, err=True))
     if not rows.rows:
-        raise DataError(f"{request.data}: has no good rows; nothing to roll out")
-    total = rows.rows * request.samples
-    if not total - len(_kept(place, name, rows, within=True)):
-        click.echo(f"{place.out}: complete: all {total} rollouts are there; nothing to do", err=True)
-        return _finish(place.out, name, request.samples, rows.bad, request.price_table)
-    wrong = asyncio.run(plugins.backend(request.model, request.backend_options).probe())
-    if wrong:
-        click.echo(f"model {request.model}: {wrong}", err=True)
-    with place.locked():
-        kept = _kept(place, name, rows)  # again: another process may have written until now
+        raise DataError(f"{options.data}: has no good rows; nothing to roll out")
+    total = rows.rows * config.samples
+    if len(_kept(folder, config.name, rows, wanted_only=True)) == total:
+        click.echo(f"{folder.out}: complete: all {total} rollouts are there; nothing to do", err=True)
+        return _finish(folder.out, config, rows.bad)
+    complaint = asyncio.run(plugins.backend(options.model, options.backend_options).probe())
+    if complaint:
+        click.echo(f"model {options.model}: {complaint}", err=True)
+    with folder.locked():
+        kept = _kept(folder, config.name, rows)  # again: another process may have written until now
         if kept:
-            click.echo(f"{place.out}: {len(kept)} rollouts are there; the others are to do", err=True)
-        place.enter(name, identity)
-        return _go(RunSession(request, request.config(env, name), identity["data"], rows, kept, place), place, name, rows.bad)
+            click.echo(f"{folder.out}: {len(kept)} rollouts are there; the others are to do", err=True)
+        folder.enter(config.name, identity)
+        return _go(RunSession(options, config, identity["data"], rows, kept, folder), folder, config, rows.bad)
 
 
-def _kept(place: RunDir, name: str, rows: Preflight, within: bool = False) -> RolloutSet:
-    """The rollouts that OUT has; `within`: only those of the rows that are wanted now."""
+def _kept(folder: RunDir, name: str, rows: Preflight, wanted_only: bool = False) -> RolloutSet:
+    """Return the rollouts that OUT holds, or only those of the rows that are wanted now."""
     from gymq.client.rollout_set import RolloutSet
     from gymq.local.preflight import check_kept
     from gymq.wire.ids import RolloutId
 
     kept = RolloutSet(name)
-    for row, sample, environment in place.kept(name):
+    for row, sample, environment in folder.kept(name):
         check_kept(rows.environments, row, environment)
-        if not within or row < rows.rows:
+        if not wanted_only or row < rows.rows:
             kept.add(str(RolloutId(name, row, sample)))
     return kept
 
 
-def _go(session: RunSession, place: RunDir, name: str, bad: int) -> int:
-    """Run the session, and say what came of it."""
+def _go(session: RunSession, folder: RunDir, config: RunConfig, bad: int) -> int:
+    """Run the session, tell its outcome, and return the exit code."""
     import time
 
     began = time.time()
@@ -100,29 +99,29 @@ def _go(session: RunSession, place: RunDir, name: str, bad: int) -> int:
     except (KeyboardInterrupt, SystemExit) as error:
         stopped = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
     if stopped:
-        there = sum(1 for _ in place.kept(name))
-        click.echo(f"{there} of {session.total} rollouts are in {place.out}; the same command continues", err=True)
+        kept = sum(1 for _ in folder.kept(config.name))
+        click.echo(f"{kept} of {session.total} rollouts are in {folder.out}; the same command continues", err=True)
         return 128 + stopped
-    code = _finish(place.out, name, session.samples, bad, session.prices, since=began, total=session.total)
-    place.leave(keep_logs=session.troubled or code == 6)
+    code = _finish(folder.out, config, bad, since=began, total=session.total)
+    folder.leave(keep_logs=session.troubled or code == 6)
     return code
 
 
-def _finish(out: Path, name: str, samples: int, bad: int, prices: Prices | None, *, since: float = 0.0, total: int = 0) -> int:
-    """Print the summary and the path; returns the exit code."""
+def _finish(out: Path, config: RunConfig, bad: int, *, since: float = 0.0, total: int = 0) -> int:
+    """Print the summary and the path, and return the exit code."""
     from gymq.cli import report
     from gymq.ops import summary
 
-    found = summary.read(out, since)
-    report.show(found, name, samples, prices)
+    result = summary.read(out, since)
+    report.show(result, config.name, config.samples, config.prices)
     lines: list[str] = []
     if bad:
         lines.append(f"{bad} rows were bad; they are listed above")
-    failed = found.total.by_status["failed"] + found.total.by_status["cancelled"]
+    failed = result.total.by_status["failed"] + result.total.by_status["cancelled"]
     if failed:
-        first = f"; the first to fail says: {found.total.first_error}" if found.total.first_error else ""
+        first = f"; the first to fail says: {result.total.first_error}" if result.total.first_error else ""
         lines.append(f"{failed} rollouts failed or were cancelled; their `error` in {out} says why{first}")
-    missing = total - found.total.rollouts
+    missing = total - result.total.rollouts
     if missing > 0:
         lines.append(f"the run was cancelled before {missing} of its rollouts had begun; the same command does them")
     for line in lines:

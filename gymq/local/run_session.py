@@ -1,7 +1,7 @@
 """The life of one `gymq run`: prepare the run's record, start the other processes, watch, stop in order.
 
-Messages take the same path as with workers started by hand; this process only enqueues the rows and watches. First of all
-stands the file of finished rollouts: what it holds is never done again, whatever Redis says.
+Messages take the same path as with workers started by hand; this process only enqueues the rows and watches. The file of
+finished rollouts comes first: a rollout that stands in it is never done again, whatever Redis says.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import islice
-from typing import Any
 
 from gymq.client.rollout_set import RolloutSet
-from gymq.errors import GymqError, ServerUnreachable, UsageError
+from gymq.errors import GymqError, UsageError
 from gymq.local.launch import SINK, children
 from gymq.local.preflight import Preflight
+from gymq.local.producer_thread import ProducerThread
 from gymq.local.progress import RunProgress
 from gymq.local.run_dir import RunDir
 from gymq.local.run_options import RunOptions
@@ -32,9 +32,8 @@ from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.wire.ids import RolloutId
-from gymq.wire.pricing import Prices
 
-#: The name under which the run's own sink reads.
+#: Consumer that is the run's own sink.
 CONSUMER = "jsonl"
 
 #: Seconds between two looks at the children.
@@ -43,73 +42,60 @@ POLL_INTERVAL = 0.1
 #: Seconds between two looks at the run's numbers.
 STATUS_PERIOD = 0.5
 
-#: Seconds that the producer may take to notice that it is to stop: reading a row of a slow source.
-PRODUCER_LIMIT = 5.0
+#: Restarts of the embedded server before the run is given up.
+MAX_RESTARTS = 5
 
-#: Times that the embedded server is started again before the run is given up.
-SERVER_STARTS = 5
-
-#: Ids in one command.
+#: Ids in one Redis command.
 _BATCH = 1000
 
 
 class RunSession:
-    """One `gymq run`, from the moment its place is locked.
+    """One `gymq run`, from when its folder is locked.
 
     Args:
-        request: the options.
+        options: the options.
         config: the run.
-        source: what the data are called in the run's ledger.
-        survey: what the rows are.
-        kept: the rollouts that the file has.
-        place: where things are.
+        source: the name of the data in the run's ledger.
+        rows: the rows, as they were looked at.
+        kept: the rollouts that the file holds.
+        folder: the file and the folder beside it.
     """
 
     def __init__(
-        self, request: RunOptions, config: RunConfig, source: str, survey: Preflight, kept: RolloutSet, place: RunDir
+        self, options: RunOptions, config: RunConfig, source: str, rows: Preflight, kept: RolloutSet, folder: RunDir
     ) -> None:
-        self._request = request
+        self._options = options
         self._config = config
         self._source = source
-        self._survey = survey
+        self._rows = rows
         self._kept = kept
-        self._place = place
+        self._folder = folder
         self._parts: list[tuple[int, int | None]] = []
-        #: Whether a process died meanwhile: then the logs are worth keeping.
+        #: Whether a process has died: then the logs are worth keeping.
         self.troubled = False
-        #: How far the run was when it was last looked at.
+        #: The run's status when it was last read; None: not yet.
         self.status: RunStatus | None = None
 
     @property
     def total(self) -> int:
-        """Rollouts that the file will have."""
-        return max(self._survey.rows * self._config.samples, self.status.total if self.status else 0, len(self._kept))
-
-    @property
-    def samples(self) -> int:
-        """Rollouts of each task."""
-        return self._config.samples
-
-    @property
-    def prices(self) -> Prices | None:
-        """What tokens cost."""
-        return self._config.prices
+        """Rollouts that the file will hold."""
+        return max(self._rows.rows * self._config.samples, self.status.total if self.status else 0, len(self._kept))
 
     def go(self) -> int:
         """Run until all rollouts have ended, or a signal comes.
 
         Returns:
-            The signal that stopped it, 0 if it ran to its end.
+            The signal that stopped the run, 0 if it came to its end.
 
         Raises:
-            GymqError: it cannot go on.
+            GymqError: the run cannot go on.
         """
         server = None
-        if self._request.redis is None:
-            server = EmbeddedRedis(self._place.server)
+        if self._options.redis is None:
+            server = EmbeddedRedis(self._folder.server)
             server.start()
         try:
-            settings = Settings.from_environment(redis_url=self._request.redis if server is None else server.url)
+            settings = Settings.from_environment(redis_url=self._options.redis if server is None else server.url)
             # The Celery app, by which rows are announced, is made of the environment's settings.
             os.environ.update(settings.environment())
             asyncio.run(self._prepare(settings))
@@ -135,40 +121,39 @@ class RunSession:
                     ids = (rid for rid in self._kept if RolloutId.parse(rid).shard(len(shards.connections)) == shard)
                     while batch := list(islice(ids, _BATCH)):
                         await connection.send("SADD", connection.keys.skip(name), *batch)
-            self._parts = await source_ranges(shards.first, name, self._source, self._request.limit)
-            to = str(self._place.out.absolute())
+            self._parts = await source_ranges(shards.first, name, self._source, self._options.limit)
+            to = str(self._folder.out.absolute())
             await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{CONSUMER}", to))
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
             await shards.declare(name, CONSUMER)
 
     async def _usable(self, shards: Shards) -> bool:
-        """Whether Redis has a record of this run that can be continued.
+        """Return whether Redis has a record of this run that can be continued.
 
         Raises:
             UsageError: the run goes to another file.
         """
-        name, place = self._config.name, str(self._place.out.absolute())
+        name, out = self._config.name, str(self._folder.out.absolute())
         fields = ("state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}")
-        told = await shards.each(lambda connection: connection.send("HMGET", connection.keys.run(name), *fields))
-        states = {state for state, *_ in told}
-        to = next((to for *_, to in told if to is not None), None)
-        # A server of our own lies beside the file and moves with it; on a shared one somebody else may be at it.
-        if self._request.redis and states & {b"open", b"closed", b"cancelled"} and to not in (None, place.encode()):
+        records = await shards.each(lambda connection: connection.send("HMGET", connection.keys.run(name), *fields))
+        states = {state for state, *_ in records}
+        to = next((to for *_, to in records if to is not None), None)
+        # An embedded server lies beside the file and moves with it; on a shared one another process may work on the run.
+        if self._options.redis and states & {b"open", b"closed", b"cancelled"} and to not in (None, out.encode()):
             raise UsageError(f"run {name!r} on this server writes to {to.decode()}; use that --out, or `gymq rm {name}` first")
-        # A rollout is acknowledged after it stands in the file. If fewer stand there, somebody took some away: again, then.
-        acknowledged = sum(int(count or 0) for _, acked, kept, _ in told for count in (acked, kept))
+        # A rollout is acknowledged after it stands in the file. If fewer stand there, lines were deleted: the run begins again.
+        acknowledged = sum(int(count or 0) for _, acked, kept, _ in records for count in (acked, kept))
         return states <= {b"open", b"closed"} and acknowledged <= len(self._kept)
 
     def _work(self, settings: Settings, server: EmbeddedRedis | None, progress: RunProgress) -> int:
-        logs = self._place.logs
-        models = {self._config.model: self._request.backend_options}
+        logs = self._folder.logs
+        models = {self._config.model: self._options.backend_options}
         if self._config.judge:
-            models.setdefault(self._config.judge, self._request.judge_options)
-        specs = children(settings, self._config, models, self._survey.specs(), self._place.out, logs)
+            models.setdefault(self._config.judge, self._options.judge_options)
+        specs = children(settings, self._config, models, self._rows.specs(), self._folder.out, logs)
         supervisor = Supervisor(specs)
-        producer = _ProducerThread(
-            settings, self._config, self._request.data, self._source, self._parts, prompt=self._request.prompt
-        )
+        data, prompt = self._options.data, self._options.prompt
+        producer = ProducerThread(partial(produce, settings, self._config, data, self._source, self._parts, prompt=prompt))
         supervisor.start()
         try:
             producer.start()
@@ -185,15 +170,15 @@ class RunSession:
         self,
         settings: Settings,
         supervisor: Supervisor,
-        producer: _ProducerThread,
+        producer: ProducerThread,
         server: EmbeddedRedis | None,
         progress: RunProgress,
     ) -> int:
-        """Look after everything until the sink is finished or a signal comes; returns the signal, or 0."""
+        """Look after all processes until the sink is finished or a signal comes; return the signal, or 0."""
         stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _once, stop, number)
-        starts, due = 0, 0.0
+        restarts, due = 0, 0.0
         async with Shards(settings, "gymq-watch") as shards:
             while not stop.done():
                 for event in supervisor.poll():
@@ -201,29 +186,29 @@ class RunSession:
                         self.troubled = True
                         progress.say(event)
                 producer.check()
-                over = SINK in supervisor.finished
+                finished = SINK in supervisor.finished
                 if server is not None and not server.alive:
-                    starts += 1
-                    if starts > SERVER_STARTS:
-                        raise GymqError(f"the server died {starts} times; see {self._place.server / 'server.log'}")
+                    restarts += 1
+                    if restarts > MAX_RESTARTS:
+                        raise GymqError(f"the server died {restarts} times; see {self._folder.server / 'server.log'}")
                     self.troubled = True
                     progress.say("server: died; starting it again")
                     await asyncio.to_thread(server.start)
-                if over or time.monotonic() >= due:
+                if finished or time.monotonic() >= due:
                     due = time.monotonic() + STATUS_PERIOD
                     before = self.status.ended if self.status else 0
-                    await self._look(shards, progress, over)
+                    await self._read_status(shards, progress, finished)
                     if self.status and self.status.ended != before:
                         supervisor.forgive()  # deaths that the run survives are no reason to give up
-                    if producer.over and self.status is not None and self.status.state == "open":
-                        # Its last word was that there are no more rows: Redis has lost it, and perhaps rows before it.
+                    if producer.finished and self.status is not None and self.status.state == "open":
+                        # The run is closed when all rows are enqueued: Redis has lost that, and perhaps rows before it.
                         producer.start()
-                if over:
+                if finished:
                     return 0
                 await asyncio.wait([stop], timeout=POLL_INTERVAL)
             return stop.result()
 
-    async def _look(self, shards: Shards, progress: RunProgress, last: bool) -> None:
+    async def _read_status(self, shards: Shards, progress: RunProgress, last: bool) -> None:
         try:
             self.status = await shards.status(self._config.name)
             progress.show(self.status, last)
@@ -232,68 +217,11 @@ class RunSession:
                 await asyncio.wait_for(shards.reconnect(), STATUS_PERIOD)
 
 
-class _ProducerThread:
-    """The producer in a thread of its own: reading and parsing rows must not hold up the watch.
-
-    Args:
-        arguments, named: as for `produce`.
-    """
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self._arguments = arguments
-        self._named = named
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._failure: Exception | None = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread()
-
-    def start(self) -> None:
-        """Begin, or begin again: what is enqueued already is passed over."""
-        self._thread = threading.Thread(target=self._live, name="gymq-producer", daemon=True)
-        self._thread.start()
-
-    @property
-    def over(self) -> bool:
-        """Whether it has enqueued everything."""
-        return self._thread.ident is not None and not self._thread.is_alive() and self._failure is None
-
-    def check(self) -> None:
-        """Raise what ended it, if something did."""
-        if self._failure is not None:
-            raise self._failure
-
-    def stop(self) -> None:
-        """End it; what it has enqueued stays."""
-        self._stopped.set()
-        if self._loop is not None and self._task is not None and self._thread.is_alive():
-            with suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(self._task.cancel)
-        if self._thread.ident is not None:
-            self._thread.join(PRODUCER_LIMIT)
-
-    def _live(self) -> None:
-        async def work() -> None:
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            await produce(*self._arguments, **self._named)
-
-        while not self._stopped.is_set():
-            try:
-                return asyncio.run(work())
-            except asyncio.CancelledError:
-                return
-            except ServerUnreachable:
-                self._stopped.wait(STATUS_PERIOD)  # it comes back, or the watch gives up
-            except Exception as error:
-                self._failure = error
-                return
-
-
 def _once(stop: asyncio.Future[int], number: int) -> None:
     if not stop.done():
         stop.set_result(number)
 
 
 def terminate(number: int, _frame: object) -> None:
-    """Handle SIGTERM where nothing better does: let `finally` clauses stop what was started."""
+    """Handle SIGTERM outside an event loop: `finally` clauses stop the processes that were started."""
     raise SystemExit(128 + number)
