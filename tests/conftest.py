@@ -19,7 +19,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
-# So that `from tests.support.redis_server import wait_until` works under --import-mode=importlib.
+# So that `from tests.support.waiting import wait_until` works under --import-mode=importlib.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gymq import plugins
@@ -27,8 +27,9 @@ from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from gymq.store.connection import Connection
 from tests.support.farm import PLUGIN, Farm
-from tests.support.redis_server import leaked_keys, left_by_done_runs, wait_until
+from tests.support.redis_server import leaked_keys, left_by_done_runs
 from tests.support.rollouts import linked
+from tests.support.waiting import wait_until
 
 #: Examples of each Hypothesis test, in percent of the full number; the same in each run, but for `full`.
 for profile, percent in {"quick": 20, "ci": 50, "full": 100}.items():

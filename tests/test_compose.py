@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -19,8 +18,9 @@ from redis.exceptions import RedisError
 
 from gymq.process.embedded_redis import server_binary
 from gymq.settings import Settings
-from tests.support.redis_server import wait_until
 from tests.support.rollouts import registered, status, wait_for_state, weather
+from tests.support.servers import free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,12 +29,6 @@ ROWS = 20
 
 #: What the compose file may say: `${NAME}`, `${NAME:-default}`, `${NAME:?reason}`.
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def interpolated(value: Any, variables: dict[str, str]) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.M | re.S)

@@ -19,7 +19,7 @@ from gymq.ops.fault_injection import FaultInjector, InjectedFault
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.farm import PLUGIN
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 from .trace import Trace
 

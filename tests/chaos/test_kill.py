@@ -11,8 +11,8 @@ import pytest
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 from tests.support.farm import slow_rows
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.chaos

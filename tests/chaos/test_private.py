@@ -15,8 +15,8 @@ from gymq_workers.invocation.sessions import ORPHAN_CHECK_AFTER
 
 from gymq.store.runs import RunConfig
 from tests.support.farm import records
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 #: The kinds of calls that ask for the session, besides the tools `go` and `look`.
 ASKING = ("open", "verify", "close")

@@ -16,8 +16,9 @@ from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from tests.support import rollouts
 from tests.support.proxy import Proxy
-from tests.support.redis_server import leaked_keys, wait_until
+from tests.support.redis_server import leaked_keys
 from tests.support.tiers import heavy
+from tests.support.waiting import wait_until
 
 from .checker import check
 from .driver import FULL, Driver, until_some

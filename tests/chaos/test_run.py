@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.farm import PLUGIN
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 from .checker import check_file
 from .driver import FULL, write_rows

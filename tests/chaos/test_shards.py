@@ -16,9 +16,10 @@ from gymq.store.runs import RunConfig
 from gymq.store.topology import parse
 from tests.support import rollouts
 from tests.support.farm import records, slow_rows
-from tests.support.redis_server import leaked_keys, wait_until
+from tests.support.redis_server import leaked_keys
 from tests.support.servers import Cluster, Watched
 from tests.support.tiers import heavy, slow
+from tests.support.waiting import wait_until
 
 from .test_private import all_is_well, walks
 

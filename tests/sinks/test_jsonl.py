@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gymq.errors import DataError, GymqError, SinkBusy
-from tests.sinks.support import fresh, rollout, rollouts
+from tests.support.sink_rollouts import fresh, rollout, rollouts
 from tests.support.tiers import examples
 
 

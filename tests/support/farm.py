@@ -20,7 +20,7 @@ from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
 from gymq.store.topology import parse
 from tests.support import rollouts
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 PLUGIN = Path(__file__).parent / "plugin"
 NEXT = Path(__file__).parent / "next"
@@ -53,6 +53,18 @@ class Farm:
         return rollouts.start_worker(
             self._spawn, self.settings, role, name, log, environment, processes=processes, **options
         )  # fmt: skip
+
+    def start_roles(
+        self, environment: str, agents: int = 1, models: int = 1, resources: int = 1
+    ) -> dict[str, list[subprocess.Popen[bytes]]]:
+        """Start workers that serve an environment and a scripted model, wait for them, and return them by role."""
+        started = {
+            "agent": [self.start("agent") for _ in range(agents)],
+            "model": [self.start("model", model="scripted") for _ in range(models)],
+            "resource": [self.start("resource", environments=environment) for _ in range(resources)],
+        }
+        self.wait_for(agents + models + resources)
+        return started
 
     def sink(self, name: str, out: Path) -> subprocess.Popen[bytes]:
         """Start a sink."""
@@ -138,5 +150,18 @@ def slow_rows(journal: Path, count: int, script: list[Any], **fields: Any) -> li
     """Rows of the plugin's environment `slow`: a script of tool calls for each turn, noted in a journal as they run."""
     return [
         {"id": f"t{i}", "prompt": "go", "environment": "slow", "journal": str(journal), "script": script, **fields}
+        for i in range(count)
+    ]
+
+
+def journal_lines(path: Path) -> list[list[str]]:
+    """Return the words of each line of a journal; none if nothing was written."""
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def guest_rows(journal: Path, count: int, tool: str, seconds: float = 60) -> list[dict[str, Any]]:
+    """Return rows of the plugin's environment `guest`, each with a call of an isolated tool."""
+    return [
+        {"id": f"t{i}", "prompt": "go", "environment": "guest", "journal": str(journal), "tool": tool, "seconds": seconds}
         for i in range(count)
     ]

@@ -1,9 +1,7 @@
-"""What tests need of a server: find keys that would stay for ever, and wait for something to become true."""
+"""What tests need of a server: find keys that would stay for ever, and roll it back."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,19 +27,6 @@ LASTING = (
 
 #: Mailboxes stay, with their consumer group, but what was in them is acknowledged and deleted.
 MAILBOXES = (keys.mailbox("*"),)
-
-
-def wait_until(condition: Callable[[], object], limit: float = 10.0, what: str = "") -> None:
-    """Wait until a condition is true.
-
-    Raises:
-        AssertionError: it is not within `limit` seconds.
-    """
-    until = time.monotonic() + limit
-    while not condition():
-        if time.monotonic() > until:
-            raise AssertionError(f"not within {limit:g} s: {what or condition}")
-        time.sleep(0.02)
 
 
 def running(pid: int) -> bool:

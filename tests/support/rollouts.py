@@ -27,8 +27,8 @@ from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.wire.ids import RolloutId
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 #: Seconds until a worker process stands in the registry; it takes 1 s on an idle machine.
 START_LIMIT = 30.0

@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from gymq.process.child_process import ChildProcess
 from gymq.process.embedded_redis import PORTS, server_binary
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 #: Slots of a Cluster.
 SLOTS = 16384

@@ -15,8 +15,8 @@ from gymq.store import task_ledger
 from gymq.store.admission import BACKLOG_BYTES
 from gymq.store.runs import RunConfig
 from tests.support.farm import records
-from tests.support.redis_server import wait_until
 from tests.support.rollouts import weather
+from tests.support.waiting import wait_until
 
 #: Rows; GYMQ_BOUNDED_ROWS=200000 is the size that docs/operations.md speaks of.
 ROWS = int(os.environ.get("GYMQ_BOUNDED_ROWS", "10000"))

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,9 +13,10 @@ import pytest
 from gymq.store import runs
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
-from tests.support.farm import slow_rows
-from tests.support.redis_server import running, wait_until
+from tests.support.farm import guest_rows, journal_lines, slow_rows
+from tests.support.redis_server import running
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 
 class Endpoint:
@@ -48,17 +48,6 @@ class Endpoint:
                 pass
             self.waiting -= 1
         writer.close()
-
-
-def journal_of(path: Path) -> list[list[str]]:
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def guests(journal: Path, count: int, tool: str, seconds: float = 60) -> list[dict]:
-    return [
-        {"id": f"t{i}", "prompt": "go", "environment": "guest", "journal": str(journal), "tool": tool, "seconds": seconds}
-        for i in range(count)
-    ]
 
 
 def pending(farm) -> int:
@@ -105,7 +94,7 @@ def test_calls_that_wait_in_a_mailbox_are_not_begun_once_their_run_is_cancelled(
     farm.wait_for(3)
     rows = slow_rows(journal, 20, [[["step", {"number": 1}]]], seconds=60)
     farm.produce(RunConfig("queued", "slow", "tool", "scripted"), rows)
-    wait_until(lambda: len(journal_of(journal)) == 2, 20, "two calls at work")
+    wait_until(lambda: len(journal_lines(journal)) == 2, 20, "two calls at work")
     time.sleep(1.5)
     # When the run is cancelled
     farm.cancel("queued")
@@ -113,7 +102,7 @@ def test_calls_that_wait_in_a_mailbox_are_not_begun_once_their_run_is_cancelled(
     # Then those two made room, and of the others none began
     wait_until(lambda: pending(farm) == 0 and farm.ask("XLEN", keys.mailbox("resource:slow")) == 0, 10, "empty mailboxes")
     assert {record["status"] for record in found} == {"cancelled"}
-    assert len(journal_of(journal)) == 2
+    assert len(journal_lines(journal)) == 2
 
 
 @pytest.mark.slow
@@ -126,7 +115,7 @@ def test_groups_and_rollouts_are_cancelled_while_their_run_goes_on(farm, tmp_pat
     farm.wait_for(3)
     rows = slow_rows(journal, 6, [[["step", {"number": 1}]]], seconds=3)
     farm.produce(RunConfig("some", "slow", "tool", "scripted", samples=3, concurrency=6), rows)
-    wait_until(lambda: len(journal_of(journal)) == 6, 20, "six calls at work")
+    wait_until(lambda: len(journal_lines(journal)) == 6, 20, "six calls at work")
     # When a rollout and a group in flight are cancelled, and a rollout and a group that did not begin
     cancelled = ["0.1", "1", "3.0", "4"]
     flying, waiting = rollouts.with_link(farm.settings, lambda connection: runs.cancel_some(connection, "some", cancelled))
@@ -153,20 +142,20 @@ def test_what_was_opened_is_closed_when_its_rollout_is_cancelled(farm, tmp_path,
     farm.start("model", model="scripted")
     farm.start("resource", environments="guest")
     farm.wait_for(3)
-    farm.produce(RunConfig("guests", "guest", "tool", "scripted"), guests(journal, 4, tool, 20))
-    wait_until(lambda: sum(line[1] == tool for line in journal_of(journal)) == 4, 20, "tools at work")
+    farm.produce(RunConfig("guests", "guest", "tool", "scripted"), guest_rows(journal, 4, tool, 20))
+    wait_until(lambda: sum(line[1] == tool for line in journal_lines(journal)) == 4, 20, "tools at work")
     # When the run is cancelled
     farm.cancel("guests")
     found = farm.finish("guests", tmp_path / "out.jsonl", 15)
     # Then each was closed, once, and ended as cancelled with its messages so far
     assert {record["status"] for record in found} == {"cancelled"}
-    assert sorted(line[0] for line in journal_of(journal) if line[1] == "close") == ["t0", "t1", "t2", "t3"]
+    assert sorted(line[0] for line in journal_lines(journal) if line[1] == "close") == ["t0", "t1", "t2", "t3"]
     assert {len(record["messages"]) for record in found} == {2}
     assert {record["calls"][-1]["kind"] for record in found} == {"close"}
     # and the places of the tools were freed, though a thread cannot be stopped
     wait_until(lambda: pending(farm) == 0, 10, "places to be freed")
     if tool == "wait":
-        assert not any(line[1] == "waited" for line in journal_of(journal))
+        assert not any(line[1] == "waited" for line in journal_lines(journal))
 
 
 @pytest.mark.slow
@@ -178,19 +167,19 @@ def test_isolated_calls_are_killed_with_their_children(farm, tmp_path, no_leaks)
     farm.start("resource", environments="guest")
     executor = farm.start("executor", processes=2)
     farm.wait_for(3)
-    farm.produce(RunConfig("isolated", "guest", "tool", "scripted"), guests(journal, 4, "rest"))
-    wait_until(lambda: sum(line[1] == "rest" for line in journal_of(journal)) == 2, 30, "two calls at work")
-    pids = [int(pid) for line in journal_of(journal) if line[1] == "rest" for pid in line[2:]]
+    farm.produce(RunConfig("isolated", "guest", "tool", "scripted"), guest_rows(journal, 4, "rest"))
+    wait_until(lambda: sum(line[1] == "rest" for line in journal_lines(journal)) == 2, 30, "two calls at work")
+    pids = [int(pid) for line in journal_lines(journal) if line[1] == "rest" for pid in line[2:]]
     # When the run is cancelled
     farm.cancel("isolated")
     farm.finish("isolated", tmp_path / "out.jsonl", 15)
     # Then the processes are gone, the others never began, and the executor works on
     wait_until(lambda: not any(map(running, pids)), 10, "processes to be killed")
     time.sleep(1)
-    assert sum(line[1] == "rest" for line in journal_of(journal)) == 2
+    assert sum(line[1] == "rest" for line in journal_lines(journal)) == 2
     assert executor.poll() is None
     wait_until(lambda: not farm.ask("EXISTS", keys.isolated), 5, "no call to be known to an executor")
-    farm.produce(RunConfig("after", "guest", "tool", "scripted"), guests(journal, 2, "rest", 0.1))
+    farm.produce(RunConfig("after", "guest", "tool", "scripted"), guest_rows(journal, 2, "rest", 0.1))
     assert {record["status"] for record in farm.finish("after", tmp_path / "after.jsonl", 30)} == {"completed"}
     assert psutil.Process(executor.pid).is_running()
 

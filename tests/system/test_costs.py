@@ -15,7 +15,7 @@ from gymq.ops.summary import read
 from gymq.store.runs import RunConfig
 from gymq.wire.calls import Usage
 from gymq.wire.pricing import Prices
-from tests.workers.model.mock import run_server
+from tests.support.model_server import run_server
 
 GYMQ = str(Path(sys.executable).parent / "gymq")
 

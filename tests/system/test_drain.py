@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from gymq.store.runs import RunConfig
-from tests.support.farm import slow_rows
-from tests.support.redis_server import running, wait_until
+from tests.support.celery_listener import CeleryListener
+from tests.support.farm import guest_rows, journal_lines, slow_rows
+from tests.support.redis_server import running
 from tests.support.tiers import heavy
-from tests.system.test_cancel import guests, journal_of
-from tests.system.test_isolated import Heard
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -32,7 +32,7 @@ def answers(farm, name: str) -> bool:
 
 
 def begun(journal: Path, what: str) -> int:
-    return sum(line[1] == what for line in journal_of(journal))
+    return sum(line[1] == what for line in journal_lines(journal))
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_a_worker_that_drains_is_seen_finishes_its_calls_and_leaves_no_process(f
     names = ("agent", "model", "resource")
     workers = {name: farm.start(name, model="scripted", environments="slow") for name in names}
     farm.wait_for(3)
-    heard = Heard(farm.settings.redis_url)
+    heard = CeleryListener(farm.settings.redis_url)
     rows = slow_rows(journal, 10, [[["step", {"number": 1}]]], seconds=8, latency=8 if role == "model" else 0)
     farm.produce(RunConfig("drained", "slow", "tool", "scripted"), rows)
     if role != "agent":
@@ -79,7 +79,7 @@ def start_isolated(farm, journal: Path, seconds: float, **options):
     farm.start("model", model="scripted")
     executor = farm.start("executor", processes=2, **options)
     farm.wait_for(3)
-    farm.produce(RunConfig("isolated", "guest", "tool", "scripted"), guests(journal, 2, "rest", seconds))
+    farm.produce(RunConfig("isolated", "guest", "tool", "scripted"), guest_rows(journal, 2, "rest", seconds))
     wait_until(lambda: begun(journal, "rest") == 2, 30, "two isolated calls at work")
     return resource, executor
 

@@ -30,9 +30,9 @@ from gymq.store.sharded import Shards
 from gymq.wire.calls import SCHEMA, Call, Generated, Reply, RequestParameters, Usage, decode_call, encode
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
-from tests.support.redis_server import wait_until
 from tests.support.rollouts import letters, produce, status, weather
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 NOTHING = "it names no rollout and version, or has too many fields"
 UNCANCELLED = "it cancels neither a run nor a group nor a rollout"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
-from contextlib import suppress
 
 import pytest
-from celery import Celery
-from redis.exceptions import ConnectionError
 
 from gymq.store.runs import RunConfig
-from tests.support.redis_server import wait_until
+from tests.support.celery_listener import CeleryListener
+from tests.support.waiting import wait_until
 
 
 def start(farm, executors: int = 1, processes: int = 2):
@@ -22,27 +19,6 @@ def start(farm, executors: int = 1, processes: int = 2):
     farm.start("resource", environments="hostile,weather")
     farm.wait_for(3)
     return [farm.start("executor", processes=processes) for _ in range(executors)]
-
-
-class Heard:
-    """Celery's task events, as any monitor hears them."""
-
-    def __init__(self, url: str) -> None:
-        self.events: list[dict] = []
-        self._app = Celery(broker=url)
-        self._ready = threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
-        assert self._ready.wait(10)
-
-    def _listen(self) -> None:
-        # The server ends with the test session, while this thread still listens.
-        with suppress(ConnectionError), self._app.connection() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self.events.append})
-            self._ready.set()
-            receiver.capture(limit=None, timeout=None, wakeup=False)
-
-    def of(self, uuid: str) -> list[dict]:
-        return [event for event in self.events if event.get("uuid") == uuid]
 
 
 @pytest.mark.slow
@@ -72,7 +48,7 @@ def test_hostile_tools_end_as_their_calls_error_and_disturb_nobody(farm, tmp_pat
 
 def test_an_isolated_tool_is_a_celery_task_in_a_process_of_its_own(farm, tmp_path, no_leaks):
     # Given somebody who listens to Celery's events
-    heard = Heard(farm.settings.redis_url)
+    heard = CeleryListener(farm.settings.redis_url)
     (executor,) = start(farm)
     # When a tool says in which process it runs
     farm.produce(RunConfig("seen", "hostile", "tool", "scripted"), [{"id": "one", "prompt": "go", "calls": ["pid"]}])

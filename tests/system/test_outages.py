@@ -12,10 +12,10 @@ import pytest
 
 from gymq.store.runs import RunConfig
 from tests.support.farm import slow_rows
-from tests.support.redis_server import wait_until
+from tests.support.servers import free_port
 from tests.support.shard import keys
 from tests.support.tiers import heavy
-from tests.system.test_rollouts import start
+from tests.support.waiting import wait_until
 
 #: Seconds that the judge is away; a person may want to see a minute of it.
 OUTAGE = float(os.environ.get("GYMQ_TEST_OUTAGE", "8"))
@@ -29,12 +29,6 @@ def journal_of(path) -> Counter[str]:
 def rows(tmp_path, count: int, **fields):
     journal = str(tmp_path / "journal")
     return [{"id": f"t{i}", "prompt": "go", "journal": journal, **fields} for i in range(count)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Service:
@@ -59,7 +53,7 @@ def test_a_judge_that_is_away_for_a_while_costs_no_reward_and_no_call_of_the_mod
     down, port = tmp_path / "down", free_port()
     down.touch()
     fields = {"down": str(down), "judge": "scripted:judge"} if how == "asked" else {"port": port}
-    start(farm, "judged")
+    farm.start_roles("judged")
     farm.start("model", model="scripted:judge")
     farm.wait_for(4)
     farm.produce(RunConfig("away", "judged", "tool", "scripted"), rows(tmp_path, 20, **fields))
@@ -90,7 +84,7 @@ def test_a_judge_that_is_away_for_a_while_costs_no_reward_and_no_call_of_the_mod
 @pytest.mark.parametrize("environment", ["judged_apart", *heavy("judged")])
 def test_a_verifier_asks_its_judge_as_often_as_it_needs(farm, tmp_path, no_leaks, environment):
     # Given a judge of its own, and verifiers with three questions each, in the worker or in an executor
-    start(farm, environment)
+    farm.start_roles(environment)
     farm.start("model", model="scripted:judge")
     farm.wait_for(4)
     if environment == "judged_apart":
@@ -112,7 +106,7 @@ def test_a_verifier_asks_its_judge_as_often_as_it_needs(farm, tmp_path, no_leaks
 
 @pytest.mark.slow
 def test_a_judge_that_talks_nonsense_leaves_the_reward_out(farm, tmp_path, no_leaks):
-    start(farm, "judged")
+    farm.start_roles("judged")
     farm.produce(RunConfig("nonsense", "judged", "tool", "scripted"), rows(tmp_path, 1, verdict="lovely"))
     (rollout,) = farm.finish("nonsense", tmp_path / "out.jsonl")
     assert (rollout["status"], rollout["reward"]) == ("completed", None)
@@ -122,7 +116,7 @@ def test_a_judge_that_talks_nonsense_leaves_the_reward_out(farm, tmp_path, no_le
 def test_tools_that_met_an_outage_run_again_and_those_that_did_not_do_not(farm, tmp_path, no_leaks):
     # Given two tool calls of a turn whose service is away, in rollouts with and without tries
     port = free_port()
-    start(farm, "judged")
+    farm.start_roles("judged")
     tasks = rows(tmp_path, 1, fetches=2, port=port)
     farm.produce(RunConfig("none", "judged", "tool", "scripted", infra_retries=1), tasks)
     (rollout,) = farm.finish("none", tmp_path / "out0.jsonl")
@@ -143,7 +137,7 @@ def test_tools_that_met_an_outage_run_again_and_those_that_did_not_do_not(farm, 
 
 @pytest.mark.slow
 def test_the_budget_for_other_faults_is_another_one(farm, tmp_path, no_leaks):
-    start(farm, "faulty")
+    farm.start_roles("faulty")
     farm.produce(RunConfig("data", "faulty", "tool", "scripted", data_retries=1), [{"prompt": "go", "raise": "tool"}])
     (rollout,) = farm.finish("data", tmp_path / "out.jsonl")
     assert [call["kind"] for call in rollout["calls"]] == ["open", "generate", "tool", "tool", "close"]
@@ -154,7 +148,7 @@ def test_the_budget_for_other_faults_is_another_one(farm, tmp_path, no_leaks):
 @pytest.mark.slow
 def test_time_is_over_while_the_model_hangs(farm, tmp_path, no_leaks):
     # Given a model that does not answer
-    start(farm, "judged")
+    farm.start_roles("judged")
     farm.start("model", model="scripted:judge")
     farm.wait_for(4)
     config = RunConfig("hangs", "judged", "tool", "scripted", max_seconds=2.0, judge="scripted:judge")
@@ -173,7 +167,7 @@ def test_time_is_over_while_the_model_hangs(farm, tmp_path, no_leaks):
 
 @pytest.mark.slow
 def test_a_model_that_takes_too_long_is_asked_again_and_then_given_up(farm, tmp_path, no_leaks):
-    start(farm, "judged")
+    farm.start_roles("judged")
     config = RunConfig("slowly", "judged", "tool", "scripted", call_timeout=0.3, infra_retries=1)
     farm.produce(config, rows(tmp_path, 1, hang=30))
     (rollout,) = farm.finish("slowly", tmp_path / "out.jsonl")
@@ -185,7 +179,7 @@ def test_a_model_that_takes_too_long_is_asked_again_and_then_given_up(farm, tmp_
 @pytest.mark.slow
 def test_each_limit_ends_a_rollout_with_what_it_has(farm, tmp_path, no_leaks):
     # Given rollouts of many turns with a tool call each
-    start(farm, "slow")
+    farm.start_roles("slow")
     limits = {"max_tool_calls": 2, "max_working_seconds": 1.0, "max_seconds": 3.0, "max_turns": 2}
     script = [[["step", {"number": n}]] for n in range(40)]
     for limit, value in limits.items():

@@ -17,8 +17,8 @@ from gymq.runtime.quarantine import OPTIONS
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.farm import PLUGIN, records
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
 

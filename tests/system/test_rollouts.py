@@ -13,25 +13,14 @@ import pytest
 
 from gymq.store.runs import RunConfig
 from tests.support.farm import records, slow_rows
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 ENVIRONMENTS = Path(__file__).parents[2] / "environments"
 
 
-def start(farm, environment: str, agents: int = 1, models: int = 1, resources: int = 1):
-    """Start workers; returns them by role."""
-    started = {
-        "agent": [farm.start("agent") for _ in range(agents)],
-        "model": [farm.start("model", model="scripted") for _ in range(models)],
-        "resource": [farm.start("resource", environments=environment) for _ in range(resources)],
-    }
-    farm.wait_for(agents + models + resources)
-    return started
-
-
 def test_two_resource_workers_serve_one_stateful_rollout(farm, tmp_path, no_leaks):
     # Given rollouts of several steps each, and two resource workers that share the mailbox
-    start(farm, "slow", resources=2)
+    farm.start_roles("slow", resources=2)
     journal = tmp_path / "journal"
     script = [[["step", {"number": i}]] for i in range(6)]
     # When they run
@@ -48,7 +37,7 @@ def test_two_resource_workers_serve_one_stateful_rollout(farm, tmp_path, no_leak
 @pytest.mark.slow
 def test_two_resource_workers_serve_one_rollout_of_the_counter(farm, tmp_path, no_leaks):
     # Given the counter's own rows, and two resource workers that share its mailbox
-    start(farm, "counter", resources=2)
+    farm.start_roles("counter", resources=2)
     rows = [json.loads(line) for line in (ENVIRONMENTS / "counter/data/train.jsonl").read_text().splitlines()]
     # When they run
     farm.produce(RunConfig("counted", "counter", "tool", "scripted"), rows)
@@ -63,7 +52,7 @@ def test_two_resource_workers_serve_one_rollout_of_the_counter(farm, tmp_path, n
 @pytest.mark.slow
 def test_read_only_calls_of_a_turn_run_together_and_writing_ones_one_after_another(farm, tmp_path, no_leaks):
     # Given a turn with two looks, a step, and two looks, of 0.3 s each
-    start(farm, "slow")
+    farm.start_roles("slow")
     turn = [
         ["look", {"number": 1}],
         ["look", {"number": 2}],
@@ -100,7 +89,7 @@ FAULTS = {
 @pytest.mark.slow
 def test_what_an_environment_raises_fails_its_rollout_with_one_line_and_nobody_elses(farm, tmp_path, no_leaks):
     # Given one task for each place where an environment can raise, and one that is fine
-    start(farm, "faulty")
+    farm.start_roles("faulty")
     rows = [{"id": where, "prompt": "go", "raise": where} for where in [*FAULTS, "nowhere"]]
     # When they run
     farm.produce(RunConfig("faults", "faulty", "tool", "scripted"), rows)
@@ -126,7 +115,7 @@ def test_what_an_environment_raises_fails_its_rollout_with_one_line_and_nobody_e
 @pytest.mark.slow
 def test_the_models_own_faults_go_back_to_the_model(farm, tmp_path, no_leaks):
     # Given models that call a tool that does not exist, `verify`, and a tool with arguments that are no JSON
-    start(farm, "faulty")
+    farm.start_roles("faulty")
     calls = {
         "missing": ("fly", "{}"),
         "verifier": ("verify", "{}"),
@@ -147,7 +136,7 @@ def test_the_models_own_faults_go_back_to_the_model(farm, tmp_path, no_leaks):
 @pytest.mark.slow
 def test_turns_are_bounded_whatever_the_agent_wants(farm, tmp_path, no_leaks):
     # Given an agent that always asks the model again
-    start(farm, "faulty")
+    farm.start_roles("faulty")
     # When it runs with at most four turns
     config = RunConfig("bounded", "faulty", "stubborn", "scripted", max_turns=4)
     farm.produce(config, [{"prompt": "go"}])
@@ -159,7 +148,7 @@ def test_turns_are_bounded_whatever_the_agent_wants(farm, tmp_path, no_leaks):
 
 def test_cancelling_ends_what_is_in_flight_and_starts_nothing_more(farm, tmp_path, no_leaks):
     # Given a run of slow rollouts of which some are in flight
-    start(farm, "slow")
+    farm.start_roles("slow")
     rows = slow_rows(tmp_path / "journal", 50, [[["step", {"number": 1}]]], latency=30)
     farm.produce(RunConfig("stopped", "slow", "tool", "scripted", concurrency=10), rows)
     wait_until(lambda: farm.status("stopped").live == 10, 20, "rollouts in flight")
@@ -174,7 +163,7 @@ def test_cancelling_ends_what_is_in_flight_and_starts_nothing_more(farm, tmp_pat
 
 def test_a_worker_that_is_told_to_end_finishes_what_it_holds_and_leaves(farm, tmp_path, no_leaks):
     # Given two of each role at work
-    roles = start(farm, "slow", 2, 2, 2)
+    roles = farm.start_roles("slow", 2, 2, 2)
     rows = slow_rows(
         tmp_path / "journal", 200, [[["step", {"number": 1}]], [["step", {"number": 2}]]], seconds=0.1, latency=0.1
     )
@@ -194,7 +183,7 @@ def test_a_worker_that_is_told_to_end_finishes_what_it_holds_and_leaves(farm, tm
 
 def test_a_payment_is_not_made_twice_when_its_worker_dies(farm, tmp_path, no_leaks):
     # Given a tool that must not be repeated, in the hands of a worker
-    roles = start(farm, "slow", resources=1)
+    roles = farm.start_roles("slow", resources=1)
     journal = tmp_path / "journal"
     farm.produce(RunConfig("paid", "slow", "tool", "scripted"), slow_rows(journal, 1, [[["pay", {}]]], seconds=30))
     wait_until(lambda: journal.exists() and "pay" in journal.read_text(), 20, "the payment to begin")
@@ -209,7 +198,7 @@ def test_a_payment_is_not_made_twice_when_its_worker_dies(farm, tmp_path, no_lea
 
 def test_a_frozen_worker_is_dead_and_changes_nothing_when_it_wakes(farm, tmp_path, no_leaks):
     # Given a worker that holds calls
-    roles = start(farm, "slow", resources=2)
+    roles = farm.start_roles("slow", resources=2)
     journal = tmp_path / "journal"
     rows = slow_rows(journal, 40, [[["step", {"number": 1}]], [["step", {"number": 2}]]], seconds=0.5)
     farm.produce(RunConfig("frozen", "slow", "tool", "scripted"), rows)
@@ -231,7 +220,7 @@ def test_a_frozen_worker_is_dead_and_changes_nothing_when_it_wakes(farm, tmp_pat
 
 @pytest.mark.slow
 def test_a_rollout_that_nobody_installed_the_agent_for_fails_and_says_so(farm, tmp_path, no_leaks):
-    start(farm, "faulty")
+    farm.start_roles("faulty")
     farm.produce(RunConfig("nobody", "faulty", "nobody", "scripted"), [{"prompt": "go"}])
     (rollout,) = farm.finish("nobody", tmp_path / "out.jsonl")
     assert rollout["error"]["kind"] == "agent"
@@ -242,7 +231,7 @@ def test_a_rollout_that_nobody_installed_the_agent_for_fails_and_says_so(farm, t
 @pytest.mark.parametrize("size", [10_000, 1_000_000])
 def test_large_messages_are_loaded_instead_of_travelling(farm, tmp_path, no_leaks, size):
     # Given a task whose prompt and fields do not fit into a call
-    start(farm, "slow")
+    farm.start_roles("slow")
     rows = slow_rows(tmp_path / "journal", 2, [[["step", {"number": 1}]]], blob="x" * size)
     rows = [{**row, "prompt": "y" * size} for row in rows]
     # When it runs

@@ -21,7 +21,8 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
-from tests.support.redis_server import leaked_keys, wait_until
+from tests.support.redis_server import leaked_keys
+from tests.support.waiting import wait_until
 
 GYMQ = str(Path(sys.executable).parent / "gymq")
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"

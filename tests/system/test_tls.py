@@ -12,8 +12,8 @@ from gymq.settings import Settings
 from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
-from tests.support.redis_server import wait_until
 from tests.support.servers import TlsProxy
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

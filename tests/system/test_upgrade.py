@@ -13,8 +13,8 @@ from gymq.ops.status import overview
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.farm import records, slow_rows
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
 

@@ -21,8 +21,8 @@ from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.farm import slow_rows
-from tests.support.redis_server import wait_until
 from tests.support.tiers import heavy, slow
+from tests.support.waiting import wait_until
 
 #: Seconds that an answer of the toy takes.
 LATENCY = 0.4

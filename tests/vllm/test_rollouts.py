@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from gymq.wire.token_branches import branches
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 from tests.vllm.asking import floats, ints
 
 GYMQ = str(Path(sys.executable).parent / "gymq")

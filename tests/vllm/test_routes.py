@@ -16,7 +16,7 @@ from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 from gymq.wire.token_branches import branches
 from tests.support.farm import Farm
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 from tests.vllm.asking import Scorer, ints
 
 #: Seconds that three engines may take to load on a busy machine, and a run to end.

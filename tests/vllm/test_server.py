@@ -19,8 +19,8 @@ from gymq_workers.model.openai.backend import OpenAIBackend
 from gymq.errors import CallError
 from gymq.wire.calls import Tokens
 from gymq.wire.message import Message, decode_message
+from tests.support.model_server import ask
 from tests.support.servers import free_port
-from tests.workers.model.mock import ask
 
 pytest.importorskip("vllm")
 

@@ -15,8 +15,7 @@ from redis import Redis
 
 from gymq.celery import flower
 from gymq.settings import Settings
-from tests.gymq.celery.test_actor_step import worker  # noqa: F401 - a fixture
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 #: Stands in for `gymq.celery.enqueue_task`.
 ADMISSION = """
@@ -39,7 +38,7 @@ def test_nothing_takes_pickle():
 
 
 @pytest.mark.parametrize("client", ["gymq", "plain"])
-def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client):  # noqa: F811
+def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client):
     # Given an agent worker
     (tmp_path / "site").mkdir(exist_ok=True)
     (tmp_path / "site" / "fake_admission.py").write_text(ADMISSION)
@@ -70,7 +69,7 @@ WRONG = {"Authorization": "Basic " + base64.b64encode(b"gymq:wrong").decode()}
 
 
 @pytest.mark.slow
-def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spawn, tmp_path):  # noqa: F811
+def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spawn, tmp_path):
     # Given Flower, and a worker whose actor says that a rollout went well
     port = 20000 + os.getpid() % 10000
     argv, env = flower.command(Settings(redis_url=redis_url), port, "secret")

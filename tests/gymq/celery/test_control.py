@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from tests.gymq.celery.test_actor_step import worker  # noqa: F401 - a fixture
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 
 def stats(agent) -> dict:
@@ -16,14 +15,14 @@ def stats(agent) -> dict:
 
 
 @pytest.mark.slow
-def test_inspect_stats_holds_the_actors_own_beside_celerys(worker):  # noqa: F811
+def test_inspect_stats_holds_the_actors_own_beside_celerys(worker):
     found = stats(worker("agent", "--option", "a=1", "--option", "b=x=y"))
     assert found["gymq"] == {"options": {"a": "1", "b": "x=y"}, "woken": 0, "draining": False}
     assert found["pool"]["implementation"] == "celery.concurrency.thread:TaskPool"
 
 
 @pytest.mark.slow
-def test_pause_and_resume_stand_in_redis_and_wake_the_actor(worker):  # noqa: F811
+def test_pause_and_resume_stand_in_redis_and_wake_the_actor(worker):
     agent = worker("agent")
 
     assert "paused" in agent.celery("control", "pause")
@@ -37,7 +36,7 @@ def test_pause_and_resume_stand_in_redis_and_wake_the_actor(worker):  # noqa: F8
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["drain", "shutdown"])
-def test_drain_and_shutdown_let_the_actor_finish_first(worker, command):  # noqa: F811
+def test_drain_and_shutdown_let_the_actor_finish_first(worker, command):
     agent = worker("agent", "--option", "work=2")
     agent.celery("control", command)
     agent.celery("control", command)  # twice is once
@@ -47,7 +46,7 @@ def test_drain_and_shutdown_let_the_actor_finish_first(worker, command):  # noqa
 
 
 @pytest.mark.slow
-def test_drain_shuts_an_executor_down_too(worker):  # noqa: F811
+def test_drain_shuts_an_executor_down_too(worker):
     executor = worker("executor", pool="prefork")
     executor.celery("control", "drain")
     assert executor.process.wait(15) == 0, executor.text

@@ -10,9 +10,9 @@ import time
 import pytest
 from redis import Redis
 
-from tests.gymq.cli.conftest import data, ids, kill_all
-from tests.support.redis_server import wait_until
+from tests.support.cli import data, ids, kill_all
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 WEATHER = ("weather", "--data", data("weather"), "--model", "scripted")
 

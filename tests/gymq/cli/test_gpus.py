@@ -8,8 +8,8 @@ import signal
 import psutil
 from redis import Redis
 
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 
 def test_each_device_has_a_worker_that_is_started_again(cli, redis_url: str) -> None:

@@ -11,10 +11,11 @@ import time
 
 import pytest
 
-from tests.gymq.cli.conftest import data, family, ids, kill_all
+from tests.support.cli import data, family, ids, kill_all
 from tests.support.farm import PLUGIN
-from tests.support.redis_server import running, wait_until
+from tests.support.redis_server import running
 from tests.support.tiers import heavy, slow
+from tests.support.waiting import wait_until
 
 
 def expected(rows: int, samples: int = 1) -> list[tuple[int, int]]:

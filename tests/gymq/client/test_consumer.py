@@ -13,9 +13,10 @@ from gymq.client.consumer import Results, consume
 from gymq.errors import UnknownName, UsageError
 from gymq.store import scripts
 from gymq.store.runs import RunConfig, cancel, close
-from tests.support.redis_server import roll_back, snapshot, wait_until
+from tests.support.redis_server import roll_back, snapshot
 from tests.support.rollouts import Pretender, Workers, linked, produce, run_tasks, status, weather, with_link
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 #: A process that takes some rollouts, acknowledges a few and is gone; prints the ids.
 TAKER = """

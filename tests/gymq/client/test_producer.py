@@ -17,9 +17,9 @@ from gymq.store import task_ledger
 from gymq.store.runs import RunConfig, cancel, close
 from gymq.store.task_ledger import CHUNK_ROWS
 from gymq.wire.task import encode_task
-from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, produce, status, weather, with_link
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 CONFIG = RunConfig("r", "weather", "tool", "scripted")
 

@@ -18,10 +18,10 @@ from gymq.client.sink_loop import COMMIT_EVERY, Sink, feed
 from gymq.errors import GymqError, SinkBusy, UnknownName
 from gymq.store import scripts
 from gymq.store.runs import RunConfig
-from tests.support.redis_server import wait_until
 from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
 from tests.support.shard import keys
 from tests.support.tiers import slow
+from tests.support.waiting import wait_until
 
 #: A sink in a process of its own that kills itself, hard, before or after its first commit, or never.
 DOOMED = """

@@ -20,8 +20,9 @@ from redis.exceptions import AuthenticationError
 from gymq.errors import GymqError
 from gymq.process import embedded_redis
 from gymq.process.embedded_redis import EmbeddedRedis, running_url, server_binary
-from tests.support.redis_server import leaked_keys, running, wait_until
+from tests.support.redis_server import leaked_keys, running
 from tests.support.shard import keys
+from tests.support.waiting import wait_until
 
 #: A process that starts a server in the folder it is given, says its number, and waits to be killed.
 PARENT = """

@@ -20,7 +20,7 @@ import gymq
 from gymq.errors import GymqError, UsageError
 from gymq.process import sandbox
 from gymq.process.sandbox import DISK, OUTPUT, run_program
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 

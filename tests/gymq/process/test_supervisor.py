@@ -16,7 +16,8 @@ from gymq.errors import GymqError
 from gymq.process import supervisor as module
 from gymq.process.child_process import ChildProcess, describe
 from gymq.process.supervisor import ChildSpec, Supervisor
-from tests.support.redis_server import running, wait_until
+from tests.support.redis_server import running
+from tests.support.waiting import wait_until
 
 #: Says that it runs, and on SIGTERM what its name is; `--deaf` ignores SIGTERM.
 WORKER = """

@@ -10,8 +10,9 @@ from gymq.runtime import call_worker
 from gymq.store import scripts
 from gymq.store.scripts.script import pack
 from gymq.wire.calls import SCHEMA
-from tests.gymq.runtime.test_call_worker import BOX, Server, call, living, replies, until  # fmt: skip
+from tests.support.call_server import BOX, Server, call, living, replies
 from tests.support.shard import keys
+from tests.support.waiting import until
 
 
 @pytest.fixture

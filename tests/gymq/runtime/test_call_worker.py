@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from contextlib import asynccontextmanager
 
 import pytest
 from gymq_workers.agent.record import call_record
 
-from gymq.aio import cancel_and_wait
-from gymq.errors import CallError, GymqError
+from gymq.errors import GymqError
 from gymq.runtime import actor, mailbox
 from gymq.runtime.actor import Actor
-from gymq.runtime.call_worker import STRIKES, CallWorker
+from gymq.runtime.call_worker import STRIKES
 from gymq.settings import Settings
 from gymq.store import scripts
-from gymq.wire.calls import Call, Generated, Reply, Tokens, Usage, decode_reply, encode
+from gymq.wire.calls import Call, Generated, Reply, Tokens, Usage
+from tests.support.call_server import BOX, Server, call, living, replies
 from tests.support.rollouts import letters
 from tests.support.shard import keys
-
-BOX = "resource:e"
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -33,77 +30,6 @@ def hurry(monkeypatch):
     """Actors look and wait as often as the short liveness wants it."""
     monkeypatch.setattr(actor, "SWEEP", 0.05)
     monkeypatch.setattr(mailbox, "BLOCK_MS", 50)
-
-
-class Server(CallWorker):
-    """Serves calls whose arguments say what becomes of them."""
-
-    role = "resource"
-
-    def __init__(self, settings, suspects_only=False, **options) -> None:
-        super().__init__(settings, options, capacity=4, suspects_only=suspects_only)
-        self.gate = asyncio.Event()
-        self.started: list[str] = []
-        self.cancelled: list[str] = []
-
-    def mailboxes(self):
-        return [BOX]
-
-    async def serve(self, call):
-        self.started.append(call.id)
-        match call.arguments:
-            case "wait":
-                try:
-                    await self.gate.wait()
-                except asyncio.CancelledError:
-                    self.cancelled.append(call.id)
-                    raise
-            case "waited":
-                self.waited[call.id] = 1.5
-            case "fault":
-                raise CallError("environment", "the environment broke")
-            case "defect":
-                raise ZeroDivisionError("a defect")
-        return b"value"
-
-
-@asynccontextmanager
-async def living(*servers):
-    """Actors that live; each must still live at the end, or have been drained."""
-    tasks = [asyncio.create_task(server.main()) for server in servers]
-    try:
-        await until(lambda: all(server.worker for server in servers))
-        yield tasks
-        for task in tasks:
-            assert not task.done() or task.exception() is None, task.exception()
-    finally:
-        await cancel_and_wait(tasks)
-
-
-async def until(condition, limit: float = 8.0) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        await asyncio.sleep(0.01)
-
-
-async def call(connection, n: int, arguments: str = "", strikes: int = 0, kind: str = "tool", **fields) -> Call:
-    """Send a call of a rollout of its own."""
-    one = Call(f"r.{n}.0", 1, 0, kind, "r", "e", n, 0.0, arguments=arguments, **fields)
-    await connection.send("HSET", keys.rollout(one.rollout), "v", 1, "c1.0", 1)
-    marks = (("k", strikes, "w", "victim") if strikes else ()) + (("a", strikes + 2) if strikes else ())
-    await connection.send("XADD", keys.mailbox(BOX), "*", "c", encode(one), *marks)
-    return one
-
-
-async def replies(connection, count: int, limit: float = 8.0) -> dict:
-    """The replies so far, when there are so many, by rollout."""
-    end = time.monotonic() + limit
-    while await connection.send("XLEN", keys.mailbox("agent")) < count:
-        assert time.monotonic() < end, "not in time"
-        await asyncio.sleep(0.01)
-    found = await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")
-    return {fields[1].decode(): decode_reply(fields[5]) for _, fields in found}
 
 
 async def test_a_reply_says_how_long_its_call_waited_for_limits(settings, connection):

@@ -19,6 +19,7 @@ from gymq.store.connection import Connection
 from gymq.store.worker_registry import WorkerEntry
 from tests.support.rollouts import linked
 from tests.support.shard import keys
+from tests.support.waiting import until
 
 LIMIT = 0.3
 BOX = "resource:e"
@@ -97,13 +98,6 @@ async def handed_back(connection) -> int:
 async def registry(connection) -> dict[str, bytes]:
     flat = await connection.send("HGETALL", keys.workers)
     return {name.decode(): info for name, info in zip(flat[::2], flat[1::2], strict=True)}
-
-
-async def until(condition, limit: float = 5.0) -> None:
-    end = time.monotonic() + limit
-    while not await condition():
-        assert time.monotonic() < end, "not in time"
-        await asyncio.sleep(0.02)
 
 
 async def connected(*lives: Membership) -> None:

@@ -19,6 +19,7 @@ from gymq.store.sharded import Shards
 from gymq.store.worker_registry import WorkerEntry
 from tests.support.rollouts import Pretender, linked
 from tests.support.shard import keys
+from tests.support.waiting import until
 
 BOX = "model:m"
 RETRY = keys.retry(BOX)
@@ -292,12 +293,6 @@ class Worker(Actor):
 
     async def handle(self, mail):
         self.bodies = [*getattr(self, "bodies", []), *(one.fields[1] for one in mail)]
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_an_actor_that_was_declared_dead_begins_anew_and_gets_private_mail_again(settings, connection, run, monkeypatch):

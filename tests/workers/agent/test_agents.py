@@ -9,7 +9,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 from gymq.api.agent import CallTool, Extend, Finish, Generate, Respond, View
 from gymq.wire.calls import decode_parameters
 from gymq.wire.message import Conversation, Function, Message, ToolCall, encode_message
-from tests.workers.agent.play import Play, messages, only, record, result, said, scored, spec
+from tests.support.play import Play, messages, only, record, result, said, scored, spec
 
 CALL = ToolCall("c", Function("look", '{"n": 1}'))
 

@@ -10,7 +10,7 @@ from gymq.api.agent import Finish, Generate, Respond
 from gymq.store.run_status import TOKENS
 from gymq.wire.calls import Asked, Generated, Responded, Scored, Tokens, Usage, decode_parameters
 from gymq.wire.message import Message, encode_message
-from tests.workers.agent.play import (
+from tests.support.play import (
     Play,
     Script,
     calls,

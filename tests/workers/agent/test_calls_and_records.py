@@ -10,7 +10,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 from gymq.store.admission import INLINE
 from gymq.wire.calls import Tokens, decode_parameters
 from gymq.wire.message import Message, encode_message
-from tests.workers.agent.play import Play, only, opened, record, records, result, said, scored, spec
+from tests.support.play import Play, only, opened, record, records, result, said, scored, spec
 
 # What is asked of the model.
 

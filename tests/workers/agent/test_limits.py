@@ -8,7 +8,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 from gymq.api.agent import CallTool, Extend, Finish, Generate, Respond
 from gymq.wire.calls import Reply
 from gymq.wire.message import Message
-from tests.workers.agent.play import (
+from tests.support.play import (
     Play,
     Script,
     calls,

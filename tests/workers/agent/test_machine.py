@@ -9,7 +9,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 from gymq.api.agent import CallTool, Extend, Finish, Generate, Respond
 from gymq.errors import Fault
 from gymq.wire.message import Message, encode_message
-from tests.workers.agent.play import (
+from tests.support.play import (
     Play,
     Script,
     calls,

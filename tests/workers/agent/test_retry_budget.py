@@ -8,7 +8,7 @@ from gymq_workers.agent.limits import OVERDUE
 
 from gymq.api.agent import CallTool, Finish, Generate, Respond
 from gymq.errors import Fault
-from tests.workers.agent.play import (
+from tests.support.play import (
     Play,
     Script,
     calls,

@@ -7,7 +7,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.errors import Fault
 from gymq.runtime.affinity import MARGIN, NEVER, AffinityRouter
-from tests.workers.agent.play import Play, calls, failed, only, opened, record, result, said, scored, spec, ways
+from tests.support.play import Play, calls, failed, only, opened, record, result, said, scored, spec, ways
 
 NOBODY: tuple = ()
 GO, LOOK, REST = spec("go", session=True), spec("look", session=True, read_only=True), spec("rest")

@@ -7,7 +7,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.api.agent import Finish, Generate
 from gymq.wire.calls import Tokens
-from tests.workers.agent.play import Play, Script, calls, failed, only, record, reply, responded, result, said, scored
+from tests.support.play import Play, Script, calls, failed, only, record, reply, responded, result, said, scored
 
 ALL = ("open", "respond", "verify", "close")
 ONE = {"max_staleness": 1}

@@ -7,7 +7,7 @@ from gymq_workers.agent.tool_agent import ToolAgent
 from gymq_workers.agent.tool_turn import MAX_PARALLEL_TOOLS
 
 from gymq.api.agent import CallTool, Finish
-from tests.workers.agent.play import Play, Script, calls, failed, messages, only, opened, record, reply, result, said, spec
+from tests.support.play import Play, Script, calls, failed, messages, only, opened, record, reply, result, said, spec
 
 TOOLS = [spec("look", read_only=True), spec("act"), spec("run", isolated=True)]
 

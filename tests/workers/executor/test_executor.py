@@ -12,10 +12,9 @@ import pytest
 from gymq_workers.executor import processes
 
 from gymq.wire.calls import Scored, ToolResult
-from tests.support.redis_server import wait_until
 from tests.support.shard import keys
 from tests.support.tiers import heavy, slow
-from tests.workers.executor.conftest import start
+from tests.support.waiting import wait_until
 
 #: Seconds that a fault may take beyond the call's own limit.
 MARGIN = 6.0
@@ -275,7 +274,7 @@ def test_a_copy_of_a_call_that_is_being_worked_on_is_dropped(executor):
     assert len(executor.replies[first]) == 1
 
 
-def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor, redis_url, spawn, tmp_path, monkeypatch):
+def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor, new_executor):
     # Given an executor that works on a call
     call = executor.send("nap", '{"seconds": 60}', rollout="orphan", n=1)
     wait_until(lambda: executor.redis.hexists(keys.isolated, call))
@@ -295,7 +294,7 @@ def test_after_the_executor_is_killed_others_see_it_and_take_its_calls(executor,
     assert executor.redis.llen("gymq.isolated") == executor.redis.hlen("unacked") == 0
 
     # When the call is sent again to another executor
-    second = start(redis_url, spawn, tmp_path, monkeypatch, name="y")
+    second = new_executor(name="y")
     second.send("nap", '{"seconds": 0}', rollout="orphan", n=1)
 
     # Then that one takes it

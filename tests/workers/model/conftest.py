@@ -9,7 +9,7 @@ import pytest
 from gymq_workers.model.openai.backend import OpenAIBackend
 
 from gymq.api.backend import Backend
-from tests.workers.model.mock import run_server
+from tests.support.model_server import run_server
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import asyncio
 import aiohttp
 import openai
 
-from tests.workers.model.mock import run_server
+from tests.support.model_server import run_server
 
 
 async def test_the_openai_client_understands_it(server):

@@ -13,7 +13,7 @@ from gymq_workers.model.replay_backend import ReplayBackend
 from gymq.errors import CallError, UsageError
 from gymq.wire.calls import Tokens
 from gymq.wire.message import Function, Message, ToolCall, decode_message
-from tests.workers.model.mock import ask
+from tests.support.model_server import ask
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 

@@ -12,7 +12,7 @@ from gymq.api.environment import Environment
 from gymq.errors import CallError, UsageError
 from gymq.wire.message import Function, Message, ToolCall, decode_message
 from gymq.wire.task import Task
-from tests.workers.model.mock import ask
+from tests.support.model_server import ask
 
 
 class Quiet(Environment):

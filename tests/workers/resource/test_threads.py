@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gymq.store.runs import RunConfig
-from tests.support.redis_server import wait_until
+from tests.support.waiting import wait_until
 
 
 def rows(count: int, call: str, **fields) -> list[dict]:

@@ -12,7 +12,7 @@ from gymq_workers.model.openai import backend as openai_backend
 from gymq_workers.model.openai import endpoint
 
 from gymq.wire.message import Message, decode_message
-from tests.workers.model.mock import ask, fault, run_server
+from tests.support.model_server import ask, fault, run_server
 
 QUESTION = "What is the weather in Paris?"
 

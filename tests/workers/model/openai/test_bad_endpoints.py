@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from gymq.errors import CallError, Fault
 from gymq.wire.calls import Generated, encode
 from gymq.wire.message import decode_message
+from tests.support.model_server import ask
 from tests.support.tiers import examples
-from tests.workers.model.mock import ask
 
 KEY = "sk-very-secret-key"
 GOOD = {

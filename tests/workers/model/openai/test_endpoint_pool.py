@@ -12,7 +12,7 @@ from gymq_workers.model.openai.endpoint_pool import FIRST_REST, LONGEST_REST, SL
 
 from gymq.errors import CallError, UsageError
 from gymq.wire.message import Message, decode_message
-from tests.workers.model.mock import ask, servers
+from tests.support.model_server import ask, servers
 
 NAMES = [f"http://host{i}:8000/v1" for i in range(4)]
 

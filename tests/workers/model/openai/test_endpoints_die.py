@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from gymq.store.runs import RunConfig
-from tests.support.redis_server import wait_until
+from tests.support.model_server import ROOT
 from tests.support.servers import free_port
-from tests.workers.model.mock import ROOT
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from gymq_workers.model.tokens.chat_template import ChatTemplate
 from bench.mock_tokens import END, OK, decode
 from gymq.errors import CallError, UsageError
 from gymq.wire.message import Message, decode_message
-from tests.workers.model.mock import ask, servers
-from tests.workers.model.tokenizer import Bytes
+from tests.support.model_server import ask, servers
+from tests.support.tokenizer import Bytes
 
 TOOLS = b'{"tools":[{"type":"function","function":{"name":"get_weather","parameters":{"type":"object"}}}]}'
 

@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 
 from gymq.store.runs import RunConfig
-from tests.support.redis_server import wait_until
+from tests.support.model_server import ask
 from tests.support.rollouts import Workers, produce, wait_for_workers, weather
 from tests.support.rollouts import ask as ask_redis
-from tests.workers.model.mock import ask
+from tests.support.waiting import wait_until
 
 CALLER = str(Path(__file__).with_name("caller.py"))
 

@@ -18,6 +18,7 @@ from gymq.store.sharded import Shards
 from gymq.wire.calls import Call, Generated, RequestParameters, Usage, encode
 from gymq.wire.message import Message, encode_message
 from tests.support.shard import keys
+from tests.support.waiting import until
 
 BOX = "model:small"
 
@@ -62,12 +63,6 @@ def worker(settings, monkeypatch):
     monkeypatch.setattr(mailbox, "BLOCK_MS", 50)
     monkeypatch.setattr(plugins, "load", lambda group, name: Small)
     return ModelWorker(settings, {"model": "small", "concurrency": 6})
-
-
-async def until(condition, limit: float = 8.0) -> None:
-    async with asyncio.timeout(limit):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def ask(connection, n: int) -> None:

@@ -13,7 +13,7 @@ from gymq_workers.model.openai.sdk_backend import AzureBackend, SdkBackend
 
 from gymq.errors import UsageError
 from gymq.wire.message import Message, decode_message
-from tests.workers.model.mock import ask, fault
+from tests.support.model_server import ask, fault
 
 QUESTION = "What is the weather in Paris?"
 

@@ -14,7 +14,7 @@ from gymq.errors import CallError
 from gymq.wire.calls import Reply, Tokens
 from gymq.wire.message import Message, decode_message
 from gymq.wire.token_branches import branches
-from tests.workers.model.mock import ask, servers
+from tests.support.model_server import ask, servers
 
 
 def ids(packed: bytes) -> list[int]:

@@ -16,8 +16,8 @@ from gymq.errors import CallError
 from gymq.wire.calls import Generated, Reply, Usage
 from gymq.wire.message import Message, encode_message
 from gymq.wire.recorded_tokens import RecordedTokens, past
-from tests.workers.model.mock import ask
-from tests.workers.model.tokenizer import IMAGE, Bytes
+from tests.support.model_server import ask
+from tests.support.tokenizer import IMAGE, Bytes
 
 #: A PNG of one pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="

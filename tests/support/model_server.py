@@ -14,7 +14,7 @@ from gymq.api.backend import Request
 from gymq.errors import CallError
 from gymq.wire.message import Conversation, Message, encode_message
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def run_server(*flags: str) -> Iterator[str]:
