@@ -12,7 +12,6 @@ import pytest
 from gymq_sinks.jsonl import lines
 from gymq_sinks.parquet import ParquetSink
 from gymq_workers.model.replay_backend import ReplayBackend
-from tests.workers.model.mock import ask
 
 from gymq.ops import summary
 from gymq.wire.message import Message
@@ -21,6 +20,7 @@ from gymq.wire.record_schema import rollout_schema
 from gymq.wire.recorded_tokens import past
 from gymq.wire.rollout import Rollout, rollout_of_entry
 from gymq.wire.token_branches import Span, branches
+from tests.support.model_server import ask
 
 REPOSITORY = Path(__file__).parents[3]
 

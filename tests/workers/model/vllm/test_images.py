@@ -15,7 +15,8 @@ from bench.mock_tokens import END, OK, decode
 from gymq.errors import CallError
 from gymq.wire.calls import Generated, Reply, Usage
 from gymq.wire.message import Message, encode_message
-from gymq.wire.recorded_tokens import RecordedTokens, past
+from gymq.wire.record import RecordedTokens
+from gymq.wire.recorded_tokens import past
 from tests.support.model_server import ask
 from tests.support.tokenizer import IMAGE, Bytes
 
