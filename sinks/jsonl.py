@@ -48,7 +48,7 @@ class JsonlSink(Sink):
             raise
 
     def _mend(self) -> None:
-        """Lock the file, read it, and cut off what was torn."""
+        """Lock the file, read it, and cut off a torn line."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -92,10 +92,10 @@ _commit_number = msgspec.json.Decoder(narrow(RolloutRecord, "seq"))
 
 
 def lines(path: Path) -> Iterator[tuple[bytes, str]]:
-    """The whole lines of a file, each with its rollout's id.
+    """Yield the whole lines of a file, each with its rollout's id.
 
     Raises:
-        DataError: a whole line is no rollout of ours.
+        DataError: a whole line is no rollout of gymq.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -7,7 +7,7 @@ id column on start. The folder has
     .part-...                                  a part that is being written, or was when its process died
     .lock                                      locked while a sink writes here
 
-What is the same in every rollout is a typed column. Messages, calls, rewards, metrics and the task's fields are JSON text:
+Fields of one type are typed columns. Messages, calls, rewards, metrics and the task's fields are JSON text:
 their shape differs from rollout to rollout (content is text or a list of parts, a task has any fields), and a nested
 column has one shape for all.
 """
@@ -90,7 +90,7 @@ class ParquetSink(Sink):
         self._parquet: Any = None
 
     def open(self) -> None:
-        """Lock the folder, remove what a death left, and read which rollouts the parts hold; see `Sink`."""
+        """Lock the folder, remove unfinished parts, and read the ids of the rollouts in the others; see `Sink`."""
         self._import()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class ParquetSink(Sink):
         self._bytes += sum(len(rollout.json) for rollout in rollouts)
 
     def due(self, age: float, idle: bool) -> bool:
-        """Whether the part is large or old enough; see `Sink`. Idle or not is no matter: it would make many small parts."""
+        """Return whether the part is large or old enough; see `Sink`. Idleness would make many small parts."""
         most = min(PART_ROWS, max(1, int(self.backlog * BACKLOG_SHARE)))
         return len(self._fresh) >= most or self._bytes >= PART_BYTES or age >= PART_SECONDS
 
@@ -161,7 +161,7 @@ class ParquetSink(Sink):
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
 
     def _read(self, part: Path) -> None:
-        """Read whose rollouts a part holds."""
+        """Read the ids of a part's rollouts."""
         try:
             with self._parquet.ParquetFile(part) as file:
                 table = file.read(columns=["rollout_id", "seq"])

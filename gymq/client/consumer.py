@@ -1,6 +1,6 @@
 """Consuming: a stream of finished rollouts, or of whole groups, while the run goes on.
 
-Every declared consumer sees everything, at its own pace. What it has not acknowledged comes back when it starts again.
+Every declared consumer sees everything, at its own pace. Unacknowledged rollouts are delivered again when it starts again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{_MAX_NAME}}}")
 
 
 def check_consumer(name: str) -> None:
-    """Raises UsageError if a consumer cannot be called so."""
+    """Check a consumer's name.
+
+    Raises:
+        UsageError: it is too long, or has other characters.
+    """
     if not _NAME.fullmatch(name):
         raise UsageError(f"consumer {name[:_MAX_NAME]!r}: use 1 to {_MAX_NAME} letters, digits, '-' or '_'")
 
@@ -95,9 +99,9 @@ class Results:
             UnknownName: there is no such run.
             ServerUnreachable: Redis cannot be reached.
         """
-        told = await asyncio.gather(*(stream.connect() for stream in self._streams))
-        self._samples = told[0][0]
-        return sum(backlog for _, backlog in told)
+        shards = await asyncio.gather(*(stream.connect() for stream in self._streams))
+        self._samples = shards[0][0]
+        return sum(backlog for _, backlog in shards)
 
     async def start(self) -> None:
         """Connect and declare the consumer.
@@ -110,7 +114,7 @@ class Results:
         self.missed = sum(await asyncio.gather(*(stream.declare() for stream in self._streams)))
 
     async def read(self, block: int = BLOCK_MS) -> list[Rollout] | None:
-        """The next finished rollouts; an empty list after a while without any; None when no more will come.
+        """Return the next finished rollouts; an empty list after a while without any; None when no more will come.
 
         Args:
             block: milliseconds to wait for more.
@@ -129,9 +133,9 @@ class Results:
         return batch if batch or not all(stream.over for stream in self._streams) else None
 
     async def unacknowledged(self) -> list[Rollout]:
-        """What was delivered to this consumer before and not acknowledged, unless this process has it already."""
-        found = await asyncio.gather(*(stream.unacknowledged() for stream in self._streams))
-        return [rollout for part in found for rollout in part]
+        """Return the rollouts that were delivered before and not acknowledged, unless this process has them already."""
+        parts = await asyncio.gather(*(stream.unacknowledged() for stream in self._streams))
+        return [rollout for part in parts for rollout in part]
 
     @property
     def repeated(self) -> int:
@@ -147,7 +151,7 @@ class Results:
         return sum(stream.rolled_back for stream in self._streams)
 
     def resume(self, seen: RolloutSet, newest: int) -> None:
-        """Go on where another process has stopped.
+        """Resume where another process has stopped.
 
         Args:
             seen: what was delivered to it.
@@ -159,7 +163,7 @@ class Results:
             stream.resume(seen, newest if len(self._streams) == 1 else 0)
 
     async def acknowledge(self, rollouts: Iterable[Rollout]) -> bool:
-        """Say that some rollouts have been used; returns whether the run is done.
+        """Acknowledge rollouts; returns whether the run is done.
 
         A shard whose server is away is told later, as long as this process lives.
         """
@@ -169,7 +173,7 @@ class Results:
         if len(parts) == 1:
             await self._streams[0].acknowledge(parts[0])
         else:
-            # Who has read all of a shard tells it so, even if nothing is left to acknowledge: that makes the run done there.
+            # A shard that was read to its end is told so, even if nothing is left to acknowledge: the run is done there.
             tasks = {
                 asyncio.create_task(stream.acknowledge(part))
                 for stream, part in zip(self._streams, parts, strict=True)
@@ -184,7 +188,7 @@ class Results:
         return all(stream.done for stream in self._streams)
 
     async def ack(self, *items: Rollout | Group) -> None:
-        """Say that rollouts or groups have been used: they will not come again."""
+        """Acknowledge rollouts or groups: they are not delivered again."""
         rollouts: list[Rollout] = []
         for item in items:
             rollouts += item.rollouts if isinstance(item, Group) else [item]
@@ -194,7 +198,7 @@ class Results:
         await self.start()
         batch: list[Rollout] | None = await self.unacknowledged()
         while batch is not None:
-            # What was read and not used yet outlives the iteration: a second one goes on where the first was left.
+            # Rollouts that were read and not yielded outlive the iteration: a second one begins with them.
             self._waiting += batch
             while self._waiting:
                 rollout = self._waiting.popleft()
@@ -213,7 +217,7 @@ class Results:
         await self.close()
 
     async def _too_old(self, item: Rollout | Group) -> bool:
-        """Whether an item is not to be delivered; then it is acknowledged before more is read."""
+        """Return whether an item is too old to be delivered; if so, it is acknowledged before more is read."""
         members = item.rollouts if isinstance(item, Group) else [item]
         if self._limit is None or not await self._limit.exceeded(members):
             return False
@@ -231,7 +235,7 @@ class Results:
         return Group(name, members, complete=len(members) == self._samples)
 
     async def close(self) -> None:
-        """Close the connections; what was not acknowledged comes back next time."""
+        """Close the connections; unacknowledged rollouts are delivered again to the next process."""
         await cancel_and_wait([*self._reads.values(), *self._acknowledging])
         self._reads.clear()
         for stream in self._streams:
@@ -241,7 +245,7 @@ class Results:
 
 
 class SyncResults:
-    """The same for code without a loop; iterate over it, and `ack` what was used."""
+    """`Results` for synchronous code: iterate over it, and `ack` each item that was used."""
 
     def __init__(self, results: Results) -> None:
         self._results = results
@@ -266,11 +270,11 @@ class SyncResults:
                 return
 
     def ack(self, *items: Rollout | Group) -> None:
-        """Say that rollouts or groups have been used: they will not come again."""
+        """Acknowledge rollouts or groups: they are not delivered again."""
         self._runner.run(self._results.ack(*items))
 
     def close(self) -> None:
-        """Close the connection; what was not acknowledged comes back next time."""
+        """Close the connection; unacknowledged rollouts are delivered again to the next process."""
         self._runner.run(self._results.close())
         self._runner.close()
 

@@ -28,7 +28,7 @@ Row = tuple[str, bytes | dict[str, Any]]
 
 
 class Produced(msgspec.Struct):
-    """What a producer did.
+    """Counts of one producer's rows.
 
     Args:
         rows: rows that the run has now from this source.
@@ -116,7 +116,7 @@ class Producer:
             dealt = deal(tasks, before, len(have))
             for there, part in zip(have, dealt, strict=True):
                 if name in there and there[name] != len(part):
-                    first, were = number * CHUNK_ROWS, sum(one.get(name, 0) for one in have)
+                    first, were = number * CHUNK_ROWS, sum(chunks.get(name, 0) for chunks in have)
                     raise UsageError(
                         f"{self._source}: rows {first + 1} to {first + len(chunk)} were {were} good rows when they were "
                         f"enqueued, and are {len(tasks)} now; leave the source as it was, or use a new run"

@@ -1,4 +1,4 @@
-"""Publishing: saying which weights a model is to sample with, and seeing who takes them."""
+"""Publishing the weights that a model samples with, and watching the replicas take them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gymq.store.sharded import Shards
 
 
 async def publish(shards: Shards, model: str, version: int, path: str, *, mode: Mode = "keep", rolling: bool = True) -> Weights:
-    """Say that a model is to sample with other weights; see `publish_weights`.
+    """Publish a model's weights; see `publish_weights`.
 
     Args:
         shards: connections.
@@ -63,7 +63,7 @@ async def _elsewhere(shards: Shards, work: Callable[[Connection], Awaitable[Any]
 
 
 async def forget(shards: Shards, model: str) -> bool:
-    """Forget what was published of a model: replicas keep what they have, those that start have none.
+    """Forget a model's published weights: replicas keep theirs, and new ones get none.
 
     Returns:
         Whether anything had been published.
@@ -109,7 +109,7 @@ def publish_weights(
         settings: where Redis is; from the environment if not given.
 
     Returns:
-        What is wanted, who has taken it, who could not.
+        The wanted weights, the replicas that have them, and those that could not load them.
 
     Raises:
         UsageError: an argument makes no sense, or the version is not above the one that is wanted.
@@ -124,7 +124,7 @@ def publish_weights(
 
 
 def publish_and_see(settings: Settings, model: str, version: int, path: str, **how: Any) -> tuple[Weights, ModelWeights]:
-    """What `publish_weights` does, but for the judgement.
+    """Publish weights and see who takes them; see `publish_weights`.
 
     Args:
         settings: where Redis is.
@@ -132,7 +132,7 @@ def publish_and_see(settings: Settings, model: str, version: int, path: str, **h
         how: `mode`, `rolling` and `wait`.
 
     Returns:
-        What was published, and what came of it.
+        The weights that were published, and the replicas' state.
     """
 
     async def connected(work: Callable[[Shards], Awaitable[Any]]) -> Any:

@@ -1,4 +1,4 @@
-"""The replicas of models: who has which weights, who loads some, and who could not and left."""
+"""The replicas of models: the weights that each has or loads, and the failures to load."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class ReplicaStatus(msgspec.Struct):
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """Host and process id, for a person."""
         return f"{self.host} pid {self.pid}"
 
 
 class ModelWeights(msgspec.Struct):
-    """A model's weights and who has them.
+    """A model's weights and its replicas.
 
     Args:
         model: its SPEC.
@@ -55,7 +55,7 @@ class ModelWeights(msgspec.Struct):
     def behind(self) -> list[ReplicaStatus]:
         """The replicas that are to take what is wanted, and have not."""
         wanted = self.wanted.version if self.wanted is not None else 0
-        return [one for one in self.replicas if one.version is not None and (one.version < wanted or one.loading is not None)]
+        return [r for r in self.replicas if r.version is not None and (r.version < wanted or r.loading is not None)]
 
 
 async def wait_until_loaded(shards: Shards, wanted: Weights, limit: float) -> ModelWeights:
@@ -80,7 +80,7 @@ async def wait_until_loaded(shards: Shards, wanted: Weights, limit: float) -> Mo
 
 
 async def weights_status(shards: Shards, model: str | None = None) -> list[ModelWeights]:
-    """What models are to sample with, and who does.
+    """Return the wanted weights of models, and their replicas.
 
     Args:
         shards: connections.
@@ -124,7 +124,7 @@ async def _replicas(shards: Shards) -> dict[str, list[ReplicaStatus]]:
 
 
 def check_loaded(found: ModelWeights, wanted: Weights) -> None:
-    """See that weights were taken.
+    """Check that all replicas have taken weights.
 
     Args:
         found: what `wait_until_loaded` found.

@@ -1,4 +1,4 @@
-"""Which rollouts of a run a consumer has: one bit for each, so that a million of them are 122 KiB."""
+"""The rollouts of a run that a consumer has: one bit for each, so that a million of them are 122 KiB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person writes to make a sink, and the loop that feeds it: read, write, make durable, acknowledge."""
+"""The base class of sinks, and the loop that feeds one: read, write, make durable, acknowledge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMIT_EVERY = 0.25
 
 
 class Sink:
-    """Base of all sinks. What is written is the record: on start a sink looks at it, and never writes a rollout twice.
+    """Base of all sinks. The files are the record: on start a sink reads them, and never writes a rollout twice.
 
     Args:
         path: where it writes.
@@ -48,11 +48,11 @@ class Sink:
         self.backlog = 0
 
     def open(self) -> None:
-        """Look at what is there, mend what a death left, make it durable, set `seen` and `newest`, and get ready to write.
+        """Read the files, mend a torn end, make them durable, set `seen` and `newest`, and get ready to write.
 
         Raises:
             SinkBusy: another process writes there.
-            DataError: what is there is not this run's.
+            DataError: the files are not this run's.
         """
         raise NotImplementedError(f"sink {type(self).__name__} defines no open()")
 
@@ -61,7 +61,7 @@ class Sink:
         raise NotImplementedError(f"sink {type(self).__name__} defines no write(rollouts)")
 
     def due(self, age: float, idle: bool) -> bool:
-        """Whether what was written is to be committed now. The run waits for who keeps too much unacknowledged.
+        """Return whether the written rollouts are to be committed now; the run waits for a consumer that keeps too many back.
 
         Args:
             age: seconds since the oldest of it was written.
@@ -70,7 +70,7 @@ class Sink:
         return idle or age >= COMMIT_EVERY
 
     def commit(self) -> None:
-        """Make what was written durable; only then is it acknowledged."""
+        """Make the written rollouts durable; only then are they acknowledged."""
 
     def close(self) -> None:
         """Finish; after `commit`."""

@@ -1,4 +1,4 @@
-"""How old what a consumer gets may be: policy versions between its oldest token and what the run's model samples with."""
+"""The limit of staleness: policy versions between a rollout's oldest token and the run's model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gymq.wire.rollout import Rollout
 
 
 class StalenessLimit:
-    """The limit of one consumer.
+    """The staleness limit of one consumer.
 
     Args:
         settings: where Redis is; the versions stand on the first shard.
@@ -25,7 +25,7 @@ class StalenessLimit:
         self._model = ""
 
     async def exceeded(self, rollouts: list[Rollout]) -> bool:
-        """Whether one of some rollouts is too old at this moment; those whose tokens tell no version are not.
+        """Return whether one of some rollouts is too old at this moment; those without a version are not.
 
         Raises:
             UnknownName: the run was removed.

@@ -21,7 +21,7 @@ READER = "reader"
 
 
 class ShardStream:
-    """What one consumer gets from one shard.
+    """One consumer's stream of one shard's finished rollouts.
 
     Args:
         settings: where Redis is, and which shard is meant.
@@ -51,7 +51,7 @@ class ShardStream:
         self.rolled_back = 0
         self._seen = seen
         self._newest = 0
-        # What was delivered and not acknowledged: its entries, more than one after a roll-back.
+        # The entries of each delivered and unacknowledged rollout: more than one after a roll-back.
         self._held: dict[str, list[bytes]] = {}
 
     async def connect(self) -> tuple[int, int]:
@@ -92,7 +92,7 @@ class ShardStream:
         return missed
 
     async def read(self, block: int) -> list[Rollout] | None:
-        """The next finished rollouts; an empty list after a while without any; None when no more will come.
+        """Return the next finished rollouts; an empty list after a while without any; None when no more will come.
 
         Args:
             block: milliseconds to wait for more.
@@ -113,22 +113,22 @@ class ShardStream:
                     return again
 
     async def unacknowledged(self) -> list[Rollout]:
-        """What was delivered to this consumer before and not acknowledged, unless this process has it already."""
+        """Return the rollouts that were delivered before and not acknowledged, unless this process has them already."""
         while True:
             try:
-                found: list[Rollout] = []
+                pending: list[Rollout] = []
                 after = "0"
                 while batch := await self._take(after, None):
-                    found += batch
+                    pending += batch
                     after = batch[-1].entry.decode()
-                self._newest = max([self._newest, *(rollout.seq for rollout in found)])
+                self._newest = max([self._newest, *(rollout.seq for rollout in pending)])
                 known = {entry for entries in self._held.values() for entry in entries}
-                return await self._fresh([rollout for rollout in found if rollout.entry not in known])
+                return await self._fresh([rollout for rollout in pending if rollout.entry not in known])
             except Outage:
                 await self._connection.reconnect()
 
     def resume(self, seen: RolloutSet, newest: int) -> None:
-        """Go on where another process has stopped.
+        """Resume where another process has stopped.
 
         Args:
             seen: what was delivered to it.
@@ -137,7 +137,7 @@ class ShardStream:
         self._seen, self._newest = seen, newest
 
     def _compare(self, batch: list[Rollout]) -> None:
-        """See whether Redis went back: new entries come with rising commit numbers, else some were given twice."""
+        """Detect a roll-back of Redis: the commit numbers of new entries rise, unless some were given twice."""
         for rollout in batch:
             if rollout.seq <= self._newest:
                 lost = self._newest - rollout.seq + 1
@@ -150,7 +150,7 @@ class ShardStream:
             self._newest = rollout.seq
 
     async def _fresh(self, batch: list[Rollout]) -> list[Rollout]:
-        """What was not delivered before; the rest is acknowledged when its predecessor is."""
+        """Return the rollouts that are new; a repeated one is acknowledged when its predecessor is."""
         fresh: list[Rollout] = []
         done: list[bytes] = []
         for rollout in batch:
@@ -199,8 +199,8 @@ class ShardStream:
 
     async def _drop(self, stream: str, entries: list[bytes]) -> None:
         for entry in entries:
-            told = f"gymq: entry {entry.decode()} in the results of run {self._run!r} is no rollout of it; it is left out"
-            print(told, file=sys.stderr)
+            message = f"gymq: entry {entry.decode()} in the results of run {self._run!r} is no rollout of it; it is left out"
+            print(message, file=sys.stderr)
         # Not as rollouts that were used: those are counted.
         await self._connection.send("XACK", stream, self._consumer, *entries)
 
@@ -213,7 +213,7 @@ class ShardStream:
         return progress.state == "done" or (progress.state == "closed" and progress.ended == progress.rows * progress.samples)
 
     async def acknowledge(self, rollouts: list[Rollout]) -> None:
-        """Say that some rollouts have been used."""
+        """Acknowledge rollouts."""
         entries: list[bytes] = []
         for rollout in rollouts:
             entries += self._held.pop(rollout.id, (rollout.entry,))

@@ -1,4 +1,4 @@
-"""What actors say to each other: a call goes from an agent worker to a model or a resource, a reply comes back.
+"""Calls and replies: a call goes from an agent worker to a model or a resource worker, a reply comes back.
 
 Both are msgpack arrays. A call carries references and what is new since the callee last heard of the rollout;
 a callee that has not kept the rest loads it from Redis.
@@ -80,17 +80,17 @@ class Call(msgspec.Struct, array_like=True):
 
     @property
     def idempotency_token(self) -> str:
-        """What tells it from a call of the same id in a history that Redis has lost."""
+        """Idempotency token: distinguishes a re-sent call from one with the same id after Redis was rolled back."""
         return idempotency_token(self.queued)
 
 
 def idempotency_token(queued: float) -> str:
-    """The mark of calls that were sent at a time, in seconds since the epoch."""
+    """Return the idempotency token of calls that were sent at a time, in seconds since the epoch."""
     return repr(queued)
 
 
 class RequestParameters(msgspec.Struct, array_like=True):
-    """What a rollout asks of the model besides the messages; fixed when the rollout begins, and stored once.
+    """A rollout's requests to the model, but for the messages; fixed when the rollout begins, and stored once.
 
     Args:
         body: the request's sampling fields, a JSON object.
@@ -103,7 +103,7 @@ class RequestParameters(msgspec.Struct, array_like=True):
     declare: bool = True
 
     def request(self) -> bytes:
-        """The request's fields but for the model and the messages, a JSON object."""
+        """Return the request's fields but for the model and the messages, a JSON object."""
         if not self.declare or self.tools == b"[]":
             return self.body
         return b'{"tools":' + self.tools + (b"," + self.body[1:] if len(self.body) > 2 else b"}")
@@ -179,7 +179,7 @@ class Generated(msgspec.Struct, array_like=True):
 
 
 class Asked(msgspec.Struct, array_like=True):
-    """What a hook asks a model before it goes on.
+    """A hook's question to a model; the hook is called again with the answer.
 
     Args:
         messages: the prompt, encoded messages.
@@ -195,7 +195,7 @@ class Asked(msgspec.Struct, array_like=True):
 
 
 class ToolResult(msgspec.Struct, array_like=True):
-    """What a tool call came to.
+    """The outcome of a tool call.
 
     Args:
         content: the result's content, encoded as JSON: a string or a list of content parts.
@@ -209,7 +209,7 @@ class ToolResult(msgspec.Struct, array_like=True):
 
 
 class Opened(msgspec.Struct, array_like=True):
-    """How a rollout begins: the encoded state, further messages, and a JSON list of tools (None: keep)."""
+    """The outcome of `open`: the encoded state, further messages, and a JSON list of tools (None: keep)."""
 
     state: bytes | None = None
     messages: list[bytes] = []
@@ -217,7 +217,7 @@ class Opened(msgspec.Struct, array_like=True):
 
 
 class Responded(msgspec.Struct, array_like=True):
-    """What the environment said between answers.
+    """The outcome of `respond`.
 
     Args:
         messages: encoded messages.
@@ -268,7 +268,7 @@ class Reply(msgspec.Struct, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _call_decoder = msgspec.msgpack.Decoder(Call)
-_plan_decoder = msgspec.msgpack.Decoder(RequestParameters)
+_parameters_decoder = msgspec.msgpack.Decoder(RequestParameters)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
@@ -278,8 +278,8 @@ def encode(value: msgspec.Struct) -> bytes:
 
 
 def call_schema(field: bytes) -> int:
-    """The schema of a call, from the name of its mail's field."""
-    # Any other name was written by somebody else, and the mail is judged by what it holds.
+    """Return a call's schema, which the name of its mail's field tells."""
+    # Any other name was not written by gymq; the decoder judges the mail by its content.
     return int(field[1:]) if field[:1] == b"c" and field[1:].isdigit() and len(field) < 10 else 1
 
 
@@ -294,5 +294,5 @@ def decode_reply(data: bytes) -> Reply:
 
 
 def decode_parameters(data: bytes) -> RequestParameters:
-    """Decode a rollout's plan."""
-    return _plan_decoder.decode(data)
+    """Decode a rollout's request parameters."""
+    return _parameters_decoder.decode(data)

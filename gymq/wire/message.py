@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-#: What OpenAI-compatible servers accept as a function's name.
+#: The names of functions that OpenAI-compatible servers accept.
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -91,7 +91,7 @@ def without_reasoning(data: bytes) -> bytes:
 
 
 class Conversation:
-    """The messages so far: a sequence that decodes a message only when somebody looks at it.
+    """The messages so far: a sequence that decodes a message when it is read.
 
     Args:
         encoded: the encoded messages, oldest first.

@@ -1,4 +1,4 @@
-"""What tokens cost: a table of prices that a person gives, by model; gymq knows none by itself."""
+"""Prices of tokens by model, from a table of the user's; gymq has none of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a million tokens of one model cost.
+    """The price of a million tokens of one model.
 
     Args:
         input: of prompts.
@@ -31,7 +31,7 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cached_input: _Amount | None = None
 
     def of(self, usage: Usage) -> float:
-        """What tokens cost.
+        """Return the cost of tokens.
 
         Args:
             usage: how many; `input_tokens` holds the cached ones too.
@@ -67,7 +67,7 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return load_yaml(given, cls, remedy) if isinstance(given, str) else convert(dict(given), cls, "prices", remedy)
 
     def price(self, spec: str) -> Price | None:
-        """The price of a model, None if the table has none.
+        """Return the price of a model, None if the table has none.
 
         Args:
             spec: the model's SPEC.
@@ -79,7 +79,7 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next((price for pattern, price in self.models.items() if any(fnmatchcase(n, pattern) for n in names)), None)
 
     def cost(self, spec: str, usage: Usage) -> float | None:
-        """What a model's tokens cost, None if the table does not know it.
+        """Return the cost of a model's tokens, None if the table has no price of it.
 
         Args:
             spec: the model's SPEC.

@@ -1,4 +1,4 @@
-"""The record of a finished rollout: one JSON object, declared here once for all who write or read it.
+"""The record of a finished rollout: one JSON object, declared here once for all its writers and readers.
 
 A new field is added to `RolloutRecord` or `CallRecord`, with a default, at a place before `seq`: records from before it are
 read as if they had the default. Any other change counts `SCHEMA_VERSION` up.
@@ -138,7 +138,7 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
 
 
 class RolloutRecord(msgspec.Struct, kw_only=True):
-    """A finished rollout: a line of the JSONL sink, `Rollout.json` of a consumer; what is unknown is null.
+    """A finished rollout: a line of the JSONL sink, `Rollout.json` of a consumer; an unknown value is null.
 
     Args:
         rollout_id: `run.row.sample`, unique; always the first field.

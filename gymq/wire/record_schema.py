@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
+from gymq.wire.json_types import JsonObject
 from gymq.wire.record import SCHEMA_VERSION, RolloutRecord
 
 #: A field in a docstring's `Args`, and its continuation lines, which are indented deeper.
 _FIELD = re.compile(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", re.M)
 
 
-def rollout_schema() -> dict[str, Any]:
+def rollout_schema() -> JsonObject:
     """Return the JSON Schema of a finished rollout."""
     (schema,), definitions = msgspec.json.schema_components([RolloutRecord])
     for definition in definitions.values():
@@ -29,7 +29,7 @@ def rollout_schema() -> dict[str, Any]:
     }
 
 
-def _describe(definition: dict[str, Any]) -> None:
+def _describe(definition: JsonObject) -> None:
     """Move what a definition's docstring says of its fields to these."""
     summary, _, fields = definition["description"].partition("\n\n    Args:\n")
     definition["description"] = summary

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import msgspec
 
 from gymq.wire.ids import RolloutId
+from gymq.wire.json_types import JsonObject
 from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.token_branches import Branch, branches
 
@@ -53,7 +53,7 @@ class Rollout(msgspec.Struct, dict=True):
     seq: int = 0
 
     @cached_property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> JsonObject:
         """The record, decoded as JSON; `docs/rollouts.md` tells its fields."""
         return msgspec.json.decode(self.json)
 
@@ -103,7 +103,7 @@ class Rollout(msgspec.Struct, dict=True):
         return self._outcome.versions
 
     @property
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[JsonObject]:
         """The conversation."""
         return self.data["messages"]
 

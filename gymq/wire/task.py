@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Conversation
 
 _encoder = msgspec.msgpack.Encoder()
@@ -32,7 +33,7 @@ class Task(msgspec.Struct, array_like=True, dict=True):
     tools: bytes | None = None
 
     @cached_property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> JsonObject:
         """The row's fields, decoded."""
         return msgspec.json.decode(self.fields)
 
@@ -45,7 +46,7 @@ class Task(msgspec.Struct, array_like=True, dict=True):
         return self.data[field]
 
     def get(self, field: str, default: Any = None) -> Any:
-        """A field of the row, or a default."""
+        """Return a field of the row, or a default."""
         return self.data.get(field, default)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gymq.errors import DataError
+from gymq.wire.json_types import JsonObject
 from gymq.wire.record import CallRecord, RolloutRecord, narrow
 
 _Record = narrow(RolloutRecord, calls=narrow(CallRecord, "call", "message", "tokens"))
@@ -60,7 +61,7 @@ class Branch(msgspec.Struct):
         return f"<Branch: {size}, {self.prompt_len} of the prompt, {len(self.answers)} answers>"
 
 
-def branches(record: RolloutRecord | dict[str, Any]) -> list[Branch]:
+def branches(record: RolloutRecord | JsonObject) -> list[Branch]:
     """Put together the branches of a finished rollout.
 
     Args:
@@ -72,7 +73,7 @@ def branches(record: RolloutRecord | dict[str, Any]) -> list[Branch]:
     Raises:
         DataError: the record's token ids do not fit together.
     """
-    found: list[Branch] = []
+    made: list[Branch] = []
     before, branch = array("i"), None
     calls = record.calls if isinstance(record, RolloutRecord) else msgspec.convert(record, _Record).calls
     for number, call in enumerate(calls):
@@ -93,7 +94,7 @@ def branches(record: RolloutRecord | dict[str, Any]) -> list[Branch]:
             _extend(branch, new)
         else:
             branch = Branch(array("i"), array("B"), array("f"), array("i"), len(whole), [])
-            found.append(branch)
+            made.append(branch)
             _extend(branch, whole)
         start = len(branch.token_ids)
         branch.token_ids += output
@@ -101,7 +102,7 @@ def branches(record: RolloutRecord | dict[str, Any]) -> list[Branch]:
         branch.logprobs += logprobs or array("f", [float("nan")]) * len(output)
         branch.versions += _versions(tokens.versions, len(output), number)
         branch.answers.append(Span(call.call, start, len(branch.token_ids), -1 if call.message is None else call.message))
-    return found
+    return made
 
 
 def _extend(branch: Branch, prompt: array[int]) -> None:

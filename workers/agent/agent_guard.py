@@ -13,7 +13,7 @@ from gymq.wire.message import Message, encode_message
 #: Messages that an agent may add in a row before it must do something else.
 EXTENSIONS = 8
 
-#: What an agent may decide besides adding messages.
+#: The actions of an agent, but for adding messages.
 Decision = Generate | list[CallTool] | Respond | Finish
 
 _CALLS = msgspec.msgpack.Decoder(list[CallTool])
@@ -22,11 +22,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class AgentFailed(Exception):
-    """The agent's code raised, or gave what it must not give."""
+    """The agent's code raised, or returned no valid action or message."""
 
 
 class AgentGuard:
-    """An agent that cannot surprise.
+    """An agent whose failures are all `AgentFailed`.
 
     Args:
         agent: the user's agent.
@@ -37,9 +37,7 @@ class AgentGuard:
         self._agent = agent
         self._name = name
 
-    def act(
-        self, view: Callable[[], View], extend: Callable[[list[bytes]], None]
-    ) -> Generate | list[CallTool] | Respond | Finish:
+    def act(self, view: Callable[[], View], extend: Callable[[list[bytes]], None]) -> Decision:
         """Ask for the next action; messages that the agent adds first go to `extend`.
 
         Args:
@@ -60,7 +58,11 @@ class AgentGuard:
         raise AgentFailed(f"agent {self._name!r} added messages {EXTENSIONS} times without an action")
 
     def observe(self, call: CallTool, content: str | list[dict[str, Any]]) -> bytes:
-        """Have a tool's result turned into a message, encoded.
+        """Return the agent's message for a tool's result, encoded.
+
+        Args:
+            call: the tool call.
+            content: its result.
 
         Raises:
             AgentFailed: it raised, or gave no message.
@@ -71,7 +73,7 @@ class AgentGuard:
             raise _failed(error) from error
 
     def _checked(self, action: Any) -> Decision:
-        """An action whose fields have the types that they must have: they are stored and sent."""
+        """Return an action with its fields' types checked: they are stored and sent."""
         if isinstance(action, list) and action:
             return _CALLS.decode(_encoder.encode(action))
         if isinstance(action, Finish):

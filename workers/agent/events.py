@@ -1,4 +1,4 @@
-"""Which rollouts Flower shows, as Celery task events: all failures, and as many others as Flower survives."""
+"""Rollouts as Celery task events for Flower: all failures, and as many others as Flower survives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAILURES_PER_SECOND = 50.0
 
 
 class EventAllowance:
-    """So many per second, and as many at once.
+    """A token bucket: so many events per second, and as many at once.
 
     Args:
         rate: per second.
@@ -55,7 +55,7 @@ class RolloutEvents:
         self._failures = EventAllowance(FAILURES_PER_SECOND)
 
     def begun(self, live: LiveRollout) -> bool:
-        """A rollout begins; returns whether it is shown."""
+        """Announce that a rollout begins; returns whether it is shown."""
         if not self._sample.take():
             return False
         self._announce(live, time.time())
@@ -79,7 +79,7 @@ class RolloutEvents:
         self._events.append(("task-started", {"uuid": live.rid, "timestamp": at}))
 
     def ended(self, live: LiveRollout) -> None:
-        """A rollout has ended."""
+        """Announce that a rollout has ended."""
         state = live.state
         failed = state.status == "failed"
         if not state.shown:

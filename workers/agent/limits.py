@@ -7,10 +7,10 @@ from gymq.store.runs import RunConfig
 from .state import State
 
 #: Seconds after which a pending call counts as overdue, wherever it is. Workers have limits of their own, counted from
-#: when they start; this one is for what nobody serves.
+#: when they start; this one is for calls that no worker serves.
 OVERDUE = 3600.0
 
-#: Seconds by which the clocks of those who set and who read a time may differ.
+#: Seconds by which the clocks of two machines may differ.
 SKEW = 1.0
 
 #: Phases in which the conversation is over: limits end conversations.
@@ -18,7 +18,7 @@ _OVER = frozenset({"verifying", "closing"})
 
 
 def reached(state: State, config: RunConfig, now: float) -> str:
-    """The limit that a rollout has reached before its next call; empty: none.
+    """Return the limit that a rollout has reached before its next call; empty: none.
 
     Args:
         state: the rollout's.
@@ -34,22 +34,22 @@ def reached(state: State, config: RunConfig, now: float) -> str:
 
 
 def out_of_time(state: State, config: RunConfig, now: float) -> bool:
-    """Whether the conversation has lasted too long, or would in a moment."""
+    """Return whether the conversation has reached `max_seconds`, or will in a moment."""
     return bool(config.max_seconds) and state.phase not in _OVER and now >= state.started_at + config.max_seconds - SKEW / 10
 
 
 def tools_left(state: State, config: RunConfig, most: int) -> int:
-    """How many tool calls may be sent now, at most `most`."""
+    """Return how many tool calls may be sent now, at most `most`."""
     return min(most, config.max_tool_calls - state.tool_calls) if config.max_tool_calls else most
 
 
 def overdue(state: State, now: float) -> bool:
-    """Whether the pending calls were sent too long ago."""
+    """Return whether the pending calls were sent too long ago."""
     return now >= state.queued + OVERDUE - SKEW
 
 
 def due(state: State, config: RunConfig, now: float) -> float:
-    """When the rollout must be looked at if nothing comes: a wait is over, a limit is reached, or its calls are overdue."""
+    """Return when a rollout without mail must be looked at: a wait is over, a limit is reached, or its calls are overdue."""
     when = state.resume or now + OVERDUE
     if config.max_seconds and state.phase not in _OVER:
         when = min(when, state.started_at + config.max_seconds)

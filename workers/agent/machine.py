@@ -1,4 +1,4 @@
-"""The state machine of a rollout: from what came in to what is to be committed. It does no input or output.
+"""The state machine of a rollout: from replies to the step that is to be committed. It does no input or output.
 
     new ─▶ opening ─▶ generating ─▶ tools ─▶ generating ─▶ ... ─▶ responding ─▶ ... ─▶ verifying ─▶ closing ─▶ ended
 
@@ -65,7 +65,7 @@ class Machine:
         return self._done()
 
     def due(self) -> Step | None:
-        """Do what time asks for: end what has lasted too long, or send again what waits for it; None: it is not time yet."""
+        """End a rollout that has lasted too long, or send its calls again; None: it is not time yet."""
         state = self.state
         try:
             if limits.out_of_time(state, self.config, self.context.now):
@@ -110,7 +110,7 @@ class Machine:
         return self.step
 
     def _reply(self, reply: Reply) -> None:
-        """The reply of a call that was out alone."""
+        """Merge the reply of a call that was sent alone."""
         state = self.state
         phase, asking = state.phase, state.asking
         kind: CallKind = "ask" if asking else _KINDS[phase]
@@ -211,7 +211,7 @@ class Machine:
     def _generate(self) -> None:
         mailbox = f"model:{self.config.model}"
         way: Route = ([], 0)
-        if not self.state.tries:  # what failed where it was, anybody may try
+        if not self.state.tries:  # a call that failed at its replica may go to any
             way = self.context.routes.conversation(mailbox, self.state.replica, self.live.id.group, self.config.samples)
         self.context.send("generate", "generating", mailbox=mailbox, timeout=self.config.call_timeout, way=way)
 
@@ -263,7 +263,7 @@ class Machine:
             if not spec.once and retry_budget.take(self.state, self.config, "tool", fault, self.context.now):
                 return
             self.context.append(self.context.turn.results())
-            return self.context.fail(retry_budget.told(self.state, fault))
+            return self.context.fail(retry_budget.last_fault(self.state, fault))
         self.state.tries = 0
         self.context.append(self.context.turn.results())
         self._next_tools()
@@ -303,7 +303,7 @@ class Machine:
         self.state.score = scored
         self.context.close()
 
-    # What goes wrong, and what time asks for.
+    # Faults and time.
 
     def _failed(self, kind: CallKind, fault: Fault) -> None:
         if kind == "close":
@@ -311,7 +311,7 @@ class Machine:
         if kind == "generate" and fault.kind in TRUNCATING:
             return self.context.truncate(fault.kind)
         if fault.kind in TRUNCATING or not retry_budget.take(self.state, self.config, kind, fault, self.context.now):
-            self.context.give_up(retry_budget.told(self.state, fault))
+            self.context.give_up(retry_budget.last_fault(self.state, fault))
 
     def _resend(self) -> None:
         state = self.state
@@ -329,7 +329,7 @@ class Machine:
             self.context.hook()
 
     def _out_of_time(self) -> None:
-        """Give up what is pending; what there is of the conversation is scored."""
+        """Give up the pending calls; the conversation so far is scored."""
         self.step.drop = True
         if self.state.phase == "tools":
             self.context.append(self.context.turn.cut("max_seconds"))
@@ -357,5 +357,5 @@ _CONVERSATION = frozenset({"generating", "tools", "responding"})
 #: The kinds whose specs an environment has.
 _HOOKS = frozenset({"open", "respond", "verify"})
 
-#: Whose fault it is when a hook does not come to an end.
+#: The kind of fault of a hook that asks too often, by phase.
 _BLAMED = {"responding": "environment", "verifying": "verifier"}

@@ -80,10 +80,15 @@ def header(live: LiveRollout, config: RunConfig, finished_at: float) -> bytes:
 
 
 def counts(model: str, state: State) -> list[str | int]:
-    """What a rollout adds to the run's counters of tokens: names and numbers in turn, without those that are 0."""
-    found: list[str | int] = []
+    """Return what a rollout adds to the run's counters of tokens: names and numbers above 0, in turn.
+
+    Args:
+        model: the run's model.
+        state: the rollout's state.
+    """
+    counters: list[str | int] = []
     for spec, usage in [(model, state.usage), *state.asked.items()]:
         for name in TOKENS:
             if getattr(usage, name):
-                found += [f"u:{name}:{spec}", getattr(usage, name)]
-    return found
+                counters += [f"u:{name}:{spec}", getattr(usage, name)]
+    return counters

@@ -1,4 +1,4 @@
-"""How often a rollout's calls are sent again after a fault, and when."""
+"""The budgets of new tries after a fault, and the waits before them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def take(state: State, config: RunConfig, call: str, fault: Fault, now: float) -
     return True
 
 
-def told(state: State, fault: Fault) -> Fault:
-    """A fault that is the last one, with how often the call was sent."""
+def last_fault(state: State, fault: Fault) -> Fault:
+    """Return a fault that ends the retries, with how often the call was sent."""
     return fault if not state.tries else Fault(fault.kind, f"{fault.message} (sent {state.tries + 1} times)")

@@ -1,9 +1,8 @@
-"""What an agent worker knows of one rollout between its steps."""
+"""The state of a rollout between its steps, stored and live."""
 
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import Any
 
 import msgspec
 
@@ -11,6 +10,7 @@ from gymq.api.agent import CallTool
 from gymq.errors import Fault
 from gymq.wire.calls import SCHEMA, Asked, Scored, Usage, decode_parameters
 from gymq.wire.ids import RolloutId
+from gymq.wire.json_types import JsonObject
 from gymq.wire.task import Task
 
 
@@ -101,12 +101,12 @@ class State(msgspec.Struct, array_like=True):
 
     @property
     def asking(self) -> bool:
-        """Whether the pending call is a hook's question to a model."""
+        """True if the pending call is a hook's question to a model."""
         return self.ask is not None and self.answer is None
 
     @property
     def pending(self) -> int:
-        """How many replies the next mail brings."""
+        """The number of replies that the next mail brings."""
         if self.phase == "new" or self.resume:
             return 0
         return sum(running.content is None for running in self.running) if self.phase == "tools" else 1
@@ -132,7 +132,7 @@ class NewerSchema(Exception):
 
 
 class _Head(msgspec.Struct, array_like=True):
-    """What a state of any schema begins with."""
+    """The first field of a state of any schema."""
 
     schema: int
 
@@ -141,7 +141,7 @@ _head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
 class LiveRollout(msgspec.Struct, dict=True):
-    """A rollout as an agent worker holds it: the stored state, and what it has read of the rest.
+    """A rollout as an agent worker holds it: the stored state, the messages and the task.
 
     Args:
         rid: the rollout's id, `run.row.sample`.
@@ -171,7 +171,7 @@ class LiveRollout(msgspec.Struct, dict=True):
         return RolloutId.parse(self.rid)
 
     @property
-    def tools(self) -> list[dict[str, Any]]:
+    def tools(self) -> list[JsonObject]:
         """The declared tools."""
         return [] if self.parameters is None else _tools(self.parameters)
 
@@ -183,7 +183,7 @@ class LiveRollout(msgspec.Struct, dict=True):
 
 # Most rollouts of a run have the same parameters.
 @lru_cache(maxsize=256)
-def _tools(parameters: bytes) -> list[dict[str, Any]]:
+def _tools(parameters: bytes) -> list[JsonObject]:
     return msgspec.json.decode(decode_parameters(parameters).tools)
 
 

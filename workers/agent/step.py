@@ -14,7 +14,7 @@ from .state import LiveRollout, encode_state
 
 
 class Step(msgspec.Struct):
-    """What one step changes; `commit` is what the commit script takes.
+    """The changes of one step; `commit` makes of them what the commit script takes.
 
     Args:
         fields: hash fields to set, names and values in turn.
@@ -37,7 +37,7 @@ class Step(msgspec.Struct):
     drop: bool = False
 
     def commit(self, live: LiveRollout, stream: bytes, mail: bytes, must: bool) -> CommitStep:
-        """The step as the commit script wants it."""
+        """Return the step as the commit script takes it."""
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
         return CommitStep(
@@ -103,5 +103,5 @@ class Step(msgspec.Struct):
 
 
 def acknowledge(mail: Mail) -> CommitStep:
-    """The commit for mail whose rollout has ended or gone on: against a version it never had, so that only the mail goes."""
+    """Return a commit that only acknowledges mail, because its version is one that no rollout has."""
     return CommitStep(mail.fields[1], -1, mail.stream, mail.id)

@@ -130,7 +130,7 @@ class StepContext:
 
     @property
     def closes(self) -> bool:
-        """Whether the environment is to clean up."""
+        """True if the environment is to clean up."""
         return self.opened and (self.spec.close.present or bool(self.state.keeper))
 
     def hear_no_more(self) -> None:

@@ -18,7 +18,7 @@ class ToolAgent(Agent):
         if last.role != "assistant":
             return Generate()
         if view.finish in ("length", "content_filter"):
-            # What was cut off is not executed: half a tool call is none.
+            # A tool call that was cut off is not executed.
             return Finish(truncated=True, reason=view.finish)
         if last.tool_calls and view.turns:
             return [CallTool(call.function.name, call.function.arguments, call.id) for call in last.tool_calls]

@@ -1,4 +1,4 @@
-"""The tool calls of one turn: which go out together, and what each came to.
+"""The tool calls of one turn, those that run together, and their results.
 
 Calls that may write run one after another, neighbours that only read run together. A result is kept as it comes, so that
 a call that was answered is never sent again.
@@ -23,7 +23,7 @@ from .step import Step
 #: Calls of one turn that run beside each other; the others follow. Lua's stack bounds how many one script can take.
 MAX_PARALLEL_TOOLS = 1000
 
-#: Faults of an isolated tool that tell of the program the model asked to run, not of us: the model is told.
+#: Faults of an isolated tool that are of the program that the model asked to run: the model gets them as results.
 _LIMITS = frozenset({"timeout", "killed", "memory", "result_too_large"})
 
 _TOOL = msgspec.msgpack.Decoder(ToolResult)
@@ -58,7 +58,7 @@ class ToolTurn:
         state.tool_calls += count
 
     def unanswered(self) -> list[CallTool]:
-        """The calls that are out, or are to be sent."""
+        """Return the calls that have no result."""
         return [running.call for running in self.state.running if running.content is None]
 
     def take(
@@ -95,7 +95,7 @@ class ToolTurn:
         return faults, memories
 
     def results(self) -> list[bytes]:
-        """The messages of the results up to the first call that has none."""
+        """Return the messages of the results up to the first call that has none."""
         messages: list[bytes] = []
         for running in self.state.running:
             if running.content is None:
@@ -105,7 +105,7 @@ class ToolTurn:
         return messages
 
     def cut(self, limit: str) -> list[bytes]:
-        """The messages of all calls of the turn, those that have no result too: every call must be answered."""
+        """Return the messages of all calls of the turn; those without a result get an error, as every call must be answered."""
         content = msgspec.json.encode(f"Error: the call was not done: the rollout has reached its limit {limit}.")
         state = self.state
         calls = [*state.running, *(Running(call) for call in state.todo)]

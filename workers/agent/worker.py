@@ -6,10 +6,9 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from typing import Any
 
 from gymq import plugins
-from gymq.api.agent import Agent
+from gymq.api.agent import Action, Agent, View
 from gymq.api.environment import EnvironmentSpec
 from gymq.cache import Cache
 from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
@@ -45,7 +44,7 @@ WAKES = 500
 #: Seconds until a rollout that was woken is due again, should its mail come to nothing.
 WAKE_AGAIN = 10.0
 
-#: What mail may say that was cancelled; it stands in the rollout's record.
+#: The scopes of a cancellation that mail may name; the rollout's record repeats it.
 CANCELLED = frozenset({"run", "group", "rollout"})
 
 #: Fields of one message: a reply to each call that may be out together, and few more.
@@ -53,7 +52,7 @@ MAX_REPLY_FIELDS = 2 * MAX_PARALLEL_TOOLS + 20
 
 
 class RolledBack(Exception):
-    """The rollout cannot be advanced: what it needs is gone."""
+    """The rollout cannot be advanced: its run or its environment is gone."""
 
 
 class AgentWorker(Actor):
@@ -83,23 +82,23 @@ class AgentWorker(Actor):
             batch: list[Mail] = []
             later: list[Mail] = []
             rids: set[bytes] = set()
-            for one in mail:
+            for message in mail:
                 # Two steps of one rollout do not fit into one commit: the second is decided on what the first did.
-                fits = len(batch) < STEPS_PER_COMMIT and one.fields[1] not in rids
-                (batch if fits else later).append(one)
-                rids.add(one.fields[1])
+                fits = len(batch) < STEPS_PER_COMMIT and message.fields[1] not in rids
+                (batch if fits else later).append(message)
+                rids.add(message.fields[1])
             mail = later + await self._commit(batch)
 
     async def _sort_out(self, mail: list[Mail]) -> list[Mail]:
-        """Acknowledge what is no mail of a rollout: whoever may write to Redis may write to a mailbox, too."""
-        forged = [one for one in mail if not _addressed(one.fields)]
+        """Acknowledge forged mail, and return the rest."""
+        forged = [message for message in mail if not _addressed(message.fields)]
         if not forged:
             return mail
-        await self.connection.insist(scripts.commit([acknowledge(one) for one in forged]))
-        for one in forged:
-            self._refuse(one, "it names no rollout and version, or has too many fields")
-            self.intake.release(one)
-        return [one for one in mail if _addressed(one.fields)]
+        await self.connection.insist(scripts.commit([acknowledge(message) for message in forged]))
+        for message in forged:
+            self._refuse(message, "it names no rollout and version, or has too many fields")
+            self.intake.release(message)
+        return [message for message in mail if _addressed(message.fields)]
 
     def _refuse(self, mail: Mail, reason: object) -> None:
         print(f"gymq: mail {mail.id.decode()} in {mail.stream.decode()} is no mail of a rollout: {reason}", file=sys.stderr)
@@ -197,12 +196,12 @@ class AgentWorker(Actor):
             self._refuse(mail, f"what a reply brings cannot be read: {error}")
             return machine.abandon(Fault("internal", one_line(f"what a reply brings cannot be read: {error}")))
         except Exception as error:
-            # A defect of ours: it fails this rollout. Ending the process would hand the mail to the next one, ten times.
+            # A defect of gymq fails this rollout only: ending the process would have the mail redelivered, ten times.
             traceback.print_exc()
             return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
     async def _gather(self, batch: list[Mail]) -> list[LiveRollout | NewerSchema | None]:
-        """The rollouts of some mail: kept from the last step, or begun by the mail itself, or loaded; None: gone."""
+        """Return the rollouts of mail: cached since the last step, begun by the mail itself, or loaded; None: gone."""
         lives: list[LiveRollout | NewerSchema | None] = []
         missing: list[tuple[int, str]] = []
         for i, mail in enumerate(batch):
@@ -236,10 +235,10 @@ class AgentWorker(Actor):
         return lives
 
     async def _context(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
-        """A rollout's run, environment and agent, read once.
+        """Return a rollout's run, environment and agent, read once.
 
         Raises:
-            Lost: the run was removed.
+            RolledBack: the run was removed.
         """
         while True:
             try:
@@ -259,7 +258,7 @@ class AgentWorker(Actor):
                 await self.connection.reconnect()
 
     async def _version(self, config: RunConfig) -> int:
-        """The policy version of a run's model, read once for a batch, and only where staleness is bounded."""
+        """Return the policy version of a run's model, read once for a batch; 0 where staleness is not bounded."""
         if config.max_staleness is None:
             return 0
         while config.model not in self._versions:
@@ -275,7 +274,7 @@ class AgentWorker(Actor):
         except UsageError as error:
             return _Missing(str(error))
 
-    # What is done besides the mail.
+    # Duties besides the mail.
 
     async def prepare(self) -> None:
         """Open the connection for admissions, and look who has private mailboxes."""
@@ -311,12 +310,12 @@ class AgentWorker(Actor):
             pass  # the next sweep tries again
 
     async def forget(self) -> None:
-        """Drop what was read: it may have gone on elsewhere."""
+        """Drop the cached rollouts: other workers may have advanced them."""
         self._cache = Cache()
 
 
 def _addressed(fields: list[bytes]) -> bool:
-    """Whether mail names a rollout and a version, and is no larger than the largest of ours."""
+    """Return whether mail names a rollout and a version, and has no more fields than gymq sends."""
     return (
         4 <= len(fields) <= MAX_REPLY_FIELDS
         and RolloutId.check(fields[1]) is not None
@@ -331,6 +330,6 @@ class _Missing(Agent):
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def act(self, view: Any) -> Any:
+    def act(self, view: View) -> Action:
         """Fail."""
         raise UsageError(self._reason)
