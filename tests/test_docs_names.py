@@ -157,3 +157,9 @@ def test_each_command_in_a_page_exists(page: Path):
         name = re.match(r"gymq ([a-z][\w-]*)", text)
         if name is not None:
             assert cli.get_command(click.Context(cli), name[1]) is not None, f"{page.name} names gymq {name[1]}"
+
+
+@PAGE
+def test_each_script_in_a_page_exists(page: Path):
+    scripts = {path.name for path in (ROOT / "gymq" / "store" / "lua").glob("*.lua")}
+    assert {name for text in in_backticks(page) for name in re.findall(r"\b\w+\.lua\b", text)} <= scripts
