@@ -39,8 +39,8 @@ def test_the_phases_of_a_rollout_are_those_that_the_machine_sets():
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
-            # `_send(kind, phase)` and `_hook(phase)` set it.
-            at = {"_send": 1, "_hook": 0}.get(node.func.attr)
+            # `send(kind, phase)` and `hook(phase)` of the step context set it.
+            at = {"send": 1, "hook": 0}.get(node.func.attr)
             if at is not None and len(node.args) > at and isinstance(phase := node.args[at], ast.Constant):
                 used.add(phase.value)
     listed = {row[0].partition(",")[0] for row in table("And from then on")}
@@ -63,4 +63,4 @@ def test_each_script_that_changes_a_state_is_named():
     scripts = {path.stem for path in (SOURCE / "store" / "lua").glob("*.lua")}
     named = set(re.findall(r"`(\w+)\.lua`", STATES))
     assert named <= scripts
-    assert {"enqueue", "admit", "reopen", "ack", "handback", "rejoin", "orphans"} <= named
+    assert {"enqueue", "admit", "reopen_run", "ack", "hand_back", "renew_worker", "find_orphans"} <= named
