@@ -138,7 +138,7 @@ class _Churn:
             if any(f'"pid":{pid},' in info for info in system.client.hvals(Keys().workers)):  # type: ignore[union-attr]
                 self._waiting = None
                 oldest = next(child for child in system.children[role] if child not in self._asked)
-                oldest.ask()
+                oldest.request_stop()
                 self._asked.append(oldest)
         elif elapsed >= self._next:
             role = ("agent", "model", "resource")[self.joined % 3]

@@ -1,11 +1,11 @@
 """A child process that never outlives its parent, with its log and its own process group.
 
-A short wrapper runs first in the child: it asks the kernel for a signal at the parent's death and then becomes the
-program. The kernel means the *thread* that started the child, so a child is started by the main thread, or by one thread
-that lives as long as the process. Only Linux has that signal; elsewhere a killed parent leaves its children running.
+A short wrapper runs first in the child: it requests the kernel's signal at the parent's death and then becomes the program.
+The signal follows the *thread* that started the child, so a child is started by the main thread, or by one thread that
+lives as long as the process. Only Linux has that signal; elsewhere a killed parent leaves its children running.
 
-Processes that the child starts die with its group, as long as they stay in it and this process is there to kill it.
-After a SIGKILL of this process only the child itself is sure to die.
+The child's own children die with its group, as long as they stay in it and this process is there to kill it. After a
+SIGKILL of this process only the child itself is sure to die.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pathlib import Path
 
 from gymq.errors import GymqError
 
-#: Seconds between two looks at a process that is waited for: short beside any grace, and 50 cheap calls a second.
+#: Seconds between two checks of an awaited process: short beside any grace, and 50 cheap calls a second.
 POLL_INTERVAL = 0.02
 
-#: Seconds to wait for a process after SIGKILL; it takes longer only when the kernel cannot end it (a dead disk).
+#: Seconds to wait for a process after SIGKILL; only a process in the kernel (a dead disk) takes longer.
 KILL_LIMIT = 10.0
 
-#: Bytes at a log's end in which its last lines are looked for; more than a long traceback.
+#: Bytes at a log's end that are searched for its last lines: more than a long traceback.
 TAIL_BYTES = 64 * 1024
 
-#: What runs first in the child. Python ignores two signals, which the program would inherit. A parent that died before
-#: the signal was asked for is recognised by its absence. 1 is PR_SET_PDEATHSIG of <sys/prctl.h>.
+#: The first code in the child. Python ignores two signals, which the program would inherit. A parent that died before the
+#: request for the signal is recognised by its absence. 1 is PR_SET_PDEATHSIG of <sys/prctl.h>.
 WRAPPER = """
 import ctypes, os, signal, sys
 parent, death, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -51,8 +51,8 @@ os.execvp(argv[0], argv)
 
 @cache
 def _starter(pid: int) -> ThreadPoolExecutor:
-    """The thread of process `pid` that starts children for other threads than the main one, and outlives these."""
-    del pid  # only the key: a forked process has not got its parent's threads
+    """Return the thread of process `pid` that starts children for threads other than the main one, and outlives these."""
+    del pid  # the cache's key: a forked process lacks its parent's threads
     return ThreadPoolExecutor(1, "gymq-starter")
 
 
@@ -70,7 +70,7 @@ def _popen(command: Sequence[str], env: Mapping[str, str], log: Path | None, inh
 
 
 def describe(code: int | None) -> str:
-    """How a process ended, in words, from its exit code."""
+    """Return a process's end in words, from its exit code."""
     if code is None:
         return "no exit code"
     if code >= 0:
@@ -86,13 +86,13 @@ class ChildProcess:
     Args:
         argv: the program and its arguments.
         env: variables to set, beside those of this process.
-        name: what to call it in messages.
-        log: the file that gets its output and its errors, appended; None: they go where this process's go.
-        death_signal: the signal it gets when this process dies.
+        name: its name in messages.
+        log: the file to which its output and errors are appended; None: they go where this process's go.
+        death_signal: the signal it receives at this process's death.
         inherit: file descriptors that it keeps open.
 
     Raises:
-        GymqError: there is no such program.
+        GymqError: the program does not exist.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ChildProcess:
     ) -> None:
         self.name = name
         self.log = log
-        #: The exit code, negative for a signal; None while it runs, or if somebody else took the code.
+        #: The exit code, negative for a signal; None while it runs, or if other code of this process reaped it.
         self.code: int | None = None
         environment = {**os.environ, **env}
         if shutil.which(argv[0], path=environment.get("PATH")) is None:
@@ -126,14 +126,14 @@ class ChildProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs; when it has ended, what is left of its group is killed."""
+        """Whether it runs; once it has ended, the rest of its group is killed."""
         if self._ended:
             return False
         try:
-            # Looked at but not reaped: a zombie keeps its number, so the signal to the group can hit no stranger.
+            # Without reaping: a zombie keeps its number, so the signal to the group can hit no stranger.
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return True
-        except ChildProcessError:  # somebody else reaped it, and the number may be a stranger's by now
+        except ChildProcessError:  # reaped elsewhere; the number may be a stranger's by now
             self._process.poll()
         else:
             self._signal_group()
@@ -141,8 +141,8 @@ class ChildProcess:
         self._ended = True
         return False
 
-    def ask(self) -> None:
-        """Send SIGTERM to the process, not to its group: it stops its own children in its own order."""
+    def request_stop(self) -> None:
+        """Send SIGTERM to the process alone, which stops its own children in its own order."""
         if self.alive:
             os.kill(self.pid, signal.SIGTERM)
 
@@ -163,23 +163,23 @@ class ChildProcess:
         return True
 
     def kill(self) -> None:
-        """End it and its group at once."""
+        """Kill it and its group at once."""
         if self.alive:
             self._signal_group()
             self.wait(KILL_LIMIT)
 
     def terminate(self, grace: float) -> None:
-        """Ask it to stop, and kill it with its group if it does not.
+        """Request its stop, and kill it with its group after a time.
 
         Args:
-            grace: seconds that it may take.
+            grace: seconds until it is killed.
         """
-        self.ask()
+        self.request_stop()
         if not self.wait(grace):
             self.kill()
 
     def tail(self, lines: int) -> list[str]:
-        """The last lines that it wrote, without those of earlier processes with the same log."""
+        """Return its last lines, without those of earlier processes with the same log."""
         if self.log is None:
             return []
         try:
@@ -187,7 +187,7 @@ class ChildProcess:
                 size = log.seek(0, os.SEEK_END)
                 log.seek(max(self._log_start, size - TAIL_BYTES))
                 return log.read().decode(errors="replace").splitlines()[-lines:]
-        except FileNotFoundError:  # somebody cleaned up
+        except FileNotFoundError:  # the log was deleted
             return []
 
     def _signal_group(self) -> None:

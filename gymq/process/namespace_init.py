@@ -1,7 +1,8 @@
-"""The inner side of `gymq.process.sandbox`: makes the walls, starts the program within them, and ends all of it at its limit.
+"""The inner side of `gymq.process.sandbox`: makes the walls, starts the program within them, and ends it at its limit.
 
-Runs as a script in a fresh interpreter, `python -I -S jail.py <config fd> <status fd>`, so that it may fork and change what
-it is without harm to whoever asked; so it imports nothing of gymq, and little else: each import is paid for on every run.
+Runs as a script in a fresh interpreter, `python -I -S namespace_init.py <config fd> <status fd>`, so that it may fork and
+change its identity without harm to the caller. It imports nothing of gymq, and little else, since every run pays for each
+import; hence one file.
 
     warden    this process. Waits for the end or the limit, then kills and cleans up.
     init      with namespaces: pid 1 of the new ones. It builds the file system; when it ends the kernel kills all within.
@@ -19,26 +20,26 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-#: Users of programs when root runs them: this plus the warden's pid, so no two at once are the same. Systemd's list of
-#: ranges has nothing here.
+#: Users of programs that root runs: this plus the warden's pid, so that no two at once are the same. Systemd's list of
+#: ranges leaves these free.
 FIRST_UID, PIDS = 1_900_000_000, 1 << 22
 
 #: The same in a container that has the usual 65536 users.
 FEW_UID, FEW_PIDS = 20_000, 40_000
 
-#: The user that a program sees as itself in a user namespace; any but 0 will do.
+#: The program's own user in a user namespace: any but 0.
 INNER_UID = 1000
 
-#: The niceness of programs: they are many and may spin, the workers beside them are few and wait for mail.
+#: The niceness of programs, which are many and may spin beside a few workers that wait for mail.
 NICE = 5
 
 #: Open files of a program.
 FILES = 256
 
-#: Bytes of address space beyond the limit of memory: for what runtimes reserve and never use, and mapped files.
+#: Bytes of address space beyond the limit of memory, for mapped files and for what runtimes reserve and never use.
 RESERVED = 4 * 1024**3
 
 #: Inodes of the temporary folder: each takes about a kibibyte of the kernel's memory.
@@ -47,7 +48,7 @@ INODES = 16_384
 #: Seconds that killing may take.
 KILL_LIMIT = 5.0
 
-#: What programs see of the system, read-only, where it exists; beside what `sandbox` adds.
+#: The parts of the system that programs see, read-only, where they exist; `sandbox` adds others.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/certs")
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -64,11 +65,11 @@ _PDEATHSIG, _DUMPABLE, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 36, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _do(what: str, *arguments: Any) -> None:
-    """Call a function of the C library that gives 0 when it works."""
-    if getattr(_libc, what)(*arguments):
+def _do(function: str, *arguments: object) -> None:
+    """Call a function of the C library that returns 0 on success."""
+    if getattr(_libc, function)(*arguments):
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
 def _prctl(option: int, value: int) -> None:
@@ -83,18 +84,18 @@ def _protect(target: str, attributes: int, *, recursive: bool = True) -> None:
     class Attributes(ctypes.Structure):
         _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "namespace")]
 
-    given = Attributes(attributes, 0, 0, 0)
+    setting = Attributes(attributes, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
-    _do("syscall", _MOUNT_SETATTR, _AT_FDCWD, target.encode(), flags, ctypes.byref(given), ctypes.c_size_t(32))
+    _do("syscall", _MOUNT_SETATTR, _AT_FDCWD, target.encode(), flags, ctypes.byref(setting), ctypes.c_size_t(32))
 
 
 class NamespaceInit:
-    """One run.
+    """One run of a program.
 
     Args:
-        config: what `sandbox` says of it.
-        files: the program's files by their names.
-        status: the file descriptor that is told of its end.
+        config: the run's configuration, from `sandbox`.
+        files: the program's files by name.
+        status: the file descriptor for the report of its end.
     """
 
     def __init__(self, config: dict[str, Any], files: dict[str, bytes], status: int) -> None:
@@ -103,14 +104,14 @@ class NamespaceInit:
         self.status = status
         self.walls: str = config["walls"]
         self.deadline = time.monotonic() + config["seconds"]
-        #: The program's user, when it is not ours.
+        #: The program's user; None: the warden's.
         self.uid = _spare_uid() if os.geteuid() == 0 and self.walls != "weak" else None
         self.folder = "/tmp" if self.walls == "namespaces" else f"{config['tmp']}/gymq-sandbox-{os.getpid()}"
 
     def main(self) -> None:
-        """Run the program and see to its end."""
+        """Run the program until its end or its limit."""
         os.umask(0o077)
-        with contextlib.suppress(OSError):  # where memory ends, this is what goes first
+        with contextlib.suppress(OSError):  # the first to be killed where memory ends
             _write("/proc/self/oom_score_adj", "1000")
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
         if self.walls == "namespaces":
@@ -145,16 +146,16 @@ class NamespaceInit:
             # It copes with trees of any depth, and follows no link.
             os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", self.folder])
 
-    def tell(self, **what: Any) -> None:
-        """Say how it ended, one JSON object a line; the first counts."""
-        os.write(self.status, json.dumps(what).encode() + b"\n")
+    def report(self, **end: object) -> None:
+        """Report the program's end, one JSON object a line; the first counts."""
+        os.write(self.status, json.dumps(end).encode() + b"\n")
 
-    def _guarded(self, what: Any) -> NoReturn:
-        """In a fork: never return into the code of the process that forked."""
+    def _guarded(self, body: Callable[[], object]) -> NoReturn:
+        """Run a fork's body, and never return into the code of the process that forked."""
         try:
-            what()
+            body()
         except BaseException as error:
-            self.tell(failed=f"{error}")
+            self.report(failed=f"{error}")
         os._exit(1)
 
     # The warden.
@@ -162,23 +163,23 @@ class NamespaceInit:
     def _supervise(self, child: int) -> None:
         while True:
             left = self.deadline - time.monotonic()
-            found = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, max(left, 0))
-            if found is not None and found.si_signo == signal.SIGCHLD:
+            received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, max(left, 0))
+            if received is not None and received.si_signo == signal.SIGCHLD:
                 ended = dict(_reap())
                 if child not in ended:
                     continue
                 if self.walls != "namespaces":
-                    self.tell(exit=os.waitstatus_to_exitcode(ended[child]))
-                return  # init has told it
-            self.tell(exit=-signal.SIGKILL, timeout=True)
+                    self.report(exit=os.waitstatus_to_exitcode(ended[child]))
+                return  # init has reported it
+            self.report(exit=-signal.SIGKILL, timeout=True)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             if self.walls == "namespaces":
-                os.waitpid(child, 0)  # it is reaped when all within are gone
+                os.waitpid(child, 0)  # reaped once all processes within are gone
             return
 
     def _kill_all(self) -> None:
-        """Kill what the program left: all of its user, or what descends from it."""
+        """Kill the program's remains: all processes of its user, or its descendants."""
         until = time.monotonic() + KILL_LIMIT
         while time.monotonic() < until:
             if self.uid is not None:
@@ -217,7 +218,7 @@ class NamespaceInit:
         if os.read(go, 1) != b"g":
             return  # the warden died before the line above
         os.close(go)
-        # The program may look at its own kind only, and trace nobody with more rights.
+        # The program may inspect processes of its own user only, and trace none with more rights.
         _prctl(_DUMPABLE, 0)
         self._build()
         program = os.fork()
@@ -226,17 +227,17 @@ class NamespaceInit:
         while True:
             pid, status = os.waitpid(-1, 0)
             if pid == program:
-                self.tell(exit=os.waitstatus_to_exitcode(status))
+                self.report(exit=os.waitstatus_to_exitcode(status))
                 os._exit(0)
 
     def _build(self) -> None:
-        """Make a root with nothing in it but what is named here, and go there."""
+        """Make a root that holds only what is named here, and enter it."""
         _mount("none", "/", None, _REC | _PRIVATE)
         base, root = "/proc", "/proc/root"
         _mount("tmpfs", base, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
         os.umask(0o022)
         os.mkdir(root)
-        # First: what may be read can lie in the real one, and is not to be given to the program's user.
+        # Comes first: readable paths may lie in the real /tmp, and must not be given to the program's user.
         os.mkdir(f"{root}/tmp")
         owner = "" if self.uid is None else f",uid={self.uid},gid={self.uid}"
         size = f"size={self.config['disk']},nr_inodes={INODES},mode=700"
@@ -253,10 +254,10 @@ class NamespaceInit:
             _mount(f"/dev/{name}", f"{root}/dev/{name}", None, _BIND)
         for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
             os.symlink(target, f"{root}/dev/{name}")
-        # What shares memory through it shares the folder's bound.
+        # Shared memory counts against the folder's bound.
         os.symlink("/tmp", f"{root}/dev/shm")
         os.mkdir(f"{root}/proc")
-        with contextlib.suppress(OSError):  # a container may forbid it; then there is none
+        with contextlib.suppress(OSError):  # a container may forbid it, and then /proc stays empty
             _mount("proc", f"{root}/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
             _write(f"{root}/proc/sys/kernel/shmall", str(self.config["disk"] // resource.getpagesize()))
         _protect(base, _ATTR_RDONLY, recursive=False)
@@ -264,7 +265,7 @@ class NamespaceInit:
         os.chdir(base)
         _do("pivot_root", b".", b".")
         _do("umount2", b".", _DETACH)
-        # Not the root of the mounts: who is in such a place may make no user namespace, and with it have no capability.
+        # Not the root of the mounts: from such a place no user namespace, and no capability with it, can be made.
         os.chroot("/root")
         os.chdir("/tmp")
 
@@ -287,8 +288,8 @@ class NamespaceInit:
             os.chmod(path, 0o755)
         if self.uid is not None:
             for path, _, names in os.walk(folder):
-                for one in (path, *(os.path.join(path, name) for name in names)):
-                    os.chown(one, self.uid, self.uid)
+                for entry in (path, *(os.path.join(path, name) for name in names)):
+                    os.chown(entry, self.uid, self.uid)
 
     # The program.
 
@@ -297,7 +298,7 @@ class NamespaceInit:
         os.setsid()
         os.umask(0o022)
         os.chdir(self.folder)
-        with contextlib.suppress(OSError):  # where each session is a group of its own, its niceness is another
+        with contextlib.suppress(OSError):  # where the kernel schedules sessions as groups, each has a niceness of its own
             _write("/proc/self/autogroup", str(NICE))
         os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
         cpu = math.ceil(config["seconds"])
@@ -310,7 +311,7 @@ class NamespaceInit:
             resource.RLIMIT_CORE: (0, 0),
             resource.RLIMIT_MSGQUEUE: (0, 0),
         }
-        # Processes are counted by user: ours may have many others.
+        # The limit counts all processes of a user, and the warden's user may have many others.
         if self.walls != "weak":
             limits[resource.RLIMIT_NPROC] = (config["processes"],) * 2
         if self.uid is not None:
@@ -334,7 +335,7 @@ class NamespaceInit:
 
 
 def _spare_uid() -> int | None:
-    """A user that nobody else is; None: this user namespace maps too few."""
+    """Return a user that no other program has; None: this user namespace maps too few."""
     with open("/proc/self/uid_map") as file:
         mapped = [(int(first), int(first) + int(count)) for first, _, count in map(str.split, file)]
     for first, many in ((FIRST_UID, PIDS), (FEW_UID, FEW_PIDS)):
@@ -350,8 +351,8 @@ def _write(path: str, text: str) -> None:
 
 def _reap() -> Iterator[tuple[int, int]]:
     with contextlib.suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            yield found
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
 
 
 def _children() -> list[int]:
@@ -371,8 +372,8 @@ def _read(descriptor: int) -> tuple[dict[str, Any], dict[str, bytes]]:
 if __name__ == "__main__":
     config_fd, status_fd = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(status_fd, False)
-    jail = NamespaceInit(*_read(config_fd), status_fd)
+    run = NamespaceInit(*_read(config_fd), status_fd)
     try:
-        jail.main()
+        run.main()
     except OSError as problem:
-        jail.tell(failed=f"{problem}")
+        run.report(failed=f"{problem}")

@@ -1,16 +1,16 @@
-"""Running programs that a model wrote, where they can reach nothing: no network, no other process, no secret, no file of ours.
+"""The sandbox: runs a model's program without access to network, other processes, secrets and the machine's files.
 
     from gymq import run_program
 
     ran = run_program(["python", "main.py"], files={"main.py": code}, stdin="3 4", seconds=5)
     ran.ok, ran.stdout, ran.reason
 
-What stands between a program and the machine depends on the machine; `ProgramResult.walls` says which it was:
+The walls between a program and the machine depend on the machine; `ProgramResult.walls` tells which they were:
 
     namespaces  user, process, network, mount and IPC namespaces of its own; needs Linux 5.12, and root or a kernel that lets
                 users make namespaces
-    uid         a user of its own that owns nothing, when we are root but in a container without namespaces: the network is open
-    weak        only limits, and an empty environment: the program is us; only where `GYMQ_SANDBOX=weak` accepts it
+    uid         a user of its own that owns nothing, for root in a container without namespaces: the network is open
+    weak        limits and an empty environment only: the program runs as this user; only where `GYMQ_SANDBOX=weak` accepts it
 """
 
 from __future__ import annotations
@@ -32,48 +32,44 @@ from typing import Any, Literal
 import msgspec
 
 from gymq.errors import GymqError, UsageError
+from gymq.process.program_output import CHUNK, ProgramOutput
 
 Walls = Literal["namespaces", "uid", "weak"]
 
-#: The variable whose value `weak` accepts walls that hold nothing.
+#: The environment variable whose value `weak` accepts limits without walls.
 ACCEPT = "GYMQ_SANDBOX"
 
-#: Seconds of wall clock, and of CPU for each process, unless told otherwise.
+#: Default seconds of wall clock, and of CPU for each process.
 SECONDS = 10.0
 
-#: Bytes of private memory of each process unless told otherwise: enough for numpy on data that fits a prompt.
+#: Default bytes of private memory of each process: enough for numpy on data that fits a prompt.
 MEMORY = 512 * 1024**2
 
-#: Bytes of its folder, and of each file, unless told otherwise. The folder lies in memory.
+#: Default bytes of the program's folder, and of each file. The folder lies in memory.
 DISK = 64 * 1024**2
 
-#: Processes and threads unless told otherwise: numpy starts one per core.
+#: Default number of processes and threads: numpy starts one per core.
 PROCESSES = 64
 
-#: Bytes kept of what it prints, of stdout and stderr each: far more than a model reads.
-OUTPUT = 1024**2
-
-#: Seconds beyond the limit after which the warden itself is given up.
+#: Seconds beyond the limit after which the warden itself is killed.
 WARDEN_GRACE = 10.0
 
 _INIT = str(Path(__file__).with_name("namespace_init.py"))
 
-_CHUNK = 64 * 1024
-
-#: The first walls that worked in this process.
-_found: list[Walls] = []
+#: The first walls that could be made in this process; empty until then.
+_proven: list[Walls] = []
 
 
 class ProgramResult(msgspec.Struct, frozen=True):
-    """What became of a program.
+    """The outcome of a program.
 
     Args:
-        exit: its exit code; negative: the signal that ended it; 127: there is no such program.
-        stdout: what it printed, cut at `OUTPUT` bytes with a note.
-        stderr: likewise.
-        reason: "" when it ended by itself, else `timeout`, or `killed`: its keepers died, as when the machine's memory ended.
-        walls: what kept it in, see above.
-        seconds: how long it took, with the making of the walls.
+        exit: the exit code; negative: the signal that ended it; 127: the program does not exist.
+        stdout: its output, cut at 1 MiB with a note.
+        stderr: its error output, likewise.
+        reason: "" if it ended by itself, else `timeout`, or `killed`: its warden died, as when the machine's memory ended.
+        walls: the walls around it: `namespaces`, `uid` or `weak`.
+        seconds: the wall-clock time, with the making of the walls.
     """
 
     exit: int
@@ -100,24 +96,27 @@ def run_program(
     processes: int = PROCESSES,
     readable: Sequence[str | Path] = (),
 ) -> ProgramResult:
-    """Run an untrusted program and wait for its end; blocks, so call it in a tool that is `def`, best an isolated one.
+    """Run an untrusted program and wait for its end; it blocks, so call it in a tool that is `def`, best an isolated one.
 
-    It runs in a folder of its own, `/tmp` within namespaces, which holds `files` and is gone afterwards. It sees the system's
-    programs and libraries and this Python with its packages, read-only. `python` is this Python.
+        ran = run_program(["python", "main.py"], files={"main.py": code}, stdin="3 4", seconds=5)
+        return ran.stdout if ran.ok else f"failed: {ran.reason or ran.stderr}"
+
+    The program runs in a folder of its own, `/tmp` within namespaces, which holds `files` and is deleted afterwards. It sees
+    the system's programs and libraries and this Python with its packages, read-only. `python` is this Python.
 
     Args:
         argv: the program and its arguments.
-        stdin: what it reads.
+        stdin: its input.
         files: files to put into its folder, by their relative paths.
-        seconds: wall clock; then it is killed, with all that it started.
+        seconds: wall-clock seconds until it is killed, with all processes that it started.
         memory: bytes of private memory of each process.
         disk: bytes of its folder, and of each file.
-        processes: how many processes and threads it may have at once.
+        processes: the number of processes and threads it may have at once.
         readable: further folders and files that it may read, at the same paths.
 
     Raises:
-        GymqError: this machine has no walls and `GYMQ_SANDBOX=weak` does not accept that.
-        UsageError: a path of `files` is absolute or leads out of the folder, or there is no program named.
+        GymqError: this machine has no walls, and `GYMQ_SANDBOX=weak` does not accept that.
+        UsageError: a path of `files` is absolute or leads out of the folder, or `argv` is empty.
     """
     if not argv:
         raise UsageError("run_program: argv is empty; name a program")
@@ -135,90 +134,91 @@ def run_program(
         "parent": os.getpid(),
     }
     problems: list[str] = []
-    for walls in _found or _candidates():
-        ran = _Running(config | {"walls": walls}, b"".join(bodies.values()), _bytes(stdin)).wait()
-        if isinstance(ran, ProgramResult):
-            if not _found:
-                _found.append(walls)
+    for walls in _proven or _candidates():
+        outcome = _RunningProgram(config | {"walls": walls}, b"".join(bodies.values()), _bytes(stdin)).wait()
+        if isinstance(outcome, ProgramResult):
+            if not _proven:
+                _proven.append(walls)
                 if walls != "namespaces":
                     why = f" ({'; '.join(problems)})" if problems else ""
-                    print(f"gymq: sandbox: {_SAY[walls]}{why}", file=sys.stderr)
-            return ran
-        problems.append(f"{walls}: {ran}")
+                    print(f"gymq: sandbox: {_WARNINGS[walls]}{why}", file=sys.stderr)
+            return outcome
+        problems.append(f"{walls}: {outcome}")
     raise GymqError(
         f"no sandbox for programs on this machine ({'; '.join(problems)}): allow user namespaces, run the executor as root, "
         f"or accept a program that can do what this user can with {ACCEPT}=weak"
     )
 
 
-_SAY = {
+_WARNINGS = {
     "uid": "programs run as a user of their own, without namespaces: they can reach the network",
     "weak": "programs run with limits only: they can read and do what this user can",
 }
 
 
-class _Running:
-    """A program that runs, seen from outside."""
+class _RunningProgram:
+    """A running program, seen from outside the walls."""
 
     def __init__(self, config: dict[str, Any], files: bytes, stdin: bytes) -> None:
         self._walls: Walls = config["walls"]
         self._started = time.monotonic()
         self._limit = self._started + config["seconds"] + WARDEN_GRACE
-        status, told = os.pipe()
-        given, typed = _memory(json.dumps(config).encode() + b"\n" + files), _memory(stdin)
+        status, status_writer = os.pipe()
+        config_file, stdin_file = _memory(json.dumps(config).encode() + b"\n" + files), _memory(stdin)
         try:
-            # Its environment is its own: what stands in ours must not be a child's to read.
+            # Without this process's environment, which a child must not read.
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _INIT, str(given), str(told)],
-                stdin=typed,
+                [sys.executable, "-I", "-S", _INIT, str(config_file), str(status_writer)],
+                stdin=stdin_file,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={"PATH": os.defpath},
-                pass_fds=(given, told),
+                pass_fds=(config_file, status_writer),
                 start_new_session=True,
             )
         except BaseException:
             os.close(status)
             raise
         finally:
-            for descriptor in (told, given, typed):
+            for descriptor in (status_writer, config_file, stdin_file):
                 os.close(descriptor)
         assert self._process.stdout and self._process.stderr
-        self._streams = [_Output(self._process.stdout), _Output(self._process.stderr)]
+        self._streams = [ProgramOutput(self._process.stdout), ProgramOutput(self._process.stderr)]
         self._status = os.fdopen(status, "rb", buffering=0)
 
     def wait(self) -> ProgramResult | str:
-        """Wait for its end; text: why these walls could not be made."""
+        """Wait for its end; return a text if the walls could not be made: the reason."""
         try:
-            told = self._read()
+            report = self._read()
         finally:
             self._end()
-        if "failed" in told:
-            return str(told["failed"])
+        if "failed" in report:
+            return str(report["failed"])
         stdout, stderr = (stream.text() for stream in self._streams)
-        code = told.get("exit", -signal.SIGKILL)
-        reason: Literal["", "timeout", "killed"] = "" if "exit" in told else "killed"
-        if told.get("timeout") or code == -signal.SIGXCPU:
+        code = report.get("exit", -signal.SIGKILL)
+        reason: Literal["", "timeout", "killed"] = "" if "exit" in report else "killed"
+        if report.get("timeout") or code == -signal.SIGXCPU:
             reason = "timeout"
         return ProgramResult(code, stdout, stderr, reason, self._walls, time.monotonic() - self._started)
 
     def _read(self) -> dict[str, Any]:
-        said = b""
+        """Read the program's output and the warden's report, and return the report; empty: the warden died."""
+        report = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
             for stream in self._streams:
                 selector.register(stream, selectors.EVENT_READ)
             while (left := self._limit - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
-                    if isinstance(key.fileobj, _Output):
+                    if isinstance(key.fileobj, ProgramOutput):
                         if not key.fileobj.take():
                             selector.unregister(key.fileobj)
-                    elif data := self._status.read(_CHUNK):
-                        said += data
-                    else:  # all keepers have ended; what the pipes still hold is all there is
+                    elif data := self._status.read(CHUNK):
+                        report += data
+                    else:  # the warden has ended; no more output follows
                         for stream in self._streams:
-                            stream.rest()
-                        return dict(json.loads(said.splitlines()[0])) if said else {}
+                            stream.take_rest()
+                        return dict(json.loads(report.splitlines()[0])) if report else {}
         return {}
 
     def _end(self) -> None:
@@ -233,50 +233,6 @@ class _Running:
             stream.close()
 
 
-class _Output:
-    """What a program prints: kept up to a bound, and read on, so that it does not wait for ever on a full pipe."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._kept = bytearray()
-        self._cut = 0
-        self._nowhere: int | None = None
-        os.set_blocking(pipe.fileno(), False)
-
-    def fileno(self) -> int:
-        return int(self._pipe.fileno())
-
-    def take(self) -> int:
-        """Read some; 0: it was closed."""
-        room = OUTPUT - len(self._kept)
-        if room > 0:
-            data = os.read(self.fileno(), min(_CHUNK, room))
-            self._kept += data
-            return len(data)
-        if self._nowhere is None:
-            self._nowhere = os.open(os.devnull, os.O_WRONLY)
-        # Moves pages without looking at them: gigabytes cost next to nothing.
-        cut = os.splice(self.fileno(), self._nowhere, OUTPUT)
-        self._cut += cut
-        return cut
-
-    def rest(self) -> None:
-        """Read what the pipe still holds; a process that got away may hold it open."""
-        until = time.monotonic() + 1
-        with suppress(BlockingIOError):
-            while self.take() and time.monotonic() < until:
-                pass
-
-    def text(self) -> str:
-        note = f"\n[{self._cut} bytes more were cut]" if self._cut else ""
-        return self._kept.decode(errors="replace") + note
-
-    def close(self) -> None:
-        self._pipe.close()
-        if self._nowhere is not None:
-            os.close(self._nowhere)
-
-
 def _candidates() -> list[Walls]:
     if sys.platform != "linux":
         raise GymqError(f"no sandbox for programs on {sys.platform}: run the executor on Linux")
@@ -289,14 +245,14 @@ def _candidates() -> list[Walls]:
 
 
 def _python() -> list[str]:
-    """The folders of this Python and its packages."""
+    """Return the folders of this Python and its packages."""
     return list(dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix)))
 
 
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
-        raise UsageError(f"run_program: {name!r} is no path within the program's folder")
+        raise UsageError(f"run_program: {name!r} is no path within the program's folder; use a relative one without ..")
     return str(path)
 
 
@@ -305,7 +261,7 @@ def _bytes(data: str | bytes) -> bytes:
 
 
 def _memory(data: bytes) -> int:
-    """A file that nobody can change, without a name, at its beginning."""
+    """Return the descriptor of a nameless, sealed file with these bytes, at its beginning."""
     descriptor = os.memfd_create("gymq", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(descriptor, "wb", closefd=False) as file:
         file.write(data)

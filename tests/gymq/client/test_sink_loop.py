@@ -27,12 +27,12 @@ from tests.support.waiting import wait_until
 DOOMED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from gymq import registry
+from gymq import plugins
 from gymq.settings import Settings
 from gymq.client.sink_loop import feed
 
 kind, path, moment = sys.argv[1:]
-base = registry.load("gymq.sinks", kind)
+base = plugins.load("gymq.sinks", kind)
 
 class Doomed(base):
     def commit(self):

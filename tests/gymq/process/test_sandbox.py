@@ -19,7 +19,8 @@ import pytest
 import gymq
 from gymq.errors import GymqError, UsageError
 from gymq.process import sandbox
-from gymq.process.sandbox import DISK, OUTPUT, run_program
+from gymq.process.program_output import OUTPUT
+from gymq.process.sandbox import DISK, run_program
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -221,7 +222,7 @@ def test_nothing_outlives_its_limit(walls, end, monkeypatch, temporary):
     # Given each kind of walls
     if walls == "uid" and (os.geteuid() != 0 or PYTHON is None):
         pytest.skip("needs root and a Python of the system")
-    monkeypatch.setattr(sandbox, "_found", [walls])
+    monkeypatch.setattr(sandbox, "_proven", [walls])
     # When a program leaves processes behind that ignore signals
     marker = f"gymq-test-{os.urandom(4).hex()}"
     ran = run_program([PYTHON or "python", "-c", STUBBORN, marker, end], seconds=2)
@@ -240,7 +241,7 @@ def test_a_program_dies_with_who_asked_for_it(walls, spawn, temporary):
     # Given a process that runs a program
     marker = f"gymq-test-{os.urandom(4).hex()}"
     argv = [PYTHON or "python", "-c", STUBBORN, marker, "stay"]
-    code = f"from gymq import sandbox; sandbox._found.append({walls!r}); sandbox.run_program({argv!r}, seconds=60)"
+    code = f"from gymq.process import sandbox; sandbox._proven.append({walls!r}); sandbox.run_program({argv!r}, seconds=60)"
     caller = spawn([sys.executable, "-c", code], {"TMPDIR": str(temporary)})
     wait_until(lambda: len(marked(marker)) >= 4, 20, "the program's processes")
     # When it is killed

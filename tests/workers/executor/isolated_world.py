@@ -35,7 +35,7 @@ while time.monotonic() < end:
 
 
 def send_sync(client, call, reply):
-    """Stand-in for `gymq.reply.send_sync`: replies go to a list."""
+    """Stand-in for `gymq.runtime.reply.send_sync`: replies go to a list."""
     client.do(lambda server: server.rpush("test:replies", msgspec.msgpack.encode([call.id, encode(reply), time.time()])))
 
 
