@@ -6,7 +6,7 @@ and command lines and the broker's address are needed without it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gymq.celery.application import app
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name != "app":
         raise AttributeError(f"module 'gymq.celery' has no attribute {name!r}")
     from gymq.celery.application import app

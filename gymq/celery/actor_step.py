@@ -20,7 +20,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import click
 from celery import bootsteps
@@ -52,7 +52,7 @@ EXIT_LIMIT = 10.0
 #: Seconds for which the watcher leaves it to Celery's loop to begin the shutdown; it does not turn while Redis is away.
 LOOP_LIMIT = 2.0
 
-# What the watcher is told; signal handlers put these on a queue and do nothing else.
+# The words that end an actor; signal handlers put them on a queue and do nothing else.
 _TERM, _INT, _DRAIN, _STOP, _FINISHED = "TERM", "INT", "drain", "stop", "finished"
 
 
@@ -74,6 +74,14 @@ def die(reason: str, code: int = EX_FAILURE) -> NoReturn:
 _Step: Any = bootsteps.StartStopStep
 
 
+class Hub(Protocol):
+    """Celery's event loop."""
+
+    def call_repeatedly(self, delay: float, callback: Callable[[], None]) -> object:
+        """Call something every so many seconds."""
+        ...
+
+
 class ActorThread:
     """A `WorkerHost`: one actor, the thread that it lives in, and the thread that sees to its end.
 
@@ -90,7 +98,7 @@ class ActorThread:
         self._limit = drain_limit
         self._begin_shutdown = begin_shutdown
         # SimpleQueue.put may be called from a signal handler.
-        self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._words: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def start(self) -> None:
         """Start the actor and its watcher."""
@@ -99,11 +107,11 @@ class ActorThread:
 
     def drain(self) -> None:
         """Let the actor finish, then shut the worker down; may be called again."""
-        self._told.put(_DRAIN)
+        self._words.put(_DRAIN)
 
     def stop(self) -> None:
         """Let the actor end soon, then shut the worker down; may be called again."""
-        self._told.put(_STOP)
+        self._words.put(_STOP)
 
     def wake(self) -> None:
         """Let the actor look at what is wanted."""
@@ -120,7 +128,7 @@ class ActorThread:
 
     def on_signal(self, number: int, _frame: object) -> None:
         """Handle SIGTERM and SIGINT."""
-        self._told.put(_TERM if number == signal.SIGTERM else _INT)
+        self._words.put(_TERM if number == signal.SIGTERM else _INT)
 
     def _live(self) -> None:
         try:
@@ -134,17 +142,17 @@ class ActorThread:
     async def _life(self) -> None:
         await self._actor.main()
         if not self.draining.is_set():
-            die(f"{type(self._actor).__name__} returned from main though nobody asked it to")
+            die(f"{type(self._actor).__name__} returned from main without a drain or stop")
         # Said before the loop is closed: closing waits for the threads that its tools still run in.
         self.finished.set()
-        self._told.put(_FINISHED)
+        self._words.put(_FINISHED)
 
     def _watch(self) -> None:
         deadline: float | None = None
         stopping = False
         while True:
             try:
-                word = self._told.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+                word = self._words.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 if stopping:
                     die(f"{type(self._actor).__name__} did not stop within {STOP_LIMIT:g} s")
@@ -163,12 +171,12 @@ class ActorThread:
         time.sleep(EXIT_LIMIT)
         die(f"the worker did not end within {EXIT_LIMIT:g} s of its actor")
 
-    def _ask(self, what: Callable[[], None]) -> None:
+    def _ask(self, end: Callable[[], None]) -> None:
         try:
-            what()
+            end()
         except Exception as error:
             traceback.print_exc()
-            die(f"{type(self._actor).__name__}.{what.__name__}: {type(error).__name__}: {error}")
+            die(f"{type(self._actor).__name__}.{end.__name__}: {type(error).__name__}: {error}")
 
 
 class ActorStep(_Step):
@@ -185,7 +193,7 @@ class ActorStep(_Step):
 
     requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
 
-    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: Any) -> None:
+    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: object) -> None:
         if role not in QUEUES:
             what = "no --role given" if role is None else f"unknown role {role!r}"
             raise click.UsageError(f"{what}; say --role {', '.join(QUEUES)}")
@@ -218,25 +226,25 @@ class ActorStep(_Step):
             raise click.UsageError(str(error)) from error
         self._host = parent.gymq = ActorThread(actor, limit, self._begin_shutdown)
 
-    def start(self, parent: Any) -> None:
+    def start(self, parent: object) -> None:
         """Start the actor, and take the signals over from Celery, which installed its handlers just before."""
         assert self._host is not None
         self._host.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._host.on_signal)
 
-    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+    def register_with_event_loop(self, parent: object, hub: Hub) -> None:
         """Send the actor's events from Celery's main thread; Celery calls this on every connection."""
         hub.call_repeatedly(EVENT_PERIOD, self._tick)
 
-    def stop(self, parent: Any) -> None:
-        """See the actor off if Celery stops for a reason of its own."""
+    def stop(self, parent: object) -> None:
+        """Drain the actor if Celery stops for a reason of its own."""
         if self._host is not None and not self._host.finished.is_set():
             self._host.drain()
             self._host.finished.wait()
 
-    def terminate(self, parent: Any) -> None:
-        """The same in a hurry."""
+    def terminate(self, parent: object) -> None:
+        """Stop the actor if Celery stops in a hurry for a reason of its own."""
         if self._host is not None and not self._host.finished.is_set():
             self._host.stop()
             self._host.finished.wait()
@@ -277,7 +285,7 @@ class OutageStep(_Step):
 
     requires = ("celery.worker.components:Hub",)
 
-    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+    def register_with_event_loop(self, parent: Any, hub: Hub) -> None:
         """Forbid it on the new connection; Celery calls this on every one."""
         parent.consumer.task_consumer.channel.do_restore = False
 

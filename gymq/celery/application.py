@@ -59,11 +59,11 @@ def create(settings: Settings) -> Any:
     Raises:
         UsageError: its server cannot be Celery's broker.
     """
-    told = broker.find(settings)
-    made: Any = Celery("gymq", broker=told.url, set_as_current=True)
+    kombu_broker = broker.find(settings)
+    made: Any = Celery("gymq", broker=kombu_broker.url, set_as_current=True)
     made.conf.update(
-        broker_transport_options=TRANSPORT_OPTIONS | told.options,
-        broker_use_ssl=told.ssl or False,
+        broker_transport_options=TRANSPORT_OPTIONS | kombu_broker.options,
+        broker_use_ssl=kombu_broker.ssl or False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_pool_acquire_timeout=30,

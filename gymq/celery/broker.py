@@ -1,4 +1,4 @@
-"""What Celery is told of its broker, in the words of kombu."""
+"""Celery's broker, in the words of kombu."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Broker(msgspec.Struct, frozen=True):
 
 
 def find(settings: Settings) -> Broker:
-    """The broker: `GYMQ_BROKER_URL`, else the server of the first shard.
+    """Return the broker: `GYMQ_BROKER_URL`, else the server of the first shard.
 
     Raises:
         UsageError: it cannot be a broker.

@@ -1,14 +1,14 @@
 """Remote control: `celery -A gymq inspect stats`, `celery -A gymq control pause|resume|drain`.
 
-Celery's control messages come at most once, so they carry no state: `pause` and `resume` write what is wanted to Redis
-and then wake those who hear it; the others see it when they look.
+Celery's control messages come at most once, so they carry no state: `pause` and `resume` write to Redis what is wanted
+and wake the workers that hear them; the others see it at their next sweep.
 """
 
 from __future__ import annotations
 
 # Celery and kombu have no stubs.
 # pyright: reportMissingTypeStubs=false
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 from celery.worker import control
@@ -21,43 +21,72 @@ from gymq.store.sync_connection import sync_connections
 #: Celery's registry of commands, seen as untyped.
 _control: Any = control
 
+#: What a command answers: `ok` or `error`, or the numbers that were asked for.
+Reply = dict[str, object]
 
-def stats(state: Any, **_: Any) -> dict[str, Any]:
+
+class Controller(Protocol):
+    """Celery's worker, with the host that the step of its role has put there."""
+
+    gymq: WorkerHost
+
+    def stats(self) -> Reply:
+        """Return Celery's own numbers."""
+        ...
+
+
+class Consumer(Protocol):
+    """Celery's consumer."""
+
+    controller: Controller
+    pool: object
+
+
+class PanelState(Protocol):
+    """The argument that Celery hands to each command."""
+
+    consumer: Consumer
+
+
+def stats(state: PanelState, **_: object) -> Reply:
     """Request worker statistics/information; `gymq` holds the actor's own."""
-    found: dict[str, Any] = state.consumer.controller.stats()
-    found["gymq"] = _host(state).stats()
-    return found
+    return state.consumer.controller.stats() | {"gymq": state.consumer.controller.gymq.stats()}
 
 
-def pause(state: Any, **_: Any) -> dict[str, Any]:
+def pause(state: PanelState, **_: object) -> Reply:
     """Stop admitting rollouts; those in flight go on."""
     return _want(state, paused=True)
 
 
-def resume(state: Any, **_: Any) -> dict[str, Any]:
+def resume(state: PanelState, **_: object) -> Reply:
     """Admit rollouts again."""
     return _want(state, paused=False)
 
 
-def look(state: Any, **_: Any) -> dict[str, Any]:
+def look(state: PanelState, **_: object) -> Reply:
     """Look now at what is wanted: weights, admissions."""
-    _host(state).wake()
+    state.consumer.controller.gymq.wake()
     return _control.ok("looking")
 
 
-def drain(state: Any, **_: Any) -> dict[str, Any]:
+def drain(state: PanelState, **_: object) -> Reply:
     """Finish what the worker holds, then shut it down."""
-    _host(state).drain()
+    state.consumer.controller.gymq.drain()
     return _control.ok("draining")
 
 
-def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, Any]:
-    """Shutdown worker(s); what it holds is seen to first."""
+def shutdown(state: PanelState, msg: str = "", **_: object) -> Reply:
+    """Shutdown worker(s), once what they hold is finished."""
     return drain(state)
 
 
-def abort(state: Any, calls: list[str], **_: Any) -> dict[str, Any]:
-    """Kill isolated calls that nobody wants any more; who has none of them does nothing."""
+def abort(state: PanelState, calls: list[str], **_: object) -> Reply:
+    """Kill isolated calls that are no longer pending, where this worker has them.
+
+    Args:
+        state: Celery's.
+        calls: their ids.
+    """
     mine = [request for request in list(requests.reserved_requests) if request.id in calls]
     for request in mine:
         request.terminate(state.consumer.pool, signal="SIGKILL")
@@ -71,12 +100,7 @@ def install() -> None:
         _control.control_command()(command)
 
 
-def _host(state: Any) -> WorkerHost:
-    host: WorkerHost = state.consumer.controller.gymq
-    return host
-
-
-def _want(state: Any, paused: bool) -> dict[str, Any]:
+def _want(state: PanelState, paused: bool) -> Reply:
     try:
         for client in sync_connections(Settings.from_environment(), "gymq-control"):
             key = client.keys.paused
@@ -84,5 +108,5 @@ def _want(state: Any, paused: bool) -> dict[str, Any]:
             client.close()
     except redis.RedisError as error:
         return _control.nok(f"Redis cannot be reached: {error}")
-    _host(state).wake()
+    state.consumer.controller.gymq.wake()
     return _control.ok("paused" if paused else "resumed")

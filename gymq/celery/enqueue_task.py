@@ -1,4 +1,4 @@
-"""What the Celery task `gymq.enqueue` does: write rows that are not in the ledger, and admit what credits allow."""
+"""The work of the Celery task `gymq.enqueue`: write rows that are not in the ledger, and admit what credits allow."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def _enqueue(settings: Settings, run: str, chunk: str, rows: list[Any] | N
 
 
 async def _try(connection: Connection) -> int:
-    """Admit on a shard; one that is away is seen to by the agents when it is back."""
+    """Admit on a shard; on one that is away, agents admit when it is back."""
     try:
         await connection.connect()
         return await admit(connection)

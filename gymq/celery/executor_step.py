@@ -1,4 +1,4 @@
-"""How an executor ends: it takes no more calls and stays visible until those in work have ended, or for as long as it may.
+"""An executor's end: it takes no more calls, and stays visible until those in work have ended or its time is over.
 
 Celery's own warm shutdown closes the consumer first, and with it events, heartbeats and remote control, and waits for ever.
 """
@@ -17,7 +17,7 @@ from celery import bootsteps
 from celery.platforms import EX_OK
 from celery.worker import state
 
-from gymq.celery.actor_step import DRAIN_LIMIT, parse_options
+from gymq.celery.actor_step import DRAIN_LIMIT, Hub, parse_options
 from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
 
 #: Seconds between two looks at whether the calls have ended.
@@ -28,7 +28,7 @@ _Step: Any = bootsteps.StartStopStep
 
 
 class DrainStep(_Step):
-    """The step of the worker that ends an executor in order; remote control finds it as it finds the host of an actor.
+    """The step of the worker that ends an executor in order, and its `WorkerHost`.
 
     Args:
         worker: Celery's worker.
@@ -38,7 +38,7 @@ class DrainStep(_Step):
 
     requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
 
-    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: Any) -> None:
+    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: object) -> None:
         self.enabled = role == EXECUTOR
         self._worker = worker
         self._limit = float(parse_options(option).get("drain_limit", DRAIN_LIMIT))
@@ -46,18 +46,18 @@ class DrainStep(_Step):
         self._cancelled = False
 
     def create(self, parent: Any) -> None:
-        """Be found by remote control."""
+        """Stand where remote control finds the worker's host."""
         parent.gymq = self
 
-    def start(self, parent: Any) -> None:
+    def start(self, parent: object) -> None:
         """Take the signals over from Celery, which installed its handlers just before."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
-    def stop(self, parent: Any) -> None:
-        """Nothing: what was to be done is done by now."""
+    def stop(self, parent: object) -> None:
+        """End without more: the drain is over by now."""
 
-    def register_with_event_loop(self, parent: Any, hub: Any) -> None:
+    def register_with_event_loop(self, parent: object, hub: Hub) -> None:
         """Set the timer; Celery calls this on every connection."""
         self._cancelled = False
         hub.call_repeatedly(CHECK_INTERVAL, self._look)
@@ -70,10 +70,10 @@ class DrainStep(_Step):
                 state.should_stop = EX_OK
 
     def wake(self) -> None:
-        """Nothing: an executor admits nothing."""
+        """Return at once: an executor admits nothing."""
 
     def stats(self) -> dict[str, Any]:
-        """Numbers for `celery inspect stats`."""
+        """Return the numbers for `celery inspect stats`."""
         return {"role": EXECUTOR, "held": len(state.reserved_requests), "draining": self._deadline is not None}
 
     def _on_signal(self, number: int, _frame: object) -> None:
@@ -94,7 +94,7 @@ class DrainStep(_Step):
             self._kill()
 
     def _kill(self) -> None:
-        # Nobody answers for calls whose children are killed now: once this executor has lapsed they are sent to others.
+        # Calls whose children are killed now get no answer from here: once this executor has lapsed they are sent to others.
         state.should_terminate = True
         for child in getattr(getattr(self._worker.pool, "_pool", None), "_pool", None) or ():
             with suppress(ProcessLookupError, PermissionError):

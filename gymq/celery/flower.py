@@ -1,4 +1,4 @@
-"""How to start Flower so that it shows the workers and rollouts, and changes nothing."""
+"""Flower's command line: it shows workers and rollouts, and changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USER = "gymq"
 
 
 def command(settings: Settings, port: int, password: str) -> tuple[list[str], dict[str, str]]:
-    """The command line that starts Flower, and what its environment needs besides the caller's own.
+    """Return the command line that starts Flower, and the variables that its environment needs besides the caller's own.
 
     Args:
         settings: where Redis is; stands in the environment, not in the arguments, for it may hold a password.

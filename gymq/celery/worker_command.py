@@ -1,11 +1,11 @@
-"""How a worker is started: the `celery -A gymq worker` command line of each role."""
+"""The command line of each role: `celery -A gymq worker ...`."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from gymq.celery import broker
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 
 #: Threads of Celery's pool in a worker that hosts an actor: they run the enqueue task and nothing else.
@@ -15,9 +15,9 @@ ROLES = ("agent", "model", "resource", "executor")
 
 
 def command(
-    settings: Settings, role: str, options: dict[str, Any], name: str, *, processes: int = 2, log_level: str = "WARNING"
+    settings: Settings, role: str, options: RoleOptions, name: str, *, processes: int = 2, log_level: str = "WARNING"
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line that starts a worker, and what its environment needs besides the caller's own.
+    """Return the command line that starts a worker, and the variables that its environment needs besides the caller's own.
 
     Args:
         settings: where Redis is, and the times that all processes share.

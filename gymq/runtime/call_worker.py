@@ -1,4 +1,4 @@
-"""What model and resource workers share: they serve calls, and keep of each conversation what they have read."""
+"""Base of the model and resource workers: they serve calls, and keep what they have read of each conversation."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, call_schema, decode_cal
 from gymq.wire.recorded_tokens import past
 from gymq.wire.task import Task, decode_task
 
-#: Seconds after which somebody looks whether a call is still wanted, in its mailbox or in work: most calls are over by then,
-#: and cost nothing.
+#: Seconds in its mailbox or in work after which a call is checked to be still pending: most calls are over by then, and
+#: cost nothing.
 WANTED_CHECK_AFTER = 1.0
 
 #: Names and values of a call's mail: its own field, and what the hand-back wrote; a newer version may have a few more.
@@ -36,11 +36,11 @@ PENDING_BATCH = 500
 
 
 class _Serving:
-    """A call in work."""
+    """A call in work, since a time of the monotonic clock."""
 
     __slots__ = ("call", "since", "task", "unwanted")
 
-    def __init__(self, call: Call, task: Any, since: float) -> None:
+    def __init__(self, call: Call, task: asyncio.Task[None], since: float) -> None:
         self.call = call
         self.task = task
         self.since = since
@@ -48,7 +48,7 @@ class _Serving:
 
 
 class ConversationCopy:
-    """What a server keeps of a rollout.
+    """A worker's copy of a rollout's conversation.
 
     Args:
         messages: encoded messages.
@@ -66,7 +66,12 @@ class ConversationCopy:
         self.weight = 500
 
     def replace(self, first: int, messages: list[bytes]) -> None:
-        """Put messages in the place of those from an index on."""
+        """Put messages in the place of those from an index on.
+
+        Args:
+            first: the index.
+            messages: encoded.
+        """
         self.weight += sum(map(len, messages)) - sum(map(len, self.messages[first:]))
         self.messages[first:] = messages
 
@@ -78,8 +83,8 @@ class CallWorker(Actor):
         super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
         self._serving: dict[tuple[bytes, bytes], _Serving] = {}
         self._replies = Batcher(self._send_replies, self.ended)
-        self._loads = Batcher(self._load, self.ended)
-        self._kept: Cache[ConversationCopy] = Cache()
+        self.loads = Batcher(self._load, self.ended)
+        self.conversations: Cache[ConversationCopy] = Cache()
         self._tasks_kept: Cache[Task] = Cache()
         #: Seconds that calls in hand have waited for rate limits, by the call's id.
         self.waited: dict[str, float] = {}
@@ -94,7 +99,7 @@ class CallWorker(Actor):
         raise NotImplementedError
 
     async def handle(self, mail: list[Mail]) -> None:
-        """Start each call, but those that lay so long that nobody may want them any more are asked about first."""
+        """Start each call; of those that lay long, only those that are still pending."""
         calls: list[tuple[Mail, Call]] = []
         newer: list[tuple[Mail, int]] = []
         late: list[int] = []
@@ -112,7 +117,7 @@ class CallWorker(Actor):
                 if min(call.step, call.n, call.row, call.length, call.seen) < 0 or not call.timeout >= 0:
                     raise msgspec.ValidationError("it has a negative number, or one that is none")
             except UNREADABLE as error:
-                # Nobody can answer it: it is acknowledged, and what waits for it, if anything does, becomes overdue.
+                # It cannot be answered: a rollout that waits for it finds it overdue.
                 print(f"gymq: mail {one.id!r} in {one.stream!r} is no call: {error}", file=sys.stderr)
                 self._acknowledge(one)
                 continue
@@ -132,7 +137,9 @@ class CallWorker(Actor):
 
     async def _serve(self, mail: Mail, call: Call) -> None:
         key = (mail.stream, mail.id)
-        serving = self._serving[key] = _Serving(call, asyncio.current_task(), time.monotonic())
+        current = asyncio.current_task()
+        assert current is not None
+        serving = self._serving[key] = _Serving(call, current, time.monotonic())
         started = time.time()
         fault, value = None, b""
         letter = None
@@ -161,11 +168,11 @@ class CallWorker(Actor):
         self.reply(mail, call, started, fault, value, letter)
 
     def interruptible(self, call: Call) -> bool:
-        """Whether a call that nobody wants any more may be cut off; what cleans up runs to its end."""
+        """Return whether a call that is no longer pending may be cut off; one that cleans up runs to its end."""
         return call.kind != "close"
 
     async def duties(self) -> None:
-        """Cut off the calls that nobody wants any more: their rollout has ended or gone on, or another has answered them."""
+        """Cut off calls that are no longer pending: the rollout has ended or gone on, or another worker has answered."""
         since = time.monotonic() - WANTED_CHECK_AFTER
         long = [one for one in self._serving.values() if one.since < since and self.interruptible(one.call)]
         for one, wanted in zip(long, await self._wanted([one.call for one in long]), strict=True):
@@ -174,12 +181,12 @@ class CallWorker(Actor):
                 one.task.cancel()
 
     async def _wanted(self, calls: list[Call]) -> list[bool]:
-        found: list[bool] = []
+        pending: list[bool] = []
         for first in range(0, len(calls), PENDING_BATCH):
             asked = [CallKey(call.rollout, call.step, call.n) for call in calls[first : first + PENDING_BATCH]]
-            wanted = await self.connection.insist(scripts.pending_calls(asked))
-            found += wanted
-        return found
+            answers = await self.connection.insist(scripts.pending_calls(asked))
+            pending += answers
+        return pending
 
     def _acknowledge(self, mail: Mail) -> None:
         """Acknowledge mail without a reply."""
@@ -188,7 +195,16 @@ class CallWorker(Actor):
     def reply(
         self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
     ) -> None:
-        """Send a call's reply, perhaps with its dead letter, and acknowledge its mail."""
+        """Send a call's reply and acknowledge its mail.
+
+        Args:
+            mail: the call's mail.
+            call: the call.
+            started: when its work began, seconds since the epoch.
+            fault: how it failed, or None.
+            value: the encoded value.
+            letter: the encoded dead letter of a call that was given up.
+        """
         waited = self.waited.pop(call.id, 0.0)
         reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
         entry = ReplyEntry(call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.idempotency_token)
@@ -208,13 +224,17 @@ class CallWorker(Actor):
         return await self.connection.insist(scripts.load_rollouts(wanted))
 
     async def conversation(self, call: Call, parameters: bool = False) -> ConversationCopy:
-        """The rollout's messages up to the call's length, and its parameters if asked for; reads only what is not kept.
+        """Return the rollout's messages up to the call's length; read only those that are not kept.
+
+        Args:
+            call: the call.
+            parameters: return its parameters, too.
 
         Raises:
             CallError: the rollout has ended meanwhile.
         """
         key = f"{call.rollout}@{call.born}"
-        cache = self._kept  # another one after an outage: what was begun before must not get into it
+        cache = self.conversations  # another one after an outage: what was begun before must not get into it
         kept = cache.get(key)
         if kept is None:
             kept = ConversationCopy([], None)
@@ -228,7 +248,7 @@ class CallWorker(Actor):
             kept.replace(have, call.messages[have - call.seen :])
         if len(kept.messages) < call.length or (parameters and kept.parameters is None):
             missing = len(kept.messages) if len(kept.messages) < call.length else -1
-            loaded = await self._loads.ask(LoadRequest(call.rollout, missing, call.run, -1))
+            loaded = await self.loads.ask(LoadRequest(call.rollout, missing, call.run, -1))
             if missing >= 0:
                 kept.replace(missing, loaded.messages[: call.length - missing])
             kept.parameters = loaded.parameters if kept.parameters is None else kept.parameters
@@ -238,17 +258,17 @@ class CallWorker(Actor):
         return kept
 
     async def task(self, call: Call) -> Task:
-        """The call's task.
+        """Return the call's task.
 
         Raises:
-            CallError: it is gone: the rollout has ended.
+            CallError: the rollout has ended, and the task went with it.
         """
         key = f"{call.run}.{call.row}@{call.born}"
         task = self._tasks_kept.get(key)
         if task is None:
             data = call.task
             if data is None:
-                data = (await self._loads.ask(LoadRequest(call.rollout, -1, call.run, call.row))).task
+                data = (await self.loads.ask(LoadRequest(call.rollout, -1, call.run, call.row))).task
             if data is None:
                 raise CallError("cancelled", "the rollout has ended meanwhile")
             task = decode_task(data)
@@ -256,19 +276,19 @@ class CallWorker(Actor):
         return task
 
     async def environment_state(self, call: Call) -> bytes | None:
-        """The environment's state, encoded, or None if it has none."""
+        """Return the environment's encoded state, or None if it has none."""
         if call.state is not None or not call.has_state:
             return call.state
-        return (await self._loads.ask(LoadRequest(call.rollout, -1, call.run, -1))).environment_state
+        return (await self.loads.ask(LoadRequest(call.rollout, -1, call.run, -1))).environment_state
 
     async def history(self, call: Call) -> list[tuple[int, Tokens]]:
-        """The token ids of the answers that the rollout has got before this call, as `Request.history`."""
-        return past((await self._loads.ask(LoadRequest(call.rollout, -1, call.run, -1, records=True))).records, call.step)
+        """Return the token ids of the rollout's answers before this call, as `Request.history`."""
+        return past((await self.loads.ask(LoadRequest(call.rollout, -1, call.run, -1, records=True))).records, call.step)
 
     def done_with(self, call: Call) -> None:
-        """Forget a rollout that needs this server no more."""
-        self._kept.drop(f"{call.rollout}@{call.born}")
+        """Forget a rollout that needs this worker no more."""
+        self.conversations.drop(f"{call.rollout}@{call.born}")
 
     async def forget(self) -> None:
         """Drop what was read."""
-        self._kept, self._tasks_kept = Cache(), Cache()
+        self.conversations, self._tasks_kept = Cache(), Cache()

@@ -111,5 +111,5 @@ def dead_letter_of_step(mail: Mail, version: int, task: bytes, config: RunConfig
 
 def _bury(letter: DeadLetter, mail: Mail) -> tuple[CallError, bytes]:
     letter.deaths, letter.strikes, letter.worker, letter.at = mail.attempt, mail.strikes, mail.victim, time.time()
-    what = f"{letter.kind} of {letter.name}: its {letter.role} process died {STRIKES} times, alone"
+    what = f"{letter.kind} of {letter.name}: its {letter.role} process died {STRIKES} times while it held nothing else"
     return CallError("poison", f"{what}; `gymq dead show {letter.id}` has more"), _encoder.encode(letter)

@@ -1,11 +1,11 @@
-"""Reading mail: a mailbox is a stream, its retry stream and that of its suspects, each with one consumer group.
+"""Mailboxes: each is a stream, its retry stream and that of its suspects, each with one consumer group.
 
 A worker may have a private mailbox besides: one stream, for mail of all the mailboxes that it reads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,11 +20,14 @@ BLOCK_MS = 1000
 #: Deaths of a process that held nothing but this mail after which it is a dead letter: two may be bad luck.
 STRIKES = 3
 
-#: Digits of a number in mail: a count or a version that is longer was not written by us.
+#: Digits of a count or a version in mail; no worker writes a longer one.
 MAX_DIGITS = 16
 
 #: Milliseconds that a read waits which looks at some of the streams only; the others wait meanwhile.
 BLOCK_IN_TURN = 50
+
+#: What a read returns of one stream: its key, and of each entry the id and the fields; None: the entry was deleted.
+StreamReply = tuple[bytes, Sequence[tuple[bytes, list[bytes] | None]]]
 
 
 class Mail(msgspec.Struct):
@@ -48,7 +51,7 @@ class Mail(msgspec.Struct):
 
 
 class MailboxGone(GymqError):
-    """The worker's private mailbox is not there any more: it was declared dead."""
+    """The worker was declared dead, and its private mailbox removed."""
 
 
 class Mailboxes:
@@ -88,12 +91,12 @@ class Mailboxes:
 
         Args:
             connection: a connection of the reader's own, since the read blocks.
-            worker: who takes it.
+            worker: the name under which it is taken.
             free: how many calls the worker can start now; it gets no more than that.
 
         Raises:
             Outage: the connection broke; mail may have been taken all the same, see `held`.
-            Gone: the worker was declared dead.
+            MailboxGone: the worker was declared dead.
         """
         try:
             return await self._take(connection, worker, free)
@@ -110,7 +113,7 @@ class Mailboxes:
             in_turn = first[self._turn % len(first) :] + first[: self._turn % len(first)]
             reply = await connection.run(scripts.take_mail(worker, free, [*self._retry, *in_turn]))
             if reply:
-                return _parse(reply)
+                return parse_mail(reply)
             streams = (streams[self._turn :] + streams[: self._turn])[:free]
             block = BLOCK_IN_TURN
         count = max(1, free // len(streams))
@@ -127,21 +130,25 @@ class Mailboxes:
             *streams,
             *[">"] * len(streams),
         )
-        return _parse(reply)
+        return parse_mail(reply)
 
     async def held(self, connection: Connection, worker: str) -> list[Mail]:
-        """All mail that was delivered to a worker and is not acknowledged.
+        """Return the mail that was delivered to a worker and is not acknowledged.
+
+        Args:
+            connection: a connection of the reader's own.
+            worker: its name.
 
         Raises:
             Outage: the connection broke.
-            Gone: the worker was declared dead.
+            MailboxGone: the worker was declared dead.
         """
         streams = self._retry + self._first_of(worker)
         try:
             reply = await connection.send("XREADGROUP", "GROUP", Keys.GROUP, worker, "STREAMS", *streams, *["0"] * len(streams))
         except GymqError as error:
             raise self._gone(error) from None
-        return _parse(reply)
+        return parse_mail(reply)
 
     def _first_of(self, worker: str) -> list[str]:
         # In turn with the others, not before them: else mail that was sent while no private mailbox was open, and what new
@@ -154,20 +161,21 @@ class Mailboxes:
         return MailboxGone(text) if gone else error
 
     def of(self, mail: Mail) -> str:
-        """The mailbox that mail was meant for."""
+        """Return the name of the mailbox that mail was meant for."""
         name = mail.stream.decode().removeprefix(self._keys.mailbox(""))
         if name.startswith("@"):
             fields = dict(zip(mail.fields[::2], mail.fields[1::2], strict=False))
-            return fields.get(b"m", b"").decode(errors="replace") or self.names[0]  # without a name it is none of ours
+            return fields.get(b"m", b"").decode(errors="replace") or self.names[0]  # no worker sends it without a name
         return name.removesuffix(":retry").removesuffix(":alone")
 
 
-def _parse(reply: Any) -> list[Mail]:
+def parse_mail(reply: Sequence[StreamReply] | None) -> list[Mail]:
+    """Read the reply of a read; its values may have been written by anybody who may write to Redis."""
     mail: list[Mail] = []
     for stream, entries in reply or ():
         for id_, fields in entries:
             if fields is None:
-                continue  # acknowledged and deleted by somebody else
+                continue  # another worker acknowledged and deleted it
             one = Mail(stream, id_, fields)
             # What the hand-back wrote stands last: k, w, a; or a alone, before it was a suspect.
             if len(fields) >= 2 and fields[-2] == b"a":
@@ -179,5 +187,5 @@ def _parse(reply: Any) -> list[Mail]:
 
 
 def _count(text: bytes) -> int:
-    # Anybody who may write to Redis may write here: what is no number is none.
+    # A forged count counts as none.
     return int(text) if len(text) < MAX_DIGITS and text.isdigit() else 0

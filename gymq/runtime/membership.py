@@ -1,7 +1,7 @@
-"""Who is alive: a key for each worker that lapses with it, and the judgement of those whose key has lapsed.
+"""Membership: a worker's heartbeat key, and the judgement of the workers whose key has lapsed.
 
-Death is the lapse of that key and nothing else; how long a call takes decides nothing. Whoever judges must itself have
-been connected, without a slow answer, for longer than the limit: after an outage all keys have lapsed and nobody is dead.
+Death is the lapse of that key and nothing else; how long a call takes decides nothing. A judge must itself have been
+connected, without a slow answer, for longer than the limit: after an outage all keys have lapsed, though no worker died.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 
 class Membership:
-    """One worker's liveness and its judgement of others.
+    """One worker's heartbeat and its judgement of others.
 
     Args:
-        settings: the limit.
+        settings: the limit of liveness.
         connection: a connection of its own, so that nothing delays the renewal but the loop itself.
         entry: this worker's entry in the registry.
         private: it has a private mailbox.
@@ -77,7 +77,7 @@ class Membership:
             await self.connection.run(scripts.update_worker(self.worker, msgspec.json.encode(self._entry)))
 
     async def renew(self) -> bool:
-        """Renew the key; False: it lapsed and the worker was declared dead, its mail belongs to others."""
+        """Renew the heartbeat; False: it lapsed and the worker was declared dead, its mail belongs to others."""
         while True:
             started = time.monotonic()
             try:
@@ -97,18 +97,18 @@ class Membership:
 
     @property
     def sure(self) -> bool:
-        """Whether nobody can have declared this worker dead: its key cannot have lapsed since it was renewed."""
+        """Whether this worker is alive to all others: its key cannot have lapsed since it was renewed."""
         return time.monotonic() < self._until
 
     def doubt(self) -> None:
-        """Its private mailbox is gone: it is not sure to be alive until its next renewal finds it so."""
+        """Take no liveness for granted until the next renewal: the private mailbox is gone."""
         self._until, self._doubt = 0.0, True
 
     async def sweep(self) -> bool:
-        """Hand back the mail of those who are dead; returns whether suspects wait for a quarantine.
+        """Hand back the mail of dead workers; return whether suspects wait for a quarantine.
 
-        A worker is dead when its key was missing at two looks, a renewal's time apart, of a judge that was connected
-        all the while; and who reads without standing in the registry is one that was declared dead and read on.
+        A worker is dead when its key was missing at two looks, a renewal's time apart, of a judge that was connected all
+        the while. A reader without an entry in the registry was declared dead and read on.
         """
         try:
             return await self._judge()
@@ -138,8 +138,8 @@ class Membership:
         try:
             return dead.entry().mailboxes
         except UNREADABLE as error:
-            # Anybody who may write to Redis may write here. What no worker wrote is removed by those who look at it.
-            what = f"worker {dead.worker[:100]!r} is no worker: what is written of it cannot be read"
+            # Whoever may write to Redis may write here. The hand-back removes what no worker wrote.
+            what = f"worker {dead.worker[:100]!r} is no worker: its entry in the registry cannot be read, and is removed"
             print(f"gymq: {what}: {error}", file=sys.stderr)
             return self._entry.mailboxes
 
@@ -151,7 +151,7 @@ class Membership:
                 return
 
     async def shut(self) -> None:
-        """Close the private mailbox, and give what lies there to others."""
+        """Close the private mailbox, and give the mail in it to others."""
         self._shut = True
         if self._private:
             await self._empty(scripts.close_mailbox(self.worker, HANDBACK_BATCH))
@@ -166,7 +166,7 @@ class Membership:
         """Hand back what this worker still holds and leave the registry.
 
         Args:
-            broken: a defect ends it, so that what it holds may be to blame: that counts as a death.
+            broken: a defect ends it, so that what it holds may be to blame, and the hand-back counts as a death.
         """
         reason = HandBackReason.DEFECT if broken else HandBackReason.LEAVING
         await self._empty(scripts.hand_back(self.worker, HANDBACK_BATCH, reason, self._entry.mailboxes))
@@ -186,7 +186,7 @@ class Membership:
                 await asyncio.sleep(FULL_PAUSE)
 
     async def recover(self) -> None:
-        """Connect again after an outage; from now on it counts how long this worker has been connected."""
+        """Connect again after an outage, and count from now on how long this worker has been connected."""
         await self.connection.reconnect()
         self._connected = time.monotonic()
         self._missing.clear()

@@ -48,7 +48,7 @@ class Quarantine:
         self._due = 0.0
 
     async def look(self, waiting: bool) -> None:
-        """Start it if suspects wait and it does not run.
+        """Start the child if suspects wait and none runs.
 
         Args:
             waiting: whether suspects lie in a mailbox untaken.
@@ -83,7 +83,7 @@ class Quarantine:
         return ChildProcess(argv, environment, f"{self._role} quarantine", None, death_signal=signal.SIGTERM)
 
     async def end(self) -> None:
-        """See to its end: what it holds it hands back."""
+        """End the child, which hands back what it holds."""
         if self._child is not None:
             await asyncio.to_thread(self._child.terminate, STOP_GRACE)
             self._child = None

@@ -1,4 +1,4 @@
-"""Replying from a process without a loop: an executor's child, or its parent when the child is dead."""
+"""Replies from a process without a loop: an executor's child, or its parent when the child is dead."""
 
 from __future__ import annotations
 

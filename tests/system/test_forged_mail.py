@@ -309,7 +309,7 @@ async def test_a_worker_that_nobody_registered_ends_nobody(settings, connection,
         await worker.life.sweep()
         worker.life._missing = {name: since - 1000 for name, since in worker.life._missing.items()}
     assert await connection.send("HKEYS", keys.workers) == [worker.worker.encode()]
-    assert capsys.readouterr().err.count("is no worker: what is written of it cannot be read") == 5
+    assert capsys.readouterr().err.count("is no worker: its entry in the registry cannot be read") == 5
     await stopped(worker)
 
 

@@ -80,7 +80,7 @@ class ResourceWorker(CallWorker):
         """Close the sessions of rollouts that have ended; see `CallWorker`."""
         await super().duties()
         due = self._sessions.idle()
-        loaded = await asyncio.gather(*(self._loads.ask(LoadRequest(rollout, -1, run, -1)) for rollout, run in due))
+        loaded = await asyncio.gather(*(self.loads.ask(LoadRequest(rollout, -1, run, -1)) for rollout, run in due))
         for (rollout, _), stored in zip(due, loaded, strict=True):
             if stored.version is None:
                 self._sessions.drop(rollout)

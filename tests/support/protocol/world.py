@@ -123,7 +123,7 @@ class World:
                 with pytest.raises(GymqError, match="NOGROUP"):
                     self.script(scripts.take_mail(worker.name, most, [keys.private_mailbox(worker.name)]))
                 return
-        mail = mailbox._parse(self.script(scripts.take_mail(worker.name, most, streams)))
+        mail = mailbox.parse_mail(self.script(scripts.take_mail(worker.name, most, streams)))
         assert len(mail) <= most
         # Who has died at most once is no suspect, and what is one is read by nobody else.
         assert all((one.attempt >= 2) == worker.alone for one in mail)

@@ -132,7 +132,7 @@ async def test_a_tool_that_this_worker_does_not_have_is_the_environments_fault(w
 async def test_a_verifier_sees_the_conversation_and_then_it_is_forgotten(worker, connection, bank):
     one = call("", "verify", length=2, messages=[b'{"role":"user"}', b'{"role":"assistant"}'])
     assert msgspec.msgpack.decode(await worker.serve(one), type=Scored).reward == 2.0
-    assert len(worker._kept) == 0
+    assert len(worker.conversations) == 0
 
 
 async def test_a_worker_for_what_is_not_installed_does_not_start(settings, bank):
