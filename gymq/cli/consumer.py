@@ -1,4 +1,4 @@
-"""`gymq consumer`: who reads a run's finished rollouts."""
+"""`gymq consumer`: the consumers of a run's finished rollouts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def show(run: str, settings: Settings) -> None:
     Examples:
       gymq consumer list try1
     """
-    found = with_shards(settings, lambda shards: shards.status(run))
-    for name, unread in sorted(found.unread.items()):
-        click.echo(f"{name}: {unread} of {found.ended} not acknowledged")
-    if not found.unread:
+    status = with_shards(settings, lambda shards: shards.status(run))
+    for name, unread in sorted(status.unread.items()):
+        click.echo(f"{name}: {unread} of {status.ended} not acknowledged")
+    if not status.unread:
         click.echo("no consumers")
 
 

@@ -39,12 +39,12 @@ def show_all(settings: Settings, run: str | None) -> None:
     from gymq.cli.table import make_table, show
     from gymq.ops.dead_letters import list_letters
 
-    found = with_shards(settings, lambda shards: list_letters(shards, run))
+    listed = with_shards(settings, lambda shards: list_letters(shards, run))
     table = make_table("id", "mailbox", "kind", "name", ">deaths", ">alone", "when")
-    for letter in (one.letter for one in found):
+    for letter in (entry.letter for entry in listed):
         counts = str(letter.deaths), str(letter.strikes)
         table.add_row(letter.id, letter.mailbox, letter.kind, letter.name, *counts, _when(letter.at))
-    show(table if found else "no dead letters")
+    show(table if listed else "no dead letters")
 
 
 @dead.command("show")
@@ -134,7 +134,7 @@ def drop(id: str | None, settings: Settings, run: str | None, every: bool) -> No
     from gymq.ops.dead_letters import drop_letters, find_letter, list_letters
 
     if (id is not None) + (run is not None) + every != 1:
-        raise UsageError("say which: an ID, --run RUN or --all")
+        raise UsageError("gymq dead drop: name an ID, --run RUN or --all, and one of them only")
 
     async def forget(shards: Any) -> int:
         if id is not None:
@@ -150,7 +150,7 @@ def _when(at: float) -> str:
 
 
 def _json(text: str) -> Any:
-    """A tool call's arguments, decoded if they are JSON."""
+    """Return a tool call's arguments, decoded if they are JSON."""
     import msgspec
 
     try:

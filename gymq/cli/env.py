@@ -1,4 +1,4 @@
-"""`gymq env`: which environments there are."""
+"""`gymq env`: the environments that are installed."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ def flower(settings: Settings, port: int) -> None:
     from gymq.cli.shards import with_shards
 
     with_shards(settings, lambda shards: shards.first.send("PING"))
-    given = os.environ.get(PASSWORD)
-    password = given or secrets.token_urlsafe(12)
+    own = os.environ.get(PASSWORD)
+    password = own or secrets.token_urlsafe(12)
     argv, env = command(settings, port, password)
-    told = f"the password of {PASSWORD}" if given else f"password {password}"
-    click.echo(f"http://127.0.0.1:{port}/  user {USER}, {told}")
+    hint = f"the password of {PASSWORD}" if own else f"password {password}"
+    click.echo(f"http://127.0.0.1:{port}/  user {USER}, {hint}")
     os.execvpe(argv[0], argv, {**os.environ, **env})

@@ -17,7 +17,7 @@ def show(report: Report, run: str, samples: int, prices: Prices | None) -> None:
         report: the summary.
         run: the run's name.
         samples: rollouts of each task.
-        prices: what tokens cost; None: nobody has said.
+        prices: the prices of tokens; None: unknown.
     """
     model = ", ".join(sorted(report.models)) or "none"
     scripted = " (a policy in code played the model: these are no results of a model)" if report.scripted else ""
@@ -35,11 +35,11 @@ def show(report: Report, run: str, samples: int, prices: Prices | None) -> None:
 
 
 def tokens_table(tokens: dict[str, Usage], prices: Prices | None) -> Table:
-    """What each model was sent and has answered, and what that costs.
+    """Return a table of the tokens of each model, and of their cost.
 
     Args:
-        tokens: by the models' SPECs.
-        prices: what tokens cost; None: nobody has said.
+        tokens: the tokens, by the models' SPECs.
+        prices: the prices of tokens; None: unknown.
     """
     columns = ["model", ">tokens in", ">of them cached", ">tokens out", *([f">{prices.currency}"] if prices else [])]
     made = table.make_table(*columns)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -27,16 +26,16 @@ def server(folder: str) -> None:
     from gymq.process.embedded_redis import EmbeddedRedis
 
     path = Path(folder)
-    told = threading.Event()
+    stop = threading.Event()
 
-    def tell(*_: Any) -> None:
-        told.set()
+    def ask(*_: object) -> None:
+        stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, tell)
+        signal.signal(number, ask)
     with EmbeddedRedis(path) as running:
         click.echo(f"listening; export GYMQ_REDIS_URL=$(cat {path / 'server.url'})")
         # A wait in slices: a signal's handler runs between two of them.
-        while not told.wait(0.5):
+        while not stop.wait(0.5):
             if not running.alive:
                 raise GymqError(f"the server ended; {path / 'server.log'} says why")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from gymq.cli.shards import with_shards
 from gymq.settings import Settings
 
 if TYPE_CHECKING:
+    from gymq.ops.status import Overview
     from gymq.store.run_status import RunStatus
     from gymq.wire.pricing import Prices
 
@@ -39,56 +40,56 @@ def status(run: str | None, settings: Settings, prices: str | None, as_json: boo
     from gymq.wire.pricing import Prices
 
     table = None if prices is None else Prices.read(prices)
-    found = with_shards(settings, lambda shards: overview(shards, run))
+    state = with_shards(settings, lambda shards: overview(shards, run))
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        click.echo(msgspec.json.encode(state).decode())
     else:
-        _show(found)
+        _show(state)
     if run is not None and not as_json:
-        _show_tokens(found.runs[0], table)
+        _show_tokens(state.runs[0], table)
 
 
-def _show_tokens(one: RunStatus, prices: Prices | None) -> None:
+def _show_tokens(run: RunStatus, prices: Prices | None) -> None:
     from gymq.cli.report import tokens_table
     from gymq.cli.table import show
 
-    if one.tokens:
-        show("", tokens_table(one.tokens, prices or one.config.prices))
+    if run.tokens:
+        show("", tokens_table(run.tokens, prices or run.config.prices))
 
 
-def _show(found: Any) -> None:
+def _show(state: Overview) -> None:
     from gymq.cli.table import make_table, show
 
     runs = make_table("run", "state", ">rows", ">rollouts", ">in flight", "ended", "unread")
-    for one in found.runs:
-        ended = ", ".join(f"{status} {count}" for status, count in one.by_status.items()) or "-"
-        unread = ", ".join(f"{name} {count}" for name, count in one.unread.items()) or "no consumers"
-        runs.add_row(one.config.name, one.state, str(one.rows), f"{one.ended}/{one.total}", str(one.live), ended, unread)
-    show(runs if found.runs else "no runs")
-    workers = ", ".join(f"{role} {count}" for role, count in found.workers.items()) or "none"
+    for run in state.runs:
+        ended = ", ".join(f"{status} {count}" for status, count in run.by_status.items()) or "-"
+        unread = ", ".join(f"{name} {count}" for name, count in run.unread.items()) or "no consumers"
+        runs.add_row(run.config.name, run.state, str(run.rows), f"{run.ended}/{run.total}", str(run.live), ended, unread)
+    show(runs if state.runs else "no runs")
+    workers = ", ".join(f"{role} {count}" for role, count in state.workers.items()) or "none"
     show("", f"workers alive: {workers}")
     boxes = make_table("mailbox", ">waiting", ">taken", ">workers")
-    for box in found.mailboxes:
+    for box in state.mailboxes:
         boxes.add_row(box.name, str(box.waiting), str(box.taken), str(box.workers))
-    if found.mailboxes:
+    if state.mailboxes:
         show("", boxes)
-    if found.weights:
+    if state.weights:
         versions = make_table("model", ">weights", "workers have")
-        for one in found.weights:
-            had = Counter(str(replica.version) for replica in one.replicas)
+        for model in state.weights:
+            had = Counter(str(replica.version) for replica in model.replicas)
             have = ", ".join(f"{version}: {count}" for version, count in sorted(had.items())) or "-"
-            versions.add_row(one.model, str(one.wanted.version) if one.wanted else "-", have)
+            versions.add_row(model.model, str(model.wanted.version) if model.wanted else "-", have)
         show("", versions)
-    if found.loads:
+    if state.loads:
         loads = make_table("model worker", ">running", ">waiting", ">kv cache", ">prefix hits", ">tokens/s")
-        for worker, load in found.loads.items():
+        for worker, load in state.loads.items():
             numbers = [f"{load.get(name, 0):.0f}" for name in ("running", "waiting")]
             shares = [f"{load.get(name, 0):.0%}" for name in ("kv_cache", "prefix_hits")]
             loads.add_row(worker, *numbers, *shares, f"{load.get('tokens_per_second', 0):,.0f}")
         show("", loads)
-    if found.dead:
-        show("", f"dead letters: {found.dead}; `gymq dead list` shows them")
-    show(*[f"warning: {warning}" for warning in found.warnings])
+    if state.dead:
+        show("", f"dead letters: {state.dead}; `gymq dead list` shows them")
+    show(*[f"warning: {warning}" for warning in state.warnings])
 
 
 @click.command()
@@ -104,10 +105,10 @@ def remove(run: str, settings: Settings, yes: bool) -> None:
       gymq rm try1 --yes
     """
 
-    there: RunStatus = with_shards(settings, lambda shards: shards.status(run))
+    status = with_shards(settings, lambda shards: shards.status(run))
     if not yes:
-        unread = max(there.unread.values(), default=there.ended)
-        lost = f"{there.total - there.ended} rollouts have not ended, {unread} finished ones were not read"
-        click.confirm(f"run {run} is {there.state}: {lost}. Remove it?", abort=True)
+        unread = max(status.unread.values(), default=status.ended)
+        lost = f"{status.total - status.ended} rollouts have not ended, {unread} finished ones were not read"
+        click.confirm(f"run {run} is {status.state}: {lost}. Remove it?", abort=True)
     with_shards(settings, lambda shards: shards.remove(run))
     click.echo(f"run {run}: removed")

@@ -6,12 +6,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-#: Characters of a line where no terminal sets the width: nobody likes to grep in wrapped cells.
+#: Characters of a line where no terminal sets the width: cells that are wrapped cannot be searched.
 WIDE = 1000
 
 
 def make_table(*columns: str) -> Table:
-    """A plain table.
+    """Return an empty table.
 
     Args:
         columns: their names; one that begins with `>` is aligned to the right.

@@ -1,4 +1,4 @@
-"""`gymq weights`: give a model's workers other weights, and see who has which."""
+"""`gymq weights`: give a model's workers other weights, and see which worker has which."""
 
 from __future__ import annotations
 

@@ -77,13 +77,13 @@ def worker(
     asyncio.run(_reach(settings))
     name = name or f"{role}-{os.getpid()}"
     if "gpus" in options:
-        return _each(settings, options, name, log_level.upper())
+        return _run_each(settings, options, name, log_level.upper())
     argv, env = command(settings, role, options, name, processes=processes or 2, log_level=log_level.upper())
     os.execvpe(argv[0], argv, {**os.environ, **env})
 
 
-def _each(settings: Any, options: dict[str, Any], name: str, log_level: str) -> int:
-    """One model worker for each device, started again when it dies; returns the exit code."""
+def _run_each(settings: Settings, options: dict[str, Any], name: str, log_level: str) -> int:
+    """Run a model worker for each device, started again when it dies; return the exit code."""
     from gymq.celery.worker_command import command
     from gymq.local.gpus import shares
     from gymq.local.launch import WORKER_FATAL, WORKER_GRACE
@@ -91,16 +91,16 @@ def _each(settings: Any, options: dict[str, Any], name: str, log_level: str) -> 
 
     specs: list[ChildSpec] = []
     for gpu in shares(options.pop("gpus"), options):
-        one = f"{name}-{gpu.replace(',', '-')}"
-        argv, env = command(settings, "model", options | {"gpu": gpu}, one, log_level=log_level)
-        specs.append(ChildSpec(name=one, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
-    told: list[int] = []
+        worker_name = f"{name}-{gpu.replace(',', '-')}"
+        argv, env = command(settings, "model", options | {"gpu": gpu}, worker_name, log_level=log_level)
+        specs.append(ChildSpec(name=worker_name, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
+    received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: told.append(number))
+        signal.signal(number, lambda number, _: received.append(number))
     supervisor = Supervisor(specs)
     supervisor.start()
     try:
-        while not told:
+        while not received:
             for event in supervisor.poll():
                 click.echo(f"gymq: {event}", err=True)
             time.sleep(POLL_INTERVAL)
@@ -112,7 +112,7 @@ def _each(settings: Any, options: dict[str, Any], name: str, log_level: str) -> 
 
 
 def _check(role: str, options: dict[str, Any]) -> None:
-    """Find mistakes now: in the worker they would be a page of Celery's."""
+    """Check the options now: in the worker, a mistake would be a traceback of Celery's."""
     from gymq import plugins
 
     if role == "model":
@@ -130,7 +130,7 @@ def _check(role: str, options: dict[str, Any]) -> None:
                 raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(sorted(installed)) or 'none'}")
 
 
-async def _reach(settings: Any) -> None:
+async def _reach(settings: Settings) -> None:
     from gymq.store.sharded import Shards
 
     async with Shards(settings, "gymq-check"):

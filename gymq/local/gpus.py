@@ -13,23 +13,23 @@ _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
 def shares(gpus: str, options: dict[str, Any]) -> list[str]:
-    """What `--gpu` each worker gets.
+    """Return the `--gpu` of each worker.
 
     Args:
-        gpus: numbers and ranges, as in `0-3,6`.
-        options: the backend's; `engine` says over how many devices a model is split (`tensor_parallel_size`).
+        gpus: numbers and ranges of devices, as in `0-3,6`.
+        options: the backend's options; `engine` says over how many devices a model is split (`tensor_parallel_size`).
 
     Raises:
-        UsageError: it makes no sense, or the devices cannot be shared out evenly.
+        UsageError: `gpus` makes no sense, or the devices cannot be shared out evenly.
     """
     numbers: list[int] = []
     for part in gpus.split(","):
-        found = _RANGE.fullmatch(part.strip())
-        if found is None or int(found[2] or found[1]) < int(found[1]):
+        bounds = _RANGE.fullmatch(part.strip())
+        if bounds is None or int(bounds[2] or bounds[1]) < int(bounds[1]):
             raise UsageError(f"--gpus is {gpus!r}; write numbers and ranges, as in 0-7 or 0,2,4-5")
-        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+        numbers += range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)
     if len(set(numbers)) != len(numbers):
-        raise UsageError(f"--gpus is {gpus!r}; it names a device twice")
+        raise UsageError(f"--gpus {gpus!r} names a device twice; name each once")
     if options.get("gpu") is not None:
         raise UsageError("--gpus starts a worker for each device, --gpu says which one worker gets; give one of them")
     engine = options.get("engine") or {}

@@ -1,4 +1,4 @@
-"""What a whole run needs of other processes: its workers and its sink, as children for a `Supervisor`."""
+"""The workers and the sink of a run, as children for a `Supervisor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gymq.process.supervisor import ChildSpec
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 
-#: The child whose good end is the run's end.
+#: Child whose good end is the run's end.
 SINK = "sink"
 
 #: Seconds that a worker may take to stop: calls in flight get 25 s to end, then it says goodbye.
@@ -34,7 +34,7 @@ def children(
     out: Path,
     logs: Path,
 ) -> list[ChildSpec]:
-    """The sink and one worker of each role, a model for each of `gpus`, a judge, an executor if something is isolated.
+    """Return the sink and a worker of each role: a model for each of `gpus`, a judge, an executor if a call is isolated.
 
     Args:
         settings: where Redis is.
@@ -51,17 +51,17 @@ def children(
     if any(needs_executor(spec) for spec in environments):
         options["executor"] = {}
     specs = [sink(settings, config.name, out, logs)]
-    for spec, given in models.items():
+    for spec, backend_options in models.items():
         name = "model" if spec == config.model else "judge"
-        told = {"model": spec, "concurrency": config.concurrency, **given}
-        gpus = told.pop("gpus", None)
+        model_options = {"model": spec, "concurrency": config.concurrency, **backend_options}
+        gpus = model_options.pop("gpus", None)
         if gpus is None:
-            options[name] = told
+            options[name] = model_options
         else:
-            options |= {f"{name}-{gpu.replace(',', '-')}": told | {"gpu": gpu} for gpu in shares(gpus, told)}
-    for name, given in options.items():
+            options |= {f"{name}-{gpu.replace(',', '-')}": model_options | {"gpu": gpu} for gpu in shares(gpus, model_options)}
+    for name, role_options in options.items():
         role = "model" if name.partition("-")[0] in ("model", "judge") else name
-        argv, env = worker_command.command(settings, role, given, f"{name}-{config.name}")
+        argv, env = worker_command.command(settings, role, role_options, f"{name}-{config.name}")
         specs.append(
             ChildSpec(
                 name=name,
@@ -77,10 +77,10 @@ def children(
 
 
 def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
-    """The JSONL sink, which ends when the run is over.
+    """Return the JSONL sink, which ends when the run is over.
 
     Args:
-        settings: where Redis is; stands in the environment, not in the arguments, for it may hold a password.
+        settings: where Redis is; passed in the environment, because other users can read arguments and it may hold a password.
         run: the run's name.
         out: the file of finished rollouts.
         logs: the folder of its log.
@@ -96,6 +96,6 @@ def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
 
 
 def needs_executor(spec: EnvironmentSpec) -> bool:
-    """Whether an environment has calls that must run in a process that can be killed."""
+    """Return whether an environment has calls that must run in a process that can be killed."""
     hooks = (spec.open, spec.respond, spec.verify, spec.close)
     return any(tool.isolated for tool in spec.tools) or any(hook.isolated for hook in hooks)

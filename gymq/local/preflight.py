@@ -1,4 +1,4 @@
-"""A first look at a run's rows, before anything is started: how many are good, which are bad, what they need."""
+"""A first look at a run's rows, before anything is started: good rows, bad rows, and the environments that they need."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gymq.ingest.source import rows
 
 
 class Preflight(msgspec.Struct):
-    """What a look at the rows found.
+    """The result of a look at the rows.
 
     Args:
-        environments: of each good row, by its number; the names are shared, so this is a pointer a row.
-        bad: how many rows were refused.
+        environments: the environment of each good row, by its number; the names are shared, so a row costs a pointer.
+        bad: the number of rows that were refused.
     """
 
     environments: list[str] = []
@@ -29,14 +29,14 @@ class Preflight(msgspec.Struct):
 
     @property
     def rows(self) -> int:
-        """How many rows are good."""
+        """The number of good rows."""
         return len(self.environments)
 
     def specs(self) -> list[EnvironmentSpec]:
-        """The environments of the rows.
+        """Return the environments of the rows.
 
         Raises:
-            UsageError: one cannot be imported.
+            UsageError: an environment cannot be imported.
         """
         return [type(plugins.environment(name)).spec() for name in sorted(set(self.environments))]
 
@@ -44,36 +44,36 @@ class Preflight(msgspec.Struct):
 def preflight(
     data: str, environment: str, limit: int | None, prompt: PromptConfig | None, on_bad: Callable[[str], None]
 ) -> Preflight:
-    """Look at the rows once.
+    """Parse the rows once, and keep their environments.
 
     Args:
         data: the source, as for `gymq.source.open_source`.
-        environment: of rows that name none.
-        limit: look only at so many.
-        prompt: words the opening messages of rows that have none.
-        on_bad: told of each bad row, in one line.
+        environment: the environment of rows that name none.
+        limit: the number of rows to look at; None: all.
+        prompt: templates of the opening messages of rows that have none.
+        on_bad: called with one line for each bad row.
 
     Raises:
         DataError: the source cannot be read.
-        UsageError, UnknownName: nobody is known to read it.
+        UsageError, UnknownName: no producer is known for the source.
     """
     known = plugins.points(plugins.ENVIRONMENTS)
     names = {name: name for name in known}
-    found = Preflight()
+    result = Preflight()
     ids = TaskIds()
     for where, row in read(data, 0, limit):
         try:
             task = parse_row(row, where=where, environment=environment, known=known, prompt=prompt)
             ids.add(task, where)
-            found.environments.append(names[task.environment])
+            result.environments.append(names[task.environment])
         except DataError as error:
-            found.bad += 1
+            result.bad += 1
             on_bad(str(error))
-    return found
+    return result
 
 
 def read(data: str, start: int, end: int | None) -> Iterator[Row]:
-    """Read a part of a source.
+    """Return the rows of a part of a source.
 
     Args:
         data: the source.
@@ -87,13 +87,18 @@ def read(data: str, start: int, end: int | None) -> Iterator[Row]:
 
 
 def check_kept(environments: list[str], row: int, environment: str) -> None:
-    """See that a finished rollout's row is still the same row.
+    """Check that a finished rollout's row is still the same row.
 
     Rows are numbered without the bad ones. A row that was bad because its environment was not installed, and is good
     now, moves all rows behind it.
 
+    Args:
+        environments: the environment of each good row now.
+        row: the rollout's row.
+        environment: the rollout's environment.
+
     Raises:
-        UsageError: it is another row.
+        UsageError: the row is another one.
     """
     if row < len(environments) and environments[row] != environment:
         raise UsageError(

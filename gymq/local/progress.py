@@ -1,4 +1,4 @@
-"""How a run goes on, shown while it does: a bar on a terminal, a line now and then elsewhere. On stderr."""
+"""The progress of a run on stderr: a bar on a terminal, a line at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RunProgress:
     """The progress of one run.
 
     Args:
-        name: what it is called.
-        total: rollouts that it will have.
-        done: rollouts that had ended when it began.
+        name: the run's name.
+        total: rollouts that the run will have.
+        done: rollouts that had ended when the command began.
     """
 
     def __init__(self, name: str, total: int, done: int) -> None:
@@ -56,11 +56,11 @@ class RunProgress:
         self.console.print(line, markup=False, soft_wrap=True)
 
     def show(self, status: RunStatus, last: bool = False) -> None:
-        """Show how far the run is.
+        """Show the run's status.
 
         Args:
-            status: how far it is.
-            last: it is over: show it whatever was shown before.
+            status: the run's status.
+            last: whether the run is over: then a line is due at once.
         """
         now = time.monotonic()
         self._total = max(self._total, status.total)

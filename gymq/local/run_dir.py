@@ -1,8 +1,8 @@
-"""Where a `gymq run` keeps things: the file of finished rollouts, OUT, and beside it the folder OUT.gymq.
+"""The files of a `gymq run`: OUT, which holds the finished rollouts, and beside it the folder OUT.gymq.
 
 server/   the embedded server's data, as long as the run is not finished
-logs/     what the other processes say; deleted when all went well
-run.json  which run this is
+logs/     the other processes' output; deleted when all went well
+run.json  the run's name and identity
 run.lock  locked while a `gymq run` works here
 """
 
@@ -22,31 +22,31 @@ import msgspec
 
 from gymq.errors import GymqError, SinkBusy, UsageError
 
-#: How each line of OUT begins: run, row, sample, run, environment.
+#: Beginning of each line of OUT: run, row, sample, run, environment.
 _HEAD = re.compile(rb'\{"rollout_id":"([^".]*)\.(\d+)\.(\d+)","run":"[^"]*","environment":"((?:[^"\\]|\\.)*)"')
 
 #: Seconds to wait for OUT: the sink of a `gymq run` that was just killed takes a moment to end.
 LOCK_LIMIT = 3.0
 
-#: Seconds between two tries.
-_TICK = 0.05
+#: Seconds between two tries to lock a file.
+_RETRY_INTERVAL = 0.05
 
 
 class RunDir:
-    """The place of one run.
+    """The files of one run.
 
     Args:
         out: the file of finished rollouts.
 
     Raises:
-        UsageError: that is something else than a file.
+        UsageError: `out` is something else than a file.
     """
 
     def __init__(self, out: Path) -> None:
         if not out.name or os.path.isdir(out):
             raise UsageError(f"{out}: is a folder; name a file in it")
         if os.path.exists(out) and not os.path.isfile(out):
-            raise UsageError(f"{out}: is no plain file, and what is finished is read from it; choose another --out")
+            raise UsageError(f"{out}: is no plain file, and finished rollouts are read from it; choose another --out")
         self.out = out
         self.folder = out.with_name(out.name + ".gymq")
         self.server = self.folder / "server"
@@ -55,10 +55,10 @@ class RunDir:
         self._lock = self.folder / "run.lock"
 
     def kept(self, run: str) -> Iterator[tuple[int, int, str]]:
-        """What OUT holds: row, sample and environment of each finished rollout.
+        """Yield row, sample and environment of each finished rollout in OUT.
 
         Args:
-            run: the run whose rollouts they must be.
+            run: the name of the run that they must belong to.
 
         Raises:
             UsageError: OUT holds something else, or cannot be read.
@@ -72,9 +72,9 @@ class RunDir:
                     if head is None:
                         raise UsageError(f"{self.out}:{number}: is no rollout of gymq; choose another --out")
                     if head[1] != run.encode():
-                        there = head[1].decode(errors="replace")
+                        other = head[1].decode(errors="replace")
                         raise UsageError(
-                            f"{self.out}: holds rollouts of another run, {there!r}: its data or options were others than this "
+                            f"{self.out}: holds rollouts of another run, {other!r}: its data or options were others than this "
                             f"command's ({run!r}); choose another --out"
                         )
                     yield int(head[2]), int(head[3]), msgspec.json.decode(b'"' + head[4] + b'"')
@@ -85,11 +85,11 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Generator[None, None, None]:
-        """Work here alone; the folder goes afterwards if it holds nothing of worth, and OUT if it is empty then.
+        """Lock OUT and the folder; afterwards delete the folder if it holds neither data nor logs, and OUT if it is empty then.
 
         Raises:
             SinkBusy: another process works here, or writes OUT.
-            GymqError: the place cannot be written.
+            GymqError: OUT or the folder cannot be written.
         """
         lock = self._take()
         try:
@@ -104,11 +104,11 @@ class RunDir:
             os.close(lock)
 
     def enter(self, run: str, identity: dict[str, Any]) -> None:
-        """Note which run this is; what is left of another one is deleted.
+        """Write the run's name and identity down; delete data and logs of another run.
 
         Args:
             run: the run's name.
-            identity: what defines it, for people.
+            identity: the values that define it, for people.
         """
         with suppress(OSError, ValueError, KeyError):
             if msgspec.json.decode(self._record.read_bytes())["run"] != run:
@@ -120,10 +120,10 @@ class RunDir:
         new.replace(self._record)
 
     def leave(self, keep_logs: bool) -> None:
-        """Delete what a finished run needs no more, and the folder if nothing is left in it.
+        """Delete the files that a finished run needs no more, and the folder if it is empty then.
 
         Args:
-            keep_logs: False: they go too.
+            keep_logs: whether the logs stay.
         """
         shutil.rmtree(self.server, ignore_errors=True)
         if not keep_logs:
@@ -142,7 +142,7 @@ class RunDir:
                 raise GymqError(f"{self.folder}: cannot be written: {error.strerror}; choose another --out") from None
             try:
                 _wait(lock, f"{self.out}: another `gymq run` works on it; stop it or choose another --out")
-                # Who held it before may have finished and deleted the file: then this is nobody's lock.
+                # The process that held it may have finished and deleted the file: then this lock excludes no other process.
                 if self._lock.exists() and os.path.samestat(os.fstat(lock), self._lock.stat()):
                     return lock
             except BaseException:
@@ -151,7 +151,7 @@ class RunDir:
             os.close(lock)
 
     def _try_out(self) -> None:
-        """See that OUT can be written and nobody writes it."""
+        """Check that OUT can be written, and that no other process writes it."""
         try:
             out = os.open(self.out, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -170,4 +170,4 @@ def _wait(file: int, refusal: str) -> None:
         except OSError:
             if time.monotonic() >= until:
                 raise SinkBusy(refusal) from None
-            time.sleep(_TICK)
+            time.sleep(_RETRY_INTERVAL)

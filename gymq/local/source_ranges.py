@@ -1,4 +1,4 @@
-"""Which part of a source a run has: a larger `--limit` adds rows behind those that it has, never in their midst."""
+"""The ranges in which a run takes a source: a larger `--limit` adds rows behind the others, never in their midst."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _END = "end"
 
 
 async def source_ranges(connection: Connection, run: str, source: str, limit: int | None) -> list[tuple[int, int | None]]:
-    """The parts in which a run takes a source, noted in the run's record.
+    """Return the ranges in which a run takes a source, as pairs of first row and end; write them into the run's record.
 
-    A producer's chunks are the same only if the same rows end a part each time. So the limits of earlier commands stay
-    the ends of parts, and a smaller limit than an earlier one changes nothing.
+    A producer's chunks are the same only if the same rows end a range each time. So the limits of earlier commands stay
+    the ends of ranges, and a smaller limit than an earlier one changes nothing.
 
     Args:
         connection: a connection.
         run: the run's name; the run exists.
-        source: what the source is called.
-        limit: rows that the run is to take from it now.
+        source: the source's name.
+        limit: rows that the run is to take from it now; None: all.
     """
     field = f"parts:{source}"
     known = await connection.send("HGET", connection.keys.run(run), field)
@@ -52,21 +52,21 @@ async def produce(
     on_bad: Callable[[str], None] | None = None,
     on_progress: Callable[[Produced], None] | None = None,
 ) -> Produced:
-    """Enqueue the parts of a source, one after the other.
+    """Enqueue the ranges of a source, one after the other.
 
     Args:
         settings: where Redis is.
         config: the run.
         data: the source.
-        source: what it is called.
-        parts: as `source_ranges` gives them.
-        prompt: words the opening messages of rows that have none.
-        last: the run gets no more rows afterwards.
-        on_bad: told of each bad row, in one line.
-        on_progress: told now and then what has been done.
+        source: its name.
+        parts: as `source_ranges` returns them.
+        prompt: templates of the opening messages of rows that have none.
+        last: whether the run is closed afterwards.
+        on_bad: called with one line for each bad row.
+        on_progress: called at intervals with the numbers so far.
 
     Raises:
-        GymqError: the source cannot be read, the run takes no rows, or the server went away.
+        GymqError: the source cannot be read, the run takes no rows, or Redis cannot be reached.
     """
     total = Produced()
     ids = TaskIds()
