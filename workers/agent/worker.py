@@ -7,11 +7,8 @@ import time
 import traceback
 from contextlib import suppress
 
-from gymq import plugins
-from gymq.api.agent import Action, Agent, View
-from gymq.api.environment import EnvironmentSpec
 from gymq.cache import Cache
-from gymq.errors import UNREADABLE, Fault, UnknownName, UsageError, one_line
+from gymq.errors import UNREADABLE, Fault, UnknownName, one_line
 from gymq.runtime.actor import Actor
 from gymq.runtime.affinity import AffinityRouter
 from gymq.runtime.dead_letters import dead_letter_of_step
@@ -21,8 +18,6 @@ from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.admission import admit
 from gymq.store.connection import Connection, Outage, ServerFull
-from gymq.store.model_weights import read_version
-from gymq.store.runs import RunConfig, load_config, load_environment
 from gymq.store.scripts import BuriedLetter, CommitOutcome, CommitStep, LoadRequest
 from gymq.wire.calls import CALL, decode_reply
 from gymq.wire.ids import RolloutId
@@ -30,6 +25,7 @@ from gymq.wire.task import decode_task
 
 from .events import RolloutEvents
 from .machine import Machine
+from .run_cache import RunCache
 from .state import WEIGHT, LiveRollout, NewerSchema, decode_state
 from .step import Step, acknowledge
 from .step_context import StepContext
@@ -51,10 +47,6 @@ CANCELLED = frozenset({"run", "group", "rollout"})
 MAX_REPLY_FIELDS = 2 * MAX_PARALLEL_TOOLS + 20
 
 
-class RolledBack(Exception):
-    """The rollout cannot be advanced: its run or its environment is gone."""
-
-
 class AgentWorker(Actor):
     """Advances rollouts; see `Actor`."""
 
@@ -63,9 +55,7 @@ class AgentWorker(Actor):
     def __init__(self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False) -> None:
         super().__init__(settings, options, capacity=2 * STEPS_PER_COMMIT, suspects_only=suspects_only)
         self._cache: Cache[LiveRollout] = Cache()
-        self._runs: dict[str, RunConfig] = {}
-        self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
-        self._versions: dict[str, int] = {}
+        self._runs = RunCache(self.connection)
         self._routes = AffinityRouter()
         self._admit_link = Connection(settings, "gymq-admit")
         self._shown = RolloutEvents(self.events, self.host)
@@ -113,7 +103,7 @@ class AgentWorker(Actor):
         known = [live for live in lives if not isinstance(live, NewerSchema)]
         if not batch:
             return []
-        self._versions.clear()
+        self._runs.forget_versions()
         commits: list[CommitStep] = []
         done: list[tuple[Mail, LiveRollout | None, Step | None]] = []
         for mail, live in zip(batch, known, strict=True):
@@ -159,10 +149,10 @@ class AgentWorker(Actor):
     async def _advance(self, mail: Mail, live: LiveRollout, must: bool) -> Step | None:
         run = live.id.run
         try:
-            config, spec, agent = await self._context(run, live.task.environment)
-        except RolledBack:
+            config, spec, agent = await self._runs.load(run, live.task.environment)
+        except UnknownName:
             return None
-        machine = Machine(StepContext(live, config, spec, agent, await self._version(config), self._routes))
+        machine = Machine(StepContext(live, config, spec, agent, await self._runs.version(config), self._routes))
         if must:
             what = mail.fields[mail.fields[4::2].index(b"x") * 2 + 5].decode(errors="replace")
             if what not in CANCELLED:
@@ -234,46 +224,6 @@ class AgentWorker(Actor):
                         self._refuse(batch[i], f"what is stored of {rid} cannot be read: {error}")
         return lives
 
-    async def _context(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
-        """Return a rollout's run, environment and agent, read once.
-
-        Raises:
-            RolledBack: the run was removed.
-        """
-        while True:
-            try:
-                config = self._runs.get(run)
-                if config is None:
-                    config = self._runs[run] = await load_config(self.connection, run)
-                spec = self._specs.get((run, environment))
-                if spec is None:
-                    spec = await load_environment(self.connection, run, environment)
-                    if spec is None:
-                        raise RolledBack
-                    self._specs[run, environment] = spec
-                return config, spec, self._agent(config.agent)
-            except UnknownName:
-                raise RolledBack from None
-            except Outage:
-                await self.connection.reconnect()
-
-    async def _version(self, config: RunConfig) -> int:
-        """Return the policy version of a run's model, read once for a batch; 0 where staleness is not bounded."""
-        if config.max_staleness is None:
-            return 0
-        while config.model not in self._versions:
-            try:
-                self._versions[config.model] = await read_version(self.connection, config.model)
-            except Outage:
-                await self.connection.reconnect()
-        return self._versions[config.model]
-
-    def _agent(self, name: str) -> Agent:
-        try:
-            return plugins.agent(name)
-        except UsageError as error:
-            return _Missing(str(error))
-
     # Duties besides the mail.
 
     async def prepare(self) -> None:
@@ -288,9 +238,7 @@ class AgentWorker(Actor):
 
     async def duties(self) -> None:
         """Admit what may be admitted, wake what is due, and look who has private mailboxes."""
-        # A run may have been removed and its name taken by another: what is known of runs is read again now and then.
-        self._runs.clear()
-        self._specs.clear()
+        self._runs.forget()
         await self._admit()
         now = int(time.time() * 1000)
         self.counts["woken"] += await self.life.connection.run(scripts.wake(now, WAKES, int(WAKE_AGAIN * 1000)))
@@ -322,14 +270,3 @@ def _addressed(fields: list[bytes]) -> bool:
         and len(fields[3]) < MAX_DIGITS
         and fields[3].isdigit()
     )
-
-
-class _Missing(Agent):
-    """Stands in for an agent that is not installed here: its rollouts fail and say so."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def act(self, view: View) -> Action:
-        """Fail."""
-        raise UsageError(self._reason)

@@ -1,0 +1,88 @@
+"""The runs that an agent worker serves, with their environments, agents and policy versions, read once and then kept."""
+
+from __future__ import annotations
+
+from gymq import plugins
+from gymq.api.agent import Action, Agent, View
+from gymq.api.environment import EnvironmentSpec
+from gymq.errors import UnknownName, UsageError
+from gymq.store.connection import Connection, Outage
+from gymq.store.model_weights import read_version
+from gymq.store.runs import RunConfig, load_config, load_environment
+
+
+class RunCache:
+    """Runs as they were read from Redis.
+
+    Args:
+        connection: reconnected after an outage.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._configs: dict[str, RunConfig] = {}
+        self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
+        self._versions: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Have runs read again: one may have been removed, and its name taken by another."""
+        self._configs.clear()
+        self._specs.clear()
+
+    def forget_versions(self) -> None:
+        """Have policy versions read again."""
+        self._versions.clear()
+
+    async def load(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
+        """Return a run, one of its environments, and its agent.
+
+        Args:
+            run: the run's name.
+            environment: the environment's name.
+
+        Raises:
+            UnknownName: the run was removed, or Redis was rolled back to before it.
+        """
+        while True:
+            try:
+                config = self._configs.get(run)
+                if config is None:
+                    config = self._configs[run] = await load_config(self._connection, run)
+                spec = self._specs.get((run, environment))
+                if spec is None:
+                    spec = await load_environment(self._connection, run, environment)
+                    if spec is None:
+                        raise UnknownName(f"run {run!r} has no environment {environment!r}")
+                    self._specs[run, environment] = spec
+                return config, spec, _agent(config.agent)
+            except Outage:
+                await self._connection.reconnect()
+
+    async def version(self, config: RunConfig) -> int:
+        """Return the policy version of a run's model; 0 where the run does not bound staleness."""
+        if config.max_staleness is None:
+            return 0
+        while config.model not in self._versions:
+            try:
+                self._versions[config.model] = await read_version(self._connection, config.model)
+            except Outage:
+                await self._connection.reconnect()
+        return self._versions[config.model]
+
+
+def _agent(name: str) -> Agent:
+    try:
+        return plugins.agent(name)
+    except UsageError as error:
+        return _MissingAgent(str(error))
+
+
+class _MissingAgent(Agent):
+    """Stands in for an agent that is not installed here: its rollouts fail and say so."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def act(self, view: View) -> Action:
+        """Fail."""
+        raise UsageError(self._reason)
