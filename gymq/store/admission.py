@@ -22,7 +22,7 @@ BACKLOG_BYTES = 256 * 2**20
 
 
 async def admit(connection: Connection) -> int:
-    """Start rollouts while their runs have credits; returns how many.
+    """Start rollouts while their runs have credits, and return how many.
 
     Raises:
         Outage: the connection broke; some may have been started.

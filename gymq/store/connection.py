@@ -1,4 +1,4 @@
-"""One connection to Redis: commands and scripts in batches, raw replies, nothing sent twice behind our back."""
+"""One connection to Redis: commands and scripts in batches, raw replies, no hidden retries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gymq.store.topology import locate, parse
 
 T = TypeVar("T")
 
-#: Seconds without an answer after which a connection counts as broken; more than any blocking read of ours.
+#: Seconds without an answer after which a connection counts as broken; longer than any blocking read.
 READ_TIMEOUT = 15.0
 
 #: Seconds that opening a connection may take.
@@ -28,7 +28,7 @@ CONNECT_TIMEOUT = 5.0
 #: Seconds between two tries to connect again.
 RECONNECT_PAUSE = 0.25
 
-#: What a server answers that cannot serve the shard now: it is starting, or is a replica, or the slot lies elsewhere.
+#: Error codes of a server that cannot serve the shard now: it is starting, or is a replica, or the slot lies elsewhere.
 _ELSEWHERE = ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 
 #: Seconds between two tries while the server's memory is full: sinks make room, and they must get through.
@@ -44,7 +44,7 @@ class ServerFull(GymqError):
 
 
 class UnknownScript(GymqError):
-    """The server does not know a script: it was started again since we loaded it."""
+    """The server does not know a script: it was restarted since the script was loaded."""
 
 
 class Connection:
@@ -52,7 +52,7 @@ class Connection:
 
     Args:
         settings: where Redis is, and which shard is meant.
-        name: what the server's client list calls it.
+        name: the connection's name in the server's client list.
 
     Raises:
         UsageError: the URL cannot be understood.
@@ -61,7 +61,9 @@ class Connection:
     def __init__(self, settings: Settings, name: str) -> None:
         addresses = parse(settings.redis_url)
         if settings.shard >= len(addresses):
-            raise UsageError(f"--redis: there is no shard {settings.shard}; it names {len(addresses)}")
+            raise UsageError(
+                f"--redis: it names {len(addresses)} shards, and there is no shard {settings.shard}; name all shards"
+            )
         self.shard = settings.shard
         #: How many shards there are.
         self.shards = len(addresses)
@@ -87,7 +89,7 @@ class Connection:
             raise ServerUnreachable(f"Redis cannot be reached: {error}") from None
 
     async def reconnect(self) -> None:
-        """Open the connection again, however long that takes; meanwhile others who share it wait."""
+        """Open the connection again, however long that takes; other users of it wait meanwhile."""
         async with self._lock:
             while True:
                 await self._connection.disconnect(nowait=True)
@@ -114,7 +116,7 @@ class Connection:
         try:
             return pool.make_connection()
         except (TypeError, ValueError, redis.RedisError) as error:
-            # Whatever stands behind the question mark becomes an argument of the connection.
+            # Everything behind the question mark becomes an argument of the connection.
             said = str(error).partition("() got an ")[2] or str(error)
             raise UsageError(f"--redis: {said}; correct what stands behind '?' in the URL") from None
 

@@ -10,14 +10,14 @@ class Keys:
     """The names of one shard's keys.
 
     Args:
-        shard: the shard's number, or what stands for it between the braces in a Cluster; see `gymq/store/topology.py`.
+        shard: the number between the braces: the shard's, or in a Cluster its hash tag; see `gymq/store/topology.py`.
     """
 
     #: The one consumer group of every mailbox.
     GROUP = "g"
 
     def __init__(self, shard: int = 0) -> None:
-        #: What all of them begin with; scripts get it as KEYS[1] and build the rest.
+        #: Prefix of all keys; scripts get it as KEYS[1] and build the rest.
         self.prefix = f"gymq:{{{shard}}}:"
         self.runs = self.prefix + "runs"  # ZSET run -> created, seconds
         self.open = self.prefix + "open"  # LIST of runs that still have rollouts to admit, taken in turn
@@ -25,7 +25,7 @@ class Keys:
         self.workers = self.prefix + "workers"  # HASH worker -> JSON of what it is; "dead" before it: mail is handed back
         self.private = self.prefix + "private"  # HASH worker -> JSON list of what its private mailbox is open for; "": closed
         self.paused = self.prefix + "paused"  # STRING, exists while admission is paused
-        self.dead = self.prefix + "dead"  # STREAM of dead letters: what killed its process, alone, again and again
+        self.dead = self.prefix + "dead"  # STREAM of dead letters: mail that killed its process, alone, again and again
         self.shards = self.prefix + "shards"  # STRING of shard 0's prefix, on each server: "<shard> of <shards>" that it is
         self.isolated = self.prefix + "isolated"  # HASH call id -> executor that works on it
 
@@ -34,7 +34,7 @@ class Keys:
         return f"{self.prefix}run:{name}"
 
     def rows(self, run_name: str) -> str:
-        """HASH row index -> encoded task: the ledger of what was enqueued and is not yet done."""
+        """HASH row index -> encoded task: the ledger of unfinished rows."""
         return f"{self.prefix}rows:{run_name}"
 
     def chunks(self, run_name: str) -> str:
@@ -70,11 +70,11 @@ class Keys:
         return f"{self.prefix}m:@{worker}"
 
     def retry(self, name: str) -> str:
-        """STREAM of what was handed back to a mailbox; read first."""
+        """STREAM of mail that was handed back to a mailbox; read first."""
         return f"{self.prefix}m:{name}:retry"
 
     def suspects(self, name: str) -> str:
-        """STREAM of a mailbox's suspects: what was held in more than one death; only quarantines read it."""
+        """STREAM of a mailbox's suspects: mail held in more than one death; only quarantines read it."""
         return f"{self.prefix}m:{name}:alone"
 
     def newer(self, name: str) -> str:

@@ -1,7 +1,7 @@
-"""Weights that change under way: which ones a model is to sample with.
+"""Weights that change during a run: the wanted version of each model.
 
-What is wanted stands in Redis, on shard 0; replicas look, and take it (`gymq_workers/model/replica.py`). The other shards hold
-copies for what works there; who finds one that is older writes it again.
+The wanted weights stand in Redis, on shard 0; replicas poll and load them (`gymq_workers/model/weight_updater.py`). The other
+shards hold copies for the workers there; a replica that finds an older copy writes it again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from gymq.store.connection import Connection
 
 Mode = Literal["keep", "wait", "abort"]
 
-#: What becomes of calls in flight: they stand still and go on, they are finished first, or they are begun again.
+#: Treatment of calls in flight: `keep` pauses and continues them, `wait` finishes them first, `abort` begins them again.
 MODES = ("keep", "wait", "abort")
 
-#: The highest version: what Lua counts exactly.
+#: Highest version: up to it Lua's numbers are exact.
 MAX_VERSION = 2**53
 
 #: Failures of a model's replicas that are kept, the newest.
@@ -26,7 +26,7 @@ MAX_FAILURES = 100
 
 
 class Weights(msgspec.Struct, frozen=True):
-    """What a model is to sample with.
+    """Weights that a model is to sample with.
 
     Args:
         model: its SPEC.
@@ -65,26 +65,26 @@ class LoadFailure(msgspec.Struct):
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """The replica's name in messages."""
         return f"{self.host} pid {self.pid}"
 
 
 async def read_weights(connection: Connection, model: str) -> Weights | None:
-    """What a model is to sample with, as a shard knows it; None: nothing was published.
+    """Return the weights that a model is to sample with, as a shard knows them; None: none were published.
 
     Raises:
         Outage: the connection broke.
-        GymqError: what stands there cannot be read.
+        GymqError: the stored description cannot be read.
     """
     data = await connection.send("HGET", connection.keys.weights(model), "weights")
     try:
         return None if data is None else msgspec.json.decode(data, type=Weights)
     except UNREADABLE as error:
-        raise GymqError(f"weights: what Redis says of model {model} cannot be read: {error}; publish again") from None
+        raise GymqError(f"weights: those of model {model} in Redis cannot be read: {error}; publish again") from None
 
 
 async def read_version(connection: Connection, model: str) -> int:
-    """The version that a model is to sample with, as a shard knows it; 0: nothing was published.
+    """Return the version that a model is to sample with, as a shard knows it; 0: none was published.
 
     Raises:
         Outage: the connection broke.
@@ -93,7 +93,11 @@ async def read_version(connection: Connection, model: str) -> int:
 
 
 async def copy(connection: Connection, wanted: Weights) -> None:
-    """Write what shard 0 says onto another shard, unless that knows it, or newer words of shard 0.
+    """Copy the wanted weights from shard 0 to another shard, unless it has them or newer ones.
+
+    Args:
+        connection: a connection to the other shard.
+        wanted: the weights on shard 0.
 
     Raises:
         Outage: the connection broke.

@@ -15,7 +15,7 @@ from gymq.wire.calls import Usage
 #: Fields of a model's usage that a run counts, each in `u:<field>:<spec>` of its record.
 TOKENS = ("input_tokens", "output_tokens", "cached_tokens")
 
-#: What a run is when its shards are not all in the same state: the first of these that some shard is in.
+#: States by precedence: a run whose shards differ is in the first of these that a shard is in.
 _STATES = ("cancelled", "open", "closed", "done")
 
 
@@ -77,17 +77,17 @@ async def read_status(connection: Connection, name: str) -> RunStatus:
 
 
 def _tokens(fields: dict[str, bytes]) -> dict[str, Usage]:
-    found: dict[str, Usage] = {}
+    usages: dict[str, Usage] = {}
     for field, value in sorted(fields.items()):
         kind, _, rest = field.partition(":")
         name, _, spec = rest.partition(":")
         if kind == "u" and name in TOKENS:
-            setattr(found.setdefault(spec, Usage()), name, int(value))
-    return found
+            setattr(usages.setdefault(spec, Usage()), name, int(value))
+    return usages
 
 
 def merge(parts: list[RunStatus]) -> RunStatus:
-    """The status of a run, from those of its shards."""
+    """Return the status of a run, from those of its shards."""
     if len(parts) == 1:
         return parts[0]
     by_status, unread = Counter[str](), Counter[str]()

@@ -1,7 +1,7 @@
-"""A run: one set of tasks, rolled out with one agent and one model. Its record in Redis, and its life.
+"""A run: one set of tasks, rolled out with one agent and one model; its record in Redis and its life cycle.
 
 open -> closed (its producer said that there are no more rows) -> done (all ended, all consumers acknowledged all);
-cancelled takes the place of closed. What is left of a run lapses `ttl` seconds after it is done.
+cancelled takes the place of closed. The rest of a run lapses `ttl` seconds after it is done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FREE = frozenset({"name", "concurrency", "backlog", "batch", "created", "prices
 
 
 class RunConfig(msgspec.Struct, frozen=True):
-    """What a run is; fixed when it is created.
+    """The definition of a run, fixed when it is created.
 
     Args:
         name: letters, digits, `_` and `-`.
@@ -39,14 +39,14 @@ class RunConfig(msgspec.Struct, frozen=True):
         model: the model's SPEC, which is also the name of its mailbox.
         samples: rollouts of each task; together they are the task's group.
         max_turns: answers of the model after which a rollout is truncated.
-        max_rollout_tokens: input and output tokens of all its answers together after which it is; 0: no limit, here and below.
-        max_seconds: seconds since its first step after which it is, whatever it waits for.
-        max_working_seconds: seconds that its calls have taken after which it is; what they waited does not count.
+        max_rollout_tokens: input and output tokens of all its answers after which it is truncated; 0: no limit, here and below.
+        max_seconds: seconds since its first step after which it is truncated, whatever it waits for.
+        max_working_seconds: seconds that its calls have taken, without waits, after which it is truncated.
         max_tool_calls: tool calls that it may make; it is truncated at the next one.
         call_timeout: seconds that one answer of a model may take; 0: the backend's own limit.
-        infra_retries: how often a rollout sends calls again that ended by what may pass: a service that does not answer.
+        infra_retries: how often a rollout repeats calls after transient faults, such as a service that does not answer.
         data_retries: how often it does so after any other fault.
-        verify_retries: how often `verify` is sent again after what may pass.
+        verify_retries: how often `verify` is repeated after transient faults.
         judge: SPEC of the model that answers an `Ask` which names none; empty: the run's model.
         concurrency: rollouts in flight at once.
         backlog: finished rollouts that the slowest consumer may be behind before admission waits.
@@ -55,7 +55,7 @@ class RunConfig(msgspec.Struct, frozen=True):
             it needs them. 0: unknown; nothing is bounded by it.
         sampling: sampling parameters for every request, under chat-completions names; a row's own come first.
         created: seconds since the epoch; `create` sets it.
-        prices: what tokens cost; None: nobody has said.
+        prices: prices of tokens; None: unknown.
     """
 
     name: str
@@ -88,7 +88,11 @@ class RunConfig(msgspec.Struct, frozen=True):
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError if a run cannot be called so."""
+    """Check a run's name.
+
+    Raises:
+        UsageError: it has another form.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(f"run name {name!r}: use 1 to 100 letters, digits, '_' or '-', beginning with a letter or digit")
 
@@ -98,7 +102,7 @@ async def create(connection: Connection, config: RunConfig) -> bool:
 
     Args:
         connection: a connection; its shard gets its part of the concurrency and of the backlog.
-        config: what the run is to be.
+        config: the run's definition.
 
     Returns:
         True if it is new.
@@ -136,7 +140,7 @@ async def create(connection: Connection, config: RunConfig) -> bool:
 
 
 async def load_config(connection: Connection, name: str) -> RunConfig:
-    """Read what a run is.
+    """Read a run's definition.
 
     Raises:
         UnknownName: there is no such run.
@@ -199,7 +203,7 @@ async def drop_consumer(connection: Connection, name: str, consumer: str, ttl: i
 
 
 async def cancel(connection: Connection, name: str) -> int:
-    """Stop admitting and end what is in flight.
+    """Stop admitting rollouts and end those in flight.
 
     Returns:
         How many rollouts were in flight.
@@ -227,13 +231,13 @@ async def cancel_some(connection: Connection, name: str, which: list[str]) -> tu
         How many rollouts were in flight, and how many had not begun: those end as soon as it is their turn.
 
     Raises:
-        UsageError: one is written otherwise.
+        UsageError: a group or rollout is written otherwise.
         UnknownName: there is no such run, group or rollout; then nothing is cancelled.
         RunClosed: the run, or one of them, has ended; then nothing is cancelled.
     """
     for target in which:
         if not _PLACE.fullmatch(target):
-            raise UsageError(f"{target!r} is no group (ROW) and no rollout (ROW.SAMPLE)")
+            raise UsageError(f"{target!r} names no group and no rollout; write ROW or ROW.SAMPLE")
     cancelled = await connection.run(scripts.cancel_rollouts(name, which))
     if cancelled.state is None:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
@@ -276,5 +280,5 @@ async def remove(connection: Connection, name: str) -> None:
 
 
 async def names(connection: Connection) -> list[str]:
-    """All runs that Redis knows, oldest first."""
+    """Return the names of all runs that Redis knows, oldest first."""
     return [name.decode() for name in await connection.send("ZRANGE", connection.keys.runs, 0, -1)]

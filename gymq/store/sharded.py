@@ -1,4 +1,4 @@
-"""All shards, as clients see them: what a run is, is on every shard; what it counts, is the sum over them."""
+"""All shards, as clients see them: a run's definition is on every shard, and its counters are sums over all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Shards:
 
     Args:
         settings: where they are.
-        name: what the servers' client lists call the connections.
+        name: the connections' name in the servers' client lists.
 
     Raises:
         UsageError: the address cannot be understood.
@@ -56,11 +56,11 @@ class Shards:
 
     @property
     def first(self) -> Connection:
-        """Shard 0; what a run has only once stands there."""
+        """Shard 0; it holds what exists once for all shards."""
         return self.connections[0]
 
     async def each(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
-        """Do something on every shard at the same time; the results in their order."""
+        """Run work on every shard at the same time, and return the results in the shards' order."""
         return list(await asyncio.gather(*map(work, self.connections)))
 
     async def connect(self) -> None:
@@ -86,7 +86,7 @@ class Shards:
     async def create(self, config: RunConfig) -> bool:
         """Create a run, or find it as it was created; see `run.create`."""
         new = await runs.create(self.first, config)
-        # Its creation is part of what callees keep things by: the same everywhere.
+        # Callees cache by the time of creation: it is the same on all shards.
         born = (await runs.load_config(self.first, config.name)).created
         for connection in self.connections[1:]:
             await runs.create(connection, msgspec.structs.replace(config, created=born))
@@ -116,32 +116,32 @@ class Shards:
 
     async def cancel_some(self, name: str, which: list[str]) -> tuple[int, int]:
         """Cancel groups and rollouts, each on its shard; see `run.cancel_some`."""
-        flying = waiting = 0
+        live = waiting = 0
         for connection in self.connections:
-            part = [one for one in which if int(one.partition(".")[0]) % connection.shards == connection.shard]
+            part = [target for target in which if int(target.partition(".")[0]) % connection.shards == connection.shard]
             if part:
-                found = await runs.cancel_some(connection, name, part)
-                flying, waiting = flying + found[0], waiting + found[1]
-        return flying, waiting
+                cancelled = await runs.cancel_some(connection, name, part)
+                live, waiting = live + cancelled[0], waiting + cancelled[1]
+        return live, waiting
 
     async def pause(self, name: str, paused: bool) -> None:
         """Pause a run, or let it go on; see `run.pause`."""
         await self._where_open(lambda connection: runs.pause(connection, name, paused))
 
     async def _where_open(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
-        """Do something on the shards on which a run goes on: one may be done before the others.
+        """Run work on the shards on which a run goes on: it may be done on one before the others.
 
         Raises:
             RunClosed: it goes on nowhere.
         """
 
-        async def one(connection: Connection) -> T | RunClosed:
+        async def attempt(connection: Connection) -> T | RunClosed:
             try:
                 return await work(connection)
             except RunClosed as error:
                 return error
 
-        answers = await self.each(one)
+        answers = await self.each(attempt)
         good = [answer for answer in answers if not isinstance(answer, RunClosed)]
         for answer in answers:
             if isinstance(answer, RunClosed) and not good:
@@ -153,7 +153,7 @@ class Shards:
         await self.each(lambda connection: runs.remove(connection, name))
 
     async def status(self, name: str) -> RunStatus:
-        """How far a run is, over all shards.
+        """Return how far a run is, over all shards.
 
         Raises:
             UnknownName: there is no such run.
@@ -163,55 +163,55 @@ class Shards:
             try:
                 return await read_status(connection, name)
             except UnknownName as error:
-                return error  # what is left of a run lapses on one shard a moment before the others
+                return error  # a done run lapses on one shard a moment before the others
 
         answers = await self.each(read)
-        found = [answer for answer in answers if isinstance(answer, RunStatus)]
+        parts = [answer for answer in answers if isinstance(answer, RunStatus)]
         for answer in answers:
-            if isinstance(answer, UnknownName) and not found:
+            if isinstance(answer, UnknownName) and not parts:
                 raise answer
-        return merge(found)
+        return merge(parts)
 
     async def names(self) -> list[str]:
-        """All runs that are not done, oldest first."""
+        """Return the names of all runs that are not done, oldest first."""
         return list(dict.fromkeys(name for names in await self.each(runs.names) for name in names))
 
 
 async def check(connection: Connection) -> None:
-    """See that a server is the shard that we take it for; the first who comes decides what it is.
+    """Check that a server is the shard as which it is named here; the first process decides.
 
     Raises:
-        UsageError: it is another one, or one of another number of shards.
+        UsageError: it is another shard, or one of another number of shards.
     """
     if connection.address.kind == "cluster" and connection.shard:
-        return  # shard 0 tells for all
-    key, ours = Keys().shards, f"{connection.shard} of {connection.shards}"
+        return  # shard 0 is checked for all
+    key, here = Keys().shards, f"{connection.shard} of {connection.shards}"
     theirs = await connection.send("GET", key)
-    if theirs is None and not await connection.send("SETNX", key, ours):
+    if theirs is None and not await connection.send("SETNX", key, here):
         theirs = await connection.send("GET", key)
-    if theirs is not None and theirs.decode() != ours:
+    if theirs is not None and theirs.decode() != here:
         raise UsageError(
-            f"--redis: this server is shard {theirs.decode()}, and here it is named as shard {ours}: all processes must name "
+            f"--redis: this server is shard {theirs.decode()}, and here it is named as shard {here}: all processes must name "
             f"the same shards in the same order (if no run is left and the shards have changed, delete the key {key})"
         )
 
 
 async def scan(connection: Connection, pattern: str) -> list[str]:
-    """The keys of a server that match a pattern whose only special character is `*`, sorted.
+    """Return the keys of a server that match a pattern, sorted.
 
     Args:
         connection: a connection.
-        pattern: with `*` for anything.
+        pattern: its only special character is `*`, for any text.
     """
-    found: set[str] = set()
+    keys: set[str] = set()
     cursor: Any = 0
     while True:
         cursor, some = await connection.send("SCAN", cursor, "MATCH", _literal(pattern), "COUNT", _SCAN)
-        found.update(key.decode() for key in some)
+        keys.update(key.decode() for key in some)
         if int(cursor) == 0:
-            return sorted(found)
+            return sorted(keys)
 
 
 def _literal(pattern: str) -> str:
-    """A pattern whose only special character is `*`."""
+    """Escape a pattern's special characters but `*`."""
     return "".join(f"\\{char}" if char in "[]?^\\" else char for char in pattern)

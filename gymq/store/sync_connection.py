@@ -1,4 +1,4 @@
-"""Blocking connections, a shard each, for code without a loop: an executor, remote control."""
+"""Blocking connections, one per shard, for code without an event loop: executors, remote control."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from gymq.store.topology import locate, parse
 
 T = TypeVar("T")
 
-#: Seconds that a command may wait for Redis: whoever asks stands still meanwhile.
+#: Seconds that a command may wait for Redis: the caller blocks meanwhile.
 TIMEOUT = 2.0
 
 
 class SyncConnection:
-    """A connection to one shard, opened when it is first used; nothing is sent twice behind our back.
+    """A connection to one shard, opened at first use; no hidden retries.
 
     Args:
         settings: where Redis is, and which shard is meant.
-        name: what the server's client list calls it.
+        name: the connection's name in the server's client list.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -36,7 +36,7 @@ class SyncConnection:
         self._redis: redis.Redis | None = None
 
     def do(self, work: Callable[[redis.Redis], T]) -> T:
-        """Do something with the connection.
+        """Pass the connection to a function, and return its result.
 
         Raises:
             redis.RedisError: the shard cannot be reached, or refused the command; the next time it is looked for again.
@@ -87,7 +87,7 @@ class SyncConnection:
             self._redis = None
 
     def forget(self) -> None:
-        """After a fork: close what was inherited without a word to the server, which still talks to the parent."""
+        """Close a connection inherited by a fork without a word to the server, which still talks to the parent."""
         if self._redis is not None:
             connection: Any = self._redis.connection  # has no type
             if connection is not None:
@@ -96,10 +96,10 @@ class SyncConnection:
 
 
 def sync_connections(settings: Settings, name: str) -> list[SyncConnection]:
-    """A client for each shard.
+    """Return a connection to each shard.
 
     Args:
         settings: where they are.
-        name: what the servers' client lists call them.
+        name: the connections' name in the servers' client lists.
     """
     return [SyncConnection(settings.at(shard), name) for shard in range(len(parse(settings.redis_url)))]

@@ -43,12 +43,12 @@ class TaskLedger:
         self._described: set[str] = set()
 
     async def chunks(self) -> list[dict[str, int]]:
-        """Of each shard: the ids of the chunks that its ledger has, each with the number of its rows there."""
-        found: list[dict[str, int]] = []
+        """Return for each shard the ids of its chunks, each with the number of its rows there."""
+        chunks: list[dict[str, int]] = []
         for connection in self._connections:
             flat = await connection.send("HGETALL", connection.keys.chunks(self._run))
-            found.append({chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)})
-        return found
+            chunks.append({chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)})
+        return chunks
 
     async def write(
         self, chunk: str, tasks: list[Task], first: int | None = None, wait: bool = True, after: Sequence[str] = ()
@@ -72,12 +72,12 @@ class TaskLedger:
             Outage: Redis came back without the chunk before this one; all of them are to be written again, in order.
         """
         for environment in {task.environment for task in tasks} - self._described:
-            found: Environment = await asyncio.to_thread(plugins.environment, environment)
+            described: Environment = await asyncio.to_thread(plugins.environment, environment)
             for connection in self._connections:
-                await self._describe(connection, found.spec())
+                await self._describe(connection, described.spec())
             self._described.add(environment)
         rows = [encode_task(task) for task in tasks]
-        # Single rows, each a chunk, must not all go to one shard. Whoever writes a chunk again must deal it the same way.
+        # Single rows, each a chunk, must not all go to one shard. A chunk that is written again must be dealt the same way.
         dealt = deal(rows, crc32(chunk.encode()) if first is None else first, len(self._connections))
         most = MAX_BYTES if wait else 1 << 60
         written = 0
@@ -103,7 +103,7 @@ class TaskLedger:
     async def _recover(self, connection: Connection, after: str) -> None:
         await connection.reconnect()
         if after and not await connection.send("HEXISTS", connection.keys.chunks(self._run), after):
-            raise Outage("it has lost rows that it had confirmed")
+            raise Outage("Redis has lost rows that it had confirmed")
 
     async def _describe(self, connection: Connection, spec: EnvironmentSpec) -> None:
         while True:

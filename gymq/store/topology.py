@@ -36,14 +36,14 @@ MAX_SHARDS = 64
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where one shard is.
+    """The address of one shard.
 
     Args:
         kind: `server`: at `url`; `sentinel`, `cluster`: at `url` with another host and port, which `seeds` tell.
         url: `redis://...`, `rediss://...` or `unix://...`.
-        tag: what stands in braces in the shard's keys.
+        tag: hash tag of the shard's keys, between braces.
         seeds: the URLs of the Sentinels, or of nodes of the Cluster.
-        master: what the Sentinels call the server.
+        master: the server's name at the Sentinels.
     """
 
     kind: Literal["server", "sentinel", "cluster"]
@@ -65,7 +65,7 @@ def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:
         UsageError: it cannot be understood.
     """
     urls = [url.strip() for url in re.split(r",(?=\s*[a-z-]+://)", text)]
-    found: list[Address] = []
+    addresses: list[Address] = []
     try:
         for url in urls:
             scheme = url.partition("://")[0]
@@ -74,25 +74,25 @@ def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:
                     raise ValueError("a Cluster stands alone: ?shards=N says how many shards it holds")
                 return _cluster(url)
             if scheme == "sentinel":
-                found.append(_sentinel(url, len(found)))
+                addresses.append(_sentinel(url, len(addresses)))
             else:
                 if "," in (parse_url(url).get("host") or ""):
                     raise ValueError("a comma stands between two whole URLs")
-                found.append(Address("server", url, len(found)))
+                addresses.append(Address("server", url, len(addresses)))
     except ValueError as error:
         raise UsageError(f"{option}: {error}; docs/operations.md lists the forms") from None
-    if len(found) > MAX_SHARDS:
-        raise UsageError(f"{option}: {len(found)} shards are more than {MAX_SHARDS}")
-    if len({(one.url, one.master, one.seeds) for one in found}) < len(found):
+    if len(addresses) > MAX_SHARDS:
+        raise UsageError(f"{option}: {len(addresses)} shards are more than {MAX_SHARDS}")
+    if len({(address.url, address.master, address.seeds) for address in addresses}) < len(addresses):
         raise UsageError(f"{option}: the same server stands there twice; each shard needs a server, or a database, of its own")
-    return tuple(found)
+    return tuple(addresses)
 
 
 def locate(address: Address) -> str:
-    """The URL of the server that holds a shard now; blocks on the network unless there is only one.
+    """Return the URL of the server that holds a shard now; block on the network unless there is only one.
 
     Raises:
-        ServerUnreachable: nobody can tell.
+        ServerUnreachable: no Sentinel or node can tell.
     """
     if address.kind == "server":
         return address.url
@@ -110,7 +110,7 @@ def locate(address: Address) -> str:
 
 
 def tag_in_cluster(shard: int) -> int:
-    """The number that a shard of a Cluster has between the braces of its keys.
+    """Return the hash tag of a shard in a Cluster.
 
     Nodes hold ranges of slots, and the slots of 0, 1, 2, … all lie in one half of them. So the numbers are chosen by their
     slots: as many shards as nodes mostly lie on a node each, however many there are. Shard 0 has 0.
@@ -142,7 +142,7 @@ def _sentinel(url: str, shard: int) -> Address:
 
 
 def _split(url: str, port: int) -> tuple[str, str, list[str], str, dict[str, str]]:
-    """Scheme, login with its @, hosts each with a port, path, query."""
+    """Return scheme, login with its @, hosts each with a port, path and query."""
     parts = urlsplit(url)
     login, at, hosts = parts.netloc.rpartition("@")
     named = [host.strip() for host in hosts.split(",") if host.strip()]
@@ -165,10 +165,10 @@ def _at(url: str, host: str, port: int) -> str:
 
 
 def _ask_sentinel(address: Address, seed: str) -> tuple[str, int]:
-    told = _ask(seed, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
-    if told is None:
+    answer = _ask(seed, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
+    if answer is None:
         raise LookupError(f"knows no master {address.master!r}")
-    return told[0].decode(), int(told[1])
+    return answer[0].decode(), int(answer[1])
 
 
 def _ask_node(address: Address, seed: str) -> tuple[str, int]:
@@ -177,7 +177,7 @@ def _ask_node(address: Address, seed: str) -> tuple[str, int]:
         if first <= slot <= last:
             # A node that does not know its own name means the one by which it was asked.
             return host.decode() if host else urlsplit(seed).hostname or "", int(port)
-    raise LookupError(f"nobody serves slot {slot}")
+    raise LookupError(f"no node serves slot {slot}")
 
 
 def _ask(url: str, *command: str) -> Any:

@@ -24,7 +24,7 @@ local function less(a, b)
   return tonumber(a2) < tonumber(b2)
 end
 
--- The first entry that somebody still needs; behind the last one delivered, if all delivered ones are acknowledged.
+-- The first entry that a consumer still needs; behind the last delivered one, if all delivered ones are acknowledged.
 local keep, drained = nil, true
 local newest = call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
 for _, info in ipairs(call('XINFO', 'GROUPS', stream)) do

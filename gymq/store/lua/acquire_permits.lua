@@ -1,22 +1,22 @@
 -- Grant permits of one shared rate limit in the order in which they are asked for, and learn from refusals.
 --
--- Besides the rates that a person gave there is one that is learned. It is there from the first refusal on, and only those
--- who met a refusal ask for it. It doubles every second until a permit of its own is refused; from then on it is halved by a
+-- Besides the configured rates there is one that is learned. It exists from the first refusal on, and only processes that
+-- met a refusal ask for it. It doubles every second until a permit of its own is refused; from then on it is halved by a
 -- refusal and climbs as TCP's CUBIC does: fast at first, flat around the rate at which it was refused, then ever faster.
 -- A refusal of a permit that is older than the last cut cuts nothing: a hundred that fail together count once.
 --
 -- KEYS[1]  the shard's prefix; with it:
 --   rate:<name>  HASH  l:<limit>, t:<limit> level and ms of a bucket
 --                      rate, since, top, cut, bound  the learned rate: per second at the ms `since`; where it was refused, 0:
---                                                    nowhere yet; ms of the last cut; ms at which it last held somebody
+--                                                    nowhere yet; ms of the last cut; ms at which it last held a process
 --                      sent, sentat                  permits granted, fading over SPAN: how much is really sent
---                      until                         nobody before this ms
+--                      until                         no permits before this ms
 --                      w:<process>                   ms at which it was left waiting
 -- ARGV[1]  msgpack [name, process, limits, asks, back, refusal]:
 --   limits   each [name, rate per second, burst]
 --   asks     each a list of costs, one per limit
 --   back     what is given back: an amount per limit, then a number of permits
---   refusal  [] or [ms of the refused permit, ms in which nobody may ask, 1: this process asked for no permits so far,
+--   refusal  missing, or [ms of the refused permit, ms in which no process may ask, true: this process asked for no permits,
 --            its answers per second]
 -- Returns how many asks are granted; ms until asking again makes sense; the server's ms; 1 while a learned rate or `until` holds.
 local P = KEYS[1]
@@ -24,14 +24,14 @@ local call = redis.call
 local a = cmsgpack.unpack(ARGV[1])
 local key, me, limits, asks, back, refusal = P .. 'rate:' .. a[1], 'w:' .. a[2], a[3], a[4], a[5], a[6]
 
-local INTERVAL = 1000 -- ms between two cuts at least: what a server counts by is seldom finer than a second
+local INTERVAL = 1000 -- ms between two cuts at least: servers seldom count over less than a second
 local CUT = 0.5
 local CLIMB = 10 -- seconds from a cut back to where it was
 local SPAN = 2 -- seconds over which `sent` fades
-local QUIET = 30000 -- ms without a refusal, and without holding anybody, after which the learned rate ends
+local QUIET = 30000 -- ms without a refusal, and without holding a process, after which the learned rate ends
 local BURST = 0.5 -- seconds of the learned rate that may be used at once
-local FRESH = 4000 -- ms for which one who was left waiting counts as waiting: he asks again within LATEST
-local SOONEST, LATEST = 50, 2000 -- ms until one who waits asks again
+local FRESH = 4000 -- ms for which a process that was left waiting counts as waiting: it asks again within LATEST
+local SOONEST, LATEST = 50, 2000 -- ms until a waiting process asks again
 
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -71,7 +71,7 @@ if refusal then
     rate = rate + more
     put('rate', rate) put('since', now)
   elseif at > num('cut') and now - num('cut') >= INTERVAL then
-    -- A rate that held nobody says nothing of what was sent.
+    -- A rate that held no process says nothing of the rate at which requests were sent.
     if now - num('bound') > INTERVAL then rate = math.min(rate, sent / SPAN) end
     rate = math.max(rate, 1 / 60)
     put('top', rate)
@@ -97,7 +97,7 @@ for i, bucket in ipairs(buckets) do
   bucket.level = math.min(burst, level + (back[name == '' and #limits + 1 or i] or 0))
 end
 local function cost(ask, i) return i > #limits and 1 or ask[i] end
--- What costs more than a bucket holds is granted by a full bucket, and leaves a debt.
+-- A permit that costs more than a bucket holds is granted by a full bucket, and leaves a debt.
 local function lack(ask)
   local most, slow, which = 0, 0, nil
   for i, bucket in ipairs(buckets) do
@@ -109,7 +109,7 @@ local function lack(ask)
   return which, most * 1000, slow * 1000
 end
 
--- Who else waits gets an equal share of what is there.
+-- Other waiting processes get an equal share of the permits that are there.
 local others = 0
 for name, value in pairs(h) do
   if string.sub(name, 1, 2) == 'w:' and name ~= me then
@@ -140,7 +140,7 @@ elseif #asks > 0 then
   end
   if granted < #asks then
     local which, soon, each = lack(asks[granted + 1])
-    -- Who got something comes again when the others had theirs.
+    -- A process that got permits comes again when the others had theirs.
     if granted > 0 then soon = (soon or 0) + others * (each or 0) end
     wait = math.min(LATEST, math.max(SOONEST, soon or 0))
     if which == '' then put('bound', now) end

@@ -21,7 +21,7 @@ local call = redis.call
 local left, inline, skippable, heaviest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if call('EXISTS', P .. 'paused') == 1 then return {0, 0} end
 
--- What the slowest consumer has not acknowledged; all there is, if nobody is declared.
+-- Count what the slowest consumer has not acknowledged; all that ended, if no consumer is declared.
 local function unread(run, runk)
   local stream = P .. 'out:' .. run
   local h = call('HMGET', runk, 'ended', 'n:kept')
@@ -57,10 +57,10 @@ for turn = 1, count do
     local stream, stop = P .. 'out:' .. run, total
     if (call('XLEN', stream) - partial >= backlog and unread(run, runk) - partial >= backlog)
       or (call('MEMORY', 'USAGE', stream) or 0) > heaviest then
-      -- The group that has begun is finished all the same: until then who takes whole groups can acknowledge none of it.
+      -- The group that has begun is finished all the same: a consumer of whole groups can acknowledge none of it before.
       stop = cursor + (samples - cursor % samples) % samples
     end
-    -- What is begun is used after all that is in flight or unread, and is to be young enough then.
+    -- A rollout that begins now is used after all that are in flight or unread, and must be young enough then.
     local ahead = tonumber(h[11] or 0)
     if ahead > 0 then
       local before = flying + call('XLEN', stream)

@@ -1,7 +1,7 @@
 -- Begin a call that must not be run twice.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   r:<rollout>  HASH  c<step>.<n> pending calls, o<step>.<n> who began a call
+--   r:<rollout>  HASH  c<step>.<n> pending calls, o<step>.<n> worker that began a call
 -- ARGV[1]  rollout  ARGV[2] <step>.<n>  ARGV[3] worker
 -- Returns 1 begun by this worker, 0 begun by another, -1 the call is not pending: the rollout has ended.
 local rk = KEYS[1] .. 'r:' .. ARGV[1]

@@ -4,8 +4,8 @@
 --   r:<rollout>        HASH    c<step>.<n> pending calls (how many the step has, and its mark)
 --   isolated           HASH    call id -> executor that works on it
 --   alive:<executor>   STRING  lapses with the executor
--- ARGV[1]  rollout  ARGV[2] step  ARGV[3] n  ARGV[4] the call's mark  ARGV[5] executor
--- ARGV[6]  "1": begin also if nobody waits for it any more
+-- ARGV[1]  rollout  ARGV[2] step  ARGV[3] n  ARGV[4] the call's idempotency token  ARGV[5] executor
+-- ARGV[6]  "1": begin also if the call is not pending any more
 -- Returns 1 begin, 0 do not.
 local P = KEYS[1]
 local call = redis.call

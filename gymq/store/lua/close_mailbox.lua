@@ -1,10 +1,10 @@
--- Close a worker's private mailbox: nothing is sent there any more, and what it has not taken goes to others, which is no
--- attempt. What it has taken stays until it is answered or handed back.
+-- Close a worker's private mailbox: no mail is sent there any more, and mail that the worker has not taken goes to other
+-- workers, which counts as no attempt. Mail that it has taken stays until it is answered or handed back.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   private            HASH    worker -> what its private mailbox is open for: nothing, from now on
+--   private            HASH    worker -> mailboxes whose mail its private mailbox takes: empty from now on
 --   m:@<worker>        STREAM  private mail, m = the mailbox that it was meant for
---   m:<mailbox>:retry  STREAM  what is read first
+--   m:<mailbox>:retry  STREAM  handed-back mail, read first
 -- ARGV[1]  worker  ARGV[2] how many messages at most
 -- Returns how many messages were moved (fewer than ARGV[2]: all).
 local P = KEYS[1]
@@ -29,7 +29,7 @@ for _, entry in ipairs(entries) do
       fields[#fields + 1] = entry[2][j + 1]
     end
   end
-  -- Without a mailbox, or with more fields than unpack can take, it is none of ours.
+  -- Without a mailbox, or with more fields than unpack can take, the entry is no mail.
   if box and #fields > 0 and #fields <= 4000 then call('XADD', P .. 'm:' .. box .. ':retry', '*', unpack(fields)) end
   call('XDEL', own, entry[1])
 end

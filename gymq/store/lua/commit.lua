@@ -6,7 +6,7 @@
 --   t:<rollout>     LIST    encoded messages
 --   k:<rollout>     LIST    call records
 --   m:<mailbox>     STREAM  mail; m:@<worker> STREAM private mail, m = the mailbox that it was meant for
---   private         HASH    worker -> what its private mailbox is open for; empty: nothing, it is closed
+--   private         HASH    worker -> mailboxes whose mail its private mailbox takes; empty: it is closed
 --   alive:<worker>  STRING  lapses with the worker
 --   due             ZSET    rollout -> ms
 --   live:<run>      SET     rollouts in flight
@@ -18,18 +18,18 @@
 -- ARGV[1]  msgpack list of commits, each:
 --   1 rollout  2 version it was decided on  3 stream and  4 id of the mail to acknowledge
 --   5 flat list of hash fields to set  6 messages to append  7 call records to append
---   8 list of sends: mailbox, body, and perhaps workers whose private mailboxes are preferred, and a margin: the first one
---     gets it, unless more than that and a quarter lies there beyond what lies with the others' least; if none is open,
---     the mailbox; all of a step's that name workers go one way
+--   8 list of sends: mailbox, body, and perhaps workers whose private mailboxes are preferred, and a margin: the first
+--     worker gets the call, unless its mailbox is longer than the shortest of the others by more than the margin and a
+--     quarter; if none is open, the mailbox gets it; all calls of a step that name workers go to the same place
 --   9 due, ms
---   10 final: empty list, or run, row, samples, status, header of the record (JSON without its closing brace), and perhaps
---      a flat list of counters of the run and what to add to each
---   11 1: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
---   12 empty list, or the mail's dead letter, seconds for which dead letters are kept from now on
---   13 1: the calls that are pending are given up: late replies will find nothing
---   14 the mark of its calls: their replies must bear it
+--   10 final: nil, or run, row, samples, status, header of the record (JSON without its closing brace), and perhaps
+--      a flat list of the run's counters, each followed by its increment
+--   11 true: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
+--   12 nil, or the mail's dead letter, seconds for which dead letters are kept from now on
+--   13 true: the calls that are pending are given up: late replies will find nothing
+--   14 idempotency token of its calls, which their replies must bear; may be missing
 -- ARGV[2]  the field of the calls that are sent, which tells their schema; "c" if not given
--- Mail that is not pending any more moves nothing: it was handed back, or Redis has lost it and what it came from.
+-- Mail that is not pending any more changes nothing: it was handed back, or lost in a roll-back with its cause.
 -- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
 local P = KEYS[1]
 local call = redis.call
@@ -43,7 +43,7 @@ local function append(key, list)
   end
 end
 
--- What lies with a worker is what waits and what is in work: mail is deleted as it is acknowledged.
+-- A private mailbox holds waiting mail and mail in work: mail is deleted as it is acknowledged.
 local function choose(workers, margin)
   local first, ahead, other, behind
   for i = 1, #workers do

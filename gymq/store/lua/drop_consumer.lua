@@ -1,4 +1,4 @@
--- Forget a consumer of a run; what only it still needed can be trimmed by the next acknowledgement of another.
+-- Forget a consumer of a run; rollouts that only it still needed are trimmed by the next acknowledgement of another.
 --
 -- KEYS[1]  the shard's prefix; with it:
 --   run:<run>  HASH    from:<consumer>, acked:<consumer>, to:<consumer> where a file sink of that name writes

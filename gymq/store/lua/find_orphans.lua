@@ -1,14 +1,13 @@
--- Find who reads mailboxes and stands in no registry: a worker enters it before it reads, so whoever does not is dead.
--- (One that was declared dead and does not know it yet may still take mail, under a name that was handed back already.)
--- So is who has a private mailbox and stands in no registry.
--- And see whether suspects wait for a quarantine.
+-- Find orphans: readers of mailboxes, and owners of private mailboxes, that are not in the registry. A worker enters it
+-- before it reads, so an orphan is dead: it was declared dead, did not know it yet, and took mail under a name that was
+-- handed back already. And see whether suspects wait for a quarantine.
 --
 -- KEYS[1]  the shard's prefix; with it:
 --   m:<mailbox>, m:<mailbox>:retry, m:<mailbox>:alone  STREAM  mail
---   workers                                            HASH    worker -> what it is
---   private                                            HASH    worker -> what its private mailbox is open for
+--   workers                                            HASH    worker -> its entry
+--   private                                            HASH    worker -> mailboxes whose mail its private mailbox takes
 -- ARGV[1..]  mailboxes
--- Returns their names; 1 if there is a suspect that nobody has taken, else 0.
+-- Returns their names; 1 if there is a suspect that no quarantine has taken, else 0.
 local P = KEYS[1]
 local call = redis.call
 local out, seen, waiting = {}, {}, 0

@@ -1,13 +1,13 @@
--- Give a dead worker's mail back to its mailboxes. What was held in a second death is a suspect from then on, and only
--- quarantines read it, one at a time; a death in which it was held alone is a strike. What lies in its private mailbox goes
--- with it, taken or not, and then the private mailbox is gone.
+-- Hand a worker's mail back to its mailboxes. Mail that was held in a second death is a suspect from then on, and only
+-- quarantines read it, one message at a time; a death in which it was held alone is a strike. Mail in the worker's private
+-- mailbox goes too, taken or not, and then the private mailbox is deleted.
 --
 -- KEYS[1]  the shard's prefix; with it:
 --   alive:<worker>     STRING  lapses with the worker
---   workers            HASH    worker -> what it is, with "dead" before it from now on, gone when all is handed back
---   private            HASH    worker -> what its private mailbox is open for: nothing, from now on; gone with the stream
+--   workers            HASH    worker -> its entry, with "dead" before it from now on, gone when all is handed back
+--   private            HASH    worker -> mailboxes whose mail its private mailbox takes: empty from now on; gone with the stream
 --   m:@<worker>        STREAM  private mail, m = the mailbox that it was meant for
---   m:<mailbox>        STREAM  mail; m:<mailbox>:retry STREAM what was handed back, a = deaths in which it was held;
+--   m:<mailbox>        STREAM  mail; m:<mailbox>:retry STREAM handed-back mail, a = deaths in which it was held;
 --                              m:<mailbox>:alone STREAM suspects, k = strikes, w = the last worker that died with it
 -- ARGV[1]  worker  ARGV[2] how many messages at most  ARGV[3] "0": it is dead; "1": the worker itself asks, it is alive
 --   and leaves in order, which is no death; "2": the worker itself asks, a defect ends it, which is one
@@ -43,9 +43,9 @@ local function move(stream, entry, box, more)
       fields[#fields + 1] = value
     end
   end
-  -- What is no number was written by somebody else.
+  -- Fields that are no numbers were written by another program.
   local deaths, strikes = (tonumber(was.a) or 0) + more, tonumber(was.k) or 0
-  -- No mail of ours is without a mailbox, or has so many fields: unpack would fail, and the next worker would die of it, too.
+  -- An entry without a mailbox, or with so many fields, is no mail; unpack would fail, and kill the next worker too.
   if not box or #fields == 0 or #fields > 4000 then return end
   local first = P .. 'm:' .. box
   local to, alone = first .. ':retry', first .. ':alone'
@@ -61,7 +61,7 @@ local function move(stream, entry, box, more)
   call('XADD', to, '*', unpack(fields))
 end
 
--- What the worker has taken of a stream; `box` as above.
+-- Move the mail that the worker has taken from a stream; `box` as above.
 local function give(stream, box)
   for _, p in ipairs(call('XPENDING', stream, 'g', '-', '+', most - moved, worker)) do
     local entry = call('XRANGE', stream, p[1], p[1])[1]
@@ -83,7 +83,7 @@ for i = 4, #ARGV do
 end
 if private and moved < most then
   give(own, nil)
-  -- What is left was never taken.
+  -- Mail that is left was never taken.
   if moved < most then
     for _, entry in ipairs(call('XRANGE', own, '-', '+', 'COUNT', most - moved)) do
       move(own, entry, nil, 0)

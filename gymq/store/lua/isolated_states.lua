@@ -5,7 +5,7 @@
 --   isolated           HASH    call id -> executor that works on it
 --   alive:<executor>   STRING  lapses with the executor
 -- ARGV[1]  msgpack list of calls, each: 1 rollout  2 step  3 n
--- Returns a list: 0 answered or not wanted any more, 1 nobody has begun, 2 an executor works on it, 3 the executor that
+-- Returns a list: 0 answered or not wanted any more, 1 no executor has begun it, 2 an executor works on it, 3 the executor that
 -- worked on it is dead, 4 not wanted any more and an executor works on it all the same (or has just answered).
 local P = KEYS[1]
 local call = redis.call

@@ -1,4 +1,4 @@
--- Read what an actor does not have of some rollouts.
+-- Read the parts of rollouts that an actor lacks.
 --
 -- KEYS[1]  the shard's prefix; with it:
 --   r:<rollout>  HASH  v, s, e, q
@@ -6,7 +6,7 @@
 --   k:<rollout>  LIST  call records
 --   rows:<run>   HASH  row -> task
 -- ARGV[1]  msgpack list, each: 1 rollout  2 first message wanted (-1 = none)  3 run  4 row whose task is wanted (-1 = none)
---            5 1 = the call records are wanted, may be missing
+--            5 true = the call records are wanted, may be missing
 -- Returns a list, each: 1 v  2 s  3 e  4 q (false where missing)  5 messages  6 task (false if none)  7 call records, if wanted
 local P = KEYS[1]
 local call = redis.call

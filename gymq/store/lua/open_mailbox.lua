@@ -1,10 +1,10 @@
 -- Open a worker's private mailbox again, unless the worker was declared dead meanwhile.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   workers      HASH    worker -> what it is
---   private      HASH    worker -> what its private mailbox is open for
+--   workers      HASH    worker -> its entry
+--   private      HASH    worker -> mailboxes whose mail its private mailbox takes
 --   m:@<worker>  STREAM  its private mailbox
--- ARGV[1]  worker  ARGV[2] what its private mailbox is open for
+-- ARGV[1]  worker  ARGV[2] mailboxes, JSON
 -- Returns 1 if it is open.
 local P = KEYS[1]
 local info = redis.call('HGET', P .. 'workers', ARGV[1])

@@ -3,7 +3,7 @@
 -- KEYS[1]  the shard's prefix; with it: m:<mailbox>, m:<mailbox>:retry, m:<mailbox>:alone STREAM mail
 --   m:<mailbox>:newer  STREAM  mail put aside: s its schema, then its own fields
 -- ARGV[1]  msgpack list, each: 1 mailbox  2 stream  3 id  4 schema
--- Returns how many were put aside; what was handed back meanwhile is not ours any more.
+-- Returns how many were put aside: mail that was handed back meanwhile is not.
 local P = KEYS[1]
 local call = redis.call
 local parked = 0

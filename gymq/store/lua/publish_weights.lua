@@ -1,8 +1,8 @@
 -- Say which weights a model's replicas are to sample with; versions only grow.
 --
 -- KEYS[1]  the prefix of shard 0; with it:
---   weights:<model>  HASH  version, id of the publication, weights: JSON of `gymq.weights.Weights`
---   failed:<model>   LIST  replicas that could not load what was wanted until now
+--   weights:<model>  HASH  version, id of the publication, weights: JSON of `gymq.store.model_weights.Weights`
+--   failed:<model>   LIST  replicas that could not load the version before
 -- ARGV[1]  model  ARGV[2] version  ARGV[3] id  ARGV[4] JSON
 -- Returns {1} they are wanted now, or were by this same publication; {0, version}: refused, that one is wanted.
 local call = redis.call

@@ -1,11 +1,11 @@
 -- Enter a worker into the registry, with its private mailbox if it wants one. Done twice it changes nothing.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   workers         HASH    worker -> what it is
+--   workers         HASH    worker -> its entry
 --   alive:<worker>  STRING  lapses with the worker
---   private         HASH    worker -> what its private mailbox is open for; there as long as the stream is
+--   private         HASH    worker -> mailboxes whose mail its private mailbox takes; there as long as the stream is
 --   m:@<worker>     STREAM  its private mailbox
--- ARGV[1]  worker  ARGV[2] what it is  ARGV[3] ms to live  ARGV[4] what its private mailbox is open for; "": it wants none
+-- ARGV[1]  worker  ARGV[2] its entry  ARGV[3] ms to live  ARGV[4] mailboxes for its private one, JSON; "": none
 -- Returns nothing.
 local P = KEYS[1]
 local call = redis.call

@@ -1,6 +1,6 @@
--- Renew a worker's liveness after its key has lapsed, unless somebody declared it dead meanwhile.
+-- Renew a worker's lease after its key has lapsed, unless another worker declared it dead meanwhile.
 --
--- KEYS[1]  the shard's prefix; with it: alive:<worker> STRING, workers HASH worker -> what it is,
+-- KEYS[1]  the shard's prefix; with it: alive:<worker> STRING, workers HASH worker -> its entry,
 --   m:@<worker> STREAM its private mailbox
 -- ARGV[1]  worker  ARGV[2] ms to live  ARGV[3] "1": it has a private mailbox, and cannot go on without
 -- (info begins with "dead" from when the worker was declared dead)

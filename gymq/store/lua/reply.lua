@@ -6,10 +6,10 @@
 --   isolated     HASH    call id -> executor that works on it: not any more once it is answered; executors have no mail
 --   dead         STREAM  dead letters
 -- ARGV[1]  msgpack list of replies, each:
---   1 rollout  2 step  3 n  4 the encoded reply  5 stream and  6 id of the call's mail ("" = none)  7 the call's mark
+--   1 rollout  2 step  3 n  4 the encoded reply  5 stream and  6 id of the call's mail ("" = none)  7 the call's idempotency token
 --   and perhaps 8 the call's dead letter  9 seconds for which dead letters are kept from now on
 -- Returns a list: 1 merged, 0 stale (the call was answered before, the rollout has ended, or the pending call bears another
--- mark: Redis was rolled back, and the rollout has gone another way since).
+-- token: Redis was rolled back, and the rollout has gone another way since).
 local P = KEYS[1]
 local call = redis.call
 local batch = cmsgpack.unpack(ARGV[1])

@@ -1,4 +1,4 @@
--- How far a run is, as a consumer needs it.
+-- Read how far a run is, as a consumer needs it.
 --
 -- KEYS[1]  the shard's prefix; with it: run:<run> HASH, live:<run> SET
 -- ARGV[1]  run

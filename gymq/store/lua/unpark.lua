@@ -1,9 +1,9 @@
 -- Take up mail that older workers have put aside.
 --
--- KEYS[1]  the shard's prefix; with it: m:<mailbox>:newer STREAM mail put aside, m:<mailbox>:retry STREAM what is read first;
---   m:<mailbox>:alone STREAM suspects: what was one is one again
+-- KEYS[1]  the shard's prefix; with it: m:<mailbox>:newer STREAM mail put aside, m:<mailbox>:retry STREAM read first;
+--   m:<mailbox>:alone STREAM suspects: a suspect is one again
 -- ARGV[1]  the newest schema that the worker reads  ARGV[2] how many messages of a mailbox to look at  ARGV[3..] its mailboxes
--- Returns how many were taken up, and how many were dropped: what has no schema or no mail was written by somebody else.
+-- Returns how many were taken up, and how many were dropped: entries without a schema are no mail.
 local P = KEYS[1]
 local call = redis.call
 local schema, most = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -14,7 +14,7 @@ for i = 3, #ARGV do
     for _, entry in ipairs(call('XRANGE', newer, '-', '+', 'COUNT', most)) do
       local fields = entry[2]
       local its = fields[1] == 's' and tonumber(fields[2])
-      -- No mail of ours has so many fields, and unpack would fail.
+      -- No mail has so many fields, and unpack would fail.
       if not its or #fields < 4 or #fields > 4000 then
         call('XDEL', newer, entry[1])
         dropped = dropped + 1
