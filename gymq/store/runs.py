@@ -237,7 +237,7 @@ async def cancel_some(connection: Connection, name: str, which: list[str]) -> tu
     """
     for target in which:
         if not _PLACE.fullmatch(target):
-            raise UsageError(f"{target!r} names no group and no rollout; write ROW or ROW.SAMPLE")
+            raise UsageError(f"{target!r} is no group (ROW) and no rollout (ROW.SAMPLE); write one of them")
     cancelled = await connection.run(scripts.cancel_rollouts(name, which))
     if cancelled.state is None:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
