@@ -95,8 +95,6 @@ def test_a_dead_workers_call_restarts_within_ten_seconds_behind_a_backlog(farm, 
     time.sleep(farm.settings.liveness + 1)  # the others must have been connected for longer than the limit to judge
     # When the worker dies
     victim.kill()
-    died = time.monotonic()
     # Then another starts the call within ten seconds
     wait_until(lambda: journal.read_text().count("t0 step") == 2, 10, "the call to start again")
-    assert time.monotonic() - died < 10
     assert out.exists() is False

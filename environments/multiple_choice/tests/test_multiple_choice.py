@@ -127,9 +127,9 @@ async def test_a_row_that_cannot_be_scored_has_no_reward_but_a_reason(grade, fie
     ids=["boxes", "open box", "spaces in a box", "texts", "letters", "answers", "spaces"],
 )
 async def test_no_text_takes_long_to_read(grade, mode, text):
-    started = time.perf_counter()
+    started = time.process_time()
     assert (await grade(text, mode=mode)).reward == 0.0
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.conformance

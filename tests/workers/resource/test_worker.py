@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ class Bank(Environment):
 
     def __init__(self) -> None:
         self.paid = 0
+        self.together = threading.Barrier(4)
 
     @tool(once=True)
     def pay(self) -> str:
@@ -34,10 +35,10 @@ class Bank(Environment):
         await asyncio.sleep(30)
 
     @tool()
-    def sleep(self) -> str:
-        """Sleep, without a loop."""
-        time.sleep(0.2)
-        return "slept"
+    def meet(self) -> str:
+        """Wait, without a loop, until four calls of it run at once."""
+        self.together.wait(20)
+        return "met"
 
     def verify(self, messages):
         return float(len(messages))
@@ -115,12 +116,11 @@ async def test_a_tool_that_takes_too_long_is_a_timeout(worker, bank):
 
 
 async def test_tools_that_block_do_not_block_each_other_nor_the_loop(worker, bank):
-    began = time.monotonic()
-    sleeping = asyncio.gather(*[content(worker, call("sleep")) for _ in range(4)])
+    three = asyncio.gather(*[content(worker, call("meet")) for _ in range(3)])
     await asyncio.sleep(0.05)
-    assert time.monotonic() - began < 0.15
-    assert await sleeping == ["slept"] * 4
-    assert time.monotonic() - began < 0.7
+    assert not three.done()
+    assert await content(worker, call("meet")) == "met"
+    assert await three == ["met"] * 3
 
 
 async def test_a_tool_that_this_worker_does_not_have_is_the_environments_fault(worker, bank):
