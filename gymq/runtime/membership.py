@@ -1,7 +1,7 @@
-"""Membership: a worker's heartbeat key, and the judgement of the workers whose key has lapsed.
+"""Membership: a worker's lease and heartbeats, and the hand-back of the mail of workers whose lease has lapsed.
 
-Death is the lapse of that key and nothing else; how long a call takes decides nothing. A judge must itself have been
-connected, without a slow answer, for longer than the limit: after an outage all keys have lapsed, though no worker died.
+Death is the lapse of the lease and nothing else; how long a call takes decides nothing. A judge must itself have been
+connected, without a slow answer, for longer than the limit: after an outage all leases have lapsed, though no worker died.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The worker registry of a shard: an entry for each worker that reads mailboxes, and a heartbeat key that lapses with it.
+"""The worker registry of a shard: an entry for each worker that reads mailboxes, and its lease, a key that it renews.
 
-Executors read no mailbox and have no entry; their heartbeat key is all there is of them.
+Executors read no mailbox: they have a lease and no entry.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Registration(msgspec.Struct, frozen=True):
     Args:
         worker: the worker's name.
         data: its entry, encoded; after `DEAD` once it was declared dead.
-        alive: its heartbeat key exists.
+        alive: its lease exists.
     """
 
     worker: str
@@ -88,10 +88,9 @@ async def registrations(connection: Connection) -> list[Registration]:
     """
     flat = await connection.send("HGETALL", connection.keys.workers)
     workers = [name.decode() for name in flat[::2]]
-    heartbeats = await connection.send("MGET", *map(connection.keys.alive, workers)) if workers else []
+    leases = await connection.send("MGET", *map(connection.keys.alive, workers)) if workers else []
     return [
-        Registration(worker, data, heartbeat is not None)
-        for worker, data, heartbeat in zip(workers, flat[1::2], heartbeats, strict=True)
+        Registration(worker, data, lease is not None) for worker, data, lease in zip(workers, flat[1::2], leases, strict=True)
     ]
 
 
@@ -112,7 +111,7 @@ async def live_workers(connection: Connection) -> dict[str, WorkerEntry]:
 
 
 async def live_executors(connection: Connection) -> list[str]:
-    """Return the names of the executors whose heartbeat reaches a shard.
+    """Return the names of the executors with a lease on a shard.
 
     Raises:
         Outage: the connection broke.
