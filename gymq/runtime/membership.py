@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Membership:
-    """One worker's heartbeat and its judgement of others.
+    """One worker's lease and its judgement of others.
 
     Args:
         settings: the limit of liveness.
@@ -77,7 +77,7 @@ class Membership:
             await self.connection.run(scripts.update_worker(self.worker, msgspec.json.encode(self._entry)))
 
     async def renew(self) -> bool:
-        """Renew the heartbeat; False: it lapsed and the worker was declared dead, its mail belongs to others."""
+        """Renew the lease; False: it lapsed and the worker was declared dead, its mail belongs to others."""
         while True:
             started = time.monotonic()
             try:
