@@ -112,7 +112,7 @@ OPTIONS: list[tuple[str, tuple[str, ...], dict[str, str], int, str]] = [
     ("an infinite temperature", (*RUN, "--temperature", "inf"), {}, 2, "sampling: holds what JSON cannot say ({any}); use plain values only"),
     ("a folder as output", (*RUN, "--out", "."), {}, 2, ".: is a folder; name a file in it"),
     ("no output", (*RUN, "--out", ""), {}, 2, ".: is a folder; name a file in it"),
-    ("a device as output", (*RUN, "--out", "/dev/full"), {}, 2, "/dev/full: is no plain file, and what is finished is read from it; choose another --out"),
+    ("a device as output", (*RUN, "--out", "/dev/full"), {}, 2, "/dev/full: is no plain file, and finished rollouts are read from it; choose another --out"),
     ("a config that is no YAML", (*RUN, "--config", "brackets.yaml"), {}, 2, "brackets.yaml: is not YAML ({any}); write lines such as samples: 4"),
     ("a config that makes an object", (*RUN, "--config", "object.yaml"), {}, 2, "object.yaml:1: is not YAML ({any}); write lines such as samples: 4"),
     ("a config with NaN", (*RUN, "--config", "nan.yaml"), {}, 2, "sampling: holds what JSON cannot say ({any}); use plain values only"),

@@ -201,7 +201,7 @@ def test_gymq_run_tells_each_bad_row_and_rolls_the_others_out(place: Path, redis
         (("worker", "resource", "--environments", "../../x"), 2,
          "unknown environment '../../x'; installed: counter, guess_number, multiple_choice, reasoning_gym, weather"),
         (("run", "weather", "--model", "scripted", "--data", "ok.jsonl", "--out", "/dev/full"), 2,
-         "/dev/full: is no plain file, and what is finished is read from it; choose another --out"),
+         "/dev/full: is no plain file, and finished rollouts are read from it; choose another --out"),
     ],
     ids=["device", "environment", "shard", "worker", "output"],
 )  # fmt: skip
