@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import msgpack
 import msgspec
+from msgspec.structs import astuple
 
 T = TypeVar("T")
 
@@ -40,11 +41,10 @@ def source(name: str) -> bytes:
 
 def _positional(struct: msgspec.Struct) -> tuple[object, ...]:
     """Return a struct's fields as the script counts them, without the unset ones at the end."""
-    values = msgspec.structs.astuple(struct)
-    last = len(values)
-    while last and values[last - 1] is None:
-        last -= 1
-    return values[:last]
+    values = astuple(struct)
+    while values[-1] is None:
+        values = values[:-1]
+    return values
 
 
 _packer = msgpack.Packer(use_bin_type=False, default=_positional)
