@@ -276,25 +276,6 @@ class ActorStep(_Step):
             state.should_stop = EX_OK
 
 
-class OutageStep(_Step):
-    """The step that keeps kombu from giving back messages when the connection breaks.
-
-    Their tasks are still here and run on, so they would run twice; and what kombu cannot give back it would dump, as
-    pickle, into a file in /tmp. At an orderly end it gives back what did not begin.
-    """
-
-    requires = ("celery.worker.components:Hub",)
-
-    def register_with_event_loop(self, parent: Any, hub: Hub) -> None:
-        """Forbid it on the new connection; Celery calls this on every one."""
-        parent.consumer.task_consumer.channel.do_restore = False
-
-    def close(self, parent: Any) -> None:
-        """Allow it: Celery is about to stop."""
-        if parent.consumer.task_consumer is not None:
-            parent.consumer.task_consumer.channel.do_restore = True
-
-
 def parse_options(pairs: tuple[str, ...]) -> RoleOptions:
     """Read `KEY=VALUE` pairs; the last of a key counts.
 

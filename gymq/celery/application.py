@@ -17,8 +17,9 @@ from kombu.entity import Queue
 
 from gymq import plugins
 from gymq.celery import broker, control
-from gymq.celery.actor_step import ActorStep, OutageStep
+from gymq.celery.actor_step import ActorStep
 from gymq.celery.executor_step import DrainStep
+from gymq.celery.outage_step import OutageStep
 from gymq.celery.queues import ENQUEUE, ISOLATED, ISOLATED_QUEUE, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
 from gymq.settings import Settings
