@@ -1,4 +1,4 @@
-"""What a person writes to make a model backend: where a model worker gets its answers from."""
+"""The interface of a model backend, from which a model worker gets its answers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gymq.wire.calls import Generated, Tokens
 from gymq.wire.message import Conversation
 from gymq.wire.task import Task
 
-#: Seconds' worth of a limit that may be used at once after a pause: as long as a process that waits sleeps at most, so that
-#: nothing is lost meanwhile.
+#: Seconds' worth of a limit that may be used at once after a pause: the longest sleep of a process that waits for permits, so
+#: that no permit is lost meanwhile.
 BURST = 2.0
 
 
@@ -22,16 +22,15 @@ class Request(msgspec.Struct):
     """One request for the next message of a conversation.
 
     Args:
-        rollout: the rollout's id, which its conversation keeps over all its requests; of a verifier's question, another.
+        rollout: the rollout's id, the same in all requests of its conversation; a verifier's question has one of its own.
         environment: the environment's name.
         messages: the conversation so far.
         body: the request's fields but for `model` and `messages` (tools, sampling parameters), a JSON object.
-        task: the task; only given if the backend's `needs_task` says so.
+        task: the task, if the backend's `needs_task` asks for it.
         waited: seconds that the backend waited for rate limits; the backend adds to it.
-        history: reads from Redis the token ids of the answers that this rollout has got so far, whoever gave them, oldest
-            first, each with the index of its message; None: the conversation has none. For a backend that has not kept
-            them: the conversation comes from another worker.
-        born: when the run was created, in seconds since the epoch: a run may take the name of one that was removed.
+        history: reads from Redis the token ids of this rollout's answers, oldest first, each with the index of its message,
+            for a backend that has not kept them since another worker answered; None: the conversation has none.
+        born: the run's creation, seconds since the epoch; tells it from a removed run of the same name.
     """
 
     rollout: str
@@ -47,17 +46,17 @@ class Request(msgspec.Struct):
 #: Seconds that a request waits for permits, over all its tries; less than the hour after which its call is overdue.
 PERMIT_WAIT = 3000.0
 
-#: Seconds of a server's Retry-After that we honour; longer ones (quotas by the hour) would only hold a place.
+#: Seconds of a server's Retry-After that are honoured; longer ones (quotas by the hour) would only hold a place.
 MAX_RETRY_AFTER = 60.0
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A token bucket that a person asked for.
+    """A token bucket, as an option states it.
 
     Args:
-        name: what it counts, as `requests`.
-        rate: how many a second.
-        burst: how many at once, after a pause; what costs more is granted by a full bucket, and leaves a debt.
+        name: the counted unit, `requests` or `tokens`.
+        rate: units a second.
+        burst: units at once, after a pause; a full bucket grants a higher cost too, and goes into debt.
     """
 
     name: str
@@ -66,12 +65,12 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Permit(msgspec.Struct):
-    """Leave for one request.
+    """A permit for one request.
 
     Args:
-        costs: what it costs of each limit.
-        at: the server's ms at which it was granted, 0: none was needed.
-        waited: seconds that it took.
+        costs: the request's cost of each limit.
+        at: when it was granted, ms of Redis's clock; 0: no limit was in force.
+        waited: seconds until it was granted.
     """
 
     costs: list[float]
@@ -86,7 +85,7 @@ class Limiter(Protocol):
         """Wait until a request may be sent.
 
         Args:
-            patience: seconds that it may take.
+            patience: seconds to wait at most.
             costs: the request's cost of each limit by name; 1 where not said.
 
         Raises:
@@ -127,14 +126,14 @@ class Limiter(Protocol):
 
 
 class Limited:
-    """What has rate limits of its own: a backend, or each server that it asks."""
+    """Base of each subject of rate limits: a backend, or an endpoint of one."""
 
-    #: Shared rate limits: who has an `account` gets them before `start`, asks for a `Permit` before each request, and says
-    #: what became of it; None outside a worker.
+    #: The rate limits of its `account`, set before `start`. It asks them for a `Permit` before each request, and reports how
+    #: the request ended. None outside a worker.
     limiter: Limiter | None = None
 
     def account(self) -> str:
-        """What the endpoint counts its rate limits by, as a `gymq.rate.digest`; "": nothing limits it."""
+        """Return the key by which its server counts rate limits, a `gymq.runtime.rate_limit.digest`; "": it has no limits."""
         return ""
 
 
@@ -154,14 +153,14 @@ class Backend(Limited):
     #: Whether a quarantine may start a second backend beside this one; False for one that fills a device.
     quarantinable: ClassVar[bool] = True
 
-    #: Conversations stay with the worker that answered last, which keeps something of theirs: a prefix in its cache, say.
+    #: Whether conversations stay with the worker that answered last, which has their prefix in its cache.
     affine: ClassVar[bool] = False
 
-    #: Whether it takes new weights under way, by `update_weights`.
+    #: Whether `update_weights` gives it new weights while it serves.
     versioned: ClassVar[bool] = False
 
-    #: The policy version that it samples with, and stamps its tokens with; 0: before it got any. Its worker sets it once
-    #: `update_weights` has returned; a backend whose calls go on sets it itself as it swaps the weights.
+    #: The policy version that it samples with and stamps on its tokens; 0: the weights that it started with. Its worker sets it
+    #: once `update_weights` has returned; a backend whose calls go on meanwhile sets it as it swaps the weights.
     version: int = 0
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
@@ -169,21 +168,21 @@ class Backend(Limited):
         self.options = options
         self.limits = _limits(options)
         if self.limits and type(self).account is Limited.account and type(self).limited is Backend.limited:
-            raise UsageError(f"model {self.name}: takes no rpm or tpm; nobody limits how often it is asked")
+            raise UsageError(f"model {self.name}: rpm and tpm have no effect on this backend; remove them")
 
     def limited(self) -> list[Limited]:
-        """What has rate limits of its own: unless it asks several servers, the backend itself."""
+        """Return the subjects of rate limits: its endpoints, or the backend itself."""
         return [self]
 
     async def probe(self) -> str:
-        """What is wrong with the model right now, in one line for a person; "" if nothing is known to be."""
+        """Return what keeps the model from answering now, in one line for a person; "": no defect is known."""
         return ""
 
     async def start(self) -> None:
-        """Open connections, load weights; called on the loop that will call `generate`."""
+        """Open connections and load weights, on the loop that will call `generate`."""
 
     def needs_task(self, environment: str) -> bool:
-        """Whether requests of an environment's rollouts must carry the task; models are not told it."""
+        """Return whether requests of an environment's rollouts must carry the task; it is never shown to a model."""
         return False
 
     async def generate(self, request: Request) -> Generated:
@@ -195,40 +194,40 @@ class Backend(Limited):
         raise NotImplementedError(f"backend {type(self).__name__} defines no generate(request)")
 
     async def update_weights(self, path: str, version: int, mode: str) -> None:
-        """Sample with other weights from now on; called after `start`, never twice at once.
+        """Load other weights and sample with them from now on; called after `start`, never twice at once.
 
-        No call begins meanwhile. With mode `wait` and `abort` none is in flight; with `keep` those in flight are to stand
-        still, and to go on with the new weights: their tokens say which sampled them.
+        No call begins meanwhile. In mode `wait` and `abort` none is in flight; in mode `keep` those in flight stand still and
+        go on with the new weights, and their tokens say which weights sampled them.
 
         Args:
-            path: where the weights lie; it exists.
+            path: the weights, an existing path.
             version: their policy version.
             mode: `keep`, `wait` or `abort`.
 
         Raises:
-            Exception: they cannot be loaded: the worker ends, as nobody knows what this backend would answer with.
+            Exception: they cannot be loaded; the worker ends, since the backend's weights are unknown.
         """
         raise NotImplementedError(f"backend {type(self).__name__} defines no update_weights(path, version, mode)")
 
     async def stop(self) -> None:
-        """Close what `start` opened."""
+        """Close all that `start` opened."""
 
     def capacity(self) -> int | None:
-        """How many calls it can work on now; None: as many as the worker may have. Asked many times a second."""
+        """Return the calls that it can work on now; None: as many as the worker may have. Called many times a second."""
         return None
 
     def health(self) -> str:
-        """Why it can answer nothing any more, in one line; "": it can. Its worker then ends. Asked many times a second."""
+        """Return why it can answer no more, in one line, upon which its worker ends; "": it can. Called many times a second."""
         return ""
 
     def load(self) -> dict[str, float]:
-        """Numbers for people and for routing: what it is at."""
+        """Return its load by name, for `gymq status` and for routing."""
         return {}
 
 
 def _limits(options: dict[str, Any]) -> list[Limit]:
-    """The limits that `rpm` and `tpm` state, both per minute."""
-    found: list[Limit] = []
+    """Return the limits of the options `rpm` and `tpm`, both per minute."""
+    limits: list[Limit] = []
     for option, name in (("rpm", "requests"), ("tpm", "tokens")):
         value = options.get(option)
         if value is None:
@@ -238,6 +237,6 @@ def _limits(options: dict[str, Any]) -> list[Limit]:
         except (TypeError, ValueError):
             rate = math.nan
         if not 0 < rate < math.inf:
-            raise UsageError(f"{option} is {value!r}; it is a number above 0, of {name} per minute")
-        found.append(Limit(name, rate, max(1.0, rate * BURST)))
-    return found
+            raise UsageError(f"{option} is {value!r}; set it to a number above 0, of {name} per minute")
+        limits.append(Limit(name, rate, max(1.0, rate * BURST)))
+    return limits

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from gymq.backoff import backoff
 from gymq.errors import GymqError
 from gymq.process.child_process import ChildProcess, describe
 
@@ -177,7 +178,7 @@ class Supervisor:
         if slot.quick_deaths >= QUICK_DEATHS:
             times = f"{QUICK_DEATHS} times in a row within {QUICK:g} s of its start"
             raise GymqError(f"{spec.name} died {times}, the last time: {how}; {_last_lines(child)}")
-        delay = BACKOFF * 2 ** max(slot.quick_deaths - 1, 0)
+        delay = backoff(slot.quick_deaths, BACKOFF, QUICK)
         slot.due = now + delay
         return f"{spec.name}: {how} after {lived:.1f} s; starting it again in {delay:g} s"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from gymq.cache import Cache
+from gymq.cache import byte_cache
 from gymq.errors import UNREADABLE, CallError, Fault, one_line
 from gymq.runtime.actor import Actor
 from gymq.runtime.dead_letters import dead_letter_of_call
@@ -84,8 +84,8 @@ class CallWorker(Actor):
         self._serving: dict[tuple[bytes, bytes], _Serving] = {}
         self._replies = Batcher(self._send_replies, self.ended)
         self.loads = Batcher(self._load, self.ended)
-        self.conversations: Cache[ConversationCopy] = Cache()
-        self._tasks_kept: Cache[Task] = Cache()
+        self.conversations = byte_cache(_weigh_copy)
+        self._tasks_kept = byte_cache(_weigh_task)
         #: Seconds that calls in hand have waited for rate limits, by the call's id.
         self.waited: dict[str, float] = {}
         self.counts |= {"served": 0, "faults": 0, "loaded": 0, "unwanted": 0}
@@ -254,7 +254,7 @@ class CallWorker(Actor):
             kept.parameters = loaded.parameters if kept.parameters is None else kept.parameters
             if len(kept.messages) < call.length or (parameters and kept.parameters is None):
                 raise CallError("cancelled", "the rollout has ended meanwhile")
-        cache.put(key, kept, kept.weight)
+        cache[key] = kept
         return kept
 
     async def task(self, call: Call) -> Task:
@@ -264,16 +264,15 @@ class CallWorker(Actor):
             CallError: the rollout has ended, and the task went with it.
         """
         key = f"{call.run}.{call.row}@{call.born}"
-        task = self._tasks_kept.get(key)
-        if task is None:
+        kept = self._tasks_kept.get(key)
+        if kept is None:
             data = call.task
             if data is None:
                 data = (await self.loads.ask(LoadRequest(call.rollout, -1, call.run, call.row))).task
             if data is None:
                 raise CallError("cancelled", "the rollout has ended meanwhile")
-            task = decode_task(data)
-            self._tasks_kept.put(key, task, 500 + len(data))
-        return task
+            self._tasks_kept[key] = kept = decode_task(data), len(data)
+        return kept[0]
 
     async def environment_state(self, call: Call) -> bytes | None:
         """Return the environment's encoded state, or None if it has none."""
@@ -287,8 +286,8 @@ class CallWorker(Actor):
 
     def done_with(self, call: Call) -> None:
         """Forget a rollout that needs this worker no more."""
-        self.conversations.drop(f"{call.rollout}@{call.born}")
+        self.conversations.pop(f"{call.rollout}@{call.born}", None)
 
     async def forget(self) -> None:
         """Drop what was read."""
-        self.conversations, self._tasks_kept = Cache(), Cache()
+        self.conversations, self._tasks_kept = byte_cache(_weigh_copy), byte_cache(_weigh_task)

@@ -1,8 +1,8 @@
 """Rate limits that all processes share: permits from token buckets in Redis, and a rate that is learned from refusals.
 
-Who is told no limit and meets no refusal pays nothing: no command is sent. From the first refusal (HTTP 429) on, a process
-asks for permits until the learned rate has ended. `rate.lua` decides; here waiting requests are gathered, so that one script
-serves all that wait in a process.
+Without a stated limit and a refusal, no command is sent. From the first refusal (HTTP 429) on, a process asks for permits
+until the learned rate has ended. `rate.lua` grants them; a process gathers its waiting requests, so that one script call
+serves all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import random
 import socket
 import time
 from collections import deque
-from typing import Any
 
 import msgspec
 
@@ -26,10 +25,10 @@ from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.scripts import LimitSpec, PermitRequest, Refusal
 
-#: Asks in one script, so that it never holds the server for long.
+#: Requests in one script call: it must not hold Redis for long.
 MAX_ASKS = 128
 
-#: Seconds over which the answers of a process are counted.
+#: Seconds over which a process counts its answers.
 RATE_SPAN = 5.0
 
 
@@ -38,8 +37,8 @@ class SharedLimiter:
 
     Args:
         connection: a connection of its own to shard 0; opened when it is needed first.
-        name: of what the limits are, the same in all processes that share them: see `digest`.
-        limits: what a person asked for; without any, only a learned rate limits.
+        name: the key of the limits, the same in all processes that share them; see `digest`.
+        limits: the stated limits; without any, only a learned rate limits.
     """
 
     def __init__(self, connection: Connection, name: str, limits: list[Limit]) -> None:
@@ -58,8 +57,8 @@ class SharedLimiter:
         """Wait until a request may be sent.
 
         Args:
-            patience: seconds that it may take.
-            costs: what it costs of each limit by name; 1 where not said.
+            patience: seconds to wait at most.
+            costs: the request's cost of each limit by name; 1 where not given.
 
         Raises:
             CallError: `timeout`.
@@ -79,28 +78,31 @@ class SharedLimiter:
                 self._give_back(permit)  # it came at the same moment
             granted.cancel()
             if isinstance(error, TimeoutError):
-                raise CallError("timeout", f"its rate limit let no request through within {patience:g} s") from None
+                raise CallError(
+                    "timeout",
+                    f"the rate limit granted no permit within {patience:g} s; raise rpm or tpm, or start fewer rollouts",
+                ) from None
             raise
         permit.waited = time.monotonic() - began
         return permit
 
     def answered(self, permit: Permit, **used: float) -> None:
-        """The request was answered.
+        """Report a request's answer.
 
         Args:
-            permit: its permit.
-            used: what it came to, by the limit's name, where that differs from what it was thought to cost.
+            permit: the request's permit.
+            used: its true cost of each limit by name, where that differs from the estimate.
         """
         if not self._learned:
             self._answers.add(time.monotonic())
         self.correct(permit, **used)
 
     def correct(self, permit: Permit, **used: float) -> None:
-        """What a request really cost; the next script tells it.
+        """Report a request's true cost; the next script call passes the difference on.
 
         Args:
-            permit: its permit.
-            used: by the limit's name.
+            permit: the request's permit.
+            used: its true cost of each limit by name.
         """
         for i, limit in enumerate(self._limits):
             if limit.name in used:
@@ -108,11 +110,11 @@ class SharedLimiter:
                 permit.costs[i] = used[limit.name]
 
     def refused(self, permit: Permit, retry_after: float | None) -> None:
-        """The endpoint refused the request because there are too many; all processes hear of it.
+        """Report that the endpoint refused a request because there are too many; all processes slow down.
 
         Args:
-            permit: its permit.
-            retry_after: seconds in which it does not want to be asked by anybody, or None.
+            permit: the request's permit.
+            retry_after: seconds in which the endpoint wants no request from any process, or None.
         """
         pause = 1000 * min(MAX_RETRY_AFTER, max(0.0, retry_after or 0.0))
         # Requests that were on their way, without a permit, when this process began to ask say nothing new.
@@ -143,7 +145,7 @@ class SharedLimiter:
             while self._waiting or self._refusal is not None:
                 wait = await self._ask()
                 if wait:
-                    # Spread, so that not the same process comes first each time; never sooner.
+                    # Spread, so that another process comes first each time; never sooner than Redis said.
                     await asyncio.sleep(wait * random.uniform(1.0, 1.1))
         except GymqError as error:
             for _, future in self._waiting:
@@ -152,7 +154,7 @@ class SharedLimiter:
             self._waiting.clear()
 
     async def _ask(self) -> float:
-        """Ask once for all that wait; returns the seconds after which to ask again."""
+        """Ask once for all waiting requests, and return the seconds after which to ask again."""
         while self._waiting and self._waiting[0][1].done():
             self._waiting.popleft()
         batch = [item for item, _ in zip(self._waiting, range(MAX_ASKS), strict=False)]
@@ -175,10 +177,10 @@ class SharedLimiter:
 
 
 class DecayingCount:
-    """Counts events, and forgets them little by little.
+    """A count of events that fades exponentially.
 
     Args:
-        span: seconds over which they fade.
+        span: seconds in which it falls to a third.
     """
 
     def __init__(self, span: float) -> None:
@@ -187,19 +189,15 @@ class DecayingCount:
         self._at = 0.0
 
     def add(self, now: float) -> None:
-        """Count one."""
+        """Count an event at a time in seconds."""
         self._count = 1.0 + self._count * math.exp((self._at - now) / self._span)
         self._at = now
 
     def rate(self, now: float) -> float:
-        """How many there are a second."""
+        """Return the events per second at a time in seconds."""
         return self._count * math.exp((self._at - now) / self._span) / self._span
 
 
-def digest(*parts: Any) -> str:
-    """A name for limits, from what they are of (address, model, key); nothing can be read from it.
-
-    Args:
-        parts: what makes two endpoints the same one.
-    """
+def digest(*parts: str) -> str:
+    """Return a name for the limits of an account (address, model, key) from which none of its parts can be read."""
     return hashlib.blake2b(msgspec.json.encode(parts), digest_size=16).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gymq.cache import Cache
+from gymq.cache import byte_cache
 from gymq.errors import CallError
 from gymq.runtime.call_worker import CallWorker
 from gymq.wire.calls import Call, RequestParameters, encode
@@ -29,42 +29,22 @@ async def server(settings):
     await server.connection.close()
 
 
-def test_the_least_recently_used_is_dropped_beyond_the_budget():
-    # Given three entries that fill the budget, the oldest of which was used again
-    cache = Cache[str](30)
-    for key in "abc":
-        cache.put(key, key.upper(), 10)
-    assert cache.get("a") == "A"
-    # When another comes
-    cache.put("d", "D", 10)
-    # Then the one that nobody used for longest is gone
-    assert [cache.get(key) for key in "abcd"] == ["A", None, "C", "D"]
-    assert (cache.size, len(cache)) == (30, 3)
-
-
-def test_a_heavy_entry_drops_as_many_as_it_needs():
-    cache = Cache[int](30)
-    for n in range(3):
-        cache.put(str(n), n, 10)
-    cache.put("heavy", 9, 25)
-    assert (cache.size, len(cache), cache.get("heavy")) == (25, 1, 9)
-
-
 def test_an_entry_beyond_the_whole_budget_is_kept_alone():
-    cache = Cache[int](30)
-    cache.put("a", 1, 10)
-    cache.put("huge", 2, 100)
-    assert (cache.get("a"), cache.get("huge"), cache.size) == (None, 2, 100)
+    cache = byte_cache(len, 30)
+    cache["a"] = "x" * 10
+    cache["b"] = "x" * 20
+    cache["huge"] = "x" * 100
+    assert (list(cache), cache.currsize) == (["huge"], 30)
 
 
 def test_an_entry_that_is_put_again_weighs_what_it_weighs_now():
-    cache = Cache[int](100)
-    cache.put("a", 1, 60)
-    cache.put("a", 2, 10)
-    assert (cache.get("a"), cache.size, len(cache)) == (2, 10, 1)
-    cache.drop("a")
-    cache.drop("a")
-    assert (cache.get("a"), cache.size, len(cache)) == (None, 0, 0)
+    cache = byte_cache(len, 100)
+    cache["a"] = "x" * 60
+    cache["a"] = "x" * 10
+    assert cache.currsize == 10
+    cache.pop("a", None)
+    cache.pop("a", None)
+    assert cache.currsize == 0
 
 
 # Conversations, tasks and states that a server has read.

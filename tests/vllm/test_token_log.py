@@ -287,7 +287,7 @@ async def test_what_is_kept_is_bounded():
     for number in range(20):
         request.rollout = f"r.{number}.0"
         talk.log.answered(request, await talk.log.prompt(request), [talk.end], talk.turns[0])
-    assert 1 <= len(talk.log._entries) < 10 and talk.log._entries.size <= 20_000
+    assert 1 <= len(talk.log._entries) < 10 and talk.log._entries.currsize <= 20_000
 
 
 async def test_a_conversation_that_the_template_refuses_says_so():

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import random
 
+from gymq.backoff import backoff
 from gymq.errors import Fault
 from gymq.store.runs import RunConfig
 
 from .state import State
 
-#: Seconds before calls are sent again for the first time; each further wait is twice as long.
+#: Seconds before calls are sent again for the first time; doubled with each further try in a row.
 FIRST_WAIT = 1.0
 
-#: Seconds that a wait may last at most: a service that is back is found within this.
+#: Seconds that a wait lasts at most: a service that is back is noticed within this.
 LONGEST_WAIT = 30.0
 
-#: Part of a wait by which it is spread at random, so that what failed together does not come back together.
+#: Share of a wait by which it is spread at random, so that calls that failed together do not come back together.
 SPREAD = 0.25
-
-#: Doublings after which the longest wait is reached anyway.
-_DOUBLINGS = 10
 
 
 def take(state: State, config: RunConfig, call: str, fault: Fault, now: float) -> bool:
-    """Take one try from the budget of a fault's kind and set when it is to be; False: the budget is spent.
+    """Take one try from the budget of a fault's kind, and set the time of the try; return False if the budget is spent.
 
     Args:
-        state: the rollout's.
-        config: its run.
+        state: the rollout's state.
+        config: its run's configuration, with the budgets.
         call: the kind of the call that ended with the fault.
-        fault: what it ended with.
+        fault: the fault.
         now: seconds since the epoch.
     """
     if fault.kind == "poison":
-        return False  # it is not to kill more
+        return False  # a call that killed its processes must not kill more
     if not fault.passes(call):
         if state.data >= config.data_retries:
             return False
@@ -46,8 +44,8 @@ def take(state: State, config: RunConfig, call: str, fault: Fault, now: float) -
         if state.infra >= config.infra_retries:
             return False
         state.infra += 1
-    wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(state.tries, _DOUBLINGS))
     state.tries += 1
+    wait = backoff(state.tries, FIRST_WAIT, LONGEST_WAIT)
     state.resume = now + wait * random.uniform(1 - SPREAD, 1 + SPREAD)
     return True
 

@@ -7,7 +7,7 @@ import time
 import traceback
 from contextlib import suppress
 
-from gymq.cache import Cache
+from gymq.cache import byte_cache
 from gymq.errors import UNREADABLE, Fault, UnknownName, one_line
 from gymq.runtime.actor import Actor
 from gymq.runtime.affinity import AffinityRouter
@@ -54,7 +54,7 @@ class AgentWorker(Actor):
 
     def __init__(self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False) -> None:
         super().__init__(settings, options, capacity=2 * STEPS_PER_COMMIT, suspects_only=suspects_only)
-        self._cache: Cache[LiveRollout] = Cache()
+        self._cache = byte_cache(_weigh)
         self._runs = RunCache(self.connection)
         self._routes = AffinityRouter()
         self._admit_link = Connection(settings, "gymq-admit")
@@ -125,22 +125,22 @@ class AgentWorker(Actor):
             rid = mail.fields[1].decode()
             if outcome is CommitOutcome.CONFLICT:
                 self.counts["conflicts"] += 1
-                self._cache.drop(rid)
+                self._cache.pop(rid, None)
                 again.append(mail)
                 continue
             self.intake.release(mail)
             if outcome is CommitOutcome.STALE or live is None or step is None:
                 self.counts["stale"] += 1
-                self._cache.drop(rid)
+                self._cache.pop(rid, None)
                 continue
             self.counts["applied"] += 1
             live.version += 1
             if step.final:
                 ended += 1
-                self._cache.drop(rid)
+                self._cache.pop(rid, None)
                 self._shown.ended(live)
             else:
-                self._cache.put(rid, live, live.weight)
+                self._cache[rid] = live
         if ended:
             self.counts["ended"] += ended
             await self._admit()
@@ -259,7 +259,7 @@ class AgentWorker(Actor):
 
     async def forget(self) -> None:
         """Drop the cached rollouts: other workers may have advanced them."""
-        self._cache = Cache()
+        self._cache = byte_cache(_weigh)
 
 
 def _addressed(fields: list[bytes]) -> bool:
@@ -270,3 +270,7 @@ def _addressed(fields: list[bytes]) -> bool:
         and len(fields[3]) < MAX_DIGITS
         and fields[3].isdigit()
     )
+
+
+def _weigh(live: LiveRollout) -> int:
+    return live.weight

@@ -1,4 +1,4 @@
-"""Reading the options of a backend: from a command line they are text, from Python what they are."""
+"""Checks of a backend's options: text where they come from a command line, values where they come from Python."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from gymq.errors import UsageError
 
 
 def number(backend: str, options: dict[str, Any], name: str, default: float, *, smallest: float) -> float:
-    """Read a number.
+    """Return an option that is a number.
 
     Args:
         backend: the backend's name, for errors.
-        options: by name, None where not given.
+        options: the options by name; None: not given.
         name: the option's name.
-        default: if it is not given.
-        smallest: what it is at least.
+        default: its value if it is not given.
+        smallest: the smallest value.
 
     Raises:
-        UsageError: it is none, or too small.
+        UsageError: it is no number, or too small.
     """
     value = options.get(name)
     if value is None:
         return default
     try:
-        found = float(value)
+        parsed = float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not smallest <= found < math.inf:
-        raise UsageError(f"model {backend}: {name} is {value!r}; it is a number from {smallest:g} up")
-    return found
+        parsed = math.nan
+    if not smallest <= parsed < math.inf:
+        raise UsageError(f"model {backend}: {name} is {value!r}; set it to a number from {smallest:g} up")
+    return parsed
 
 
 def flag(backend: str, options: dict[str, Any], name: str) -> bool:
-    """Read a yes or no; not given is no.
+    """Return an option that is true or false; not given: false.
 
     Args:
         backend: the backend's name, for errors.
-        options: by name, None where not given.
+        options: the options by name; None: not given.
         name: the option's name.
 
     Raises:
@@ -48,5 +48,5 @@ def flag(backend: str, options: dict[str, Any], name: str) -> bool:
     if value is None or isinstance(value, bool):
         return bool(value)
     if str(value).lower() not in ("true", "false", "1", "0"):
-        raise UsageError(f"model {backend}: {name} is {value!r}; it is true or false")
+        raise UsageError(f"model {backend}: {name} is {value!r}; set it to true or false")
     return str(value).lower() in ("true", "1")

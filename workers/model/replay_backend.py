@@ -1,7 +1,7 @@
-"""The backend `replay`: answers that were recorded before, matched by the exact prompt.
+"""The backend `replay`: recorded answers, matched by the exact prompt.
 
-The files are read once, to note where the answer to each prompt stands; an answer is read from its file when it is asked for.
-A prompt is known by the digest of its messages, each brought to one form (decoded, without reasoning, encoded again).
+The files are read once, to note the place of the answer to each prompt; an answer is read from its file when a call needs it.
+A prompt's key is the digest of its messages, each in one form (decoded, without reasoning, encoded again).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gymq.wire.record import CallRecord, RecordedTokens, RolloutRecord, narrow
 
 from .tokens.prefixes import Prefixes
 
-#: Rollouts of which the last call's token ids are remembered by their digest.
+#: Rollouts of which the digest of the last call's token ids is kept.
 _REMEMBERED = 16384
 
 #: Characters of a message that the error of a miss shows.
@@ -56,7 +56,7 @@ class _Recording(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct, array_like=True):
-    """Where an answer stands: the file by its number, the line's first byte and length, and the message's index in it."""
+    """The place of an answer: the file's number, the line's first byte and length, and the message's index in it."""
 
     file: int
     offset: int
@@ -72,8 +72,8 @@ _nemo_gym_decoder = msgspec.json.Decoder(_NemoGymRow)
 class ReplayBackend(Backend):
     """Answers from JSONL files of gymq's rollouts, or of NeMo Gym's.
 
-    Where a prompt was answered several times, a rollout gets the answer of the recording that it has followed so far; one
-    that follows none gets them in the recorded order, by the number of its sample.
+    Of several answers to a prompt, a rollout gets that of the recording that it has followed so far; without one, they are
+    given in the recorded order, by the number of the sample.
 
     Args:
         model: the file, or a pattern of several (`recorded/*.jsonl`).
@@ -88,10 +88,10 @@ class ReplayBackend(Backend):
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)
         if not model:
-            raise UsageError("model replay: say which file, as in replay:rollouts.jsonl")
+            raise UsageError("model replay: the file is missing; write --model replay:rollouts.jsonl")
         self._paths = [model] if os.path.isfile(model) else sorted(filter(os.path.isfile, glob.glob(model)))
         if not self._paths:
-            raise UsageError(f"model replay: {model} is no file")
+            raise UsageError(f"model replay: {model} is no file; name a recording, or a pattern of several")
         self._files: list[int] = []
         self._answers: dict[bytes, list[_Answer]] = {}
         self._prefixes = Prefixes(_REMEMBERED)
@@ -110,7 +110,7 @@ class ReplayBackend(Backend):
         for file in range(len(self._paths)):
             await asyncio.to_thread(self._index, file)
         if not self._answers:
-            raise UsageError(f"model replay: {self.model} holds no answers")
+            raise UsageError(f"model replay: {self.model} holds no answers; name a file of finished rollouts")
 
     async def stop(self) -> None:
         """Close the files."""
@@ -118,21 +118,21 @@ class ReplayBackend(Backend):
             os.close(self._files.pop())
 
     async def generate(self, request: Request) -> Generated:
-        """Look the answer up.
+        """Return the recorded answer.
 
         Raises:
-            CallError: `replay_miss`: this exact prompt stands in no file.
+            CallError: `replay_miss`: no file has this exact prompt.
         """
         digests = list(_digests(map(decode_message, request.messages.encoded)))
-        found = self._answers.get(digests[-1])
-        if found is None:
+        answers = self._answers.get(digests[-1])
+        if answers is None:
             raise CallError("replay_miss", self._miss(request, digests))
-        answer = self._choose(request, digests, found)
+        answer = self._choose(request, digests, answers)
         recording = self._read(answer)
         messages = recording.messages
         message = messages[answer.index]
         calls = [call for call in recording.calls if call.kind == "generate" and call.fault is None]
-        # The opening messages may hold answers too, which nobody was called for: count the calls from the end.
+        # The opening messages may hold answers too, without a call: count the calls from the end.
         later = sum(1 for each in messages[answer.index :] if each.role == "assistant")
         calls = calls[: len(calls) - later + 1] if later <= len(calls) else []
         call = calls[-1] if calls else None
@@ -142,7 +142,7 @@ class ReplayBackend(Backend):
         return Generated(encoded, finish, usage, await self._tokens(request, encoded, calls), recording.model)
 
     async def _tokens(self, request: Request, answer: bytes, calls: list[CallRecord]) -> Tokens | None:
-        """The ids of the last of these calls; of its prompt only what is new to the rollout, which may mix recordings."""
+        """Return the ids of the last of these calls, of its prompt only the part that is new to the rollout."""
         if not calls or calls[-1].tokens is None:
             return None
         whole = prompt = b""
@@ -154,7 +154,7 @@ class ReplayBackend(Backend):
         return await self._prefixes.tokens(request, answer, prompt, tokens.output, tokens.logprobs, tokens.versions)
 
     def _index(self, file: int) -> None:
-        """Note where the answer to each prompt of a file stands."""
+        """Note the place of the answer to each prompt of a file."""
         offset = 0
         path = self._paths[file]
         with open(path, "rb") as lines:
@@ -171,25 +171,25 @@ class ReplayBackend(Backend):
                             self._answers.setdefault(digest, []).append(_Answer(file, offset, len(line), index))
                 offset += len(line)
 
-    def _choose(self, request: Request, digests: list[bytes], found: list[_Answer]) -> _Answer:
-        """Which of several answers to the same prompt a rollout gets."""
+    def _choose(self, request: Request, digests: list[bytes], answers: list[_Answer]) -> _Answer:
+        """Return the answer of several to the same prompt that a rollout gets."""
         number = RolloutId.parse(request.rollout).sample
-        if len(found) == 1:
-            return found[0]
+        if len(answers) == 1:
+            return answers[0]
         for digest in digests:
             first = self._answers.get(digest)
             if first is not None:  # its first answer came from this recording; so does this one, if it can
                 line = first[number % len(first)]
-                same = (answer for answer in found if (answer.file, answer.offset) == (line.file, line.offset))
-                return next(same, found[number % len(found)])
-        return found[number % len(found)]
+                same = (answer for answer in answers if (answer.file, answer.offset) == (line.file, line.offset))
+                return next(same, answers[number % len(answers)])
+        return answers[number % len(answers)]
 
     def _read(self, answer: _Answer) -> _Recording:
-        """Read a line again. Recordings are local files that were just read: this does not block the loop for long."""
+        """Read a line again; of a local file that was just read, this hardly blocks the loop."""
         return _recording(os.pread(self._files[answer.file], answer.length, answer.offset))
 
     def _miss(self, request: Request, digests: list[bytes]) -> str:
-        """Say what is asked that was not recorded: the first message that differs from the nearest recording."""
+        """Return the text of a miss: the first message that differs from the nearest recording."""
         known = next((i for i in range(len(digests) - 1, 0, -1) if digests[i] in self._answers), 0)
         asked = [_plain(decode_message(turn)) for turn in request.messages.encoded]
         text = f"{self.model} has no answer to this prompt of {len(asked)} messages: "
@@ -205,7 +205,7 @@ class ReplayBackend(Backend):
 
 
 def _digests(messages: Iterator[Message] | list[Message]) -> Iterator[bytes]:
-    """The digests of the first 0, 1, 2, ... messages."""
+    """Yield the digests of the first 0, 1, 2, ... messages."""
     state = hashlib.blake2b(digest_size=16)
     yield state.digest()
     for message in messages:
@@ -215,7 +215,7 @@ def _digests(messages: Iterator[Message] | list[Message]) -> Iterator[bytes]:
 
 
 def _plain(message: Message) -> bytes:
-    """A message in the one form in which prompts are compared."""
+    """Return a message in the form in which prompts are compared."""
     if message.reasoning is not None:
         message = msgspec.structs.replace(message, reasoning=None)
     return encode_message(message)

@@ -16,9 +16,11 @@ from gymq.plugins import environment
 from gymq.wire.calls import Generated, Usage
 from gymq.wire.message import Message, encode_message
 
+from .options import number
+
 
 class _Policy(msgspec.Struct):
-    """An environment's policy and what it asks for."""
+    """An environment's policy, with the arguments that it takes."""
 
     act: Callable[..., Any]
     messages: bool
@@ -29,11 +31,11 @@ class _Policy(msgspec.Struct):
 class ScriptedBackend(Backend):
     """Answers of the environment's `policy(messages, task)`; it runs on the worker's loop, so it must be quick.
 
-    There is no tokenizer, so the usage is 0 tokens: none were counted, and a guess would pass for a count.
+    Without a tokenizer the usage is 0 tokens, as a guess would pass for a count.
 
     Args:
-        model: not used; it stands in the results as `scripted` or `scripted:MODEL`.
-        options: `latency`, the seconds that every answer takes, to imitate a slow model (default 0).
+        model: the label of the results, `scripted` or `scripted:MODEL`.
+        options: `latency`, seconds that each answer takes, as a slow model's (default 0).
 
     Raises:
         UsageError: the latency is no number of seconds.
@@ -43,18 +45,12 @@ class ScriptedBackend(Backend):
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)
-        latency = options.get("latency") or 0
-        try:
-            self._latency = float(latency)
-        except (TypeError, ValueError):
-            self._latency = -1.0
-        if not 0 <= self._latency < float("inf"):
-            raise UsageError(f"model scripted: latency is {latency!r}; it is a number of seconds")
+        self._latency = number(self.name, options, "latency", 0.0, smallest=0)
         self._label = f"scripted:{model}" if model else "scripted"
         self._policies: dict[str, _Policy] = {}
 
     def needs_task(self, environment: str) -> bool:
-        """Whether the environment's policy asks for the task."""
+        """Return whether the environment's policy takes the task."""
         policy = self._policies.get(environment)
         return policy is None or policy.task
 
@@ -62,7 +58,7 @@ class ScriptedBackend(Backend):
         """Ask the policy.
 
         Raises:
-            CallError: `model`: there is no policy, or it raised, or it gave no message; `model_unavailable`: it says so.
+            CallError: `model`: no policy, or it failed, or returned no message; `model_unavailable`: it says so..
         """
         policy = self._policies.get(request.environment) or self._find(request.environment)
         if self._latency:
@@ -83,20 +79,20 @@ class ScriptedBackend(Backend):
             raise CallError("model", " ".join(f"{where} raised {type(error).__name__}: {error}".split())) from error
         if not isinstance(message, Message):
             raise CallError(
-                "model", f"the policy of environment {request.environment} gave a {type(message).__name__}, not a Message"
+                "model", f"the policy of environment {request.environment} returned a {type(message).__name__}, not a Message"
             )
         finish = "tool_calls" if message.tool_calls else "stop"
         return Generated(encode_message(message), finish, Usage(), None, self._label)
 
     def _find(self, name: str) -> _Policy:
-        """Look a policy up, once per environment."""
+        """Look up a policy, once per environment."""
         try:
             act = getattr(environment(name), "policy", None)
         except UsageError as error:
             raise CallError("model", str(error)) from None
         if act is None:
             raise CallError("model", f"environment {name} ships no policy; use another model, or define policy(messages, task)")
-        wants = wanted(act)
-        policy = _Policy(act, "messages" in wants, "task" in wants, inspect.iscoroutinefunction(act))
+        arguments = wanted(act)
+        policy = _Policy(act, "messages" in arguments, "task" in arguments, inspect.iscoroutinefunction(act))
         self._policies[name] = policy
         return policy

@@ -1,4 +1,4 @@
-"""The tool calls of an answer, as every backend hands them on: each with an id of its own, and the finish that they mean."""
+"""Tool calls of an answer, as all backends hand them on: with distinct ids, and the finish reason that goes with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gymq.wire.message import ToolCall
 
 
 def finish_reason(finish: str, called: bool) -> str:
-    """Return how an answer ended: servers disagree whether one with tool calls ended by `stop`.
+    """Return an answer's finish reason; servers disagree whether one with tool calls ended by `stop`.
 
     Args:
         finish: the server's finish reason.
@@ -18,7 +18,7 @@ def finish_reason(finish: str, called: bool) -> str:
 
 
 def distinct(calls: list[ToolCall]) -> list[ToolCall]:
-    """Give each tool call of one turn an id of its own: their results name them."""
+    """Make the ids of one turn's tool calls distinct, as their results name them."""
     seen: set[str] = set()
     for call in calls:
         if call.id in seen:
@@ -28,5 +28,5 @@ def distinct(calls: list[ToolCall]) -> list[ToolCall]:
 
 
 def new_call_id() -> str:
-    """Make an id for a tool call that the server left without one; its result must name it."""
+    """Return a new id for a tool call without one, as its result must name it."""
     return f"call_{os.urandom(12).hex()}"

@@ -6,7 +6,7 @@ from collections import Counter
 
 import msgspec
 
-from gymq.runtime.affinity import CHOICES, MARGIN, NEVER, AffinityRouter
+from gymq.runtime.affinity import CHOICES, NEVER_LEAVE, WORKER_MARGIN, AffinityRouter
 
 BOX = "model:m"
 
@@ -34,11 +34,11 @@ def test_a_conversation_stays_with_its_owner_up_to_the_margin():
         workers, margin = routes(9).conversation(BOX, "w4", "r.0", 4)
         assert workers[0] == "w4"
         assert len(set(workers)) == 1 + CHOICES
-        assert margin == MARGIN
+        assert margin == WORKER_MARGIN
 
 
 def test_the_only_replica_is_proposed_alone():
-    assert routes(1).conversation(BOX, "w0", "r.0", 1) == (["w0"], MARGIN)
+    assert routes(1).conversation(BOX, "w0", "r.0", 1) == (["w0"], WORKER_MARGIN)
     assert routes(1).conversation(BOX, "", "r.0", 1) == (["w0"], 0)
 
 
@@ -47,7 +47,7 @@ def test_a_group_begins_at_one_replica_and_groups_are_spread():
     firsts = [found.conversation(BOX, "", f"r.{n}", 8)[0][0] for n in range(400)]
     assert firsts == [found.conversation(BOX, "gone", f"r.{n}", 8)[0][0] for n in range(400)]
     assert all(60 <= count <= 140 for count in Counter(firsts).values())
-    assert found.conversation(BOX, "", "r.0", 8)[1] == MARGIN
+    assert found.conversation(BOX, "", "r.0", 8)[1] == WORKER_MARGIN
     assert found.conversation(BOX, "", "r.0", 1)[1] == 0
 
 
@@ -58,7 +58,7 @@ def test_a_replica_that_goes_moves_only_its_own_groups():
 
 
 def test_a_session_is_never_left_for_load():
-    assert routes(5).session(BOX, "w2", "r.0.0", 3) == (["w2"], NEVER)
+    assert routes(5).session(BOX, "w2", "r.0.0", 3) == (["w2"], NEVER_LEAVE)
 
 
 def test_a_session_that_nobody_has_is_made_by_whoever_has_room_but_by_one():

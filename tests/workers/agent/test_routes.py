@@ -6,7 +6,7 @@ import msgspec
 from gymq_workers.agent.tool_agent import ToolAgent
 
 from gymq.errors import Fault
-from gymq.runtime.affinity import MARGIN, NEVER, AffinityRouter
+from gymq.runtime.affinity import NEVER_LEAVE, WORKER_MARGIN, AffinityRouter
 from tests.support.play import Play, calls, failed, only, opened, record, result, said, scored, spec, ways
 
 NOBODY: tuple = ()
@@ -36,11 +36,11 @@ def test_a_conversation_stays_with_who_answered_last():
     play = Play(ToolAgent(), tools=[REST], routes=MODELS, config={"samples": 4})
     ((first, margin),) = ways(play.go())
     assert sorted(first) == ["m1", "m2"]
-    assert margin == MARGIN
+    assert margin == WORKER_MARGIN
     assert ways(play.go(by("m2", said(None, "rest")))) == [NOBODY]  # a tool's call
-    assert ways(play.go(result("x"))) == [(["m2", "m1"], MARGIN)]
+    assert ways(play.go(result("x"))) == [(["m2", "m1"], WORKER_MARGIN)]
     play.go(by("m1", said(None, "rest")))
-    assert ways(play.go(result("x"))) == [(["m1", "m2"], MARGIN)]
+    assert ways(play.go(result("x"))) == [(["m1", "m2"], WORKER_MARGIN)]
 
 
 def test_what_failed_at_a_replica_is_sent_again_to_anybody():
@@ -58,14 +58,14 @@ def test_all_that_asks_for_the_session_goes_to_its_owner_and_nothing_else():
     assert ways(play.go()) == [NOBODY]  # whoever has room
     play.go(by("w3", opened()))
     assert play.state.keeper == "w3"
-    assert ways(play.go(said(None, "go"))) == [(["w3"], NEVER)]
+    assert ways(play.go(said(None, "go"))) == [(["w3"], NEVER_LEAVE)]
     play.go(by("w3", result("x")))
     assert ways(play.go(said(None, "rest"))) == [NOBODY]
     play.go(by("w4", result("x")))
     assert play.state.keeper == "w3"
-    assert ways(play.go(said())) == [(["w3"], NEVER)]
+    assert ways(play.go(said())) == [(["w3"], NEVER_LEAVE)]
     # Closing goes where it is to be closed.
-    assert ways(play.go(by("w2", scored()))) == [(["w2"], NEVER)]
+    assert ways(play.go(by("w2", scored()))) == [(["w2"], NEVER_LEAVE)]
 
 
 def test_calls_beside_each_other_make_one_session():
@@ -86,7 +86,7 @@ def test_a_rollout_with_a_session_is_closed_though_the_environment_has_no_close(
     play.go(said())
     step = play.go(scored())
     assert only(step).kind == "close"
-    assert ways(step) == [(["w2"], NEVER)]
+    assert ways(step) == [(["w2"], NEVER_LEAVE)]
     # Also when it is cancelled.
     again = Play(ToolAgent(), tools=[GO], hooks=("verify", "session"), routes=RESOURCES)
     again.go()
@@ -110,4 +110,4 @@ def test_a_session_is_looked_for_where_it_was_made_though_a_call_failed_there():
     play.go(by("w4", failed("unavailable")))
     again = play.due(60)
     assert again is not None
-    assert ways(again) == [(["w"], NEVER)]
+    assert ways(again) == [(["w"], NEVER_LEAVE)]

@@ -198,5 +198,5 @@ async def test_a_file_without_answers_is_refused(recorded):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is no file"):
         ReplayBackend(str(tmp_path / "none.jsonl"), {})
-    with pytest.raises(UsageError, match="say which file"):
+    with pytest.raises(UsageError, match="the file is missing"):
         ReplayBackend("", {})

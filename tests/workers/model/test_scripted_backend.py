@@ -91,7 +91,7 @@ async def test_an_unknown_environment_says_so(backend):
 async def test_a_policy_that_fails_is_named(backend):
     found = await fault(backend, ask("Hi", environment="broken"))
     assert found == "the policy of environment broken raised ZeroDivisionError: division by zero"
-    assert "gave a str, not a Message" in await fault(backend, ask("text", environment="broken"))
+    assert "returned a str, not a Message" in await fault(backend, ask("text", environment="broken"))
 
 
 async def test_latency_imitates_a_slow_model(backend):

@@ -28,29 +28,29 @@ from .token_client import TokenClient
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
-#: Seconds that one try may take; a long answer of a busy server takes minutes.
+#: Seconds that one try may take; a busy server needs minutes for a long answer.
 DEFAULT_TIMEOUT = 600.0
 
-#: Rollouts of which the last call's token ids, and the server, are remembered, 450 bytes each.
+#: Rollouts whose endpoint and digest of token ids are remembered, 450 bytes each.
 MAX_CONVERSATIONS = 16384
 
-#: Fields by which vLLM gives token ids and logprobs, and as what they stand in a request.
+#: Fields that ask vLLM for token ids and log probabilities, as they stand in a request.
 _TOKEN_FIELDS = {b'"return_token_ids"': b'"return_token_ids":true,', b'"logprobs"': b'"logprobs":true,'}
 
 _APIS = {"chat": chat_api, "responses": responses_api, "generate": generate_api}
 
-#: One try of a request on a server.
+#: One try of a request at an endpoint.
 _Try = Callable[[Any, bytes], Awaitable[Answer]]
 
 
 class OpenAIBackend(Backend):
-    """Answers from OpenAI-compatible servers; the key is OPENAI_API_KEY's, and stands in no error and no record.
+    """Answers from OpenAI-compatible servers; their key, OPENAI_API_KEY, appears in no error and no record.
 
     Args:
         model: the model's name on the server.
-        options: `base_url` (else OPENAI_BASE_URL, else OpenAI's; several, with commas, are replicas), `api` (`chat`,
-            `responses`, or `generate`: vLLM's own, in token ids), `tokenizer` (of `generate`), `token_ids` (ask for them),
-            `timeout` (seconds for one try), `retries` (further tries).
+        options: `base_url` (else OPENAI_BASE_URL, else OpenAI's; several with commas between are replicas), `api` (`chat`,
+            `responses`, or `generate`: vLLM's own, in token ids), `tokenizer` (of `generate`), `token_ids` (whether to ask for
+            them), `timeout` (seconds for one try), `retries` (further tries).
 
     Raises:
         UsageError: an option makes no sense, or OpenAI's own server is meant and there is no key.
@@ -58,16 +58,16 @@ class OpenAIBackend(Backend):
 
     name = "openai"
 
-    #: The forms that it can speak.
+    #: The APIs that it can use.
     apis: ClassVar[tuple[str, ...]] = ("chat", "responses", "generate")
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         super().__init__(model, options)
         if not model:
-            raise UsageError(f"model {self.name}: say which model, as in {self.name}:NAME")
+            raise UsageError(f"model {self.name}: the model's name is missing; write --model {self.name}:NAME")
         api = options.get("api") or "chat"
         if api not in self.apis:
-            raise UsageError(f"model {self.name}: api is {api!r}; it is {' or '.join(self.apis)}")
+            raise UsageError(f"model {self.name}: api is {api!r}; choose {' or '.join(self.apis)}")
         self._api = _APIS[api]
         self._timeout = number(self.name, options, "timeout", DEFAULT_TIMEOUT, smallest=0.001)
         self._retries = int(number(self.name, options, "retries", RETRIES, smallest=0))
@@ -75,36 +75,36 @@ class OpenAIBackend(Backend):
         if self._token_ids and api != "chat":
             raise UsageError(f"model {self.name}: token_ids needs api chat; the Responses API has no field for them")
         if options.get("tokenizer") and api != "generate":
-            raise UsageError(f"model {self.name}: tokenizer is of api generate; with api {api} the server has it")
+            raise UsageError(f"model {self.name}: tokenizer needs api generate; with api {api} the server tokenizes")
         self._exact = TokenClient(model, options.get("tokenizer") or model) if api == "generate" else None
         self._head = b'{"model":' + msgspec.json.encode(model) + b","
         self._endpoints = self._connect()
         names = [str(endpoint.url) for endpoint in self._endpoints]
         if len(set(names)) < len(names):
-            raise UsageError(f"model {self.name}: base_url names a server twice")
-        self._replicas = EndpointPool(names, MAX_CONVERSATIONS)
+            raise UsageError(f"model {self.name}: base_url names a server twice; name each once")
+        self._pool = EndpointPool(names, MAX_CONVERSATIONS)
         self._prefixes = Prefixes(MAX_CONVERSATIONS)
         self._sizes = SizeEstimate()
 
     def _connect(self) -> Sequence[Endpoint]:
-        """The servers, not yet started."""
+        """Return the endpoints, not yet started."""
         key = secret(self.name, "OPENAI_API_KEY")
         bases = self.options.get("base_url") or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        found = [HttpEndpoint(base.strip(), self._api, self.model, key, self._timeout) for base in bases.split(",")]
-        if not key and any(endpoint.url.host == "api.openai.com" for endpoint in found):
+        endpoints = [HttpEndpoint(base.strip(), self._api, self.model, key, self._timeout) for base in bases.split(",")]
+        if not key and any(endpoint.url.host == "api.openai.com" for endpoint in endpoints):
             raise UsageError("model openai: OPENAI_API_KEY is not set; set it, or name another server with base_url")
-        return found
+        return endpoints
 
     def limited(self) -> list[Limited]:
-        """Each server has limits of its own."""
+        """Return the endpoints: each has limits of its own."""
         return list(self._endpoints)
 
     async def probe(self) -> str:
-        """Ask each server; see `Endpoint.probe`."""
+        """Return the defects of all endpoints; see `Endpoint.probe`."""
         return "; ".join(filter(None, [await endpoint.probe() for endpoint in self._endpoints]))
 
     async def start(self) -> None:
-        """Make the sessions; connections are opened as calls need them."""
+        """Start the endpoints; connections are opened as calls need them."""
         if self._exact is not None:
             self._exact.start()
         for endpoint in self._endpoints:
@@ -116,7 +116,7 @@ class OpenAIBackend(Backend):
             await endpoint.stop()
 
     async def generate(self, request: Request) -> Generated:
-        """Ask a server, and again, or another one, while failures may pass.
+        """Ask an endpoint, and again, or another one, while failures may pass.
 
         Raises:
             CallError: `model`, `model_unavailable`, `context_overflow` or `timeout`.
@@ -136,7 +136,7 @@ class OpenAIBackend(Backend):
         return Generated(answer.message, answer.finish, answer.usage, tokens, answer.model)
 
     async def _generate(self, request: Request, exact: TokenClient) -> Generated:
-        """Ask in token ids, then what message the answer's are."""
+        """Ask in token ids, then have the server read the message from those of the answer."""
         prompt, body = await exact.prompt(request)
         answer = await self._answer(request, body, _ask)
         question = exact.question(request, prompt, answer)
@@ -145,19 +145,19 @@ class OpenAIBackend(Backend):
 
     async def _answer(self, request: Request, body: bytes, attempt: _Try) -> Answer:
         """Return an endpoint's answer, after as many tries as the retry schedule allows."""
-        replicas = self._replicas
+        pool = self._pool
         pace = RequestPacing(self._sizes, request, body)
         retries = RetrySchedule(self._retries, time.monotonic())
         tried: set[int] = set()
         while True:
             began = time.monotonic()
-            index = replicas.choose(request.rollout, began, tried)
+            index = pool.choose(request.rollout, began, tried)
             endpoint = self._endpoints[index]
-            replicas.began(index)
+            pool.began(index)
             try:
                 await pace.enter(endpoint.limiter, endpoint.host)
                 answer = await attempt(endpoint, body)
-                replicas.answered(index)
+                pool.answered(index)
                 pace.answered(answer.usage)
                 return answer
             except Transient as failure:
@@ -167,18 +167,18 @@ class OpenAIBackend(Backend):
                 if failure.limited:
                     request.waited += wait
                 else:
-                    replicas.failed(index, began, now)
+                    pool.failed(index, began, now)
                     tried.add(index)
-                    if any(i not in tried and replicas.usable(i, now) for i in range(len(self._endpoints))):
-                        wait = 0.0  # another server has done nothing wrong
+                    if any(i not in tried and pool.usable(i, now) for i in range(len(self._endpoints))):
+                        wait = 0.0  # another endpoint has not failed
                     elif len(tried) == len(self._endpoints):
                         tried.clear()
             finally:
-                replicas.ended(index)
+                pool.ended(index)
             await asyncio.sleep(wait)
 
     def _head_for(self, request: Request) -> bytes:
-        """How the request's body begins; what the row itself says of token ids counts."""
+        """Return the beginning of the request's body; the row's own fields about token ids prevail."""
         if not self._token_ids:
             return self._head
         return self._head + b"".join(text for field, text in _TOKEN_FIELDS.items() if field not in request.body)
@@ -189,16 +189,16 @@ def _ask(endpoint: Endpoint, body: bytes) -> Awaitable[Answer]:
 
 
 def secret(backend: str, variable: str) -> str:
-    """A key from the environment; empty: there is none.
+    """Return a key from the environment; empty: it is not set.
 
     Args:
         backend: the backend's name, for errors.
-        variable: where it stands.
+        variable: the key's variable.
 
     Raises:
-        UsageError: what stands there is no key.
+        UsageError: its value has characters that no key has.
     """
     key = (os.environ.get(variable) or "").strip()
     if not key.isprintable() or not key.isascii():
-        raise UsageError(f"model {backend}: {variable} holds characters that no key has")
+        raise UsageError(f"model {backend}: {variable} holds characters that no key has; copy the key again")
     return key

@@ -1,7 +1,6 @@
-"""One address of a server that speaks OpenAI's forms: a request goes there once, and its failures get their kinds.
+"""An endpoint, one address of a server with OpenAI's APIs: sends a request there once, and tells failures apart.
 
-A call costs its process about 0.3 ms of CPU, most of it aiohttp's; so whatever a call does not need made anew is made
-once: the URL, the headers, the time-out.
+A call costs about 0.3 ms of CPU, most of it aiohttp's, so the URL, the headers and the time-out are made once, not per call.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import io
 import re
 import time
 import urllib.request
+from collections.abc import AsyncIterator
 from types import ModuleType
 
 import aiohttp
@@ -24,26 +24,26 @@ from . import chat_api, generate_api
 from .answer import Answer, InterruptedAnswer, MalformedAnswer, error_text
 from .retry import Transient, passes, retry_after
 
-#: Seconds in which a connection must stand; a host that does not answer to SYN is down.
+#: Seconds until a connection is established at most; a host that does not answer to SYN is down.
 CONNECT_TIMEOUT = 10.0
 
 #: Seconds that a probe may take: a person waits for it.
 PROBE_TIMEOUT = 3.0
 
-#: Seconds that an idle connection is kept: less than the 5 s after which uvicorn (vLLM, SGLang) closes it under our request.
+#: Seconds that an idle connection is kept: less than the 5 s after which uvicorn (vLLM, SGLang) closes it, under a request.
 KEEP_ALIVE = 4.0
 
-#: Bytes of an answer's body that we read: far above any answer (token ids of 128k tokens with logprobs are 10 MB).
+#: Bytes of an answer's body at most: far above any answer (token ids of 128k tokens with logprobs are 10 MB).
 LARGEST_BODY = 64 * 1024 * 1024
 
-#: Bytes of an error's body that we read: a fault repeats 300 characters of it.
+#: Bytes of an error's body that are read: a fault repeats 300 characters of it.
 LARGEST_ERROR = 64 * 1024
 
-#: Bytes from which a body is written piece by piece; in one piece it would hold the loop.
+#: Bytes from which a request's body is written piece by piece; in one piece it would hold the loop.
 LARGE_REQUEST = 1024 * 1024
 
-#: How servers say that prompt (and answer) do not fit, so that the conversation ends truncated: OpenAI, vLLM, SGLang, TGI,
-#: llama.cpp, Anthropic, Google, xAI, Groq, Mistral, Bedrock.
+#: Words for a prompt (and answer) that do not fit, upon which the conversation ends truncated: OpenAI's, vLLM's, SGLang's,
+#: TGI's, llama.cpp's, Anthropic's, Google's, xAI's, Groq's, Mistral's, Bedrock's.
 _OVERFLOW = re.compile(
     r"context[ _]length|context[ _]window|context[ _]size|maximum model length|max_model_len|prompt is too long|"
     r"input is too long|too many (?:input )?tokens|maximum prompt length|reduce the length of|token limit exceeded|"
@@ -51,21 +51,21 @@ _OVERFLOW = re.compile(
     re.I,
 )
 
-#: How servers say with 429 that there is no money left: no wait helps.
+#: Words of a 429 for an account without money: no wait helps.
 _NO_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing_hard_limit|credit balance is too low", re.I)
 
-#: Statuses that servers give to a prompt that does not fit.
+#: Statuses of answers to a prompt that does not fit.
 _OVERFLOW_STATUSES = frozenset({400, 413, 422})
 
 
 class Endpoint(Limited):
-    """An address; what does the asking is a subclass's.
+    """Base of endpoints: subclasses bring the HTTP client.
 
     Args:
-        url: where requests go.
-        api: the form of requests and answers: `chat_api` or `responses_api`.
+        url: the address of requests.
+        api: the module that encodes requests and reads answers, such as `chat_api`.
         model: the model's name there.
-        secret: the key; it stands in no error.
+        secret: the key; it appears in no error.
         timeout: seconds that one try may take.
     """
 
@@ -78,11 +78,11 @@ class Endpoint(Limited):
         self._secret = secret
 
     def account(self) -> str:
-        """Servers limit a model of a key."""
+        """Return the key of its rate limits: servers count by model and API key."""
         return digest(str(self.url.origin()), self.url.raw_path, self._model, self._secret)
 
     async def start(self) -> None:
-        """Make what holds the connections; they are opened as requests need them."""
+        """Make the HTTP client; connections are opened as requests need them."""
         raise NotImplementedError
 
     async def stop(self) -> None:
@@ -90,7 +90,7 @@ class Endpoint(Limited):
         raise NotImplementedError
 
     async def probe(self) -> str:
-        """What is wrong with it, in one line; "" if nothing is known to be."""
+        """Return what keeps it from answering now, in one line; "": no defect is known."""
         return ""
 
     async def ask(self, body: bytes) -> Answer:
@@ -98,7 +98,7 @@ class Endpoint(Limited):
 
         Raises:
             Transient: it failed in a way that may pass.
-            CallError: in another way.
+            CallError: it failed in a way that stays.
         """
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class Endpoint(Limited):
 
         Args:
             content: the body.
-            api: its form, if it is another one.
+            api: the module that reads it; None: the endpoint's own.
         """
         try:
             answer: Answer = (api or self._api).read_answer(content)
@@ -120,12 +120,12 @@ class Endpoint(Limited):
             raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
 
     def refused(self, status: int, text: str, after: float | None) -> Exception:
-        """What to raise for a status other than 200.
+        """Return the exception for a status other than 200.
 
         Args:
-            status: of HTTP.
-            text: the server's own words.
-            after: the seconds of its Retry-After.
+            status: HTTP's.
+            text: the server's words.
+            after: the seconds of its Retry-After, or None.
         """
         if status in _OVERFLOW_STATUSES and _OVERFLOW.search(text):
             return CallError("context_overflow", self.line(f"{self.host}: {text}"))
@@ -135,28 +135,32 @@ class Endpoint(Limited):
         return Transient(line, after, limited=status == 429)
 
     def line(self, text: str) -> str:
-        """Text for an error: one line, not too long, without the key."""
+        """Return the text of an error: one line, not too long, without the key."""
         return one_line(text.replace(self._secret, "***") if self._secret else text)
 
     def unreached(self) -> Transient:
-        """The failure of a host that does not answer at all."""
+        """Return the failure of a host that takes no connection."""
         return Transient(f"cannot reach {self.host}: no connection within {CONNECT_TIMEOUT:g} s")
 
+    def too_large(self) -> CallError:
+        """Return the failure of an answer that is larger than any."""
+        return CallError("model", f"{self.host} sent more than {LARGEST_BODY >> 20} MiB")
+
     def late(self) -> Transient:
-        """The failure of an answer that is not there in time."""
+        """Return the failure of an answer that is not there in time."""
         return Transient(f"no answer from {self.host} within {self.timeout:g} s", kind="timeout")
 
 
 class HttpEndpoint(Endpoint):
-    """An address that is asked by aiohttp.
+    """An endpoint with an aiohttp client.
 
     Args:
         base: the server's address with its `/v1`.
-        api, model, secret, timeout: as of `Endpoint`.
+        api, model, secret, timeout: see `Endpoint`.
     """
 
     def __init__(self, base: str, api: ModuleType, model: str, secret: str, timeout: float) -> None:
-        # What is vLLM's own stands beside its `/v1`.
+        # vLLM's own routes stand beside its `/v1`.
         root = base.rstrip("/").removesuffix("/v1")
         super().__init__(join("openai", root if api is generate_api else base, api.PATH), api, model, secret, timeout)
         self._models = join("openai", base, "/models")
@@ -164,19 +168,19 @@ class HttpEndpoint(Endpoint):
         self._session: aiohttp.ClientSession | None = None
 
     async def probe(self) -> str:
-        """Ask for the list of models: whether anybody answers, and takes the key."""
+        """Ask for the list of models, to see whether the server answers and takes the key; see `Endpoint`."""
         await self.start()
         assert self._session is not None
         try:
             async with self._session.get(self._models, timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT)) as answer:
                 return f"{self.host} refuses the key (HTTP {answer.status})" if answer.status in (401, 403) else ""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return f"{self.host} does not answer ({error or type(error).__name__}); calls are tried again for about a minute"
+            return f"{self.host} does not answer ({error or type(error).__name__}); calls are retried for about a minute"
         finally:
             await self.stop()
 
     async def start(self) -> None:
-        """Make the session."""
+        """Make the session, once for all calls."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if self._secret:
             headers["Authorization"] = f"Bearer {self._secret}"
@@ -199,15 +203,15 @@ class HttpEndpoint(Endpoint):
         return self.read_answer(await self.post(self.url, body))
 
     async def read_message(self, body: bytes) -> Answer:
-        """Ask once what message some token ids are; raises as `ask` does."""
+        """Have the server read a message from token ids, once; raises as `ask` does."""
         return self.read_answer(await self.post(self._derender, body), chat_api)
 
     async def post(self, url: URL, body: bytes) -> bytes:
-        """Send a request once, and read the answer's body; raises as `ask` does.
+        """Send a request once, and return the answer's body; raises as `ask` does.
 
         Args:
-            url: where to, on this server.
-            body: what.
+            url: its address on this server.
+            body: its body.
         """
         session = self._session
         assert session is not None, "ask before start"
@@ -215,7 +219,9 @@ class HttpEndpoint(Endpoint):
         try:
             async with session.post(url, data=data, allow_redirects=False) as response:
                 if response.status != 200:
-                    text = error_text(await self._read_error(response))
+                    text = error_text(await read_up_to(LARGEST_ERROR, response.content.iter_any()))
+                    if not response.content.at_eof():
+                        response.close()
                     raise self.refused(response.status, text, retry_after(response.headers, time.time()))
                 content = await self._read(response)
                 kind = response.headers.get("Content-Type", "application/json")
@@ -229,48 +235,47 @@ class HttpEndpoint(Endpoint):
             raise Transient(self.line(f"{self.host} answered with {kind}, not JSON"))
         return content
 
-    async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
-        """Read the beginning of a body."""
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in response.content.iter_any():
-            pieces.append(piece)
-            size += len(piece)
-            if size >= LARGEST_ERROR:
-                response.close()
-                break
-        return b"".join(pieces)
-
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Read a body, but not without end."""
+        """Read an answer's body, up to LARGEST_BODY."""
         length = response.content_length
         if length is not None and length <= LARGEST_BODY and "Content-Encoding" not in response.headers:
             return await response.read()
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in response.content.iter_any():
-            pieces.append(piece)
-            size += len(piece)
-            if size > LARGEST_BODY:
-                response.close()
-                raise CallError("model", f"{self.host} sent more than {LARGEST_BODY >> 20} MiB")
-        return b"".join(pieces)
+        content = await read_up_to(LARGEST_BODY, response.content.iter_any())
+        if len(content) > LARGEST_BODY:
+            response.close()
+            raise self.too_large()
+        return content
+
+
+async def read_up_to(limit: int, pieces: AsyncIterator[bytes]) -> bytes:
+    """Return a body; of one that is longer than a limit, its beginning, which is longer than the limit too.
+
+    Args:
+        limit: bytes.
+        pieces: the body.
+    """
+    body = bytearray()
+    async for piece in pieces:
+        body += piece
+        if len(body) > limit:
+            break
+    return bytes(body)
 
 
 def join(backend: str, base: str, path: str) -> URL:
-    """An address below a base URL, checked.
+    """Return an address below a base URL.
 
     Args:
         backend: the backend's name, for errors.
-        base: the base URL, `http://host:8000/v1`.
-        path: what follows.
+        base: the base URL, such as `http://host:8000/v1`.
+        path: the path below it.
 
     Raises:
         UsageError: the base is no plain URL.
     """
     try:
         url = URL(base.rstrip("/"))
-        (url.raw_host or "").encode("idna")  # what the resolver does; a name that it cannot encode is no name
+        (url.raw_host or "").encode("idna")  # as the resolver does; a name that it cannot encode is no name
     except ValueError:
         url = URL()
     if url.scheme not in ("http", "https") or not url.host:
@@ -284,7 +289,7 @@ def join(backend: str, base: str, path: str) -> URL:
 
 
 def _proxy(url: URL) -> str | None:
-    """The environment's proxy for a URL; looked up once, as a look-up costs more than a call."""
+    """Return the environment's proxy for a URL; a look-up costs more than a call."""
     if urllib.request.proxy_bypass(url.host or ""):
         return None
     return urllib.request.getproxies().get(url.scheme)

@@ -1,5 +1,5 @@
-"""The form of vLLM's `/inference/v1/generate`: token ids in, token ids out; `/v1/chat/completions/derender` reads a message
-from them with the server's own parsers. A server has both with `--enable-scale-out`.
+"""vLLM's `/inference/v1/generate`: token ids in, token ids out; `/v1/chat/completions/derender` reads a message from them
+with the server's own parsers. A server has both with `--enable-scale-out`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .answer import (
 
 PATH = "/inference/v1/generate"
 
-#: Where a message is read from token ids, on the same server.
+#: The path that reads a message from token ids, on the same server.
 DERENDER = "/v1/chat/completions/derender"
 
 #: Fields of chat completions that are vLLM's sampling parameters under the same names.
@@ -40,7 +40,7 @@ _SAMPLING = frozenset(
     }
 )
 
-#: Fields that say how the prompt is rendered or the answer read, or mean something to other servers only.
+#: Fields about rendering the prompt and reading the answer, and those of other servers.
 _ELSEWHERE = frozenset(
     {
         *("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort", "include_reasoning"),
@@ -78,7 +78,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def request_body(model: str, ids: list[int], request: Request) -> bytes:
-    """Encode a request.
+    """Return a request's body.
 
     Args:
         model: the model's name on the server.
@@ -86,10 +86,10 @@ def request_body(model: str, ids: list[int], request: Request) -> bytes:
         request: the other fields, in the chat form.
 
     Raises:
-        CallError: `model`: it holds what token ids cannot carry, or a field that has no place here.
+        CallError: `model`: it holds a part that token ids cannot carry, or a field that this API lacks.
     """
     if any(isinstance(m.content, list) and any(p.get("type") != "text" for p in m.content) for m in request.messages):
-        raise CallError("model", "api generate sends text only; for images and the like use api chat")
+        raise CallError("model", "api generate sends text only; use api chat for images and the like")
     fields = msgspec.json.decode(request.body)
     params: dict[str, Any] = {"logprobs": 0}
     top: dict[str, Any] = {}
@@ -103,14 +103,12 @@ def request_body(model: str, ids: list[int], request: Request) -> bytes:
         elif name in _REQUEST:
             top[name] = value
         elif name not in _ELSEWHERE:
-            raise CallError(
-                "model", f"sampling field {name[:60]!r} has no place in a request of token ids; remove it, or use api chat"
-            )
+            raise CallError("model", f"api generate has no sampling field {name[:60]!r}; remove it, or use api chat")
     return _encoder.encode({"model": model, "token_ids": ids, "sampling_params": params, **top})
 
 
 def read_answer(data: bytes) -> Answer:
-    """Read a server's answer; its message is still to be read from its ids.
+    """Read a server's answer, whose message is still to be read from its ids.
 
     Raises:
         msgspec.DecodeError: it is no JSON, or (`msgspec.ValidationError`) of other types.
@@ -141,14 +139,14 @@ def read_answer(data: bytes) -> Answer:
 
 
 def derender_body(model: str, prompt: list[int], output: list[int], finish: str, request: Request) -> bytes:
-    """Encode the question what message some sampled ids are.
+    """Return the body of the request that reads a message from sampled ids.
 
     Args:
         model: the model's name on the server.
         prompt: the prompt's ids.
         output: the sampled ids, without the token that ended them; at least one.
-        finish: how the answer ended.
-        request: what was asked, in the chat form.
+        finish: the answer's finish reason.
+        request: the request that was answered, in the chat form.
     """
     fields = {name: value for name, value in msgspec.json.decode(request.body).items() if name in _ELSEWHERE}
     fields = {name: value for name, value in fields.items() if "token" not in name and "logprobs" not in name}
@@ -159,19 +157,17 @@ def derender_body(model: str, prompt: list[int], output: list[int], finish: str,
 
 
 def cut(message: bytes, stopped: str) -> bytes:
-    """A message without the text that ended it, which its ids hold.
+    """Return a message without the stop string that ended it, which its ids hold.
 
     Args:
-        message: encoded.
-        stopped: the text; empty: nothing ended it.
+        message: the encoded message.
+        stopped: the stop string; empty: no string ended it.
     """
-    if not stopped:
+    decoded = decode_message(message)
+    if not stopped or not isinstance(decoded.content, str) or stopped not in decoded.content:
         return message
-    made = decode_message(message)
-    if isinstance(made.content, str) and stopped in made.content:
-        made.content = made.content[: made.content.rindex(stopped)]
-        return encode_message(made)
-    return message
+    decoded.content = decoded.content[: decoded.content.rindex(stopped)]
+    return encode_message(decoded)
 
 
 def _structured(form: dict[str, Any]) -> dict[str, Any]:
@@ -181,14 +177,14 @@ def _structured(form: dict[str, Any]) -> dict[str, Any]:
         return {"structured_outputs": {"json_object": True}}
     if form.get("type") == "text":
         return {}
-    raise CallError("model", f"response_format of type {str(form.get('type'))[:60]!r} has no place in a request of token ids")
+    raise CallError("model", f"api generate has no response_format of type {str(form.get('type'))[:60]!r}; use api chat")
 
 
 def _versions(spans: list[_VersionSpan]) -> list[tuple[int, int]]:
-    """Runs of policy versions; none where the server's names for them are no numbers."""
+    """Return runs of policy versions; none where the server's names for them are no numbers, or its runs have gaps."""
     try:
-        found = [(span.start, int(span.version)) for span in spans]
+        runs = [(span.start, int(span.version)) for span in spans]
     except ValueError:
         return []
-    ordered = all(one[0] < other[0] for one, other in pairwise(found))
-    return found if found and found[0][0] == 0 and ordered and min(version for _, version in found) >= 0 else []
+    ordered = all(start < following for (start, _), (following, _) in pairwise(runs))
+    return runs if runs and runs[0][0] == 0 and ordered and min(version for _, version in runs) >= 0 else []

@@ -1,4 +1,4 @@
-"""How the requests of one call keep to the endpoint's shared limits: what they will cost, and what they did."""
+"""Pacing of a call's requests by the endpoint's shared rate limits: estimated costs before, true costs after."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from gymq.wire.calls import Usage
 
 from .retry import Transient
 
-#: Tokens of an answer before the first one is known, where the request names no limit; an answer of a chat model.
+#: Tokens of the first answer, where the request names no limit: those of a chat model's usual answer.
 FIRST_GUESS = 500
 
-#: Bytes of a request that make a token: English text has about four; what is wrong is corrected by the answer's usage.
+#: Bytes of a request per token: English text has about four; the answer's usage corrects the estimate.
 BYTES_PER_TOKEN = 4
 
-#: The share of the newest answer in the mean of their tokens.
+#: Weight of the newest answer in the mean of the answers' tokens.
 NEWEST = 0.05
 
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens":\s*(\d{1,9})\b')
 
 
 class SizeEstimate:
-    """How long a model's answers are."""
+    """The mean length of a model's answers, in tokens."""
 
     def __init__(self) -> None:
         self.mean: float | None = None
 
     def add(self, tokens: int) -> None:
-        """Note an answer's tokens."""
+        """Take an answer's tokens into the mean."""
         self.mean = tokens if self.mean is None else self.mean + NEWEST * (tokens - self.mean)
 
     def expect(self, fields: bytes) -> float:
-        """The tokens that an answer will probably have: the mean, before there is one what the request allows."""
+        """Return the tokens of the next answer: the mean; before the first answer, the request's limit."""
         if self.mean is not None:
             return self.mean
         stated = _MAX_TOKENS.search(fields)
@@ -44,9 +44,9 @@ class RequestPacing:
     """The requests of one call, one after another.
 
     Args:
-        sizes: how long its answers are.
-        request: the call; its `waited` is added to.
-        body: what is sent.
+        sizes: the mean length of the model's answers.
+        request: the call; the time spent waiting is added to its `waited`.
+        body: the body of its requests.
     """
 
     def __init__(self, sizes: SizeEstimate, request: Request, body: bytes) -> None:
@@ -62,7 +62,7 @@ class RequestPacing:
 
         Args:
             limiter: the endpoint's limits; None: it has none.
-            host: who limits it, for the fault.
+            host: the endpoint's host, for the fault.
 
         Raises:
             CallError: `timeout`.
@@ -70,7 +70,7 @@ class RequestPacing:
         self._limiter = limiter
         if limiter is None:
             return
-        # Of all tries together, for the sum must end before the call is overdue.
+        # Of all tries together: their sum must end before the call is overdue.
         patience = max(0.001, PERMIT_WAIT - self._gated)
         tokens = self._size / BYTES_PER_TOKEN + self._sizes.expect(self._request.body)
         try:
@@ -82,17 +82,17 @@ class RequestPacing:
         self._request.waited += self._permit.waited
 
     def failed(self, failure: Transient) -> float:
-        """Say that the request failed; returns the seconds that the call has waited for permits."""
+        """Report that the request failed, and return the seconds that the call has waited for permits."""
         if self._limiter is None:
             return self._gated
         if failure.limited:
             self._limiter.refused(self._permit, failure.retry_after)
-        if failure.kind != "timeout":  # then the server may still be at it
+        if failure.kind != "timeout":  # after a time-out the server may still be sampling
             self._limiter.correct(self._permit, tokens=0.0)
         return self._gated
 
     def answered(self, usage: Usage) -> None:
-        """Say that the request was answered; a server that counts no tokens leaves the guess as it is."""
+        """Report that the request was answered; without a count of tokens the estimate stands."""
         if self._limiter is None:
             return
         total = usage.input_tokens + usage.output_tokens

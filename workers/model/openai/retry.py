@@ -1,8 +1,8 @@
-"""What is worth another try, and when: a policy without a clock, a connection or a random number of its own.
+"""Retries of one request to a model server: which failures are worth one, when it is due, and when to give up.
 
-A failure that may pass (`Transient`) is tried again, after a wait that doubles each time and is spread at random over its
-whole length, so that hundreds of calls that failed together do not come back together. A server that names a time is not
-asked sooner. Both the number of tries and the time from the first try to the last are bounded; then the call ends with a fault.
+A failure that may pass (`Transient`) is retried after an exponential back-off, spread at random over its whole length, so that
+hundreds of calls that failed together do not come back together, and no sooner than the server's Retry-After. The number of
+tries and the time from the first to the last are bounded; then the call ends with a fault, for which the rollout has a budget.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from gymq.api.backend import MAX_RETRY_AFTER
+from gymq.backoff import backoff
 from gymq.errors import CallError, FaultKind
 
-#: Further tries after the first. With the waits below they span about a minute: a load balancer's hiccup, not an outage,
-#: for which the rollout's own budget is there.
+#: Tries after the first. With the waits below they span about a minute, enough for a load balancer's hiccup; an outage is for
+#: the rollout's own budget.
 RETRIES = 8
 
-#: Seconds after the first try in which a further one may begin: two time-outs of the default 600 s, and the waits between.
+#: Seconds after the first try in which another may begin: two time-outs of the default 600 s, and the waits between.
 RETRY_WINDOW = 1500.0
 
-#: Seconds that the first wait may last; a connection closed by the server while idle is tried again at once, on average.
+#: Seconds that the first wait lasts at most: a connection that the server closed while idle needs hardly any.
 FIRST_WAIT = 0.5
 
-#: Seconds that a wait may last at most; a server that is back is found within this.
+#: Seconds that a wait lasts at most: a server that is back is noticed within this.
 LONGEST_WAIT = 30.0
 
-#: Statuses below 500 that may pass: time-out, conflict, too early, too many requests.
+#: HTTP statuses below 500 that may pass: time-out, conflict, too early, too many requests.
 PASSING = frozenset({408, 409, 425, 429})
 
 
 class Transient(Exception):
-    """One try failed in a way that may pass.
+    """The failure of one try that may pass.
 
     Args:
         message: one line without secrets.
-        retry_after: seconds in which the server does not want to be asked, or None.
-        kind: the fault when the budget is spent.
-        limited: the server refused it because there were too many requests.
+        retry_after: seconds in which the server wants no request, or None.
+        kind: the kind of the fault once no try is left.
+        limited: whether the server refused it because there are too many requests.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class RetrySchedule:
     """The tries of one call.
 
     Args:
-        retries: further tries after the first.
-        start: when the first try began, in seconds of any clock.
+        retries: tries after the first.
+        start: when the first try began, seconds of any clock.
     """
 
     __slots__ = ("_deadline", "_retries", "tries")
@@ -72,17 +73,17 @@ class RetrySchedule:
         self.tries = 1
 
     def wait(self, failure: Transient, now: float, chance: float) -> float:
-        """How many seconds to wait before the next try.
+        """Return the seconds to wait before the next try.
 
         Args:
-            failure: what became of the last one.
-            now: the time, on the clock of `start`.
+            failure: the last try's.
+            now: seconds on the clock of `start`.
             chance: a random number from 0 to 1.
 
         Raises:
-            CallError: the budget is spent; the fault is the failure's.
+            CallError: no try is left; its fault has the failure's kind.
         """
-        wait = chance * min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (self.tries - 1))
+        wait = chance * backoff(self.tries, FIRST_WAIT, LONGEST_WAIT)
         if failure.retry_after is not None:
             wait += min(MAX_RETRY_AFTER, failure.retry_after)
         if self.tries > self._retries or now + wait > self._deadline:
@@ -93,12 +94,12 @@ class RetrySchedule:
 
 
 def passes(status: int) -> bool:
-    """Whether a request that got this HTTP status is worth another try."""
+    """Return whether a request that got this HTTP status is worth another try."""
     return status >= 500 or status in PASSING
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds in which a server does not want to be asked, from its Retry-After; None where it says nothing sensible.
+    """Return the seconds of a Retry-After; None without a sensible one.
 
     Args:
         headers: the answer's headers.

@@ -1,7 +1,7 @@
 """The backends `sdk` and `azure`: hosted providers, asked through the library `openai`.
 
-Its client knows Azure's addresses, versions and keys, and reads answers that are streamed. Everything else is that of the
-backend `openai`: the forms, the tries, the limits, the faults. It costs about ten times its CPU per call.
+Its client knows Azure's addresses, versions and keys, and reads streamed answers. APIs, retries, limits and faults are those of
+the backend `openai`. A call costs about ten times the CPU.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from ..options import flag, number
 from . import responses_api
 from .answer import Answer, InterruptedAnswer, MalformedAnswer, error_text, server_error
 from .backend import DEFAULT_BASE_URL, OpenAIBackend, secret
-from .endpoint import CONNECT_TIMEOUT, LARGEST_BODY, Endpoint, join
+from .endpoint import CONNECT_TIMEOUT, LARGEST_BODY, Endpoint, join, read_up_to
 from .retry import Transient, retry_after
 from .sse import ChatStream, ResponsesStream
 
-#: Seconds between two pieces of a streamed answer; models that think say so, or send something now and then.
+#: Seconds between two pieces of a streamed answer; servers send something now and then while a model thinks.
 CHUNK_TIMEOUT = 60.0
 
 _encoder = msgspec.json.Encoder()
 
-#: The library's HTTP client (httpx by another name since 3.0), whose failures come through while a body is read.
+#: The library's HTTP client (httpx, renamed in 3.0), whose exceptions come through while a body is read.
 _http: ModuleType = sys.modules[openai.DefaultAsyncHttpxClient.__bases__[0].__module__]
 
 
 class SdkEndpoint(Endpoint):
-    """An address that is asked by a client of the library.
+    """An endpoint with a client of the library.
 
     Args:
-        url, api, model, secret, timeout: as of `Endpoint`.
-        arguments: of the client; with an `api_version` it is Azure's.
+        url, api, model, secret, timeout: see `Endpoint`.
+        arguments: the client's arguments; an `api_version` makes it Azure's.
         stream: whether answers are streamed.
         chunk_timeout: seconds that a streamed answer may pause.
     """
@@ -106,30 +106,26 @@ class SdkEndpoint(Endpoint):
             after = retry_after(error.response.headers, time.time())
             raise self.refused(error.status_code, error_text(error.response.content), after) from None
         except openai.APIError as error:  # inside of a stream
-            told = server_error(error.body) if error.body else InterruptedAnswer(str(error))
-            raise self.refused(told.status, str(told), None) from None
+            interrupted = server_error(error.body) if error.body else InterruptedAnswer(str(error))
+            raise self.refused(interrupted.status, str(interrupted), None) from None
         except _http.TransportError as error:
             raise self._unreachable(error) from None
         except (MalformedAnswer, openai.OpenAIError) as error:
             raise CallError("model", self.line(f"nonsense from {self.host}: {error}")) from None
-        except ValueError as error:  # of the library's decoder
+        except ValueError as error:  # from the library's decoder
             raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
         return self.read_answer(content)
 
     async def _read(self, create: Any, named: dict[str, Any]) -> bytes:
-        """The body of an answer in one piece, but not without end."""
-        pieces: list[bytes] = []
-        size = 0
+        """Return the body of an answer in one piece, up to LARGEST_BODY."""
         async with create.with_streaming_response.create(**named) as response:
-            async for piece in response.iter_bytes():
-                pieces.append(piece)
-                size += len(piece)
-                if size > LARGEST_BODY:
-                    raise CallError("model", f"{self.host} sent more than {LARGEST_BODY >> 20} MiB")
-        return b"".join(pieces)
+            content = await read_up_to(LARGEST_BODY, response.iter_bytes())
+        if len(content) > LARGEST_BODY:
+            raise self.too_large()
+        return content
 
     async def _streamed(self, create: Any, named: dict[str, Any]) -> bytes:
-        """The body that a streamed answer would have had in one piece."""
+        """Return the body that a streamed answer would have had in one piece."""
         pieces = ResponsesStream() if self._api is responses_api else ChatStream(LARGEST_BODY)
         stream = await create.create(stream=True, **named)
         try:
@@ -144,10 +140,10 @@ class SdkEndpoint(Endpoint):
                 except TimeoutError:
                     if not pause.expired():
                         raise
-                    told = f"no further piece of the answer from {self.host} within {self._chunk_timeout:g} s"
-                    raise Transient(told, kind="timeout") from None
+                    pause_text = f"no further piece of the answer from {self.host} within {self._chunk_timeout:g} s"
+                    raise Transient(pause_text, kind="timeout") from None
                 limit = self._chunk_timeout
-                # The library makes an object of whatever comes, a warning of what does not fit, and of a list nothing.
+                # The library makes an object of any JSON but a list, and warns of fields that do not fit.
                 pieces.add(part.to_dict(mode="json", warnings=False) if isinstance(part, openai.BaseModel) else part)
         finally:
             await stream.close()
@@ -166,7 +162,7 @@ class SdkBackend(OpenAIBackend):
 
     Args:
         model: the model's name there.
-        options: those of `openai`; `stream` (whether answers are streamed), `chunk_timeout` (seconds between two pieces).
+        options: those of `openai`, `stream` (whether answers are streamed), `chunk_timeout` (seconds between two pieces).
 
     Raises:
         UsageError: an option makes no sense, or there is no key.
@@ -175,25 +171,25 @@ class SdkBackend(OpenAIBackend):
     name = "sdk"
     apis = ("chat", "responses")
 
-    #: Where the key stands, where the address does, and which it is else.
+    #: The variables of the key and of the address, and the address without one.
     key: ClassVar[str] = "OPENAI_API_KEY"
     address: ClassVar[str] = "OPENAI_BASE_URL"
     default: ClassVar[str] = DEFAULT_BASE_URL
 
     def _connect(self) -> Sequence[Endpoint]:
-        given = self.options
-        bases = given.get("base_url") or os.environ.get(self.address) or self.default
+        options = self.options
+        bases = options.get("base_url") or os.environ.get(self.address) or self.default
         if not bases:
-            raise UsageError(f"model {self.name}: say where it is with base_url or {self.address}")
-        stream = flag(self.name, given, "stream")
-        chunk_timeout = number(self.name, given, "chunk_timeout", CHUNK_TIMEOUT, smallest=0.001)
-        if given.get("chunk_timeout") is not None and not stream:
-            raise UsageError(f"model {self.name}: chunk_timeout is of streamed answers; set stream=true too")
-        found: list[Endpoint] = []
+            raise UsageError(f"model {self.name}: the address is missing; set base_url or {self.address}")
+        stream = flag(self.name, options, "stream")
+        chunk_timeout = number(self.name, options, "chunk_timeout", CHUNK_TIMEOUT, smallest=0.001)
+        if options.get("chunk_timeout") is not None and not stream:
+            raise UsageError(f"model {self.name}: chunk_timeout needs streamed answers; set stream=true too")
+        endpoints: list[Endpoint] = []
         for base in (base.strip() for base in bases.split(",")):
             key, arguments = self._client(base)
             url = join(self.name, base, self._path())
-            found.append(
+            endpoints.append(
                 SdkEndpoint(
                     url,
                     self._api,
@@ -205,17 +201,17 @@ class SdkBackend(OpenAIBackend):
                     chunk_timeout=chunk_timeout,
                 )
             )
-        return found
+        return endpoints
 
     def _client(self, base: str) -> tuple[str, dict[str, Any]]:
-        """The key, and the arguments of the library's client."""
+        """Return the key, and the arguments of the library's client."""
         key = secret(self.name, self.key)
         if not key:
-            raise UsageError(f"model {self.name}: {self.key} is not set")
+            raise UsageError(f"model {self.name}: {self.key} is not set; set it to the provider's key")
         return key, {"base_url": base, "api_key": key}
 
     def _path(self) -> str:
-        """What follows the address, to tell servers apart."""
+        """Return the path below the address, which tells endpoints apart."""
         return str(self._api.PATH)
 
 
@@ -238,13 +234,13 @@ class AzureBackend(SdkBackend):
     def _client(self, base: str) -> tuple[str, dict[str, Any]]:
         version = self.options.get("api_version") or os.environ.get("OPENAI_API_VERSION")
         if not version:
-            raise UsageError("model azure: say which api_version, or set OPENAI_API_VERSION")
+            raise UsageError("model azure: the API version is missing; set api_version or OPENAI_API_VERSION")
         key, token = secret(self.name, self.key), secret(self.name, "AZURE_OPENAI_AD_TOKEN")
         if bool(key) == bool(token):
             both = "both are" if key else "neither is"
-            raise UsageError(f"model azure: set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN; {both}")
-        told = {"api_key": key} if key else {"azure_ad_token": token}
-        return key or token, {"azure_endpoint": base, "api_version": str(version), **told}
+            raise UsageError(f"model azure: set either AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN; {both} set")
+        credential = {"api_key": key} if key else {"azure_ad_token": token}
+        return key or token, {"azure_endpoint": base, "api_version": str(version), **credential}
 
     def _path(self) -> str:
         return "/openai/responses" if self._api is responses_api else f"/openai/deployments/{self.model}{self._api.PATH}"

@@ -1,4 +1,4 @@
-"""An answer that comes in pieces (server-sent events), put together to what it would have been in one."""
+"""Streamed answers (server-sent events), joined to the body that they would have had in one piece."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from .answer import MalformedAnswer
 
-#: Texts of a message that come piece by piece.
+#: Fields of a message whose text comes in pieces.
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
@@ -14,7 +14,7 @@ class ChatStream:
     """The chunks of one chat completion.
 
     Args:
-        largest: characters of it that are taken.
+        largest: its characters at most.
     """
 
     def __init__(self, largest: int) -> None:
@@ -28,28 +28,28 @@ class ChatStream:
 
     @property
     def ended(self) -> bool:
-        """Whether the server has said how it ended."""
+        """Whether the finish reason has come."""
         return self._choice.get("finish_reason") is not None
 
     def add(self, chunk: Any) -> None:
-        """Take the next chunk.
+        """Append the next chunk.
 
         Args:
             chunk: a decoded `chat.completion.chunk`.
 
         Raises:
-            MalformedAnswer: it is none, or the answer has no end.
+            MalformedAnswer: it is no chunk, or the answer is too long.
         """
         try:
             self._add(chunk)
         except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise MalformedAnswer(f"a piece of a stream that is none: {error}") from None
+            raise MalformedAnswer(f"a chunk of the stream is malformed: {error}") from None
 
     def _add(self, chunk: dict[str, Any]) -> None:
         for name in ("model", "usage", "prompt_token_ids"):
             if chunk.get(name):
                 self._whole[name] = chunk[name]
-        # Azure sends chunks without a choice, of its filters, and so does everybody for the usage.
+        # Azure sends its filters, and every server the usage, in chunks without a choice.
         for choice in (chunk.get("choices") or ())[:1]:
             if choice.get("finish_reason") is not None:
                 self._choice["finish_reason"] = choice["finish_reason"]
@@ -66,7 +66,7 @@ class ChatStream:
                     call[name].append(self._take((piece.get("function") or {}).get(name) or ""))
 
     def whole(self) -> dict[str, Any]:
-        """The completion as one object."""
+        """Return the completion as one object."""
         message: dict[str, Any] = {name: "".join(pieces) for name, pieces in self._texts.items()}
         message["tool_calls"] = [
             {"id": call["id"], "function": {name: "".join(call[name]) for name in ("name", "arguments")}}
@@ -84,12 +84,12 @@ class ChatStream:
     def _take(self, text: str) -> str:
         self._left -= len(text)
         if self._left < 0:
-            raise MalformedAnswer("a stream without an end")
+            raise MalformedAnswer("the stream is longer than any answer")
         return text
 
 
 class ResponsesStream:
-    """The events of one Responses answer: the last of them holds it whole."""
+    """The events of one Responses answer, of which the last holds all of it."""
 
     def __init__(self) -> None:
         self._whole: dict[str, Any] | None = None
@@ -103,18 +103,18 @@ class ResponsesStream:
         """Take the next event.
 
         Args:
-            event: decoded.
+            event: a decoded event.
 
         Raises:
-            MalformedAnswer: it is none.
+            MalformedAnswer: it is no event.
         """
         if not isinstance(event, dict):
-            raise MalformedAnswer("a piece of a stream that is none")
+            raise MalformedAnswer("an event of the stream is malformed")
         if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
             self._whole = event.get("response")
         elif event.get("type") == "error":
             self._whole = {"error": {"code": event.get("code"), "message": event.get("message")}}
 
     def whole(self) -> dict[str, Any]:
-        """The answer."""
+        """Return the answer as one object."""
         return self._whole or {}

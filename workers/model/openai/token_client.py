@@ -1,4 +1,4 @@
-"""Calls in token ids: the prompt goes on from the ids that the server has sampled, and nothing is tokenized twice."""
+"""Calls in token ids: each prompt goes on from the ids that the server has sampled, and only new text is tokenized."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..tokens.token_prompt import Prompt
 from . import generate_api
 from .answer import Answer
 
-#: Bytes of token ids and texts that are remembered.
+#: Bytes of token ids and texts that are kept.
 MAX_BYTES = 256 * 1024 * 1024
 
 
 class TokenClient:
-    """What a backend needs of a model to speak to it in token ids.
+    """The tokenizer and the token log of a model that is asked in token ids.
 
     Args:
         model: the model's name on the server.
-        tokenizer: where its tokenizer is: a folder, or a name that `transformers` knows.
+        tokenizer: its tokenizer, a folder or a name that `transformers` knows.
 
     Raises:
         UsageError: `transformers` is not installed.
@@ -58,16 +58,12 @@ class TokenClient:
         self.use(ChatTemplate(tokenizer, None, ends))
 
     def use(self, renderer: ChatTemplate) -> None:
-        """Take a renderer that is there.
-
-        Args:
-            renderer: the model's.
-        """
+        """Use a chat template that is loaded already."""
         self._renderer = renderer
         self._log = TokenLog(renderer, MAX_BYTES)
 
     async def prompt(self, request: Request) -> tuple[Prompt, bytes]:
-        """A call's prompt, and the body of the request for its answer.
+        """Return a call's prompt, and the body of the request for its answer.
 
         Raises:
             CallError: `model`.
@@ -77,7 +73,13 @@ class TokenClient:
         return prompt, generate_api.request_body(self._model, prompt.ids.tolist(), request)
 
     def question(self, request: Request, prompt: Prompt, answer: Answer) -> bytes:
-        """The body of the request for an answer's message; empty: it has none but the token that ends it."""
+        """Return the body of the request for an answer's message; empty: it has no ids but the one that ends it.
+
+        Args:
+            request: the call.
+            prompt: its prompt.
+            answer: the sampled ids.
+        """
         assert self._renderer is not None
         output = answer.output or []
         if answer.finish == "stop" and output and output[-1] in self._renderer.ends:
@@ -88,10 +90,10 @@ class TokenClient:
         """Join an answer and its message, and remember its ids.
 
         Args:
-            request: what was asked.
-            prompt: the prompt.
-            answer: the ids.
-            read: the message, None where `question` was empty.
+            request: the call.
+            prompt: its prompt.
+            answer: the sampled ids.
+            read: the answer with the message; None where `question` was empty.
         """
         assert self._log is not None
         output = answer.output or []

@@ -1,4 +1,4 @@
-"""A model's chat template: from messages to the text of a prompt, and from text to token ids."""
+"""A model's chat template: renders messages to the text of a prompt, and tokenizes text."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ import msgspec
 from gymq.errors import CallError, one_line
 from gymq.wire.message import Message, ToolCall
 
-#: Stands for an answer where a template is asked what it writes behind one.
+#: Text of the answer in the conversations by which a template is probed.
 _ANSWER = "gymq-answer"
-
 
 #: The ids that end a turn, as generation configs have them.
 Ends = int | Collection[int] | None
 
 
 class Body(msgspec.Struct):
-    """What of a request's body templates are told.
+    """The fields of a request's body that are variables of templates.
 
     Args:
         tools: the declared tools.
-        chat_template_kwargs: further variables of the template, such as `enable_thinking`.
-        reasoning_effort: another, which chat completions know by itself.
+        chat_template_kwargs: further variables, such as `enable_thinking`.
+        reasoning_effort: a variable that chat completions have as a field.
     """
 
     tools: list[dict[str, Any]] = []
@@ -34,11 +33,11 @@ class Body(msgspec.Struct):
 
 
 class TurnEnd(NamedTuple):
-    """How a template ends an answer.
+    """The end of an answer in rendered text.
 
     Args:
-        at: where that begins, in characters.
-        token: the special token that the template writes then, or "".
+        at: its offset, characters.
+        token: the special token that the template writes there, or "".
     """
 
     at: int
@@ -46,33 +45,32 @@ class TurnEnd(NamedTuple):
 
 
 class ChatTemplate:
-    """Writes prompts as a model's chat template wants them.
+    """A model's chat template and tokenizer.
 
     Args:
-        tokenizer: a tokenizer of `transformers` with a chat template; nobody else may use it in another thread.
-        chat_template_kwargs: further variables of the template, which a request's own go before.
-        ends: ids besides the tokenizer's EOS with which the model ends its turn: `eos_token_id` of its generation config,
-            which is one, several or None.
+        tokenizer: a tokenizer of `transformers` with a chat template; no other thread may use it.
+        chat_template_kwargs: further variables of the template; a request's own prevail.
+        ends: ids besides the tokenizer's EOS that end a turn: `eos_token_id` of the model's generation config.
     """
 
     def __init__(self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None, ends: Ends = None) -> None:
         self.tokenizer = tokenizer
         self._kwargs = chat_template_kwargs or {}
         eos = tokenizer.eos_token_id
+        stated = () if ends is None else (ends,) if isinstance(ends, int) else ends
         #: Ids with which the model ends its turn.
-        given = () if ends is None else (ends,) if isinstance(ends, int) else ends
-        self.ends = frozenset(id for id in (*given, eos) if id is not None)
+        self.ends = frozenset(id for id in (*stated, eos) if id is not None)
         added = tokenizer.added_tokens_decoder.items()
         #: Special tokens and their ids.
         self.special = {str(token.content): id for id, token in added if token.special}
         self._special = tuple(self.special)
 
     def render(self, messages: Iterable[Message], body: Body, add_generation_prompt: bool = True) -> str:
-        """Write a conversation as text.
+        """Return a conversation as text.
 
         Args:
             messages: the conversation.
-            body: tools and variables.
+            body: the template's variables.
             add_generation_prompt: whether the text ends with what makes the model answer.
 
         Raises:
@@ -91,11 +89,11 @@ class ChatTemplate:
         return text
 
     def ids(self, text: str, after: str = "") -> list[int]:
-        """Tokenize rendered text.
+        """Return the token ids of rendered text.
 
         Args:
             text: the text.
-            after: the special token before it, which is not repeated: some tokenizers look at what stands before a text.
+            after: the special token before it, whose id is left out; some tokenizers look at the text before.
         """
         ids: list[int] = self.tokenizer.encode(after + text, add_special_tokens=False)
         if not after:
@@ -105,14 +103,14 @@ class ChatTemplate:
         return self.ids(text)
 
     def text(self, ids: list[int]) -> str:
-        """The text of sampled ids, without the token that ends them."""
+        """Return the text of sampled ids, without the token that ends them."""
         if ids and ids[-1] in self.ends:
             ids = ids[:-1]
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def turn_end(self, text: str) -> TurnEnd:
-        """Where the answer ends that stands last in a text, which was rendered without a generation prompt."""
+        """Return the end of the last answer in a text that was rendered without a generation prompt."""
         stripped = text.rstrip()
         if stripped.endswith(self._special):
             token = self._longest(stripped.endswith)
@@ -120,13 +118,23 @@ class ChatTemplate:
         return TurnEnd(len(text) - len(self._tail) if text.endswith(self._tail) else len(text), "")
 
     def next_end(self, text: str, at: int) -> TurnEnd:
-        """How the answer ends whose own text ends at a position."""
+        """Return the end of an answer.
+
+        Args:
+            text: rendered text.
+            at: where the answer's own text ends, in characters.
+        """
         rest = text[at : at + 200].lstrip()
         token = self._longest(rest.startswith)
         return TurnEnd(text.index(token, at), token)
 
     def ends_turn(self, id: int, token: str) -> bool:
-        """Whether a sampled id ends the model's turn, where the template would do so with a certain token."""
+        """Return whether a sampled id ends the turn.
+
+        Args:
+            id: the token id.
+            token: the special token with which the template ends the turn.
+        """
         return id in self.ends or id == self.special.get(token)
 
     def _longest(self, fits: Any) -> str:
@@ -134,15 +142,15 @@ class ChatTemplate:
 
     @cached_property
     def _tail(self) -> str:
-        """What the template writes behind an answer if that is no special token."""
+        """The text that the template writes behind an answer, if it is no special token."""
         text = self.render([Message("user", "?"), Message("assistant", _ANSWER)], Body(), False)
         return text.rpartition(_ANSWER)[2]
 
     @cached_property
     def _wants(self) -> tuple[bool, bool]:
-        """How the template wants tool calls: with no content at all, or an empty one; with arguments as an object, or as text.
+        """Whether the template wants tool calls with null content, or empty text, and arguments as an object, or as text.
 
-        Templates agree on neither, and most break on what they do not want; some write `None`.
+        Templates agree on neither; with the wrong form most fail, and some write `None`.
         """
         for null, objects in ((True, True), (False, True), (True, False), (False, False)):
             function = {"name": _ANSWER, "arguments": {"x": 1} if objects else '{"x": 1}'}
@@ -158,12 +166,12 @@ class ChatTemplate:
 
     @cached_property
     def _parts_only(self) -> bool:
-        """Whether the template loses text that is no list of parts, as those of some models with images do."""
+        """Whether the template drops text that is no list of parts, as those of some models with images do."""
         text, parts = (self._repeats(content) for content in (_ANSWER, [{"type": "text", "text": _ANSWER}]))
         return parts and not text
 
     def _repeats(self, content: Any) -> bool:
-        """Whether the template writes what a user and the model say in a certain form."""
+        """Return whether the template writes content of this form, of the user and of the model."""
         try:
             text = self._apply([{"role": role, "content": content} for role in ("user", "assistant")], Body(), False)
         except CallError:
@@ -171,7 +179,7 @@ class ChatTemplate:
         return text.count(_ANSWER) == 2
 
     def _plain(self, message: Message) -> dict[str, Any]:
-        """A message as templates know it."""
+        """Return a message as templates know it."""
         content = _content(message)
         if isinstance(content, str) and self._parts_only:
             content = [{"type": "text", "text": content}]
@@ -191,7 +199,7 @@ class ChatTemplate:
 
 
 def _content(message: Message) -> Any:
-    """Text; parts only where there are others than text, which a template for text alone would not know."""
+    """Return content as text; as parts only if some are no text, since templates for text alone know no parts."""
     content = message.content
     if not isinstance(content, list):
         return content or ""
@@ -202,7 +210,7 @@ def _content(message: Message) -> Any:
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
     kind = str(part.get("type")).removesuffix("_url")
-    # A template writes where an image is; what is in it is none of the prompt's text.
+    # A template writes an image's placeholder; its data is no part of the text.
     return {"type": kind} if kind == "image" else {**part, "type": kind}
 
 
@@ -214,5 +222,5 @@ def _tool_call(call: ToolCall, objects: bool) -> dict[str, Any]:
         except msgspec.DecodeError:
             arguments = {}
         if not isinstance(arguments, dict):
-            arguments = {}  # as it was sampled it stands in the ids; here many templates would break on it
+            arguments = {}  # many templates would fail on it; the sampled ids hold it as it is
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

@@ -1,28 +1,27 @@
-"""What is new in a prompt's token ids since the rollout's last call."""
+"""The new part of a prompt's token ids: what the rollout's earlier records do not hold."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+
+from cachetools import LRUCache
 
 from gymq.api.backend import Request
 from gymq.wire.calls import Tokens
 
 
 class Prefixes:
-    """Digests of the token ids of each rollout's last call, so that the next call stores only what is new of its prompt.
+    """Digests of the token ids of each rollout's last call, so that the next call stores only the new part of its prompt.
 
-    Only the answer to the rollout's previous call counts: a digest is used only where that very answer is the
-    conversation's last, because another worker may have answered in between, or this one's answer may have been dropped.
-    Then the ids are read from the rollout's records.
+    A digest is valid only while its answer is the conversation's last: another worker may have answered since, or the answer
+    may have been dropped. Otherwise the ids are read from the rollout's records.
 
     Args:
-        size: how many rollouts to remember.
+        size: rollouts that are kept.
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._seen: OrderedDict[str, tuple[int, int, int, bytes]] = OrderedDict()
+        self._seen: LRUCache[str, tuple[int, int, int, bytes]] = LRUCache(size)
 
     async def tokens(
         self,
@@ -33,12 +32,12 @@ class Prefixes:
         logprobs: bytes,
         versions: list[tuple[int, int]] | None = None,
     ) -> Tokens:
-        """A call's tokens, of its prompt only what is new to the rollout.
+        """Return a call's tokens, of its prompt only the part that is new to the rollout.
 
         Args:
-            request: what was asked.
-            answer: the encoded message that was answered.
-            prompt: all of its ids, packed as in `Tokens`.
+            request: the call.
+            answer: its answer, an encoded message.
+            prompt: all of its prompt's ids, packed as in `Tokens`.
             output, logprobs, versions: see `Tokens`.
         """
         start = await self._known(request, prompt) if prompt else 0
@@ -47,7 +46,7 @@ class Prefixes:
         return Tokens(start // 4, prompt[start:], output, logprobs, versions or [])
 
     async def _known(self, request: Request, prompt: bytes) -> int:
-        """How many bytes of a prompt are the ids of the rollout's previous call, whoever answered that."""
+        """Return how many bytes of a prompt are the ids of the rollout's previous call, whichever worker answered it."""
         encoded = request.messages.encoded
         index, answer, length, digest = self._seen.get(request.rollout, (len(encoded), 0, 0, b""))
         if index < len(encoded) and hash(encoded[index]) == answer and not any(map(_assistant, encoded[index + 1 :])):
@@ -60,11 +59,8 @@ class Prefixes:
         return len(before) if prompt.startswith(before) else 0
 
     def _remember(self, request: Request, answer: bytes, ids: bytes) -> None:
-        """Note a call's ids, prompt and output, and the answer that they belong to."""
+        """Keep the digest of a call's ids, prompt and output, with the answer that they belong to."""
         self._seen[request.rollout] = (len(request.messages.encoded), hash(answer), len(ids), _digest(ids))
-        self._seen.move_to_end(request.rollout)
-        if len(self._seen) > self._size:
-            self._seen.popitem(last=False)
 
 
 def _assistant(turn: bytes) -> bool:

@@ -1,15 +1,15 @@
-"""Prompts of exact token ids: what a model sampled stands in its next prompt as it was sampled, and is not tokenized again.
+"""Prompts of exact token ids: sampled ids stand in the next prompt as they were sampled, and are never tokenized again.
 
-The prompt of a turn is the previous turn's prompt and output, then the tokens of what is new: the end of the answer, as far
-as the model did not write it, tool results, messages, the generation prompt. What is new is found in text. The template
-renders the conversation up to the answer, and all of it; where the first is how the second begins, the rest is new. Both
-render the same messages, so it does not matter that a template would write an answer otherwise than the model did.
+A prompt is the previous call's prompt and output, then the tokens of the new text: the end of the answer, as far as the
+model did not write it, tool results, messages, the generation prompt. The template renders the conversation up to the answer,
+and all of it; where the first text begins the second, the rest is new. Both render the same messages, so a template may
+write an answer otherwise than the model did.
 
-Where the template takes back what an earlier prompt held (it drops reasoning, say), the prompt is a fork: it goes on from
-the last answer before the change, or begins anew.
+Where the template changes text of an earlier prompt (it drops reasoning, say), the prompt is a fork: it goes on from the last
+answer before the change, or begins anew.
 
-An image is a placeholder in text and many ids in a prompt. Only what is new is expanded; what was expanded once is kept like
-everything else, with the place where it is. Two images may have the same ids, so the log compares the images, too.
+An image is a placeholder in text and many ids in a prompt. Only new images are expanded; older ones keep their ids and places.
+Two images may have the same ids, so the log compares their names too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import sys
 from array import array
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from gymq.api.backend import Request
-from gymq.cache import Cache
+from gymq.cache import byte_cache
 from gymq.wire.calls import ImageSpan, Tokens
 from gymq.wire.message import Message
 
@@ -32,9 +32,14 @@ from .token_prompt import Pictures, Prompt, PromptMessage, unpack_ids
 
 
 class _Entry(msgspec.Struct):
-    """A rollout's last call: the ids of prompt and output, the prompt's text, and the message that it gave.
+    """A rollout's last call.
 
-    Where the conversation has lost that message, `text` is None: nothing goes on from the call itself.
+    Args:
+        ids: of its prompt and its output.
+        text: its prompt's text; None: the conversation has lost its answer, so that no prompt goes on from it.
+        answers: the answers in the ids.
+        answer: the hash of the last answer's message.
+        places: the images in the ids.
     """
 
     ids: array[int]
@@ -45,10 +50,10 @@ class _Entry(msgspec.Struct):
 
 
 class _Plan(NamedTuple):
-    """How a prompt is made.
+    """The parts of a prompt.
 
     Args:
-        length: so many first ids of the last call are kept.
+        length: the first ids of the last call that are kept.
         answers: the answers in them.
         new: the ids behind them, with a placeholder for each image.
     """
@@ -59,21 +64,21 @@ class _Plan(NamedTuple):
 
 
 class TokenLog:
-    """The token ids of conversations, so that each prompt goes on from the last.
+    """The token ids of conversations, from which each prompt goes on.
 
     Args:
         renderer: the model's template and tokenizer.
-        size: bytes to keep; what was dropped is read from the rollout's records again.
+        size: bytes that are kept; dropped entries are read from the rollout's records again.
     """
 
     def __init__(self, renderer: ChatTemplate, size: int) -> None:
         self._renderer = renderer
-        self._entries: Cache[_Entry] = Cache(size)
-        #: Prompts made, those that forked, and those whose history was read from Redis.
+        self._entries = byte_cache(_weigh, size)
+        #: Prompts made, forks among them, and those whose history was read from Redis.
         self.counts = {"prompts": 0, "forks": 0, "reloads": 0}
 
     async def prompt(self, request: Request, pictures: Pictures | None = None) -> Prompt:
-        """The prompt of a rollout's next call.
+        """Return the prompt of a rollout's next call.
 
         Args:
             request: the call.
@@ -106,10 +111,10 @@ class TokenLog:
         return Prompt(ids, start, forked, text, plan.answers, places)
 
     def answered(self, request: Request, prompt: Prompt, output: list[int], message: bytes) -> None:
-        """Note the answer to a prompt.
+        """Keep the answer to a prompt.
 
         Args:
-            request: what was asked.
+            request: the call.
             prompt: its prompt.
             output: the sampled ids, with the one that ended them.
             message: the encoded message that becomes part of the conversation.
@@ -119,12 +124,11 @@ class TokenLog:
         self._keep(request, _Entry(ids, prompt.text, [*prompt.answers, turn], hash(message), prompt.places))
 
     def _keep(self, request: Request, entry: _Entry) -> _Entry:
-        lists = 150 * len(entry.answers) + 200 * len(entry.places)
-        self._entries.put(_key(request), entry, 500 + 4 * len(entry.ids) + sys.getsizeof(entry.text) + lists)
+        self._entries[_key(request)] = entry
         return entry
 
     def _rebuilt(self, request: Request, body: Body, history: list[tuple[int, Tokens]]) -> _Entry | None:
-        """What this log would hold if it had seen the rollout's calls."""
+        """Return the entry that this log would hold if it had seen the rollout's calls."""
         if not history:
             return None
         self.counts["reloads"] += 1
@@ -141,41 +145,42 @@ class TokenLog:
             text = self._renderer.render(messages[:last], body)
             answers[-1].asked = len(text)
             return self._keep(request, _Entry(ids, text, answers, hash(request.messages.encoded[last]), places))
-        # The answer was taken back: nothing goes on from it.
-        there = [turn for turn in answers if turn.index < len(messages) and messages[turn.index].role == "assistant"]
-        return _Entry(ids, None, there, 0, places)
+        # The conversation has lost the answer: no prompt goes on from it.
+        kept = [turn for turn in answers if turn.index < len(messages) and messages[turn.index].role == "assistant"]
+        return _Entry(ids, None, kept, 0, places)
 
     def _next(self, entry: _Entry, messages: list[Message], body: Body, text: str, pictures: Pictures | None) -> _Plan:
-        """Go on from the last answer if the text does, else from one before it, else begin anew."""
+        """Return a prompt that goes on from the last answer that the text still holds, or begins anew."""
         for count in range(len(entry.answers), 0, -1):
             turn, answers = entry.answers[count - 1], entry.answers[:count]
             if entry.text is not None and turn.asked >= 0:
                 asked = entry.text[: turn.asked]
             else:
                 asked = self._renderer.render(messages[: turn.index], body)
-            # The ids stand for the entry's text, and it may not be that of these messages any more.
+            # The ids stand for the entry's text, which these messages may have changed.
             as_it_was = entry.text is None or entry.text.startswith(asked)
             images = [] if pictures is None else pictures.names[: pictures.before(turn.index)]
             if text.startswith(asked) and as_it_was and images == [p.image for p in entry.places if p.end <= turn.start]:
                 end = self._end(entry, turn, asked, messages, body, text)
                 if end is not None:
                     return _Plan(turn.end, answers, self._renderer.ids(text[end.at :], end.token))
-                # All that the model saw stands as it stood, but not what it said.
+                # The prompt stands as it stood, but not its answer.
                 return _Plan(turn.start, answers[:-1], self._renderer.ids(text[len(asked) :]))
         return _Plan(0, [], self._renderer.ids(text))
 
     def _end(
         self, entry: _Entry, turn: PromptMessage, asked: str, messages: list[Message], body: Body, text: str
     ) -> TurnEnd | None:
-        """Where an answer ends in a text that begins with its prompt's, behind the special token that ends it if the model
-        sampled one; None if the text has another answer there.
+        """Return an answer's end in a text that begins with its prompt's, behind the special token if the model sampled it.
+
+        None: the text has another answer there.
         """
         before = self._renderer.render(messages[: turn.index + 1], body, False)
         if text.startswith(before) and before.startswith(asked) and _has(before[len(asked) :], messages[turn.index]):
             end = self._renderer.turn_end(before)
         else:
-            # Some templates write an answer otherwise while it is the last: then what counts is whether the text repeats the
-            # sampled one letter by letter.
+            # Some templates write an answer otherwise while it is the last: then the text must repeat the sampled one letter by
+            # letter.
             sampled = self._renderer.text(entry.ids[turn.start : turn.end].tolist())
             if not sampled or not text.startswith(sampled, len(asked)):
                 return None
@@ -193,12 +198,17 @@ def _body(data: bytes) -> Body:
     return _decoder.decode(data)
 
 
+def _weigh(entry: _Entry) -> int:
+    lists = 150 * len(entry.answers) + 200 * len(entry.places)
+    return 500 + 4 * len(entry.ids) + sys.getsizeof(entry.text) + lists
+
+
 def _key(request: Request) -> str:
     return f"{request.rollout}@{request.born}"
 
 
 def _newest(entry: _Entry, request: Request) -> bool:
-    """Whether a rollout's last known call is its last: nobody else has answered since, and its answer stands in its place."""
+    """Return whether an entry is of the rollout's last call: its answer stands in its place, and no later one does."""
     index, encoded = entry.answers[-1].index, request.messages.encoded
     if index >= len(encoded) or hash(encoded[index]) != entry.answer:
         return False
@@ -210,27 +220,27 @@ def _assistant(turn: bytes) -> bool:
 
 
 def _has(text: str, message: Message) -> bool:
-    """Whether an answer's text and reasoning stand in what the template made of it."""
+    """Return whether rendered text holds an answer's text and reasoning."""
     return message.text.strip() in text and (message.reasoning or "").strip() in text
 
 
-def _same(one: Any, other: Any) -> int:
-    """How many first elements of two sequences are the same."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
+def _same(ids: array[int], others: array[int]) -> int:
+    """Return how many first ids are the same."""
+    low, high = 0, min(len(ids), len(others))
+    if ids[:high] == others[:high]:
         return high
     while low < high:
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
+        if ids[low:middle] == others[low:middle]:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _same_images(one: list[ImageSpan], other: list[ImageSpan], most: int) -> int:
-    """Up to which index two prompts have the same images."""
-    for here, there in zip_longest(one, other):
-        if here != there:
-            return min(place.start for place in (here, there) if place is not None)
-    return most
+def _same_images(places: list[ImageSpan], others: list[ImageSpan], length: int) -> int:
+    """Return the index up to which two prompts, of which one has this length, have the same images."""
+    for pair in zip_longest(places, others):
+        if pair[0] != pair[1]:
+            return min(place.start for place in pair if place is not None)
+    return length

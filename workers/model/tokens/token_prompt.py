@@ -1,4 +1,4 @@
-"""A prompt of exact token ids: what it goes on from, which answers and which images stand in it, and what its record says."""
+"""A prompt of exact token ids, with the answers and the images in it, and its record."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ class Pictures(Protocol):
     """The images of a conversation, in order.
 
     Args:
-        names: a digest of each.
+        names: their digests.
     """
 
     names: list[str]
 
     def before(self, message: int) -> int:
-        """How many stand in the messages before one."""
+        """Return how many stand in the messages before this index."""
         ...
 
     async def expand(self, ids: list[int], first: int) -> tuple[list[int], list[tuple[int, int]]]:
-        """Put each image's ids where its placeholder is.
+        """Put each image's ids in its placeholder's place.
 
         Args:
             ids: ids that hold placeholders.
-            first: the image that the first of them stands for.
+            first: the index of the first placeholder's image.
 
         Returns:
-            the expanded ids, and the start and the end of each image in them.
+            the expanded ids, and each image's start and end in them.
         """
         ...
 
 
 class PromptMessage(msgspec.Struct):
-    """An answer in a chain of ids.
+    """An answer within a prompt's ids.
 
     Args:
         index: the index of its message.
-        start: how many ids there are before it: its prompt.
-        end: how many there are up to its end.
-        asked: how many characters of the entry's text its prompt was; -1: not known.
+        start: its first id's index: the length of its prompt.
+        end: the index behind its last id.
+        asked: the length of its prompt's text, in characters; -1: not known.
     """
 
     index: int
@@ -59,11 +59,11 @@ class Prompt(msgspec.Struct):
 
     Args:
         ids: its token ids, int32.
-        start: so many first ids are those of the rollout's previous call, its prompt and its output.
-        forked: whether those are not all of them: the template rewrote what came before.
-        text: what the template rendered.
-        answers: the answers that stand in it as they were sampled.
-        places: where its images stand.
+        start: the number of first ids that it shares with the rollout's previous call, prompt and output.
+        forked: whether the previous call has more ids than those: the template changed earlier text.
+        text: the rendered text.
+        answers: the answers in it, as they were sampled.
+        places: the images in it.
     """
 
     ids: array[int]
@@ -74,7 +74,7 @@ class Prompt(msgspec.Struct):
     places: list[ImageSpan]
 
     def tokens(self, output: list[int], logprobs: list[float], versions: list[tuple[int, int]]) -> Tokens:
-        """Pack the call's tokens for its record.
+        """Return the call's tokens for its record.
 
         Args:
             output: the sampled ids.

@@ -1,4 +1,4 @@
-"""The backend `vllm`: the engine in this process; tokens go in, and tokens come out."""
+"""The backend `vllm`: an engine that this process hosts, asked and answering in token ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .options import VllmOptions
 from .parsers import Parsers
 from .sampling import Bodies
 
-#: Bytes of token ids and prompts' texts that are remembered: those of a few thousand conversations.
+#: Bytes of token ids and prompts' texts that are kept: those of a few thousand conversations.
 MAX_BYTES = 256 << 20
 
 
@@ -58,8 +58,8 @@ class VllmBackend(Backend):
         self._images = Images(self._engine.renderer, self._engine.model_config)
         tokenizer = self._engine.tokenizer
         template = None if getattr(tokenizer, "chat_template", None) else self._images.template
-        given = {} if template is None else {"chat_template": template}
-        self._log = TokenLog(ChatTemplate(tokenizer, given, self._engine.ends()), MAX_BYTES)
+        variables = {} if template is None else {"chat_template": template}
+        self._log = TokenLog(ChatTemplate(tokenizer, variables, self._engine.ends()), MAX_BYTES)
         tool, reasoning = self._parsers.names
         print(f"gymq: model vllm:{self.model}: tool parser {tool}, reasoning parser {reasoning}", file=sys.stderr)
 
@@ -68,20 +68,20 @@ class VllmBackend(Backend):
         self._engine.stop()
 
     async def update_weights(self, path: str, version: int, mode: str) -> None:
-        """Take new weights; see `Engine.update_weights`."""
+        """Load new weights; see `Engine.update_weights`."""
         await self._engine.update_weights(path, version, mode)
         self.version = version
 
     def capacity(self) -> int | None:
-        """How many calls fit the engine now."""
+        """Return how many calls fit the engine now."""
         return self._engine.load.room
 
     def health(self) -> str:
-        """Why the engine can answer nothing any more."""
+        """Return why the engine can answer no more; "": it can."""
         return self._engine.check()
 
     def load(self) -> dict[str, float]:
-        """What the engine is at."""
+        """Return the engine's load; see `EngineLoad.numbers`."""
         return self._engine.load.numbers()
 
     async def generate(self, request: Request) -> Generated:
@@ -95,8 +95,8 @@ class VllmBackend(Backend):
         prompt = await self._log.prompt(request, pictures)
         ids = prompt.ids.tolist()
         params = body.params_for(len(ids), self._engine.longest)
-        given = None if pictures is None else partial(pictures.input, ids, prompt.places)
-        sampled = await self._engine.generate(ids, params, given)
+        make_input = None if pictures is None else partial(pictures.input, ids, prompt.places)
+        sampled = await self._engine.generate(ids, params, make_input)
         message = self._parsers.message(ids, sampled, body)
         encoded = encode_message(message)
         self._log.answered(request, prompt, sampled.ids, encoded)

@@ -1,7 +1,7 @@
-"""One vLLM engine in this process: tokens in, tokens out, weights that change, and what it is at.
+"""A vLLM engine that this process hosts: token ids in, token ids out, weights that change, and its load.
 
-vLLM keeps the model in a process of its own (one per device when there are several); what is here is its client. vLLM is
-imported when the engine starts, after the environment says which devices it may see.
+vLLM keeps the model in processes of its own (one per device); `Engine` is their client. It imports vLLM as it starts, once the
+environment variables say which devices vLLM may use.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from .load import EngineLoad
 from .options import VllmOptions
 from .process import HOSTED
 
-#: How to treat calls in flight while weights change: freeze them, let them end, or begin them anew.
+#: Treatments of calls in flight as weights change: freeze them, let them end, begin them anew.
 MODES = ("keep", "wait", "abort")
 
-#: Seconds that the engine's processes may take to end; then they are killed, and nothing is lost by it.
+#: Seconds that the engine's processes may take to end; then they are killed, which loses nothing.
 STOP_LIMIT = 5.0
 
-#: What is added to vLLM's workers on a CPU.
+#: The class that extends vLLM's workers on a CPU.
 EXTENSION = "gymq_workers.model.vllm.process.Extension"
 
 
 class Sampled(msgspec.Struct):
-    """What the engine answered.
+    """A sampled answer.
 
     Args:
         ids: the sampled token ids, the one that ended it included.
-        logprobs: one per id, of the model's own distribution (before temperature, top_p and the like), with a grammar among
-            the tokens that it allows.
+        logprobs: one per id, of the model's own distribution (before temperature, top_p and the like), and with a grammar of
+            that over the tokens that it allows.
         versions: runs `(index of the first id, policy version)`, ascending.
         finish: `stop` or `length`.
-        ended_by: of `stop`: the stop string that ended it, else None: a token did.
-        text: the text without what ended it, when it was asked for; else "".
-        cached: how many of the prompt's tokens were found in the prefix cache.
-        reasoning: how many of the ids are reasoning, as far as the parser counts them.
+        ended_by: the stop string that ended it; None: a token did, or the length.
+        text: the text without the stop string, if it was asked for; else "".
+        cached: tokens of the prompt that were in the prefix cache.
+        reasoning: sampled tokens that are reasoning, as far as the parser counts them.
     """
 
     ids: list[int]
@@ -63,7 +63,7 @@ class Engine:
     """A vLLM engine; see `VllmOptions`.
 
     Args:
-        options: what it is started with.
+        options: its options.
     """
 
     def __init__(self, options: VllmOptions) -> None:
@@ -74,9 +74,9 @@ class Engine:
         self.load = EngineLoad()
         #: Whether it runs on a CPU.
         self.on_cpu = False
-        #: Tokens that a prompt and its answer may have together.
+        #: Tokens of a prompt and its answer together, at most.
         self.longest = 0
-        #: Why it can answer nothing any more; "": it can.
+        #: Why it can answer no more, in one line; "": it can.
         self.broken = ""
 
     def start(self) -> None:
@@ -89,7 +89,7 @@ class Engine:
         arguments: dict[str, Any] = {
             "enable_prefix_caching": True,
             "disable_log_stats": True,
-            # On a CPU, compiling takes longer than most runs that anybody does there.
+            # On a CPU, compiling takes longer than most runs.
             **({"enforce_eager": True} if self._options.gpus == () else {}),
             **self._options.engine,
             "model": self._options.model,
@@ -100,7 +100,7 @@ class Engine:
             from vllm.platforms import current_platform
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            # A traceback for each call that a model wrote badly; they are counted instead. Importing vLLM resets levels.
+            # It logs a traceback for each malformed tool call; `EngineLoad` counts them. Importing vLLM resets levels.
             logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
             self.on_cpu = current_platform.is_cpu()
             if self.on_cpu:
@@ -115,10 +115,10 @@ class Engine:
         print(f"gymq: vLLM has loaded {self._options.model} in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
     def _spare_statistics(self) -> None:
-        """Let vLLM keep no statistics of requests: they cost this process a quarter of its time, and nobody reads them.
+        """Turn vLLM's statistics of requests off: they cost a quarter of this process's time; the scheduler's come anyway.
 
-        Those of the scheduler come all the same. What reads the engine's answers has looked whether to keep them when it was
-        made, a moment ago, and has not begun: the first call makes another.
+        The task that reads the engine's answers took the setting as it was made, and has not run yet: the first call makes
+        another.
         """
         llm = self._llm
         if llm.output_handler is not None:
@@ -133,7 +133,7 @@ class Engine:
 
     @property
     def renderer(self) -> Any:
-        """What makes the engine's input of prompts."""
+        """vLLM's renderer, which makes the engine's input of prompts."""
         return self._llm.renderer
 
     @property
@@ -142,32 +142,33 @@ class Engine:
         return self._llm.vllm_config.model_config
 
     def ends(self) -> Ends:
-        """The ids with which the model ends its turn, as its generation config has them."""
-        found: Ends = self.model_config.try_get_generation_config().get("eos_token_id")
-        return found
+        """Return the ids with which the model ends its turn, from its generation config."""
+        ends: Ends = self.model_config.try_get_generation_config().get("eos_token_id")
+        return ends
 
-    async def generate(self, ids: list[int], params: Any, given: Callable[[], Awaitable[Any]] | None = None) -> Sampled:
+    async def generate(self, ids: list[int], params: Any, make_input: Callable[[], Awaitable[Any]] | None = None) -> Sampled:
         """Sample an answer; a cancellation aborts it in the engine.
 
         Args:
             ids: the prompt's token ids.
             params: vLLM's `SamplingParams`, with `FINAL_ONLY` output and flat logprobs.
-            given: makes the engine's input where the prompt has more than its ids, anew for each try.
+            make_input: returns the engine's input of a prompt with images, anew for each try.
 
         Raises:
             CallError: `model`: the engine does not take the request; `model_unavailable`: it has died.
         """
         lost = False
         while True:
-            output = await self._once({"type": "token", "prompt_token_ids": ids} if given is None else await given(), params)
+            prompt = {"type": "token", "prompt_token_ids": ids} if make_input is None else await make_input()
+            output = await self._once(prompt, params)
             answer = output.outputs[0]
             if answer.finish_reason in ("stop", "length"):
                 break
-            if answer.finish_reason == "error" and given is not None and not lost:
-                lost = True  # the engine had no longer what vLLM thought it had, and knows it now
+            if answer.finish_reason == "error" and make_input is not None and not lost:
+                lost = True  # the engine had dropped an image that vLLM believed cached; the next input brings it
             elif answer.finish_reason != "abort":
                 raise CallError("model_unavailable", f"vLLM ended the answer with {answer.finish_reason!r}")
-            # New weights came, in mode `abort`: it waits in the engine until they are there.
+            # Aborted for new weights: the next try waits in the engine until they are loaded.
         self.load.answered(len(answer.token_ids))
         reason = answer.stop_reason
         spans = answer.weight_versions or ()
@@ -203,19 +204,19 @@ class Engine:
             self.load.sent -= 1
 
     async def update_weights(self, path: str, version: int, mode: str) -> None:
-        """Take new weights of the same model, from a folder with safetensors.
+        """Load new weights of the same model, from a folder with safetensors.
 
-        All that is in flight when they are there is computed anew with them, also what `keep` has frozen: its tokens so far
-        stay, the cache does not, so every later token has exactly the logprob that its version gives it.
+        The cache is emptied: of calls that `keep` has frozen the tokens so far stay, and their prefix is computed anew, so that
+        every later token has exactly the log probability that its version gives it.
 
         Args:
             path: the folder.
-            version: their version; tokens are stamped with it from then on.
+            version: their policy version, stamped on all later tokens.
             mode: `keep`, `wait` or `abort`.
 
         Raises:
             GymqError: there is no such folder, which changes nothing; or the weights could not be loaded, which ends the
-                engine, since what it holds now is neither the old ones nor the new.
+                engine, since it now holds neither the old ones nor the new.
         """
         if mode not in MODES:
             raise GymqError(f"weights: mode is {mode!r}; it is one of {', '.join(MODES)}")
@@ -234,11 +235,11 @@ class Engine:
                 raise GymqError(self.broken) from error
 
     async def label(self, version: int) -> None:
-        """Tell the engine the version that it begins with."""
+        """Set the policy version that the engine stamps on its tokens."""
         await self._llm.update_weight_version(str(version))
 
     def check(self) -> str:
-        """Why it can answer nothing any more; "": it can."""
+        """Return why it can answer no more, in one line; "": it can."""
         if not self.broken and self._llm is not None and self._llm.errored:
             self.broken = "vLLM's engine died; its log says why"
         return self.broken
@@ -255,14 +256,14 @@ def _has_weights(path: str) -> bool:
 
 
 def _logprobs(flat: Any) -> list[float]:
-    """The sampled ids' logprobs: the first of each position."""
+    """Return the sampled ids' log probabilities: the first of each position."""
     if flat is None:
         return []
     return [flat.logprobs[start] for start in flat.start_indices]
 
 
 def _why(error: BaseException) -> str:
-    """vLLM's errors in one line; pydantic's have the reason in the second."""
+    """Return an error of vLLM's in one line; pydantic's have the reason in the second line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")), None)
-    return one_line(told.partition(" [type=")[0] if told else f"{type(error).__name__}: {error}")
+    reason = next((line.removeprefix("Value error, ") for line in lines if line.startswith("Value error, ")), None)
+    return one_line(reason.partition(" [type=")[0] if reason else f"{type(error).__name__}: {error}")

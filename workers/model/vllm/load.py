@@ -1,4 +1,4 @@
-"""What a vLLM engine is at, from its own statistics, and how many calls it should have."""
+"""The load of a vLLM engine, from its own statistics, and the number of calls to give it."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ import time
 from collections import deque
 from typing import Any
 
-#: Calls that should wait in the engine: those that begin when others end, so that no step is smaller than it could be.
+#: Calls that should wait in the engine, to begin as others end, so that no step is smaller than it could be.
 SPARE_CALLS = 8
 
-#: Calls that an engine gets before anything is known of how many fit.
+#: Calls that an engine gets at first, before its statistics say how many fit.
 FIRST_CALLS = 64
 
-#: The share of the KV cache above which no more calls are let in: those that run need room for what they will say.
+#: Share of the KV cache in use above which no more calls are let in: running ones need room for their answers.
 KV_CACHE_LIMIT = 0.9
 
-#: Seconds over which tokens per second and the prefix cache's hits are counted.
+#: Seconds over which tokens and the prefix cache's hits are counted.
 WINDOW_SECONDS = 10.0
 
 
 class EngineLoad:
     """The engine's load.
 
-    How many calls fit is not known beforehand: it is their tokens that fill the cache. So the number begins small and
-    doubles while all that were let in run and the cache has room; when calls wait in the engine, it is what runs, and a few.
+    The number of calls that fit depends on their tokens, which fill the cache. So `room` begins small and doubles while all
+    calls run and the cache has room; when calls wait in the engine, it is the number of running ones, and a few.
     """
 
     def __init__(self) -> None:
         self.running = 0
         self.waiting = 0
         self.cache = 0.0
-        #: Calls that were given to the engine and not answered.
+        #: Calls in the engine.
         self.sent = 0
-        #: Answers with what looks like a tool call and is none that the parser can read.
+        #: Answers with a tool call that the parser cannot read.
         self.malformed = 0
-        #: Prompt tokens that were looked up in the prefix cache since the engine started, and found there.
+        #: Prompt tokens that were looked up in the prefix cache since the engine started, and those found there.
         self.looked = 0
-        self.found = 0
+        self.hits = 0
         self.room = FIRST_CALLS
         self._most = FIRST_CALLS
-        # When; tokens of an answer, or prompt tokens that a step has looked up in the prefix cache, and found there.
+        # Time; tokens of an answer; prompt tokens that a step looked up in the prefix cache, and those found there.
         self._counts: deque[tuple[float, int, int, int]] = deque()
 
     def begin(self, most: int) -> None:
-        """The engine has started.
+        """Set the limit of an engine that has started.
 
         Args:
-            most: calls that it runs at once.
+            most: calls that it runs at once, at most.
         """
         self._most = most + SPARE_CALLS
         self.room = min(FIRST_CALLS, self._most)
@@ -63,11 +63,11 @@ class EngineLoad:
         prefix = scheduler.prefix_cache_stats
         if prefix is not None and prefix.queries:
             self.looked += prefix.queries
-            self.found += prefix.hits
+            self.hits += prefix.hits
             self._count((time.monotonic(), 0, prefix.queries, prefix.hits))
 
     def answered(self, tokens: int) -> None:
-        """An answer has come to its end, with so many tokens."""
+        """Count the tokens of an answer."""
         self._count((time.monotonic(), tokens, 0, 0))
 
     def _count(self, counts: tuple[float, int, int, int]) -> None:
@@ -75,18 +75,18 @@ class EngineLoad:
         self._forget(counts[0])
 
     def numbers(self) -> dict[str, float]:
-        """The load for people and for routing: calls, shares from 0 to 1, tokens per second, and tokens since the start."""
+        """Return the load by name: calls, shares from 0 to 1, tokens per second, and tokens since the start."""
         self._forget(time.monotonic())
-        sampled, looked, found = (sum(counts[i] for counts in self._counts) for i in (1, 2, 3))
+        sampled, looked, hits = (sum(counts[i] for counts in self._counts) for i in (1, 2, 3))
         return {
             "running": float(self.running if self.sent else 0),
             "waiting": float(self.waiting if self.sent else 0),
             "room": float(self.room),
             "kv_cache": round(self.cache, 4),
-            "prefix_hits": round(found / looked, 4) if looked else 0.0,
+            "prefix_hits": round(hits / looked, 4) if looked else 0.0,
             "tokens_per_second": round(sampled / WINDOW_SECONDS, 1),
             "prompt_tokens": float(self.looked),
-            "cached_tokens": float(self.found),
+            "cached_tokens": float(self.hits),
             "malformed_calls": float(self.malformed),
         }
 
@@ -95,12 +95,12 @@ class EngineLoad:
             self._counts.popleft()
 
     def logger(self) -> Any:
-        """What vLLM is to give its statistics to instead of its own Prometheus logger, whose numbers nobody would read."""
+        """Return the class of a logger for vLLM that feeds this load, and stands in for vLLM's Prometheus logger."""
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         load = self
 
-        # vLLM leaves its own out if there is another one of its kind. That must say each method anew.
+        # vLLM makes none of its own if it is given a subclass of it, which must override each method.
         class Feeder(PrometheusStatLogger):  # type: ignore[misc, unused-ignore]
             def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
                 del vllm_config, engine_indexes

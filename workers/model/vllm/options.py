@@ -1,4 +1,4 @@
-"""The options of the backend `vllm`, checked without importing vLLM: that takes seconds, and the command line checks, too."""
+"""The options of the backend `vllm`, checked without importing vLLM, which takes seconds: the command line checks them too."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import msgspec
 
 from gymq.errors import UsageError
 
-#: What `--gpu` may be: a device or several, by number or by the UUID that CUDA knows it by.
+#: Values of `--gpu`: a device or several, by number or by CUDA's UUID.
 _GPU = re.compile(r"(?:\d+|(?:GPU|MIG)-[\w/-]+)(?:,(?:\d+|(?:GPU|MIG)-[\w/-]+))*")
 
 #: The engine's arguments that have options of their own, or that the backend sets.
 _OWN = {"model": "--model vllm:NAME", "served_model_name": "--model vllm:NAME", "runner": None, "logprobs_mode": None}
 
-#: Options of other backends, and what to do instead.
+#: Options of other backends, and the remedy.
 _FOREIGN = {
     "base_url": "it hosts the engine itself; `--model openai:NAME --base-url URL` asks a server",
     "api": "it hosts the engine itself; `--model openai:NAME --api` asks a server",
 }
 
-#: Tool and reasoning parser by the model's name, the first that fits; names as vLLM's parsers have them.
+#: Tool and reasoning parser by the model's name, of which the first match counts; the names are those of vLLM's parsers.
 _PARSERS: tuple[tuple[str, str, str], ...] = (
     (r"qwen3.*coder", "qwen3_coder", "none"),
     (r"qwen3.*instruct", "hermes", "none"),
@@ -54,7 +54,7 @@ _PARSERS: tuple[tuple[str, str, str], ...] = (
 
 
 class VllmOptions(msgspec.Struct, frozen=True):
-    """What the engine is started with.
+    """The engine's options.
 
     Args:
         model: a name on the Hub, or a folder.
@@ -72,17 +72,17 @@ class VllmOptions(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, model: str, options: dict[str, Any]) -> VllmOptions:
-        """Read a backend's options.
+        """Return the checked options of a backend.
 
         Args:
-            model: what follows the colon in `--model vllm:MODEL`.
+            model: MODEL of `--model vllm:MODEL`.
             options: the options, as text or as a configuration file has them.
 
         Raises:
-            UsageError: one makes no sense, or vLLM is not installed.
+            UsageError: an option makes no sense, or vLLM is not installed.
         """
         if not model:
-            raise UsageError("model vllm: say which model, as in vllm:Qwen/Qwen3-8B or vllm:FOLDER")
+            raise UsageError("model vllm: the model is missing; write --model vllm:Qwen/Qwen3-8B or --model vllm:FOLDER")
         if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
             raise UsageError(f"model vllm: there is no folder {model}; name one that holds a model, or a name on the Hub")
         for name, instead in _FOREIGN.items():
@@ -101,24 +101,24 @@ class VllmOptions(msgspec.Struct, frozen=True):
         return cls(str(Path(model).expanduser()) if model.startswith("~") else model, gpus, engine, *parsers)
 
     def environment(self) -> dict[str, str]:
-        """The variables to set before vLLM is imported."""
+        """Return the environment variables to set before vLLM is imported."""
         # The worker has threads, so the engine's process must not be a fork of it.
-        set_to = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+        variables = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
         if self.gpus is not None:
-            set_to["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
         defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-        return set_to | {name: value for name, value in defaults.items() if name not in os.environ}
+        return variables | {name: value for name, value in defaults.items() if name not in os.environ}
 
     def parsers(self) -> tuple[str, str]:
-        """The tool and the reasoning parser: the stated ones, else those that the model's name tells; `none`: none."""
+        """Return the tool and the reasoning parser: the stated ones, else those of the model's name; `none`: none."""
         name = Path(self.model).name.lower()
-        found = next(((tool, reasoning) for fits, tool, reasoning in _PARSERS if re.search(fits, name)), ("", "none"))
-        return self.tool_parser or found[0], self.reasoning_parser or found[1]
+        default = next(((tool, reasoning) for fits, tool, reasoning in _PARSERS if re.search(fits, name)), ("", "none"))
+        return self.tool_parser or default[0], self.reasoning_parser or default[1]
 
 
 @cache
 def package() -> Path:
-    """The folder of the package `vllm`.
+    """Return the folder of the package `vllm`.
 
     Raises:
         UsageError: it is not installed.
@@ -133,7 +133,7 @@ def package() -> Path:
 
 @cache
 def engine_arguments() -> frozenset[str]:
-    """The names of vLLM's engine arguments."""
+    """Return the names of vLLM's engine arguments."""
     module = ast.parse((package() / "engine" / "arg_utils.py").read_text("utf-8"))
     return frozenset(
         statement.target.id
@@ -146,7 +146,7 @@ def engine_arguments() -> frozenset[str]:
 
 @cache
 def parser_names(kind: str) -> list[str]:
-    """The names of vLLM's parsers.
+    """Return the names of vLLM's parsers.
 
     Args:
         kind: `tool` or `reasoning`.
@@ -158,33 +158,33 @@ def parser_names(kind: str) -> list[str]:
     return []
 
 
-def _arguments(given: Any) -> dict[str, Any]:
-    """The engine's arguments, from a JSON object or a mapping whose values may be text."""
-    if given is None or given == "":
+def _arguments(option: Any) -> dict[str, Any]:
+    """Return the engine's arguments, from a JSON object or a mapping whose values may be text."""
+    if option is None or option == "":
         return {}
-    if isinstance(given, str):
+    if isinstance(option, str):
         try:
-            given = msgspec.json.decode(given)
+            option = msgspec.json.decode(option)
         except msgspec.DecodeError:
-            given = None
-    if not isinstance(given, dict):
+            option = None
+    if not isinstance(option, dict):
         raise UsageError("model vllm: engine is no object; write --engine KEY=VALUE for each argument")
     known = engine_arguments()
-    found: dict[str, Any] = {}
-    for key, value in given.items():
+    arguments: dict[str, Any] = {}
+    for key, value in option.items():
         name = str(key).removeprefix("--").replace("-", "_")
         if name not in known:
-            near = [one for one in sorted(known) if name in one or one in name]
+            near = [other for other in sorted(known) if name in other or other in name]
             hint = f"did you mean {', '.join(near[:3])}?" if near else "`vllm serve --help` lists them"
             raise UsageError(f"model vllm: vLLM's engine has no argument {name!r}; {hint}")
         if name in _OWN:
-            raise UsageError(f"model vllm: --engine {name} is not yours to set{f'; use {_OWN[name]}' if _OWN[name] else ''}")
-        found[name] = _value(value) if isinstance(value, str) else value
-    return found
+            raise UsageError(f"model vllm: gymq sets --engine {name}; {f'use {_OWN[name]}' if _OWN[name] else 'remove it'}")
+        arguments[name] = _value(value) if isinstance(value, str) else value
+    return arguments
 
 
 def _value(text: str) -> Any:
-    """What a value of the command line means: JSON where it is JSON, else the text itself."""
+    """Return a value of the command line: decoded where it is JSON, else the text itself."""
     if text in ("True", "False", "None"):
         return {"True": True, "False": False, "None": None}[text]
     try:
@@ -193,12 +193,12 @@ def _value(text: str) -> Any:
         return text
 
 
-def _gpus(given: Any) -> tuple[str, ...] | None:
-    if given is None or given == "":
+def _gpus(option: Any) -> tuple[str, ...] | None:
+    if option is None or option == "":
         return None
-    text = str(given)
+    text = str(option)
     if text == "none":
         return ()
     if not _GPU.fullmatch(text):
-        raise UsageError(f"model vllm: --gpu is {text!r}; it is a device's number, several as in 0,1, or none for a CPU")
+        raise UsageError(f"model vllm: --gpu is {text!r}; name a device by its number, several as in 0,1, or none for a CPU")
     return tuple(text.split(","))

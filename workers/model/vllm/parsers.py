@@ -1,4 +1,4 @@
-"""Answers as messages: vLLM's own parsers find reasoning and tool calls in what was sampled."""
+"""Answers as messages: vLLM's parsers find reasoning and tool calls in sampled text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .load import EngineLoad
 from .options import VllmOptions
 from .sampling import Body
 
-#: How the chat template of a model says that its tool calls are JSON between tags, as Hermes's are (Qwen's, too).
+#: Text of a chat template whose tool calls are JSON between tags, as Hermes's and Qwen's are.
 _HERMES = re.compile(r"<tool_call>\s*(?:\\n)?\s*\{.{0,40}name", re.S)
 
-#: What begins a tool call in the formats that mark it; text with it and no call found is a malformed call.
+#: Marks that begin a tool call; text with a mark in which the parser finds no call is a malformed call.
 _MARKS = (
     "<tool_call>",
     "<function=",
@@ -32,13 +32,13 @@ class Parsers:
     """A model's parsers.
 
     Args:
-        options: which ones.
+        options: the parsers' names.
         tokenizer: the model's.
         model_config: vLLM's description of the model.
         load: counts malformed calls.
 
     Raises:
-        Exception: vLLM does not know a parser, or it does not go with this tokenizer.
+        Exception: vLLM does not know a parser, or it does not fit this tokenizer.
     """
 
     def __init__(self, options: VllmOptions, tokenizer: Any, model_config: Any, load: EngineLoad) -> None:
@@ -62,17 +62,17 @@ class Parsers:
         self._load = load
 
     def adjust(self, chat: Any) -> Any:
-        """Change a `ChatCompletionRequest` as the parsers want it: what is sampled must be what they can read."""
+        """Return a `ChatCompletionRequest` that makes the engine sample text that the parsers can read."""
         if self._class is None:
             return chat
         adjusted: Any = self._make(chat, {}).adjust_request(chat)
         return adjusted
 
     def message(self, prompt: list[int], sampled: Sampled, body: Body) -> Message:
-        """The message that was sampled.
+        """Return the sampled message.
 
-        A tool call that cannot be read stands in the message as text; invalid JSON among its arguments is passed on: the
-        tool answers with what is wrong.
+        A malformed tool call stays in the message as text; arguments of invalid JSON are passed on, and the tool's result says
+        what is wrong.
 
         Args:
             prompt: the prompt's token ids.
@@ -85,14 +85,14 @@ class Parsers:
         parser = self._make(body.chat, body.template)
         parser.set_prompt_token_ids(prompt)
         try:
-            reasoning, content, found = parser.parse(
+            reasoning, content, parsed = parser.parse(
                 text, body.chat, enable_auto_tools=True, model_output_token_ids=sampled.ids
             )
         except Exception as error:  # a parser's defect, or one that raises where the model's format is broken
             self._malformed(f"{type(error).__name__}: {error}")
             return Message("assistant", text)
         sampled.reasoning = parser.count_reasoning_tokens(sampled.ids)
-        calls = [ToolCall(one.id or new_call_id(), Function(one.name, one.arguments or "{}")) for one in found or ()]
+        calls = [ToolCall(c.id or new_call_id(), Function(c.name, c.arguments or "{}")) for c in parsed or ()]
         if not calls and body.chat.tools and any(mark in (content or "") for mark in _MARKS):
             self._malformed("it stands in the message as text")
         return Message("assistant", content or (None if calls else ""), reasoning or None, distinct(calls))
@@ -105,7 +105,7 @@ class Parsers:
     def _decode(self, sampled: Sampled, body: Body) -> str:
         ids = sampled.ids
         if sampled.finish == "stop" and ids and not body.params.include_stop_str_in_output:
-            ids = ids[:-1]  # the token that ended it is none of the message
+            ids = ids[:-1]  # the token that ended it is no part of the message
         text: str = self._tokenizer.decode(ids, skip_special_tokens=body.params.skip_special_tokens)
         return text
 

@@ -1,4 +1,4 @@
-"""What runs in vLLM's own processes: the end with the worker that started them, and what a reload of weights leaves out."""
+"""Code that runs in vLLM's own processes: their end with the worker, and a step that vLLM's reload of weights omits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from gymq.process.lifetime import die_with
 
-#: The variable that tells vLLM's processes that they are a worker's.
+#: The environment variable that marks vLLM's processes as a worker's.
 HOSTED = "GYMQ_HOSTED_ENGINE"
 
 
 def die_with_parent() -> None:
-    """A plugin of vLLM's: an engine's process ends with the worker that started it, however that ended.
+    """Make an engine's process end with the worker that started it, as a plugin of vLLM's.
 
-    vLLM's processes outlive a parent that was killed, and keep the device's memory.
+    Otherwise vLLM's processes outlive a killed parent, and keep the device's memory.
     """
     parent = multiprocessing.parent_process()
     if HOSTED not in os.environ or sys.platform != "linux" or parent is None or parent.pid is None:
@@ -25,15 +25,15 @@ def die_with_parent() -> None:
 
 
 class Extension:
-    """Further calls of vLLM's workers, for `collective_rpc`."""
+    """Methods added to vLLM's workers, for `collective_rpc`."""
 
     model_runner: Any
 
     def gymq_pack_head(self) -> None:
         """Pack the head's weights again.
 
-        On CPUs vLLM (0.32) multiplies by packed copies of weights. A reload leaves out a head that is tied to the embedding,
-        for it loads no weights of its own: it would go on with the old ones.
+        On CPUs vLLM (0.32) multiplies by packed copies of weights. A reload omits a head that is tied to the embedding, which
+        loads no weights of its own and would keep the old ones.
         """
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 

@@ -1,10 +1,11 @@
-"""A request's fields as vLLM takes them: its own chat request checks and translates them."""
+"""A request's fields as vLLM takes them, checked and translated by vLLM's own chat request."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
+from cachetools import LRUCache
 
 from gymq.errors import CallError, one_line
 
@@ -29,7 +30,7 @@ _NOTHING = frozenset(
     }
 )
 
-#: Request bodies that are kept ready; the rollouts of a run mostly share one.
+#: Request bodies that are kept; the rollouts of a run mostly share one.
 _KEPT = 1024
 
 
@@ -38,8 +39,8 @@ class Body:
 
     Args:
         chat: vLLM's `ChatCompletionRequest` of them, without messages.
-        params: vLLM's `SamplingParams`; all but `max_tokens` is final.
-        most: tokens of the answer at most, or None.
+        params: vLLM's `SamplingParams`, final but for `max_tokens`.
+        most: tokens of the answer at most; None: no limit.
         template: arguments of the chat template.
     """
 
@@ -52,11 +53,11 @@ class Body:
         self.template = template
 
     def params_for(self, prompt: int, longest: int) -> Any:
-        """The `SamplingParams` of one call.
+        """Return the `SamplingParams` of one call.
 
         Args:
             prompt: its prompt's tokens.
-            longest: tokens that prompt and answer may have together.
+            longest: tokens of prompt and answer together, at most.
 
         Raises:
             CallError: `context_overflow`: there is no room for an answer.
@@ -71,29 +72,27 @@ class Body:
 
 
 class Bodies:
-    """Reads request bodies, each form of them once.
+    """The request bodies of the calls so far, each read once.
 
     Args:
-        adjust: changes a `ChatCompletionRequest` as the model's parsers want it.
-        on_cpu: the engine runs on a CPU.
+        adjust: see `Parsers.adjust`.
+        on_cpu: whether the engine runs on a CPU.
     """
 
     def __init__(self, adjust: Any, on_cpu: bool) -> None:
         self._adjust = adjust
         self._on_cpu = on_cpu
-        self._kept: dict[bytes, Body] = {}
+        self._kept: LRUCache[bytes, Body] = LRUCache(_KEPT)
 
     def read(self, data: bytes) -> Body:
-        """Read a body.
+        """Return a body, checked.
 
         Raises:
-            CallError: `model`: a field is unknown, or its value is nothing that vLLM takes.
+            CallError: `model`: a field is unknown, or vLLM does not take its value.
         """
         body = self._kept.get(data)
         if body is None:
             body = self._read(data)
-            if len(self._kept) >= _KEPT:
-                self._kept.pop(next(iter(self._kept)))
             self._kept[data] = body
         return body
 
@@ -107,24 +106,24 @@ class Bodies:
         for name in sorted(fields):
             if name not in _SAMPLING | _PROMPT | _NOTHING:
                 raise CallError(
-                    "model", f"vLLM: sampling field {name!r} is unknown here; remove it from the row's or the run's sampling"
+                    "model", f"vLLM: sampling field {name!r} is unknown; remove it from the row's or the run's sampling"
                 )
         if self._on_cpu and fields.get("seed") is not None:
             raise CallError("model", "vLLM: seed kills the engine on a CPU; remove it from the row's or the run's sampling")
-        given = {name: value for name, value in fields.items() if name in _SAMPLING or name in ("tools", "tool_choice")}
+        chat_fields = {name: value for name, value in fields.items() if name in _SAMPLING or name in ("tools", "tool_choice")}
         if "parallel_tool_calls" in fields and "tools" in fields:
-            given["parallel_tool_calls"] = fields["parallel_tool_calls"]
-        if not given.get("tools"):
-            given.pop("tools", None)
-            given.pop("tool_choice", None)
+            chat_fields["parallel_tool_calls"] = fields["parallel_tool_calls"]
+        if not chat_fields.get("tools"):
+            chat_fields.pop("tools", None)
+            chat_fields.pop("tool_choice", None)
         try:
-            chat = self._adjust(ChatCompletionRequest.model_validate(given | {"messages": []}))
+            chat = self._adjust(ChatCompletionRequest.model_validate(chat_fields | {"messages": []}))
             params = chat.to_sampling_params(1 << 30, {})
         except (ValidationError, VLLMClientError, ValueError, TypeError, NotImplementedError) as error:
             raise CallError("model", f"vLLM: {_why(error)}") from None
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.logprobs, params.flat_logprobs = 0, True
-        # What ends at a string must be read as it is sampled; all else is decoded once, at the end.
+        # Text is decoded as it is sampled only where a string may end it; otherwise once, at the end.
         params.detokenize = bool(params.stop or params.bad_words)
         params.skip_special_tokens = chat.skip_special_tokens
         most = fields.get("max_completion_tokens", fields.get("max_tokens"))
@@ -132,11 +131,11 @@ class Bodies:
 
 
 def _why(error: Exception) -> str:
-    """What is wrong with a field, in one line."""
+    """Return an error about a field in one line."""
     errors = getattr(error, "errors", None)
     if errors is None:
         return one_line(str(error))
     first = errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    told = first["msg"].removeprefix("Value error, ")
-    return one_line(f"sampling field {where!r}: {told}" if where else told)
+    reason = first["msg"].removeprefix("Value error, ")
+    return one_line(f"sampling field {where!r}: {reason}" if where else reason)

@@ -8,9 +8,10 @@ from collections import Counter
 
 import pytest
 from gymq_workers.model.openai.backend import OpenAIBackend
-from gymq_workers.model.openai.endpoint_pool import FIRST_REST, LONGEST_REST, SLACK_KEPT, SLACK_NEW, EndpointPool
+from gymq_workers.model.openai.endpoint_pool import FIRST_REST, LONGEST_REST, EndpointPool
 
 from gymq.errors import CallError, UsageError
+from gymq.runtime.affinity import ENDPOINT_MARGIN, ENDPOINT_START_MARGIN
 from gymq.wire.message import Message, decode_message
 from tests.support.model_server import ask, servers
 
@@ -50,17 +51,17 @@ def test_a_server_that_leaves_takes_only_its_own_groups_along():
 def test_new_conversations_leave_a_busy_home_sooner_than_those_that_are_there():
     one = replicas(NAMES[:2])
     home = one.choose("run.0.0", 0.0)
-    for _ in range(SLACK_NEW):
+    for _ in range(ENDPOINT_START_MARGIN):
         one.began(home)
     assert one.choose("run.0.1", 0.0) == home
     one.began(home)
     assert one.choose("run.0.2", 0.0) == 1 - home
     assert one.choose("run.0.0", 0.0) == home
-    for _ in range(SLACK_KEPT - SLACK_NEW):
+    for _ in range(ENDPOINT_MARGIN - ENDPOINT_START_MARGIN):
         one.began(home)
     assert one.choose("run.0.0", 0.0) == 1 - home
     # It stays where it went, now that its prefix is there.
-    for _ in range(SLACK_KEPT):
+    for _ in range(ENDPOINT_MARGIN):
         one.ended(home)
     assert one.choose("run.0.0", 0.0) == 1 - home
 
@@ -69,7 +70,7 @@ def test_one_large_group_spreads_over_all_servers():
     one = replicas()
     for sample in range(400):
         one.began(one.choose(f"run.0.{sample}", 0.0))
-    assert max(one.load) - min(one.load) < 3 * SLACK_NEW
+    assert max(one.load) - min(one.load) < 3 * ENDPOINT_START_MARGIN
 
 
 def test_who_failed_is_left_alone_and_then_tried_by_one_call():
@@ -106,7 +107,7 @@ def test_only_so_many_conversations_are_remembered():
     one = replicas(size=10)
     for sample in range(50):
         one.choose(f"run.{sample}.0", 0.0)
-    assert len(one._kept) == 10
+    assert len(one._holders) == 10
 
 
 # With servers
@@ -139,7 +140,7 @@ async def test_a_server_that_fails_loses_its_conversations_to_the_others_and_not
         one = await backend(base_url=", ".join(urls))
         answers = await asyncio.gather(*[one.generate(ask("Hello", rollout=f"run.{row}.0")) for row in range(200)])
     assert {answer.model for answer in answers} == {"server1", "server2"}
-    assert sum(one._replicas.load) == 0
+    assert sum(one._pool.load) == 0
 
 
 async def test_a_server_that_hangs_is_left_after_one_time_out(backend):

@@ -85,7 +85,7 @@ async def test_sampling_is_in_vllms_own_terms(make):
     assert decode(ids(stopped.tokens.output)).endswith("END")
     assert "END" not in decode_message(stopped.message).content
     for body, words in [
-        (b'{"top_a":1}', "'top_a' has no place"),
+        (b'{"top_a":1}', "no sampling field 'top_a'"),
         (b'{"response_format":{"type":"structural_tag"}}', "structural_tag"),
     ]:
         with pytest.raises(CallError, match=words) as caught:
@@ -100,10 +100,10 @@ async def test_a_conversation_that_moves_keeps_its_tokens(make):
     with servers((), ()) as urls:
         one = await make(base_url=",".join(urls))
         before = await one.generate(ask("Hello", rollout="r.0.0"))
-        left = one._replicas._kept["r.0.0"]
-        one._replicas.load[left] += 100
+        left = one._pool._holders["r.0.0"]
+        one._pool.load[left] += 100
         after = await one.generate(ask("Hello", decode_message(before.message), "And?", rollout="r.0.0"))
-    assert one._replicas._kept["r.0.0"] == 1 - left
+    assert one._pool._holders["r.0.0"] == 1 - left
     assert after.tokens.prompt_start == (len(before.tokens.prompt) + len(before.tokens.output)) // 4
 
 
@@ -124,7 +124,7 @@ async def test_failures_are_those_of_the_other_forms(make, kind, fault):
 
 
 def test_options_that_make_no_sense_are_refused(monkeypatch):
-    with pytest.raises(UsageError, match="tokenizer is of api generate"):
+    with pytest.raises(UsageError, match="tokenizer needs api generate"):
         OpenAIBackend("m", {"base_url": "http://h/v1", "tokenizer": "t"})
     monkeypatch.setattr(token_client, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install transformers"):

@@ -14,7 +14,7 @@ def test_options_that_make_no_sense_are_refused(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     for model, options, words in [
-        ("", {}, "say which model"),
+        ("", {}, "name is missing"),
         ("m", {}, "OPENAI_API_KEY is not set"),
         ("m", {"base_url": "localhost:8000"}, "must look like"),
         ("m", {"base_url": "http://key@host/v1"}, "OPENAI_API_KEY"),
@@ -51,7 +51,7 @@ def test_limits_are_of_an_address_a_model_and_a_key(monkeypatch):
 
 
 def test_who_is_not_limited_takes_no_limits():
-    with pytest.raises(UsageError, match="scripted: takes no rpm"):
+    with pytest.raises(UsageError, match="scripted: rpm and tpm have no effect"):
         ScriptedBackend("", {"rpm": "3"})
 
 

@@ -198,7 +198,7 @@ def test_options_that_make_no_sense_are_refused(monkeypatch):
     there = {"base_url": "http://host", "api_version": "1"}
     for backend, model, options, words in [
         (SdkBackend, "m", {}, "sdk: OPENAI_API_KEY is not set"),
-        (SdkBackend, "", {}, "as in sdk:NAME"),
+        (SdkBackend, "", {}, "write --model sdk:NAME"),
         (AzureBackend, "m", {}, "base_url or AZURE_OPENAI_ENDPOINT"),
         (AzureBackend, "m", {"base_url": "http://host"}, "api_version"),
         (AzureBackend, "m", there, "AZURE_OPENAI_AD_TOKEN; neither is"),

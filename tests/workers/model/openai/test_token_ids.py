@@ -131,8 +131,8 @@ async def test_what_is_new_of_a_prompt_is_known_whichever_server_answered(backen
     with servers((), ()) as urls:
         one = await backend("mock-tokens", base_url=",".join(urls))
         before = await one.generate(ask("Hi", rollout="run.1.0"))
-        left = one._replicas._kept["run.1.0"]
-        one._replicas.failed(left, 0.0, time.monotonic() + 60)
+        left = one._pool._holders["run.1.0"]
+        one._pool.failed(left, 0.0, time.monotonic() + 60)
         after = await one.generate(ask("Hi", decode_message(before.message), "And now?", rollout="run.1.0"))
-    assert one._replicas._kept["run.1.0"] == 1 - left
+    assert one._pool._holders["run.1.0"] == 1 - left
     assert after.tokens.prompt_start == len(b'"Hi""You said: Hi"')

@@ -78,7 +78,7 @@ def test_parsers_go_by_the_models_name_unless_they_are_stated(model, options, pa
 @pytest.mark.parametrize(
     ("model", "options", "says"),
     [
-        ("", {}, "say which model"),
+        ("", {}, "the model is missing"),
         ("/no/such/folder", {}, "there is no folder /no/such/folder"),
         ("m", {"gpu": "first"}, "--gpu is 'first'"),
         ("m", {"gpu": "0,,1"}, "--gpu is '0,,1'"),
