@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 
 from gymq.errors import UsageError
 from gymq.wire.calls import Generated, Tokens
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Conversation
 from gymq.wire.task import Task
 
@@ -163,7 +164,7 @@ class Backend(Limited):
     #: once `update_weights` has returned; a backend whose calls go on meanwhile sets it as it swaps the weights.
     version: int = 0
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, model: str, options: JsonObject) -> None:
         self.model = model
         self.options = options
         self.limits = _limits(options)
@@ -225,7 +226,7 @@ class Backend(Limited):
         return {}
 
 
-def _limits(options: dict[str, Any]) -> list[Limit]:
+def _limits(options: JsonObject) -> list[Limit]:
     """Return the limits of the options `rpm` and `tpm`, both per minute."""
     limits: list[Limit] = []
     for option, name in (("rpm", "requests"), ("tpm", "tokens")):

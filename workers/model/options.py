@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gymq.errors import UsageError
+from gymq.wire.json_types import JsonObject
 
 
-def number(backend: str, options: dict[str, Any], name: str, default: float, *, smallest: float) -> float:
+def number(backend: str, options: JsonObject, name: str, default: float, *, smallest: float) -> float:
     """Return an option that is a number.
 
     Args:
@@ -33,7 +33,7 @@ def number(backend: str, options: dict[str, Any], name: str, default: float, *, 
     return parsed
 
 
-def flag(backend: str, options: dict[str, Any], name: str) -> bool:
+def flag(backend: str, options: JsonObject, name: str) -> bool:
     """Return an option that is true or false; not given: false.
 
     Args:

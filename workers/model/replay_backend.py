@@ -11,7 +11,6 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -20,6 +19,7 @@ from gymq.errors import CallError, DataError, UsageError
 from gymq.ingest.chat_items import Item, to_messages
 from gymq.wire.calls import Generated, Tokens, Usage
 from gymq.wire.ids import RolloutId
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Message, decode_message, encode_message
 from gymq.wire.record import CallRecord, RecordedTokens, RolloutRecord, narrow
 
@@ -85,7 +85,7 @@ class ReplayBackend(Backend):
 
     name = "replay"
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, model: str, options: JsonObject) -> None:
         super().__init__(model, options)
         if not model:
             raise UsageError("model replay: the file is missing; write --model replay:rollouts.jsonl")

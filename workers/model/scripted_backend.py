@@ -14,6 +14,7 @@ from gymq.api.tools import wanted
 from gymq.errors import CallError, Unavailable, UsageError
 from gymq.plugins import environment
 from gymq.wire.calls import Generated, Usage
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Message, encode_message
 
 from .options import number
@@ -43,7 +44,7 @@ class ScriptedBackend(Backend):
 
     name = "scripted"
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, model: str, options: JsonObject) -> None:
         super().__init__(model, options)
         self._latency = number(self.name, options, "latency", 0.0, smallest=0)
         self._label = f"scripted:{model}" if model else "scripted"
@@ -63,7 +64,7 @@ class ScriptedBackend(Backend):
         policy = self._policies.get(request.environment) or self._find(request.environment)
         if self._latency:
             await asyncio.sleep(self._latency)
-        arguments: dict[str, Any] = {}
+        arguments: JsonObject = {}
         if policy.messages:
             arguments["messages"] = request.messages
         if policy.task:

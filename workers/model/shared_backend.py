@@ -1,10 +1,9 @@
-"""One backend for all actors of a process: its connections, its weights and its rate limits are there once."""
+"""One backend for all actors of a process, with its connections, weights and rate limits."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError
@@ -13,18 +12,19 @@ from gymq.runtime.rate_limit import SharedLimiter
 from gymq.settings import Settings
 from gymq.store.connection import Connection
 from gymq.wire.calls import Generated
+from gymq.wire.json_types import JsonObject
 
 from .weight_updater import WeightUpdater
 
 
 class SharedBackend:
-    """A backend that is started by the first who starts it, and stopped by the last of its users.
+    """A backend that the first of its users starts, and the last one stops.
 
     Args:
-        backend: what does the work.
-        settings: where the limits stand that it shares with all others of its account: on the first shard.
+        backend: the backend.
+        settings: any shard's; its rate limits are on the first shard.
         model: the SPEC.
-        users: how many will start and stop it.
+        users: the number of actors that will start and stop it.
     """
 
     def __init__(self, backend: Backend, settings: Settings, model: str, users: int) -> None:
@@ -38,9 +38,9 @@ class SharedBackend:
         self.needs_task = backend.needs_task
         self.affine = backend.affine
         self.health, self.load, self.quarantinable = backend.health, backend.load, backend.quarantinable
-        #: Whether its capacity or its health can change, so that somebody must look.
+        #: Whether its capacity or its health can change, so that its users must look.
         self.changes = (type(backend).capacity, type(backend).health) != (Backend.capacity, Backend.health)
-        #: What keeps it at the weights that are wanted; None: it takes none.
+        #: The updater of its weights; None: it takes none.
         self.replica: WeightUpdater | None = None
         if backend.versioned:
             self.replica = WeightUpdater(
@@ -57,13 +57,10 @@ class SharedBackend:
             what(actor)
 
     async def start(self, actor: Actor) -> None:
-        """Start it, unless somebody has.
-
-        Args:
-            actor: who uses it from now on.
+        """Start it for an actor, unless another has.
 
         Raises:
-            GymqError: it cannot be started, or the weights that are wanted cannot be loaded.
+            GymqError: it cannot be started, or the wanted weights cannot be loaded.
         """
         self._actors.append(actor)
         async with self._lock:
@@ -89,40 +86,40 @@ class SharedBackend:
             raise
 
     async def enter(self, request: Request) -> None:
-        """Wait until calls may be made; the time stands in the request."""
+        """Wait until calls may begin; the time is added to the request's `waited`."""
         if self.replica is not None:
             await self.replica.enter(request)
 
     async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
-        """Let the backend answer.
+        """Return the backend's answer.
 
         Args:
-            request: what is asked.
-            limit: of the call; it does not run while the call stands still.
+            request: the call.
+            limit: its time-out, which pauses while the call stands still.
 
         Raises:
             CallError: see `Backend.generate`.
-            Begun: other weights came; enter, and ask again.
+            WeightsChanged: enter, and begin the call again.
         """
         if self.replica is None:
             return await self._backend.generate(request)
         return await self.replica.generate(request, limit)
 
-    def told(self) -> dict[str, Any]:
-        """What the registry says of its weights and of its load."""
-        told: dict[str, Any] = {}
+    def status(self) -> JsonObject:
+        """Return its weights and its load, for the worker registry."""
+        status: JsonObject = {}
         if self.replica is not None:
-            told = {"version": self.replica.version, "loading": self.replica.loading}
+            status = {"version": self.replica.version, "loading": self.replica.loading}
         load = self._backend.load()
-        return told | {"load": load} if load else told
+        return status | {"load": load} if load else status
 
     def capacity(self) -> int | None:
-        """How many calls one of its users may have; None: it sets no limit."""
+        """Return how many calls each of its users may have; None: no limit."""
         most = self._backend.capacity()
         return most if most is None else -(-most // self._users)
 
     async def stop(self) -> None:
-        """Stop it if nobody else uses it."""
+        """Stop it for one user; the last one stops the backend."""
         self._users -= 1
         if not self._users and self._started:
             if self.replica is not None:

@@ -1,7 +1,7 @@
-"""A replica: one process's backend, and the weights that it is to sample with.
+"""The weights of a replica, one process's backend: looks which are wanted, loads them, and lets calls wait meanwhile.
 
-It looks once a second, and whenever it is told to; it takes no call before it knows that its weights are those that are
-wanted. While it loads others it takes no mail, and what it holds waits here.
+It looks once a second, and when `doubt` or a wake-up asks for it. No call begins before its weights are known to be the wanted
+ones. While it loads, the actor takes no mail, and the calls in hand wait.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 from gymq.store.model_weights import MAX_FAILURES, LoadFailure, Weights, copy, read_weights
 from gymq.wire.calls import Generated
 
-#: Seconds between two looks at whether it is this replica's turn.
+#: Seconds between two requests for the turn to load.
 LOAD_TURN_PAUSE = 0.1
 
-#: Seconds for which a replica has the turn unless it asks again; one that dies with it holds up the others for as long.
+#: Seconds for which a replica has the turn unless it renews it; one that dies holds up the others for as long.
 LOAD_TURN = 5.0
 
-#: Seconds that loading may take, calls that are finished before it aside; then it counts as failed.
+#: Seconds that loading may take, without the calls that end before it; then it has failed.
 LOAD_LIMIT = 1800.0
 
 
-class Begun(Exception):
-    """The call was cut off for other weights; it is to be begun again."""
+class WeightsChanged(Exception):
+    """A call was cut off for other weights; it begins again."""
 
 
 class WeightUpdater:
-    """Keeps a backend at the weights that are wanted.
+    """The updater of a backend's weights.
 
     Args:
-        backend: one that takes weights.
-        settings: where what is wanted stands: on the first shard.
+        backend: a backend that takes weights.
+        settings: any shard's; the wanted weights are on the first shard.
         model: the SPEC.
-        hold: told True when mail is to wait, False when it may come again.
-        changed: told when `version` or `loading` is another.
-        leave: told why the process must end.
+        hold: called with True when mail must wait, with False when it may come again.
+        changed: called when `version` or `loading` has changed.
+        leave: called with the reason why the process must end.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class WeightUpdater:
         changed: Callable[[], None],
         leave: Callable[[GymqError], None],
     ) -> None:
-        #: The version that it loads at the moment.
+        #: The version that it is loading; None: it loads none.
         self.loading: int | None = None
         #: Whether it waits for its turn before it loads weights; one that serves suspects only does not.
         self.takes_turns = True
@@ -84,14 +84,14 @@ class WeightUpdater:
 
     @property
     def version(self) -> int:
-        """Of the weights that it samples with."""
+        """The policy version that it samples with."""
         return self._backend.version
 
     async def start(self) -> None:
-        """Load what is wanted; nothing is served before.
+        """Load the wanted weights; no call is served before.
 
         Raises:
-            GymqError: that is not possible.
+            GymqError: they cannot be loaded.
         """
         await self._connection.reconnect()
         await self._catch_up()
@@ -99,23 +99,23 @@ class WeightUpdater:
             raise self._failed
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stop looking, and close the connection."""
         if self._look is not None:
             self._look.cancel()
             await asyncio.wait([self._look])
         await self._connection.close()
 
     def look(self) -> None:
-        """See soon what is wanted, unless that is under way."""
+        """Look soon which weights are wanted, unless a look is under way."""
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._watch())
 
     def doubt(self) -> None:
-        """It may have been away for a while: the next call waits until it has looked."""
+        """Let the next call wait until a new look: this process may have been away."""
         self._doubts += 1
 
     async def enter(self, request: Request) -> None:
-        """Wait until calls may be made."""
+        """Wait until calls may begin; the time is added to the request's `waited`."""
         if self._sure == self._doubts and self._gate.is_set():
             return
         began = time.monotonic()
@@ -126,14 +126,14 @@ class WeightUpdater:
         request.waited += time.monotonic() - began
 
     async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
-        """Let the backend answer.
+        """Return the backend's answer.
 
         Args:
-            request: what is asked.
-            limit: of the call; it does not run while the call stands still.
+            request: the call.
+            limit: its time-out, which pauses while the call stands still.
 
         Raises:
-            Begun: other weights came; ask again.
+            WeightsChanged: begin the call again.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -141,17 +141,15 @@ class WeightUpdater:
         try:
             return await self._backend.generate(request)
         except asyncio.CancelledError:
-            # Somebody else may have cancelled it, too: its rollout has ended, or its time is over.
+            # It may be cancelled for another reason too: its rollout has ended, or its time is over.
             if task not in self._cut or task.uncancel() > 0:
                 raise
-            raise Begun from None
+            raise WeightsChanged from None
         finally:
             self._calls.pop(task, None)
             self._cut.discard(task)
             if not self._calls:
                 self._idle.set()
-
-    # Taking weights.
 
     async def _watch(self) -> None:
         try:
@@ -171,7 +169,7 @@ class WeightUpdater:
                 if wanted is None or wanted.id == self._taken:
                     self._sure = doubts
                     return
-                # One that does not serve yet need not wait until others do.
+                # A replica that does not serve yet need not wait for its turn.
                 if wanted.rolling and self._sure == doubts and self.takes_turns:
                     if not await self._turn(LOAD_TURN):
                         await asyncio.sleep(LOAD_TURN_PAUSE)
@@ -217,10 +215,10 @@ class WeightUpdater:
             async with asyncio.timeout(LOAD_LIMIT):
                 await self._backend.update_weights(wanted.path, wanted.version, wanted.mode)
         except Exception as error:
-            said = str(error) if isinstance(error, GymqError) else f"{type(error).__name__}: {error}"
-            reason = one_line(said if wanted.path in said else f"{said} ({wanted.path})")
+            text = str(error) if isinstance(error, GymqError) else f"{type(error).__name__}: {error}"
+            reason = one_line(text if wanted.path in text else f"{text} ({wanted.path})")
             await self._report(wanted.version, reason)
-            # The gate stays closed: nobody knows what the backend would answer with.
+            # The gate stays closed: the backend's weights are unknown.
             self._failed = GymqError(f"{where}: {reason}; this worker leaves")
             return
         self._backend.version = wanted.version
@@ -232,7 +230,7 @@ class WeightUpdater:
         self._changed()
 
     async def _settle(self, mode: str) -> None:
-        """See to the calls in flight as the mode says."""
+        """Freeze, await or cut off the calls in flight, as the mode says."""
         if mode == "keep":
             return
         if mode == "abort":
@@ -244,18 +242,18 @@ class WeightUpdater:
             await self._idle.wait()
 
     def _stop_clocks(self) -> dict[asyncio.Task[Any], float]:
-        """Stop the time of the calls that stand still; returns when that was, by the loop's clock."""
+        """Pause the time-outs of the calls that stand still; return since when, seconds of the loop's clock."""
         now = asyncio.get_running_loop().time()
         stopped: dict[asyncio.Task[Any], float] = {}
         for task, (_, limit) in self._calls.items():
             stopped[task] = now
             if (when := limit.when()) is not None and not limit.expired():
-                # So far away that it cannot come before loading ends, one way or the other.
+                # Later than loading can end.
                 limit.reschedule(when + 2 * LOAD_LIMIT)
         return stopped
 
     def _start_clocks(self, stopped: dict[asyncio.Task[Any], float]) -> None:
-        """Let the time of the calls that stood still go on."""
+        """Resume the time-outs of the calls that stood still."""
         now = asyncio.get_running_loop().time()
         for task, since in stopped.items():
             if task in self._calls:
@@ -265,7 +263,7 @@ class WeightUpdater:
                     limit.reschedule(when - 2 * LOAD_LIMIT + now - since)
 
     async def _report(self, version: int, error: str) -> None:
-        """Say that this replica leaves, and why, where people look."""
+        """Publish a failure to load, for `gymq status`."""
         failure = msgspec.json.encode(LoadFailure(socket.gethostname(), os.getpid(), version, error, time.time()))
         key = self._connection.keys.load_failures(self._model)
         while True:
@@ -279,14 +277,11 @@ class WeightUpdater:
                 await asyncio.sleep(FULL_PAUSE)
 
     async def mirror(self, connection: Connection) -> None:
-        """See that another shard says what shard 0 says.
-
-        Args:
-            connection: to that shard.
+        """Copy the wanted weights, as last read from shard 0, to another shard.
 
         Raises:
             Outage: the connection broke.
         """
-        # What it has read last: shard 0 may be away, and the others go on.
+        # Shard 0 may be away, and the others go on.
         if self._last is not None:
             await copy(connection, self._last)

@@ -1,10 +1,9 @@
-"""The model role: serves `generate` and `ask` calls of one model through one backend."""
+"""The model role: answers `generate` and `ask` calls of one model through one backend."""
 
 from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
 
 from gymq import plugins
 from gymq.aio import cancel_and_wait
@@ -16,20 +15,21 @@ from gymq.runtime.mailbox import Mail
 from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.wire.calls import Call, Generated, decode_parameters, encode
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Conversation
 
 from .shared_backend import SharedBackend
-from .weight_updater import Begun
+from .weight_updater import WeightsChanged
 
-#: Calls that one model worker has in flight unless told otherwise.
+#: Calls in flight of one model worker, unless `--concurrency` says otherwise.
 DEFAULT_CONCURRENCY = 512
 
-#: Seconds between two looks at how many calls the backend can work on, and whether it can at all.
+#: Seconds between two looks at the backend's capacity and health.
 POLL_INTERVAL = 0.02
 
 
 class ModelWorker(CallWorker):
-    """Serves one model; see `Actor`. Options: `model` (SPEC), `concurrency`, and the backend's own."""
+    """A worker of one model; see `Actor`. Options: `model` (SPEC), `concurrency`, and the backend's own."""
 
     role = "model"
 
@@ -44,7 +44,7 @@ class ModelWorker(CallWorker):
         self.private = self._backend.affine
         capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
         super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
-        self._told: dict[str, Any] = {}
+        self._published: JsonObject = {}
         self._entered = False
         self._watch: list[asyncio.Task[None]] = []
 
@@ -53,16 +53,16 @@ class ModelWorker(CallWorker):
         """Make an actor for each shard, all with one backend; see `Actor`."""
         spec = options.get("model") or ""
         shared = SharedBackend(_make(spec, options), settings[0], spec, len(settings))
-        return [cls(one, options, backend=shared) for one in settings]
+        return [cls(shard_settings, options, backend=shared) for shard_settings in settings]
 
     def mailboxes(self) -> list[str]:
-        """The model's mailbox; all workers of the same SPEC share it."""
+        """Return the model's mailbox, which all workers of its SPEC share."""
         return [f"model:{self._spec}"]
 
     async def prepare(self) -> None:
-        """Start the backend, and let it load the weights that are wanted."""
+        """Start the backend with the wanted weights."""
         await self._backend.start(self)
-        await self._tell()
+        await self._publish_status()
         if not self.suspects_only and self._backend.changes:
             self._watch = [asyncio.create_task(self._follow())]
 
@@ -75,40 +75,40 @@ class ModelWorker(CallWorker):
         """Start each call; see `CallWorker`."""
         replica = self._backend.replica
         if replica is not None and not self._entered:
-            # Weights may have been published after it looked and before it stood in the registry.
+            # Weights may have been published after it looked and before it was in the registry.
             self._entered = True
             replica.doubt()
         await super().handle(mail)
 
     async def duties(self) -> None:
-        """See which weights are wanted, and say which it has."""
+        """Look which weights are wanted, and publish which it has."""
         await super().duties()
         replica = self._backend.replica
         if replica is not None:
             replica.look()
             if self.settings.shard:
                 await replica.mirror(self.life.connection)
-        await self._tell()
+        await self._publish_status()
 
     async def forget(self) -> None:
-        """Drop what was read; this process may have been away, and other weights may be wanted."""
+        """Drop all copies of what Redis holds; other weights may be wanted since."""
         self._entered = False
         await super().forget()
 
-    def stats(self) -> dict[str, Any]:
-        """Numbers for `celery inspect stats`; the version is text, as sums of versions mean nothing."""
-        told = self._backend.told()
-        load = told.pop("load", {})
-        return super().stats() | load | {key: str(value) for key, value in told.items() if value is not None}
+    def stats(self) -> JsonObject:
+        """Return the numbers for `celery inspect stats`; the version is text, as sums of versions mean nothing."""
+        status = self._backend.status()
+        load = status.pop("load", {})
+        return super().stats() | load | {key: str(value) for key, value in status.items() if value is not None}
 
-    async def _tell(self) -> None:
-        told = self._backend.told()
-        if told != self._told:
-            await self.life.tell(**told)
-            self._told = told
+    async def _publish_status(self) -> None:
+        status = self._backend.status()
+        if status != self._published:
+            await self.life.tell(**status)
+            self._published = status
 
     async def _follow(self) -> None:
-        """Take as many calls as the backend can work on; when it is broken, answer what is in hand, and end."""
+        """Take as many calls as the backend can work on; if it breaks, answer the calls in hand, and end."""
         limit = self.intake.capacity
         while self.failure is None:
             if broken := self._backend.health():
@@ -119,11 +119,11 @@ class ModelWorker(CallWorker):
             await asyncio.sleep(POLL_INTERVAL)
 
     async def serve(self, call: Call) -> bytes:
-        """Ask the backend for the next message; see `CallWorker`."""
+        """Return the backend's next message; see `CallWorker`."""
         if call.kind not in ("generate", "ask"):
             raise CallError("model", f"a model cannot answer a call of kind {call.kind!r}")
         if call.kind == "ask":
-            # A verifier's question is a conversation of its own: it brings all its messages, and nothing of it is kept.
+            # A verifier's question is a conversation of its own: it brings all its messages, and no worker keeps any.
             name, messages, body = f"ask:{call.rollout}", call.messages, decode_parameters(call.parameters or b"").request()
             history = None
         else:
@@ -139,10 +139,10 @@ class ModelWorker(CallWorker):
                 await self._backend.enter(request)
                 try:
                     return encode(await self._ask(request, call.timeout))
-                except Begun:
+                except WeightsChanged:
                     continue
         except asyncio.CancelledError:
-            request.waited = 0.0  # nobody is answered
+            request.waited = 0.0  # the call gets no answer to carry it
             raise
         finally:
             if request.waited:
@@ -153,7 +153,7 @@ class ModelWorker(CallWorker):
         try:
             async with limit:
                 return await self._backend.generate(request, limit)
-        except (CallError, Begun):
+        except (CallError, WeightsChanged):
             raise
         except Exception as error:
             if limit.expired():
@@ -162,16 +162,16 @@ class ModelWorker(CallWorker):
 
 
 class _Refusing(Backend):
-    """Answers suspects of a backend that cannot stand twice: their rollouts may try again, as often as after outages."""
+    """A backend that refuses the suspects of one that cannot stand twice: their rollouts retry, as after outages."""
 
     name = "refusing"
 
     async def generate(self, request: Request) -> Generated:
-        """Refuse."""
+        """Refuse the call."""
         raise CallError("model_unavailable", "the model's worker died twice with this call in hand")
 
 
-def _make(spec: str, options: dict[str, Any]) -> Backend:
+def _make(spec: str, options: JsonObject) -> Backend:
     if not spec:
-        raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
+        raise UsageError("a model worker needs a model; write --model SPEC, for example --model openai:NAME")
     return plugins.backend(spec, options)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from gymq.wire.calls import Usage
+from gymq.wire.json_types import JsonObject
 
 #: A token id; records hold 32 bits of it.
 TokenId = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
@@ -161,7 +162,7 @@ def named_ids(tokens: list[TokenLogprob]) -> list[int] | None:
         return None
 
 
-def encode_arguments(arguments: str | dict[str, Any]) -> str:
+def encode_arguments(arguments: str | JsonObject) -> str:
     """Return a tool call's arguments as text: some servers send the JSON object itself."""
     return arguments if isinstance(arguments, str) else _encoder.encode(arguments).decode()
 

@@ -14,6 +14,7 @@ import msgspec
 from gymq.api.backend import Backend, Limited, Request
 from gymq.errors import UsageError
 from gymq.wire.calls import Generated
+from gymq.wire.json_types import JsonObject
 
 from ..options import flag, number
 from ..tokens.prefixes import Prefixes
@@ -61,7 +62,7 @@ class OpenAIBackend(Backend):
     #: The APIs that it can use.
     apis: ClassVar[tuple[str, ...]] = ("chat", "responses", "generate")
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, model: str, options: JsonObject) -> None:
         super().__init__(model, options)
         if not model:
             raise UsageError(f"model {self.name}: the model's name is missing; write --model {self.name}:NAME")

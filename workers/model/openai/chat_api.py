@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from gymq.api.backend import Request
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Function, Message, ToolCall, encode_message, without_reasoning
 
 from ..tool_calls import distinct, finish_reason, new_call_id
@@ -32,7 +33,7 @@ _FINISHES = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "co
 
 class _Function(msgspec.Struct):
     name: str
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | JsonObject | None = None
 
 
 class _ToolCall(msgspec.Struct):
@@ -41,7 +42,7 @@ class _ToolCall(msgspec.Struct):
 
 
 class _Message(SampledIds):
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[JsonObject] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None

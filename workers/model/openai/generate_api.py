@@ -11,8 +11,10 @@ import msgspec
 
 from gymq.api.backend import Request
 from gymq.errors import CallError
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import decode_message, encode_message
 
+from ..sampling_fields import PROMPT_FIELDS, SAMPLING_FIELDS, SERVER_FIELDS
 from .answer import (
     Answer,
     InterruptedAnswer,
@@ -31,23 +33,10 @@ PATH = "/inference/v1/generate"
 DERENDER = "/v1/chat/completions/derender"
 
 #: Fields of chat completions that are vLLM's sampling parameters under the same names.
-_SAMPLING = frozenset(
-    {
-        *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed"),
-        *("max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logit_bias", "bad_words"),
-        *("allowed_token_ids", "thinking_token_budget", "include_stop_str_in_output", "repetition_detection"),
-        *("structured_outputs", "skip_special_tokens"),
-    }
-)
+_SAMPLING = SAMPLING_FIELDS | {"structured_outputs", "skip_special_tokens"}
 
 #: Fields about rendering the prompt and reading the answer, and those of other servers.
-_ELSEWHERE = frozenset(
-    {
-        *("tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort", "include_reasoning"),
-        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity", "n"),
-        *("logprobs", "top_logprobs", "return_token_ids", "return_tokens_as_token_ids"),
-    }
-)
+_ELSEWHERE = PROMPT_FIELDS | SERVER_FIELDS | {"n"}
 
 #: Fields of the request itself.
 _REQUEST = frozenset({"cache_salt", "priority"})
@@ -91,8 +80,8 @@ def request_body(model: str, ids: list[int], request: Request) -> bytes:
     if any(isinstance(m.content, list) and any(p.get("type") != "text" for p in m.content) for m in request.messages):
         raise CallError("model", "api generate sends text only; use api chat for images and the like")
     fields = msgspec.json.decode(request.body)
-    params: dict[str, Any] = {"logprobs": 0}
-    top: dict[str, Any] = {}
+    params: JsonObject = {"logprobs": 0}
+    top: JsonObject = {}
     for name, value in fields.items():
         if name == "max_completion_tokens":
             params["max_tokens"] = value
@@ -170,7 +159,7 @@ def cut(message: bytes, stopped: str) -> bytes:
     return encode_message(decoded)
 
 
-def _structured(form: dict[str, Any]) -> dict[str, Any]:
+def _structured(form: JsonObject) -> JsonObject:
     if form.get("type") == "json_schema":
         return {"structured_outputs": {"json": form["json_schema"]["schema"]}}
     if form.get("type") == "json_object":

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from gymq.api.backend import Request
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Function, Message, ToolCall, encode_message
 
 from ..tool_calls import distinct, finish_reason, new_call_id
@@ -45,7 +46,7 @@ class _Item(SampledIds):
     summary: list[_Part] | None = None
     call_id: str | None = None
     name: str = ""
-    arguments: str | dict[str, Any] = "{}"
+    arguments: str | JsonObject = "{}"
 
 
 class _Incomplete(msgspec.Struct):
@@ -77,14 +78,14 @@ def request_body(head: bytes, request: Request) -> bytes:
     return head + _encoder.encode(fields)[1:]
 
 
-def request_fields(chat: dict[str, Any]) -> dict[str, Any]:
+def request_fields(chat: JsonObject) -> JsonObject:
     """Return a chat request's fields as Responses names them; unknown ones are kept, for the server to refuse.
 
     Args:
         chat: the fields but for `model` and `messages`.
     """
-    fields: dict[str, Any] = {"store": False}
-    text: dict[str, Any] = {}
+    fields: JsonObject = {"store": False}
+    text: JsonObject = {}
     for name, value in chat.items():
         if name in ("max_tokens", "max_completion_tokens"):
             fields["max_output_tokens"] = value
@@ -113,12 +114,12 @@ def request_fields(chat: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def input_items(message: Message) -> list[dict[str, Any]]:
+def input_items(message: Message) -> list[JsonObject]:
     """Return the input items that stand for one chat message."""
     if message.role == "tool":
         output = message.content if isinstance(message.content, str) else _parts(message)
         return [{"type": "function_call_output", "call_id": message.tool_call_id or "", "output": output}]
-    items: list[dict[str, Any]] = []
+    items: list[JsonObject] = []
     if message.content or not message.tool_calls:
         content = message.content or "" if isinstance(message.content, str | None) else _parts(message)
         items.append({"type": "message", "role": message.role, "content": content})
@@ -177,16 +178,16 @@ def read_answer(data: bytes) -> Answer:
     )
 
 
-def _flat_tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _flat_tool(tool: JsonObject) -> JsonObject:
     """Return a chat tool as Responses has it; there a tool is strict unless it says otherwise, in chat it is the reverse."""
     function = tool.get("function")
     return {"type": "function", "strict": False, **function} if function else tool
 
 
-def _parts(message: Message) -> list[dict[str, Any]]:
+def _parts(message: Message) -> list[JsonObject]:
     """Return content parts by their names in Responses; parts of other kinds stay as they are."""
     text = "output_text" if message.role == "assistant" else "input_text"
-    parts: list[dict[str, Any]] = []
+    parts: list[JsonObject] = []
     for part in message.content if isinstance(message.content, list) else ():
         if part.get("type") == "text":
             parts.append({"type": text, "text": part.get("text") or ""})

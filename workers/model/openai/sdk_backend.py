@@ -19,6 +19,7 @@ import openai
 from yarl import URL
 
 from gymq.errors import CallError, UsageError
+from gymq.wire.json_types import JsonObject
 
 from ..options import flag, number
 from . import responses_api
@@ -55,7 +56,7 @@ class SdkEndpoint(Endpoint):
         secret: str,
         timeout: float,
         *,
-        arguments: dict[str, Any],
+        arguments: JsonObject,
         stream: bool,
         chunk_timeout: float,
     ) -> None:
@@ -116,7 +117,7 @@ class SdkEndpoint(Endpoint):
             raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
         return self.read_answer(content)
 
-    async def _read(self, create: Any, named: dict[str, Any]) -> bytes:
+    async def _read(self, create: Any, named: JsonObject) -> bytes:
         """Return the body of an answer in one piece, up to LARGEST_BODY."""
         async with create.with_streaming_response.create(**named) as response:
             content = await read_up_to(LARGEST_BODY, response.iter_bytes())
@@ -124,7 +125,7 @@ class SdkEndpoint(Endpoint):
             raise self.too_large()
         return content
 
-    async def _streamed(self, create: Any, named: dict[str, Any]) -> bytes:
+    async def _streamed(self, create: Any, named: JsonObject) -> bytes:
         """Return the body that a streamed answer would have had in one piece."""
         pieces = ResponsesStream() if self._api is responses_api else ChatStream(LARGEST_BODY)
         stream = await create.create(stream=True, **named)
@@ -203,7 +204,7 @@ class SdkBackend(OpenAIBackend):
             )
         return endpoints
 
-    def _client(self, base: str) -> tuple[str, dict[str, Any]]:
+    def _client(self, base: str) -> tuple[str, JsonObject]:
         """Return the key, and the arguments of the library's client."""
         key = secret(self.name, self.key)
         if not key:
@@ -231,7 +232,7 @@ class AzureBackend(SdkBackend):
     address = "AZURE_OPENAI_ENDPOINT"
     default = ""
 
-    def _client(self, base: str) -> tuple[str, dict[str, Any]]:
+    def _client(self, base: str) -> tuple[str, JsonObject]:
         version = self.options.get("api_version") or os.environ.get("OPENAI_API_VERSION")
         if not version:
             raise UsageError("model azure: the API version is missing; set api_version or OPENAI_API_VERSION")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gymq.wire.json_types import JsonObject
+
 from .answer import MalformedAnswer
 
 #: Fields of a message whose text comes in pieces.
@@ -20,11 +22,11 @@ class ChatStream:
     def __init__(self, largest: int) -> None:
         self._left = largest
         self._texts: dict[str, list[str]] = {}
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls: dict[int, JsonObject] = {}
         self._logprobs: list[Any] = []
         self._ids: list[int] = []
-        self._choice: dict[str, Any] = {}
-        self._whole: dict[str, Any] = {}
+        self._choice: JsonObject = {}
+        self._whole: JsonObject = {}
 
     @property
     def ended(self) -> bool:
@@ -32,10 +34,7 @@ class ChatStream:
         return self._choice.get("finish_reason") is not None
 
     def add(self, chunk: Any) -> None:
-        """Append the next chunk.
-
-        Args:
-            chunk: a decoded `chat.completion.chunk`.
+        """Append the next chunk, a decoded `chat.completion.chunk`.
 
         Raises:
             MalformedAnswer: it is no chunk, or the answer is too long.
@@ -45,7 +44,7 @@ class ChatStream:
         except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise MalformedAnswer(f"a chunk of the stream is malformed: {error}") from None
 
-    def _add(self, chunk: dict[str, Any]) -> None:
+    def _add(self, chunk: JsonObject) -> None:
         for name in ("model", "usage", "prompt_token_ids"):
             if chunk.get(name):
                 self._whole[name] = chunk[name]
@@ -65,9 +64,9 @@ class ChatStream:
                 for name in ("name", "arguments"):
                     call[name].append(self._take((piece.get("function") or {}).get(name) or ""))
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> JsonObject:
         """Return the completion as one object."""
-        message: dict[str, Any] = {name: "".join(pieces) for name, pieces in self._texts.items()}
+        message: JsonObject = {name: "".join(pieces) for name, pieces in self._texts.items()}
         message["tool_calls"] = [
             {"id": call["id"], "function": {name: "".join(call[name]) for name in ("name", "arguments")}}
             for _, call in sorted(self._calls.items())
@@ -92,7 +91,7 @@ class ResponsesStream:
     """The events of one Responses answer, of which the last holds all of it."""
 
     def __init__(self) -> None:
-        self._whole: dict[str, Any] | None = None
+        self._whole: JsonObject | None = None
 
     @property
     def ended(self) -> bool:
@@ -100,10 +99,7 @@ class ResponsesStream:
         return self._whole is not None
 
     def add(self, event: Any) -> None:
-        """Take the next event.
-
-        Args:
-            event: a decoded event.
+        """Take the next decoded event.
 
         Raises:
             MalformedAnswer: it is no event.
@@ -115,6 +111,6 @@ class ResponsesStream:
         elif event.get("type") == "error":
             self._whole = {"error": {"code": event.get("code"), "message": event.get("message")}}
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> JsonObject:
         """Return the answer as one object."""
         return self._whole or {}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gymq.errors import CallError, one_line
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Message, ToolCall
 
 #: Text of the answer in the conversations by which a template is probed.
@@ -27,8 +28,8 @@ class Body(msgspec.Struct):
         reasoning_effort: a variable that chat completions have as a field.
     """
 
-    tools: list[dict[str, Any]] = []
-    chat_template_kwargs: dict[str, Any] = {}
+    tools: list[JsonObject] = []
+    chat_template_kwargs: JsonObject = {}
     reasoning_effort: str | None = None
 
 
@@ -53,7 +54,7 @@ class ChatTemplate:
         ends: ids besides the tokenizer's EOS that end a turn: `eos_token_id` of the model's generation config.
     """
 
-    def __init__(self, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None, ends: Ends = None) -> None:
+    def __init__(self, tokenizer: Any, chat_template_kwargs: JsonObject | None = None, ends: Ends = None) -> None:
         self.tokenizer = tokenizer
         self._kwargs = chat_template_kwargs or {}
         eos = tokenizer.eos_token_id
@@ -78,7 +79,7 @@ class ChatTemplate:
         """
         return self._apply([self._plain(message) for message in messages], body, add_generation_prompt)
 
-    def _apply(self, plain: list[dict[str, Any]], body: Body, add_generation_prompt: bool) -> str:
+    def _apply(self, plain: list[JsonObject], body: Body, add_generation_prompt: bool) -> str:
         variables = {"add_generation_prompt": add_generation_prompt, **self._kwargs, **body.chat_template_kwargs}
         if body.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", body.reasoning_effort)
@@ -178,12 +179,12 @@ class ChatTemplate:
             return False
         return text.count(_ANSWER) == 2
 
-    def _plain(self, message: Message) -> dict[str, Any]:
+    def _plain(self, message: Message) -> JsonObject:
         """Return a message as templates know it."""
         content = _content(message)
         if isinstance(content, str) and self._parts_only:
             content = [{"type": "text", "text": content}]
-        plain: dict[str, Any] = {"role": message.role, "content": content}
+        plain: JsonObject = {"role": message.role, "content": content}
         if message.reasoning is not None:
             # Templates agree on no name.
             plain["reasoning_content"] = plain["reasoning"] = message.reasoning
@@ -208,13 +209,13 @@ def _content(message: Message) -> Any:
     return [_part(part) for part in content]
 
 
-def _part(part: dict[str, Any]) -> dict[str, Any]:
+def _part(part: JsonObject) -> JsonObject:
     kind = str(part.get("type")).removesuffix("_url")
     # A template writes an image's placeholder; its data is no part of the text.
     return {"type": kind} if kind == "image" else {**part, "type": kind}
 
 
-def _tool_call(call: ToolCall, objects: bool) -> dict[str, Any]:
+def _tool_call(call: ToolCall, objects: bool) -> JsonObject:
     arguments: Any = call.function.arguments
     if objects:
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any
 
 from gymq.api.backend import Backend, Request
 from gymq.wire.calls import Generated, Usage
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import encode_message
 
 from ..tokens.chat_template import ChatTemplate
@@ -39,7 +39,7 @@ class VllmBackend(Backend):
     versioned = True
     quarantinable = False
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
+    def __init__(self, model: str, options: JsonObject) -> None:
         super().__init__(model, options)
         self._options = VllmOptions.read(model, options)
         self._engine = Engine(self._options)

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from gymq.errors import CallError, GymqError, one_line
+from gymq.wire.json_types import JsonObject
 
 from ..tokens.chat_template import Ends
 from .load import EngineLoad
@@ -86,7 +87,7 @@ class Engine:
             GymqError: it cannot be loaded, with vLLM's own words.
         """
         os.environ.update(self._options.environment(), **{HOSTED: "1"})
-        arguments: dict[str, Any] = {
+        arguments: JsonObject = {
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             # On a CPU, compiling takes longer than most runs.

@@ -43,11 +43,7 @@ class EngineLoad:
         self._counts: deque[tuple[float, int, int, int]] = deque()
 
     def begin(self, most: int) -> None:
-        """Set the limit of an engine that has started.
-
-        Args:
-            most: calls that it runs at once, at most.
-        """
+        """Set the most calls that the engine, which has started, runs at once."""
         self._most = most + SPARE_CALLS
         self.room = min(FIRST_CALLS, self._most)
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gymq.errors import UsageError
+from gymq.wire.json_types import JsonObject
 
 #: Values of `--gpu`: a device or several, by number or by CUDA's UUID.
 _GPU = re.compile(r"(?:\d+|(?:GPU|MIG)-[\w/-]+)(?:,(?:\d+|(?:GPU|MIG)-[\w/-]+))*")
@@ -66,12 +67,12 @@ class VllmOptions(msgspec.Struct, frozen=True):
 
     model: str
     gpus: tuple[str, ...] | None
-    engine: dict[str, Any]
+    engine: JsonObject
     tool_parser: str
     reasoning_parser: str
 
     @classmethod
-    def read(cls, model: str, options: dict[str, Any]) -> VllmOptions:
+    def read(cls, model: str, options: JsonObject) -> VllmOptions:
         """Return the checked options of a backend.
 
         Args:
@@ -158,7 +159,7 @@ def parser_names(kind: str) -> list[str]:
     return []
 
 
-def _arguments(option: Any) -> dict[str, Any]:
+def _arguments(option: Any) -> JsonObject:
     """Return the engine's arguments, from a JSON object or a mapping whose values may be text."""
     if option is None or option == "":
         return {}
@@ -170,7 +171,7 @@ def _arguments(option: Any) -> dict[str, Any]:
     if not isinstance(option, dict):
         raise UsageError("model vllm: engine is no object; write --engine KEY=VALUE for each argument")
     known = engine_arguments()
-    arguments: dict[str, Any] = {}
+    arguments: JsonObject = {}
     for key, value in option.items():
         name = str(key).removeprefix("--").replace("-", "_")
         if name not in known:

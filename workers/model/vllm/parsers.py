@@ -6,6 +6,7 @@ import re
 import sys
 from typing import Any
 
+from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Function, Message, ToolCall
 
 from ..tool_calls import distinct, new_call_id
@@ -109,5 +110,5 @@ class Parsers:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=body.params.skip_special_tokens)
         return text
 
-    def _make(self, chat: Any, template: dict[str, Any]) -> Any:
+    def _make(self, chat: Any, template: JsonObject) -> Any:
         return self._class(self._tokenizer, chat.tools, chat_template_kwargs=template, model_config=self._config)

@@ -8,27 +8,12 @@ import msgspec
 from cachetools import LRUCache
 
 from gymq.errors import CallError, one_line
+from gymq.wire.json_types import JsonObject
 
-#: Fields that say how to sample.
-_SAMPLING = frozenset(
-    {
-        *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-        *("max_tokens", "max_completion_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "seed"),
-        *("logit_bias", "bad_words", "allowed_token_ids", "response_format", "structured_outputs", "thinking_token_budget"),
-        *("include_stop_str_in_output", "repetition_detection"),
-    }
-)
+from ..sampling_fields import PROMPT_FIELDS, SAMPLING_FIELDS, SERVER_FIELDS
 
-#: Fields about tools and about how the prompt is rendered.
-_PROMPT = frozenset({"tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "reasoning_effort"})
-
-#: Fields that mean something to servers only, or ask for what is always given here.
-_NOTHING = frozenset(
-    {
-        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"),
-        *("logprobs", "top_logprobs", "return_token_ids", "return_tokens_as_token_ids", "include_reasoning"),
-    }
-)
+#: Fields of chat completions that vLLM's chat request translates to sampling parameters.
+_SAMPLING = SAMPLING_FIELDS | {"max_completion_tokens", "response_format", "structured_outputs"}
 
 #: Request bodies that are kept; the rollouts of a run mostly share one.
 _KEPT = 1024
@@ -46,7 +31,7 @@ class Body:
 
     __slots__ = ("chat", "most", "params", "template")
 
-    def __init__(self, chat: Any, params: Any, most: int | None, template: dict[str, Any]) -> None:
+    def __init__(self, chat: Any, params: Any, most: int | None, template: JsonObject) -> None:
         self.chat = chat
         self.params = params
         self.most = most
@@ -102,9 +87,9 @@ class Bodies:
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
-        fields: dict[str, Any] = {name: value for name, value in msgspec.json.decode(data).items() if value is not None}
+        fields: JsonObject = {name: value for name, value in msgspec.json.decode(data).items() if value is not None}
         for name in sorted(fields):
-            if name not in _SAMPLING | _PROMPT | _NOTHING:
+            if name not in _SAMPLING | PROMPT_FIELDS | SERVER_FIELDS:
                 raise CallError(
                     "model", f"vLLM: sampling field {name!r} is unknown; remove it from the row's or the run's sampling"
                 )
