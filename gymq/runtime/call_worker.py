@@ -291,3 +291,12 @@ class CallWorker(Actor):
     async def forget(self) -> None:
         """Drop what was read."""
         self.conversations, self._tasks_kept = byte_cache(_weigh_copy), byte_cache(_weigh_task)
+
+
+def _weigh_copy(copy: ConversationCopy) -> int:
+    return copy.weight
+
+
+def _weigh_task(kept: tuple[Task, int]) -> int:
+    """Return the bytes of a task that is kept with the length of its encoded form."""
+    return 500 + kept[1]
