@@ -13,7 +13,7 @@ PAGE = Path(__file__).parent / "api.md"
 SECTIONS = {
     "Environments, agents, backends and sinks": ("gymq.api.", "gymq.client.sink_loop", "gymq.process."),
     "Runs and results": ("gymq.client.", "gymq.store."),
-    "What travels": ("gymq.wire.",),
+    "Messages, tasks and rollouts": ("gymq.wire.",),
     "Settings and errors": ("gymq.",),
 }
 
