@@ -23,11 +23,17 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+#: Seconds: several times what an engine needs to start on a busy machine.
+ENGINE_START = 900
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is here."""
+    """Mark the tests of this folder, and let an engine take its time to start."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(ENGINE_START))
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +74,8 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[object]:
     """The backend with its engine started; a module may say MODEL, a fixture, and ENGINE, the engine's arguments."""
     from gymq_workers.model.vllm.backend import VllmBackend
 
-    engine = {"dtype": "float32", "max_num_seqs": 128, **getattr(request.module, "ENGINE", {})}
+    # Compiling the model is most of an engine's start; `tests/vllm/test_rollouts.py` runs a compiled one.
+    engine = {"dtype": "float32", "max_num_seqs": 128, "enforce_eager": True, **getattr(request.module, "ENGINE", {})}
     model = request.getfixturevalue(getattr(request.module, "MODEL", "tiny"))
     made = VllmBackend(str(model), {"gpu": "none", "engine": engine, "tool_parser": "hermes"})
     await made.start()

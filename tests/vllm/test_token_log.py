@@ -165,7 +165,7 @@ async def test_what_a_template_has_no_place_for_is_a_fork(name, answer):
     talk.say("user", "More?")
     second = await talk.answer([talk.end])
     # The prompt stays as it was, and the answer is what the template makes of it.
-    assert second.forked and second.messages == []
+    assert second.forked and second.answers == []
     assert talk.text(second.ids) == second.text
     assert second.ids[: len(first.ids)] == first.ids
 
