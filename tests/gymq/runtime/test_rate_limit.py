@@ -190,7 +190,7 @@ async def test_it_climbs_back_in_ten_seconds_and_then_goes_on(connection):
         granted = (await ask(connection, 1000)).granted
         rates.append(granted * 10)
     # 1.1 s pass in each round, besides the test's own time, which is longer on a busy machine.
-    assert rates[0] < 0.75 * top
+    assert rates[0] < 0.95 * top
     assert sum(0.9 * top <= rate_limit <= 1.1 * top for rate_limit in rates) >= 3, rates
     assert rates[19] > 1.2 * top
     assert all(later >= 0.9 * earlier for earlier, later in pairwise(rates))
