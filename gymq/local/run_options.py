@@ -70,7 +70,7 @@ class RunOptions(BaseModel):
     Those that are stored with a run have the same names in `RunConfig`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     data: str = _option(..., "Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE.", "ROWS")
     model: str = _option(..., "vllm:NAME, openai:NAME, replay:FILE or scripted.", "SPEC")
