@@ -172,7 +172,7 @@ class Engines:
     def close(self) -> None:
         """End everything."""
         for child in self._children:
-            child.ask()
+            child.request_stop()
         for child in self._children:
             child.terminate(20)
         self._server.stop()

@@ -78,7 +78,7 @@ class Hub(Protocol):
     """Celery's event loop."""
 
     def call_repeatedly(self, delay: float, callback: Callable[[], None]) -> object:
-        """Call something every so many seconds."""
+        """Call `callback` every `delay` seconds."""
         ...
 
 

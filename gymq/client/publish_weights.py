@@ -66,7 +66,7 @@ async def forget(shards: Shards, model: str) -> bool:
     """Forget a model's published weights: replicas keep theirs, and new ones get none.
 
     Returns:
-        Whether anything had been published.
+        True if some had been published.
     """
     there = await shards.first.send("DEL", shards.first.keys.weights(model))
     await shards.first.send("DEL", shards.first.keys.load_failures(model))

@@ -39,7 +39,7 @@ class ProducerThread:
 
     @property
     def finished(self) -> bool:
-        """Whether everything is enqueued."""
+        """True once everything is enqueued."""
         return self._thread.ident is not None and not self._thread.is_alive() and self._failure is None
 
     def check(self) -> None:

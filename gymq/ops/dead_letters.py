@@ -63,7 +63,7 @@ async def _entries(connection: Connection, stream: str) -> AsyncIterator[tuple[b
 
 
 def _read(connection: Connection, entry: bytes, fields: list[bytes]) -> DeadLetter | None:
-    """Decode an entry; one that holds no letter is reported: whoever may write to Redis may write there, too."""
+    """Decode an entry, or report one that holds no letter: every client that may write to Redis may write there."""
     try:
         letter = _decoder.decode(fields[1])
         if len(letter.mail) < 2:

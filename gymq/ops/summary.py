@@ -1,4 +1,4 @@
-"""What a file of finished rollouts amounts to, read once from its beginning to its end."""
+"""The summary of a file of finished rollouts, read once from its beginning to its end."""
 
 from __future__ import annotations
 
@@ -55,7 +55,12 @@ class Summary(msgspec.Struct):
     last: float = 0.0
 
     def add(self, row: RolloutRecord, since: float) -> None:
-        """Count one rollout."""
+        """Count one rollout.
+
+        Args:
+            row: its record.
+            since: seconds since the epoch; the rate counts rollouts that ended later.
+        """
         self.rollouts += 1
         self.by_status[row.status] += 1
         self.turns += row.turns

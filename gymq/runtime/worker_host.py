@@ -1,4 +1,4 @@
-"""What Celery's side sees of a worker: its host, which is an actor, several of them, or an executor."""
+"""The host of a worker as Celery's side sees it: an actor, several of them, or an executor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENT_LIMIT = 10_000
 
 
 class WorkerHost(Protocol):
-    """What remote control may ask of a worker, from Celery's main thread."""
+    """The requests of remote control to a worker, made from Celery's main thread."""
 
     def drain(self) -> None:
         """Take no more work, and end when what is held is finished; may be called again."""

@@ -1,4 +1,4 @@
-"""How far a run is: its counters, read from one shard, and merged over all."""
+"""A run's counters, read from one shard and merged over all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STATES = ("cancelled", "open", "closed", "done")
 
 
 class RunStatus(msgspec.Struct):
-    """How far a run is.
+    """The progress of a run.
 
     Args:
         state: `open`, `closed`, `cancelled` or `done`.
@@ -52,7 +52,7 @@ class RunStatus(msgspec.Struct):
 
 
 async def read_status(connection: Connection, name: str) -> RunStatus:
-    """Read how far a run is.
+    """Read a run's progress from one shard.
 
     Raises:
         UnknownName: there is no such run.

@@ -83,7 +83,7 @@ class RunConfig(msgspec.Struct, frozen=True):
 
     @property
     def ahead(self) -> int:
-        """How many rollouts may be in flight or unused together, so that none is too old when it is used; 0: no limit."""
+        """Rollouts that may be in flight or unused together, so that none is too old when it is used; 0: no limit."""
         return 0 if self.max_staleness is None else (self.max_staleness + 1) * self.batch
 
 

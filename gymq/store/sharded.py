@@ -93,29 +93,29 @@ class Shards:
         return new
 
     async def declare(self, name: str, consumer: str) -> int | None:
-        """Declare a consumer; returns how many finished rollouts it will not see, None if there is no such run."""
+        """Declare a consumer; return the number of finished rollouts that it will not see, None without such a run."""
         missed = await self.each(lambda connection: connection.insist(scripts.declare_consumer(name, consumer)))
         known = [count for count in missed if count is not None]
         return sum(known) if len(known) == len(missed) else None
 
     async def close_run(self, name: str) -> None:
-        """Say that the run gets no more rows; see `run.close`."""
+        """Say that the run gets no more rows; see `runs.close`."""
         await self.each(lambda connection: runs.close(connection, name))
 
     async def reopen(self, name: str) -> None:
-        """Let a closed run take rows again; see `run.reopen`."""
+        """Let a closed run take rows again; see `runs.reopen`."""
         await self.each(lambda connection: runs.reopen(connection, name))
 
     async def drop_consumer(self, name: str, consumer: str, ttl: int) -> None:
-        """Forget a consumer; see `run.drop_consumer`."""
+        """Forget a consumer; see `runs.drop_consumer`."""
         await self.each(lambda connection: runs.drop_consumer(connection, name, consumer, ttl))
 
     async def cancel(self, name: str) -> int:
-        """Cancel a run; returns how many rollouts were in flight."""
+        """Cancel a run; return the number of rollouts in flight."""
         return sum(await self._where_open(lambda connection: runs.cancel(connection, name)))
 
     async def cancel_some(self, name: str, which: list[str]) -> tuple[int, int]:
-        """Cancel groups and rollouts, each on its shard; see `run.cancel_some`."""
+        """Cancel groups and rollouts, each on its shard; see `runs.cancel_some`."""
         live = waiting = 0
         for connection in self.connections:
             part = [target for target in which if int(target.partition(".")[0]) % connection.shards == connection.shard]
@@ -125,7 +125,7 @@ class Shards:
         return live, waiting
 
     async def pause(self, name: str, paused: bool) -> None:
-        """Pause a run, or let it go on; see `run.pause`."""
+        """Pause a run, or let it go on; see `runs.pause`."""
         await self._where_open(lambda connection: runs.pause(connection, name, paused))
 
     async def _where_open(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:

@@ -1,4 +1,4 @@
-"""Where the shards are: the forms of `GYMQ_REDIS_URL`, and which server holds a shard right now.
+"""The addresses of the shards: the forms of `GYMQ_REDIS_URL`, and which server holds a shard right now.
 
 redis://[[user]:password@]host:port[/db], rediss://..., unix://...     one server, one shard
 several of these (and of sentinel://), separated by commas             a shard each, in this order

@@ -18,7 +18,7 @@ DEAD = b"dead"
 
 
 class WorkerEntry(msgspec.Struct):
-    """What a worker says of itself.
+    """A worker's entry, as it wrote it.
 
     Args:
         role: its role.

@@ -126,7 +126,7 @@ class Usage(msgspec.Struct, array_like=True):
 
 
 class ImageSpan(msgspec.Struct, array_like=True, frozen=True):
-    """Where an image stands in a call's prompt.
+    """The place of an image in a call's prompt.
 
     Args:
         start: the index of its first id in the prompt, whatever of that is stored.

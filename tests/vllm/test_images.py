@@ -218,7 +218,7 @@ async def test_a_conversation_whose_image_was_changed_forks_where_it_stands(back
     (place,) = third.tokens.images
     assert third.tokens.prompt_start == place.start
     one, two = talk.branches()
-    assert [len(one.messages), len(two.answers)] == [2, 1]
+    assert [len(one.answers), len(two.answers)] == [2, 1]
     assert worst(scorer, one, [picture("red"), picture("blue")]) < 1e-3
     assert worst(scorer, two, [picture("red"), picture("lime")]) < 1e-3
 

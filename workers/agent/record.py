@@ -27,7 +27,17 @@ from .state import LiveRollout, State
 def call_record(
     kind: str, step: int, queued: float, reply: Reply, name: str = "", answer: Generated | None = None, message: int = 0
 ) -> bytes:
-    """Encode the record of a call; `message` is the index that its answer, of `generate`, gets in the conversation."""
+    """Encode the record of a call.
+
+    Args:
+        kind: the call's kind.
+        step: the rollout's step that sent it.
+        queued: when it was sent, seconds since the epoch.
+        reply: its reply.
+        name: the tool, or the model that was asked.
+        answer: the model's answer.
+        message: of `generate`: the index of the answer in the conversation.
+    """
     call = f"{step}.{reply.n}"
     record = CallRecord(call, kind, queued, reply.started, reply.finished, reply.worker, name or None, reply.attempt)
     record.fault = RecordedFault.of(reply.fault)

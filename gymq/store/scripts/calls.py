@@ -58,7 +58,7 @@ def pending_calls(calls: Sequence[CallKey]) -> ScriptCall[list[bool]]:
 
 
 class OnceOutcome(IntEnum):
-    """Whether a call that must not run twice may begin."""
+    """The permission of a call that must not run twice."""
 
     #: The rollout has ended or gone on.
     NOT_PENDING = -1
@@ -90,7 +90,7 @@ def claim_call(rollout: str, step: int, n: int, token: str, executor: str, alway
 
 
 class IsolatedState(IntEnum):
-    """What became of a call that was given to executors."""
+    """The state of a call that was given to executors."""
 
     #: Answered, or not wanted any more.
     OVER = 0

@@ -31,7 +31,7 @@ def drop_consumer(run: str, consumer: str) -> ScriptCall[bool]:
 
 
 class AckOutcome(IntEnum):
-    """What an acknowledgement found of the run."""
+    """The state of the run after an acknowledgement."""
 
     UNKNOWN_CONSUMER = -1
     RUN_GOES_ON = 0
@@ -60,7 +60,7 @@ def consumer_lag(run: str) -> ScriptCall[dict[str, int]]:
 
 
 class RunProgress(msgspec.Struct):
-    """How far a run is, as a consumer needs it.
+    """The progress of a run, as a consumer needs it.
 
     Args:
         state: the run's state; None: there is no such run.

@@ -68,7 +68,7 @@ def unpark(schema: int, limit: int, mailboxes: Sequence[str]) -> ScriptCall[Unpa
 
 
 class HandBackReason(IntEnum):
-    """Why mail is handed back."""
+    """The reason of a hand-back."""
 
     #: Others found the worker dead: a death in which the mail was held.
     DEAD = 0

@@ -11,7 +11,7 @@ from gymq.store.scripts.script import ScriptCall, pack
 
 
 class CommitOutcome(IntEnum):
-    """What became of one step."""
+    """The outcome of one step."""
 
     #: Its rollout has ended or gone on: the mail is acknowledged, nothing else happens.
     STALE = 0
@@ -117,7 +117,7 @@ def commit(steps: Sequence[CommitStep], field: str = "c") -> ScriptCall[list[Com
 
 
 class LoadRequest(msgspec.Struct):
-    """What an actor lacks of one rollout.
+    """The parts of one rollout that an actor lacks.
 
     Args:
         rollout: the rollout's id.
@@ -135,7 +135,7 @@ class LoadRequest(msgspec.Struct):
 
 
 class LoadedRollout(msgspec.Struct):
-    """What Redis holds of one rollout, encoded; None: missing, or not asked for.
+    """The stored parts of one rollout, encoded; None: missing, or not asked for.
 
     Args:
         version: the rollout's version, as decimal digits.

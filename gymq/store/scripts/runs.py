@@ -11,7 +11,7 @@ from gymq.store.scripts.script import ScriptCall
 
 
 class EnqueueRefusal(Enum):
-    """Why a chunk was not written."""
+    """The reason for which a chunk was not written."""
 
     #: The run was closed or cancelled, is done, or does not exist.
     CLOSED = -1
@@ -32,7 +32,7 @@ def enqueue(run: str, chunk: str, max_bytes: int, tasks: Sequence[bytes]) -> Scr
 
 
 class Admitted(msgspec.Struct):
-    """What one admission did.
+    """The outcome of one admission.
 
     Args:
         admitted: rollouts that were started.
@@ -75,7 +75,7 @@ class CancelTarget(msgspec.Struct):
 
 
 class CancelledRollouts(msgspec.Struct):
-    """What became of the groups and rollouts of a run that are to be cancelled.
+    """The outcome of a cancellation of groups and rollouts.
 
     Args:
         state: the run's state; None: there is no such run.
@@ -101,7 +101,7 @@ def cancel_rollouts(run: str, targets: Sequence[str]) -> ScriptCall[CancelledRol
 
 
 class CloseOutcome(IntEnum):
-    """What became of a run that gets no more rows."""
+    """The outcome of closing a run."""
 
     #: The run was cancelled, or does not exist.
     REFUSED = -1
