@@ -34,7 +34,7 @@ def test_any_process_may_die_at_any_moment_and_every_sample_ends_once(spawn, set
     verdict.good(within=10)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_the_shipped_limit_of_five_seconds_keeps_the_bound_of_ten(spawn, settings, tmp_path, no_leaks):

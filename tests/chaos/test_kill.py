@@ -55,7 +55,7 @@ def test_kill_9_of_one_of_each_role_and_of_the_sink_loses_nothing_and_doubles_no
     assert repeated <= held["resource"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.chaos
 def test_a_long_call_runs_once_under_a_short_liveness_limit(farm, tmp_path, no_leaks):
     # Given a call of 12 s, and a limit of 1 s after which a silent worker counts as dead

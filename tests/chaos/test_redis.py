@@ -109,7 +109,7 @@ def test_redis_loses_the_end_of_its_log(driver: Driver, server: EmbeddedRedis, t
         assert "Redis lost the last" in driver.places[sink].log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_redis_loses_what_the_producer_wrote_last(spawn, server: EmbeddedRedis, tmp_path: Path):
     # Given a producer that has ended, and workers that are not there yet
     driver = Driver(spawn, Settings(redis_url=server.url, liveness=1.0), tmp_path, "redis", ROWS, 1)
@@ -145,7 +145,7 @@ def test_the_connection_is_cut_for_twenty_seconds(spawn, server: EmbeddedRedis, 
     finish(driver, before, f"connections cut for {AWAY:g} s")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_redis_does_not_answer_for_twenty_seconds(driver: Driver, server: EmbeddedRedis):
     before = workers(driver)
     assert server.pid is not None

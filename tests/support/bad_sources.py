@@ -106,7 +106,7 @@ OPTIONS: list[tuple[str, tuple[str, ...], dict[str, str], int, str]] = [
     ("a temperature of NaN", (*RUN, "--temperature", "nan"), {}, 2, "--temperature: input should be a finite number"),
     ("a limit of seconds that is NaN", (*RUN, "--max-seconds", "nan"), {}, 2, "--max-seconds: input should be a finite number"),
     ("an infinite limit of seconds", (*RUN, "--max-seconds", "inf"), {}, 2, "--max-seconds: input should be a finite number"),
-    ("10^22 tries", (*RUN, "--infra-retries", "1" + "0" * 22), {}, 2, "--infra-retries: input should be a finite number"),
+    ("10^22 tries", (*RUN, "--infra-retries", "1" + "0" * 22), {}, 2, "--infra-retries: input should be less than or equal to 1000000000"),
     ("requests without end", (*RUN, "--rpm", "inf"), {}, 2, "--rpm: input should be a finite number"),
     ("a judge of no backend", (*RUN, "--judge", "os:system"), {}, 2, "unknown backend 'os'; installed: azure, openai, replay, scripted, sdk, vllm"),
     ("an infinite temperature", (*RUN, "--temperature", "inf"), {}, 2, "--temperature: input should be a finite number"),

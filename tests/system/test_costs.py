@@ -59,7 +59,7 @@ def test_a_run_and_its_status_tell_tokens_and_cost(farm, server, tmp_path):
     assert told["runs"][0]["tokens"]["openai:mock-tokens"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_gymq_run_ends_with_a_table_of_costs(server, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "What is the weather in Rome?"}\n')

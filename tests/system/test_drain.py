@@ -103,7 +103,7 @@ def test_an_executor_finishes_its_calls_and_is_seen_meanwhile(farm, tmp_path, no
     assert begun(journal, "rest") == begun(journal, "rested") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", ["limit", *heavy("twice")])
 def test_an_executor_kills_what_it_cannot_finish_and_another_does_it(farm, tmp_path, no_leaks, how):
     # Given an executor with two calls that take longer than it may drain

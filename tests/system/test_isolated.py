@@ -90,7 +90,7 @@ def test_an_isolated_call_outlives_its_executor(farm, tmp_path, no_leaks):
     assert time.monotonic() - died < 20
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_after_an_outage_of_redis_a_call_that_runs_is_not_run_again(farm, redis_server, tmp_path, no_leaks):
     # Given a call that runs, noted by whoever runs it, and a second executor with nothing to do
     start(farm, executors=2)

@@ -154,7 +154,7 @@ def test_a_deadly_call_among_hundreds_ends_alone_and_nobody_else_pays(farm, tmp_
         (("replay", first.id, "--run", "poison"), "give the replay another name"),
         (("replay", first.id), "is done"),
         (("show", "nobody"), "no dead letter 'nobody'"),
-        (("drop",), "say which"),
+        (("drop",), "name an ID"),
     ):
         said = gymq(farm, "dead", *argv, code=2 if "done" not in line else 1)
         assert line in said and len(said.splitlines()) == 1

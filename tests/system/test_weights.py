@@ -21,7 +21,7 @@ from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from tests.support import rollouts
 from tests.support.farm import slow_rows
-from tests.support.tiers import heavy, slow
+from tests.support.tiers import heavy
 from tests.support.waiting import wait_until
 
 #: Seconds that an answer of the toy takes.
@@ -91,8 +91,7 @@ def assert_versions_grow(found: list[dict], allowed: set[int]) -> set[int]:
     ("mode", "how"),
     [
         ("keep", "rolling"),
-        *slow(("abort", "at-once")),
-        *heavy(("keep", "at-once"), ("wait", "rolling"), ("wait", "at-once"), ("abort", "rolling")),
+        *heavy(("abort", "at-once"), ("keep", "at-once"), ("wait", "rolling"), ("wait", "at-once"), ("abort", "rolling")),
     ],
 )
 def test_new_weights_under_load_lose_nothing(farm, tmp_path, mode, how, no_leaks):

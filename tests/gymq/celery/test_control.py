@@ -21,7 +21,7 @@ def test_inspect_stats_holds_the_actors_own_beside_celerys(worker):
     assert found["pool"]["implementation"] == "celery.concurrency.thread:TaskPool"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_pause_and_resume_stand_in_redis_and_wake_the_actor(worker):
     agent = worker("agent")
 

@@ -113,7 +113,7 @@ def test_a_second_writer_is_refused_and_so_is_a_second_place_under_one_name(cli,
     assert first.poll() is None
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_status_tells_how_far_runs_are_who_is_alive_and_what_is_missing(cli, server: Redis):
     assert overview(cli)["runs"] == []
     cli("produce", *WEATHER, "--run", "r1", "--consumer", "trainer")
@@ -134,7 +134,7 @@ def test_status_tells_how_far_runs_are_who_is_alive_and_what_is_missing(cli, ser
     assert "no run 'nosuch'" in cli("status", "nosuch", code=2).stderr
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_cancelled_run_ends_and_a_removed_one_is_gone(cli, server: Redis, workers: None):
     cli("control", "pause")
     cli("produce", *WEATHER, "--run", "r1", "--consumer", "jsonl")
@@ -190,7 +190,7 @@ def test_a_dropped_consumer_is_waited_for_no_longer(cli, server: Redis, workers:
     assert "has no consumer 'trainer'; it has jsonl" in cli("consumer", "drop", "r1", "trainer", code=2).stderr
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_workers_tell_what_they_did_and_drain_when_asked(cli, server: Redis, workers: None):
     told = cli("control", "stats").stdout
     name = next(line.split()[0] for line in told.splitlines() if " model " in line)

@@ -162,7 +162,7 @@ def test_a_second_ctrl_c_stops_at_once(cli, spawn, model: str):
     wait_until(lambda: not any(running(one.pid) for one in started), 10)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_larger_limit_goes_on_with_an_interrupted_run_and_with_a_finished_one(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model, "--limit", 30))
     cli.wait_rows(10)
@@ -191,7 +191,7 @@ def test_a_complete_file_is_left_alone_and_nothing_is_started(cli):
     assert not (cli.folder / "out.jsonl.gymq").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_file_of_another_run_is_refused(cli):
     args = ("run", "weather", "--data", data("weather"), "--limit", 5, "--model", "scripted", "--out", "out.jsonl")
     cli(*args)
@@ -344,7 +344,7 @@ def test_an_executor_is_started_if_and_only_if_something_is_isolated(cli):
     assert sum(result.isdigit() for result in results) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_judge_has_a_worker_of_its_own(cli, model: str):
     cli.env["PYTHONPATH"] = str(PLUGIN)
     rows = [{"prompt": "go", "journal": str(cli.folder / "journal"), "questions": 2}] * 3

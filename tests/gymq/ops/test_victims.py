@@ -65,7 +65,7 @@ def test_it_says_what_is_wrong_in_one_line(settings):
     assert "no worker of this server runs on this machine" in chaos(settings, "--yes").stderr
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_nobody_is_hit_without_a_yes(settings, spawn, tmp_path):
     workers = Workers(spawn, settings, tmp_path).start_all()
     said = chaos(settings, "--every", "0.5", "--for", "2")

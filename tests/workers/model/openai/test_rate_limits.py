@@ -77,7 +77,7 @@ async def call(count, redis_url, url, seconds, calls, *options):
                 one.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 async def test_two_processes_share_the_requests_of_a_minute(redis_url):
     server = Server()
     async with server.running() as url:
