@@ -17,14 +17,17 @@ SKEW = 1.0
 _OVER = frozenset({"verifying", "closing"})
 
 
-def reached(state: State, config: RunConfig, now: float) -> str:
+def reached(state: State, config: RunConfig, now: float, *, generate: bool) -> str:
     """Return the limit that a rollout has reached before its next call; empty: none.
 
     Args:
         state: the rollout's.
         config: its run.
         now: seconds since the epoch.
+        generate: whether its next call begins another turn.
     """
+    if generate and state.turns >= config.max_turns:
+        return "max_turns"
     tokens = state.usage.input_tokens + state.usage.output_tokens
     if config.max_rollout_tokens and tokens >= config.max_rollout_tokens:
         return "max_rollout_tokens"

@@ -201,12 +201,11 @@ class Machine:
         if isinstance(action, list):
             self.state.todo = action
             return self._next_tools()
-        limit = limits.reached(self.state, self.config, self.context.now)
-        if isinstance(action, Generate):
-            if self.state.turns >= self.config.max_turns:
-                limit = "max_turns"
-            return self.context.truncate(limit) if limit else self._generate()
-        return self.context.truncate(limit) if limit else self.context.hook("responding")
+        generate = isinstance(action, Generate)
+        limit = limits.reached(self.state, self.config, self.context.now, generate=generate)
+        if limit:
+            return self.context.truncate(limit)
+        return self._generate() if generate else self.context.hook("responding")
 
     def _generate(self) -> None:
         mailbox = f"model:{self.config.model}"
@@ -233,7 +232,7 @@ class Machine:
     def _next_tools(self) -> None:
         state = self.state
         while state.todo:
-            limit = limits.reached(state, self.config, self.context.now)
+            limit = limits.reached(state, self.config, self.context.now, generate=False)
             most = limits.tools_left(state, self.config, MAX_PARALLEL_TOOLS)
             if limit or most <= 0:
                 self.context.append(self.context.turn.cut(limit or "max_tool_calls"))
