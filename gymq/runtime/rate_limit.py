@@ -1,8 +1,8 @@
 """Rate limits that all processes share: permits from token buckets in Redis, and a rate that is learned from refusals.
 
 Without a stated limit and a refusal, no command is sent. From the first refusal (HTTP 429) on, a process asks for permits
-until the learned rate has ended. `rate.lua` grants them; a process gathers its waiting requests, so that one script call
-serves all of them.
+until the learned rate has ended. `acquire_permits.lua` grants them; a process gathers its waiting requests, so that one
+script call serves all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gymq.api.backend import MAX_RETRY_AFTER, PERMIT_WAIT, Limit, Permit
 from gymq.errors import CallError, GymqError
 from gymq.store import scripts
 from gymq.store.connection import Connection
-from gymq.store.scripts import LimitSpec, PermitRequest, Refusal
+from gymq.store.scripts import PermitRequest, Refusal
 
 #: Requests in one script call: it must not hold Redis for long.
 MAX_ASKS = 128
@@ -161,9 +161,8 @@ class SharedLimiter:
         asks = [permit.costs for permit, _ in batch]
         back, self._back = self._back, [0.0] * len(self._back)
         refusal, self._refusal = self._refusal, None
-        limits = [LimitSpec(limit.name, limit.rate, limit.burst) for limit in self._limits]
         # Sent again after an outage it may take permits twice; the buckets fill again.
-        request = PermitRequest(self._name, self._me, limits, asks, back, refusal)
+        request = PermitRequest(self._name, self._me, self._limits, asks, back, refusal)
         reply = await self._connection.insist(scripts.acquire_permits(request))
         self._learned = reply.learned or self._refusal is not None
         for permit, future in batch[: reply.granted]:

@@ -39,7 +39,7 @@ from gymq.store.scripts.mailboxes import (
     take_mail,
     unpark,
 )
-from gymq.store.scripts.rate_limits import LimitSpec, PermitReply, PermitRequest, Refusal, acquire_permits
+from gymq.store.scripts.rate_limits import PermitReply, PermitRequest, Refusal, acquire_permits
 from gymq.store.scripts.rollouts import (
     BuriedLetter,
     CommitOutcome,
@@ -83,7 +83,6 @@ __all__ = [
     "EnqueueRefusal",
     "HandBackReason",
     "IsolatedState",
-    "LimitSpec",
     "LoadRequest",
     "LoadedRollout",
     "OnceOutcome",

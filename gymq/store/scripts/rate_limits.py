@@ -6,21 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gymq.api.backend import Limit
 from gymq.store.scripts.script import ScriptCall, pack
-
-
-class LimitSpec(msgspec.Struct):
-    """One limit.
-
-    Args:
-        name: the limit's name.
-        rate: units per second.
-        burst: units that a full bucket holds.
-    """
-
-    name: str
-    rate: float
-    burst: float
 
 
 class Refusal(msgspec.Struct):
@@ -53,7 +40,7 @@ class PermitRequest(msgspec.Struct):
 
     name: str
     process: str
-    limits: Sequence[LimitSpec]
+    limits: Sequence[Limit]
     asks: Sequence[Sequence[float]]
     back: Sequence[float]
     refusal: Refusal | None = None
