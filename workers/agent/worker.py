@@ -57,7 +57,7 @@ class AgentWorker(Actor):
         self._cache = byte_cache(_weigh)
         self._runs = RunCache(self.connection)
         self._routes = AffinityRouter()
-        self._admit_link = Connection(settings, "gymq-admit")
+        self._admission = Connection(settings, "gymq-admit")
         self._shown = RolloutEvents(self.events, self.host)
         self.counts |= {"steps": 0, "applied": 0, "conflicts": 0, "loaded": 0, "ended": 0, "admitted": 0, "woken": 0}
 
@@ -228,13 +228,13 @@ class AgentWorker(Actor):
 
     async def prepare(self) -> None:
         """Open the connection for admissions, and look who has private mailboxes."""
-        await self._admit_link.connect()
+        await self._admission.connect()
         with suppress(Outage):
             await self._look()
 
     async def close(self) -> None:
         """Close the connection for admissions."""
-        await self._admit_link.close()
+        await self._admission.close()
 
     async def duties(self) -> None:
         """Admit what may be admitted, wake what is due, and look who has private mailboxes."""
@@ -251,9 +251,9 @@ class AgentWorker(Actor):
     async def _admit(self) -> None:
         try:
             if not self.intake.closed:
-                self.counts["admitted"] += await admit(self._admit_link)
+                self.counts["admitted"] += await admit(self._admission)
         except Outage:
-            await self._admit_link.reconnect()
+            await self._admission.reconnect()
         except ServerFull:
             pass  # the next sweep tries again
 
