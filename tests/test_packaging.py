@@ -1,4 +1,4 @@
-"""What is installed: every package of the tree, and a wheel in which each module can be imported."""
+"""The installed packages: every one of the tree, and a wheel in which each module can be imported."""
 
 from __future__ import annotations
 

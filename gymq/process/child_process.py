@@ -126,7 +126,7 @@ class ChildProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs; once it has ended, the rest of its group is killed."""
+        """True while the process runs; looking at one that has ended kills the rest of its group."""
         if self._ended:
             return False
         try:

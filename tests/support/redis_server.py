@@ -1,4 +1,4 @@
-"""What tests need of a server: find keys that would stay for ever, and roll it back."""
+"""A Redis server of tests: find keys that would stay for ever, and roll it back."""
 
 from __future__ import annotations
 

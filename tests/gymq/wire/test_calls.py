@@ -50,7 +50,7 @@ async def answer(connection, *replies, step: int = 1, mail=("", "")) -> list[boo
 
 
 async def told(connection) -> list[list[bytes]]:
-    """What the agents are told, message by message."""
+    """Return the fields of the mail to the agents, message by message."""
     return [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
 
 
@@ -175,7 +175,7 @@ async def test_a_call_is_wanted_while_it_is_pending_in_the_step_that_its_rollout
 
 
 def make_next(known: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """What the next version makes of it: one field more, with a default."""
+    """The next version of a struct: one field more, with a default."""
     return msgspec.defstruct("Next", [("later", str, "default")], bases=(known,), array_like=True)
 
 

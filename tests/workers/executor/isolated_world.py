@@ -1,4 +1,4 @@
-"""What the executors of these tests import: an environment whose tools misbehave, and a stand-in for `gymq.runtime.reply`."""
+"""Imports of these tests' executors: an environment whose tools misbehave, and a stand-in for `gymq.runtime.reply`."""
 
 import contextlib
 import ctypes
