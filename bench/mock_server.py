@@ -68,6 +68,7 @@ class Options(msgspec.Struct):
         retry_after: seconds for the Retry-After header of failures; None: no header.
         times: how many requests fail at most.
         called: what it calls the model in its answers; empty: what the request calls it.
+        key: the key that requests must have, in lower case; empty: any, or none.
     """
 
     script: str = "weather"
@@ -77,6 +78,7 @@ class Options(msgspec.Struct):
     retry_after: float | None = None
     times: float = float("inf")
     called: str = ""
+    key: str = ""
 
 
 class Connection(asyncio.Protocol):
@@ -115,6 +117,8 @@ class Connection(asyncio.Protocol):
         # Azure's addresses name the deployment and the API's version, and its keys have a header of their own.
         if head.startswith(b"POST /openai/") and not (_VERSION.search(head) and _AZURE_KEY.search(head)):
             return self.send(b'{"error":{"code":"401","message":"no api-version, or neither api-key nor token"}}', 401)
+        if self.options.key and f"authorization: bearer {self.options.key}".encode() not in head.lower():
+            return self.send(b'{"error":{"message":"Incorrect API key provided"}}', 401)
         try:
             ask = _ask.decode(body)
         except msgspec.DecodeError as error:
@@ -330,6 +334,7 @@ def main() -> None:
     parser.add_argument("--status", type=int, default=500, help="what they fail with")
     parser.add_argument("--retry-after", type=float, help="seconds that they ask to wait")
     parser.add_argument("--called", default="", help="what it calls the model in its answers")
+    parser.add_argument("--key", default="", help="the key that requests must have, lower case; empty: none")
     parser.add_argument("--times", type=float, default=float("inf"), help="how many fail at most")
     args = vars(parser.parse_args())
     port = args.pop("port")

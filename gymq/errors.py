@@ -15,6 +15,7 @@ FaultKind = Literal[
     "environment",  # an environment's open, tool, respond or close raised
     "verifier",  # verify raised, or returned no valid reward
     "model",  # the model endpoint refused the request, or its answer cannot be read
+    "model_access",  # the endpoint refuses the key, or does not know the path or the model: no request can succeed
     "model_unavailable",  # the endpoint could not be reached, or its retry budget is spent
     "context_overflow",  # the prompt does not fit the model: a clean truncation, not a failure
     "replay_miss",  # a recorded model has no answer to this exact prompt
@@ -36,6 +37,9 @@ TRUNCATING: frozenset[str] = frozenset({"context_overflow"})
 #: Faults of the services around a rollout: they may pass, and a retry budget covers them. All other faults are the
 #: request's own: a retry would most often end the same way.
 INFRASTRUCTURE: frozenset[str] = frozenset({"model_unavailable", "unavailable"})
+
+#: Faults of a run's model that say more of the command than of a task: with them, no rollout can succeed.
+CONFIGURATION: frozenset[str] = frozenset({"model_access", "model_unavailable"})
 
 #: Kinds of calls whose time-out is a service's; of other kinds it is the environment's own code that took too long.
 SERVICES: frozenset[str] = frozenset({"generate", "ask"})

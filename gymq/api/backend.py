@@ -176,7 +176,11 @@ class Backend(Limited):
         return [self]
 
     async def probe(self) -> str:
-        """Return what keeps the model from answering now, in one line for a person; "": no defect is known."""
+        """Return what may keep the model from answering, in one line for a person; "": no defect is known.
+
+        Raises:
+            CallError: nothing answers there: no call can succeed now.
+        """
         return ""
 
     async def start(self) -> None:
@@ -190,7 +194,7 @@ class Backend(Limited):
         """Answer one request; hundreds run at once.
 
         Raises:
-            CallError: `model`, `model_unavailable`, `context_overflow`, `replay_miss` or `timeout`.
+            CallError: `model`, `model_access`, `model_unavailable`, `context_overflow`, `replay_miss` or `timeout`.
         """
         raise NotImplementedError(f"backend {type(self).__name__} defines no generate(request)")
 

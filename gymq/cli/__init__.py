@@ -40,6 +40,7 @@ Exit codes:
   4  the server cannot be reached
   5  another process writes the file
   6  some rollouts failed or were cancelled
+  7  stopped: no rollout can succeed (a wrong key, no model, a broken environment)
   130, 143  stopped by Ctrl-C, by SIGTERM
 If several apply: 3 comes before 6."""
 

@@ -43,7 +43,7 @@ def run(env: str, **given: Any) -> int:
           --base-url http://127.0.0.1:8000/v1 --concurrency 512 --out out/sums.jsonl
       gymq run weather --config run.yaml --limit 20 --out try.jsonl
     """
-    from gymq import plugins
+    from gymq.local.model_probe import probe_models
     from gymq.local.preflight import preflight
     from gymq.local.read_options import check_names, read_run_options
     from gymq.local.run_dir import RunDir
@@ -64,9 +64,7 @@ def run(env: str, **given: Any) -> int:
     if len(_kept(folder, config.name, rows, wanted_only=True)) == total:
         click.echo(f"{folder.out}: complete: all {total} rollouts are there; nothing to do", err=True)
         return _finish(folder.out, config, rows.bad)
-    complaint = asyncio.run(plugins.backend(options.model, options.backend_options).probe())
-    if complaint:
-        click.echo(f"model {options.model}: {complaint}", err=True)
+    asyncio.run(probe_models(options, say=lambda line: click.echo(line, err=True)))
     with folder.locked():
         kept = _kept(folder, config.name, rows)  # again: another process may have written until now
         if kept:
@@ -93,15 +91,20 @@ def _go(session: RunSession, folder: RunDir, config: RunConfig, bad: int) -> int
     """Run the session, tell its outcome, and return the exit code."""
     import time
 
+    from gymq.local.run_session import HOPELESS, Stop
+
     began = time.time()
     try:
         stopped = session.go()
     except (KeyboardInterrupt, SystemExit) as error:
-        stopped = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-    if stopped:
+        stopped = Stop(128 + (signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM))
+    if stopped is not None:
         kept = sum(1 for _ in folder.kept(config.name))
         click.echo(f"{kept} of {session.total} rollouts are in {folder.out}; the same command continues", err=True)
-        return 128 + stopped
+        if stopped.code == HOPELESS:
+            click.echo(f"gymq: stopped, because all fail alike: {folder.last_failure()}", err=True)
+            click.echo("gymq: once that is mended, the same command with --retry-failed does them all", err=True)
+        return stopped.code
     code = _finish(folder.out, config, bad, since=began, total=session.total)
     folder.leave(keep_logs=session.troubled or code == 6)
     return code

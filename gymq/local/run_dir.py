@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from gymq.errors import GymqError, SinkBusy, UsageError
+from gymq.wire.record import RolloutRecord, narrow
 
 #: Beginning of each line of OUT: run, row, sample, run, environment.
 _HEAD = re.compile(rb'\{"rollout_id":"([^".]*)\.(\d+)\.(\d+)","run":"[^"]*","environment":"((?:[^"\\]|\\.)*)"')
@@ -30,6 +31,9 @@ LOCK_LIMIT = 3.0
 
 #: Seconds between two tries to lock a file.
 _RETRY_INTERVAL = 0.05
+
+
+_fault_of = msgspec.json.Decoder(narrow(RolloutRecord, "error"))
 
 
 class RunDir:
@@ -82,6 +86,16 @@ class RunDir:
             return
         except OSError as error:
             raise UsageError(f"{self.out}: {error.strerror}; choose another --out") from None
+
+    def last_failure(self) -> str:
+        """Return the error of the rollout in OUT that failed last, empty if none did."""
+        error = ""
+        with suppress(OSError), self.out.open("rb") as file:
+            for line in file:
+                with suppress(msgspec.DecodeError):  # torn
+                    fault = _fault_of.decode(line).error
+                    error = fault.message if fault is not None else error
+        return error
 
     @contextmanager
     def locked(self) -> Generator[None, None, None]:

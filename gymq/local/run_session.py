@@ -14,6 +14,8 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 
+import msgspec
+
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UsageError
 from gymq.local.launch import SINK, children
@@ -23,6 +25,7 @@ from gymq.local.progress import RunProgress
 from gymq.local.run_dir import RunDir
 from gymq.local.run_options import RunOptions
 from gymq.local.source_ranges import produce, source_ranges
+from gymq.local.trial import Trial, Verdict
 from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.process.supervisor import Supervisor
 from gymq.settings import Settings
@@ -45,8 +48,23 @@ STATUS_PERIOD = 0.5
 #: Restarts of the embedded server before the run is given up.
 MAX_RESTARTS = 5
 
+#: Exit code of a run that was stopped because its rollouts fail alike.
+HOPELESS = 7
+
 #: Ids in one Redis command.
 _BATCH = 1000
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The reason for which a run was stopped before its end.
+
+    Args:
+        code: the exit code.
+        line: what to tell a person; empty: it was a signal.
+    """
+
+    code: int
+    line: str = ""
 
 
 class RunSession:
@@ -75,17 +93,18 @@ class RunSession:
         self.troubled = False
         #: The run's status when it was last read; None: not yet.
         self.status: RunStatus | None = None
+        self._trial: Trial | None = None
 
     @property
     def total(self) -> int:
         """Rollouts that the file will hold."""
         return max(self._rows.rows * self._config.samples, self.status.total if self.status else 0, len(self._kept))
 
-    def go(self) -> int:
-        """Run until all rollouts have ended, or a signal comes.
+    def go(self) -> Stop | None:
+        """Run until all rollouts have ended, a signal comes, or none can succeed.
 
         Returns:
-            The signal that stopped the run, 0 if it came to its end.
+            Why the run was stopped; None: it came to its end.
 
         Raises:
             GymqError: the run cannot go on.
@@ -124,6 +143,8 @@ class RunSession:
             self._parts = await source_ranges(shards.first, name, self._source, self._options.limit)
             to = str(self._folder.out.absolute())
             await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{CONSUMER}", to))
+            self._trial = Trial(await shards.status(name), self._config.concurrency)
+            await shards.cap(name, self._trial.allowed)
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
             await shards.declare(name, CONSUMER)
 
@@ -145,7 +166,7 @@ class RunSession:
         acknowledged = sum(int(count or 0) for _, acked, kept, _ in records for count in (acked, kept))
         return states <= {b"open", b"closed"} and acknowledged <= len(self._kept)
 
-    def _work(self, settings: Settings, server: EmbeddedRedis | None, progress: RunProgress) -> int:
+    def _work(self, settings: Settings, server: EmbeddedRedis | None, progress: RunProgress) -> Stop | None:
         logs = self._folder.logs
         models = {self._config.model: self._options.backend_options}
         if self._config.judge:
@@ -160,7 +181,7 @@ class RunSession:
             stopped = asyncio.run(self._watch(settings, supervisor, producer, server, progress))
             signal.signal(signal.SIGTERM, terminate)
             if stopped:
-                progress.say("stopping: calls in flight may end (again to stop at once)")
+                progress.say(stopped.line or "stopping: calls in flight may end (again to stop at once)")
             return stopped
         finally:
             producer.stop()
@@ -173,8 +194,8 @@ class RunSession:
         producer: ProducerThread,
         server: EmbeddedRedis | None,
         progress: RunProgress,
-    ) -> int:
-        """Look after all processes until the sink is finished or a signal comes; return the signal, or 0."""
+    ) -> Stop | None:
+        """Look after all processes until the sink is finished, or a signal or a verdict stops the run."""
         stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _once, stop, number)
@@ -198,15 +219,32 @@ class RunSession:
                     due = time.monotonic() + STATUS_PERIOD
                     before = self.status.ended if self.status else 0
                     await self._read_status(shards, progress, finished)
+                    if failed := await self._judge(shards):
+                        return failed
                     if self.status and self.status.ended != before:
                         supervisor.forgive()  # deaths that the run survives are no reason to give up
                     if producer.finished and self.status is not None and self.status.state == "open":
                         # The run is closed when all rows are enqueued: Redis has lost that, and perhaps rows before it.
                         producer.start()
                 if finished:
-                    return 0
+                    return None
                 await asyncio.wait([stop], timeout=POLL_INTERVAL)
-            return stop.result()
+            return Stop(128 + stop.result())
+
+    async def _judge(self, shards: Shards) -> Stop | None:
+        """Stop a run of which no rollout can succeed; lift the bound on one of which some do."""
+        status, trial = self.status, self._trial
+        if status is None or trial is None:
+            return None
+        verdict = trial.judge(status)
+        if verdict is Verdict.PASSED and status.capped:
+            with suppress(Outage):
+                await shards.cap(self._config.name, None)
+        if verdict is not Verdict.FAILED:
+            return None
+        with suppress(Outage):
+            await shards.cap(self._config.name, 0)
+        return Stop(HOPELESS, f"stopping: {trial.failed} rollouts failed alike ({trial.kind}), and none has succeeded")
 
     async def _read_status(self, shards: Shards, progress: RunProgress, last: bool) -> None:
         try:

@@ -31,6 +31,8 @@ class RunStatus(msgspec.Struct):
         by_status: rollouts that ended, by status.
         unread: finished rollouts that each consumer has not acknowledged.
         paused: nothing more of it is admitted for the time being.
+        failures: rollouts that failed, by the kind of their fault.
+        capped: its admission is bounded by its watch.
         tokens: those of rollouts that have ended, by the model's SPEC; a judge's stand under its own.
     """
 
@@ -44,6 +46,8 @@ class RunStatus(msgspec.Struct):
     unread: dict[str, int]
     paused: bool = False
     tokens: dict[str, Usage] = {}
+    failures: dict[str, int] = {}
+    capped: bool = False
 
     @property
     def total(self) -> int:
@@ -73,6 +77,8 @@ async def read_status(connection: Connection, name: str) -> RunStatus:
         unread=unread,
         paused="paused" in fields,
         tokens=_tokens(fields),
+        failures={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("f:")},
+        capped="cap" in fields,
     )
 
 
@@ -90,10 +96,11 @@ def merge(parts: list[RunStatus]) -> RunStatus:
     """Return the status of a run, from those of its shards."""
     if len(parts) == 1:
         return parts[0]
-    by_status, unread = Counter[str](), Counter[str]()
+    by_status, unread, failures = Counter[str](), Counter[str](), Counter[str]()
     for part in parts:
         by_status.update(part.by_status)
         unread.update(part.unread)
+        failures.update(part.failures)
     tokens: dict[str, Usage] = {}
     for part in parts:
         for spec, usage in part.tokens.items():
@@ -109,4 +116,6 @@ def merge(parts: list[RunStatus]) -> RunStatus:
         unread=dict(unread),
         paused=any(part.paused for part in parts),
         tokens=tokens,
+        failures=dict(sorted(failures.items())),
+        capped=any(part.capped for part in parts),
     )

@@ -269,6 +269,22 @@ async def pause(connection: Connection, name: str, paused: bool) -> None:
         await connection.send("HDEL", connection.keys.run(name), "paused")
 
 
+async def cap(connection: Connection, name: str, failures: int | None) -> None:
+    """Bound how many rollouts may be in flight or fail from now on; the run's watch lifts the bound.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
+        failures: how many, on this shard, 0: admit no more; None: no bound.
+    """
+    key = connection.keys.run(name)
+    if failures is None:
+        await connection.send("HDEL", key, "cap")
+        return
+    failed = int(await connection.send("HGET", key, "n:failed") or 0)
+    await connection.send("HSET", key, "cap", failed + failures if failures else 0)
+
+
 async def remove(connection: Connection, name: str) -> None:
     """Forget a run and all that it holds, results too.
 

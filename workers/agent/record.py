@@ -90,7 +90,7 @@ def header(live: LiveRollout, config: RunConfig, finished_at: float) -> bytes:
 
 
 def counts(model: str, state: State) -> list[str | int]:
-    """Return what a rollout adds to the run's counters of tokens: names and numbers above 0, in turn.
+    """Return what a rollout adds to the run's counters of tokens and failures: names and numbers above 0, in turn.
 
     Args:
         model: the run's model.
@@ -101,4 +101,6 @@ def counts(model: str, state: State) -> list[str | int]:
         for name in TOKENS:
             if getattr(usage, name):
                 counters += [f"u:{name}:{spec}", getattr(usage, name)]
+    if state.status == "failed" and state.fault is not None:
+        counters += [f"f:{state.fault.kind}", 1]
     return counters

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.cli import data, family, ids, kill_all
 from tests.support.farm import PLUGIN
+from tests.support.model_server import run_server
 from tests.support.redis_server import running
 from tests.support.tiers import heavy, slow
 from tests.support.waiting import wait_until
@@ -230,7 +231,7 @@ def test_bad_rows_are_one_line_each_and_the_others_are_rolled_out(cli):
 
 @pytest.mark.slow
 def test_rollouts_that_fail_are_counted_by_kind_and_the_exit_code_says_so(cli, model: str):
-    args = ("run", "weather", "--data", data("weather"), "--limit", 6, "--model", "openai:mock-401", "--base-url", model)
+    args = ("run", "weather", "--data", data("weather"), "--limit", 6, "--model", "openai:mock-400", "--base-url", model)
     done = cli(*args, "--out", "out.jsonl", code=6)
     rows = cli.rows()
     assert {row["status"] for row in rows} == {"failed"}
@@ -238,6 +239,21 @@ def test_rollouts_that_fail_are_counted_by_kind_and_the_exit_code_says_so(cli, m
     assert any(line.split() == ["failed:", rows[0]["error"]["kind"], "6"] for line in done.stdout.splitlines())
     assert "6 rollouts failed or were cancelled" in done.stderr
     assert f"the first to fail says: {rows[0]['error']['message']}" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_wrong_key_stops_the_run_before_more_than_are_in_flight_have_failed(cli):
+    (url,) = itertools.islice(server := run_server("--port", "0", "--key", "right"), 1)
+    args = ("run", "weather", "--data", data("weather"), "--model", "openai:mock", "--base-url", f"{url}/v1")
+    args += ("--limit", 60, "--concurrency", 8, "--out", "out.jsonl")
+    cli.env["OPENAI_API_KEY"] = "wrong"
+    done = cli(*args, code=7)
+    rows = cli.rows()
+    assert 3 <= len(rows) <= 8
+    assert {row["error"]["kind"] for row in rows} == {"model_access"}
+    assert "correct the key in OPENAI_API_KEY" in done.stderr
+    assert "the same command with --retry-failed" in done.stderr
+    next(server, None)
 
 
 @pytest.mark.parametrize(

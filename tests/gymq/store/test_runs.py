@@ -207,3 +207,26 @@ async def test_removing_a_run_leaves_nothing_of_it(connection, redis_url):
     assert other.live == []
     with pytest.raises(UnknownName):
         await read_status(connection, "r")
+
+
+async def test_under_a_cap_a_rollout_that_failed_keeps_its_credit(connection):
+    # Given a run whose rollouts all fail
+    pretender = await make_run(connection, rows=20, concurrency=4)
+    await runs.cap(connection, "r", 4)
+    assert await pretender.admit() == 4
+    await pretender.end("r.0.0", "r.1.0", status="failed")
+    # Then those that failed make no room, one that succeeded does
+    assert await pretender.admit() == 0
+    await pretender.end("r.2.0")
+    assert await pretender.admit() == 1
+    assert (await read_status(connection, "r")).capped
+    # A later command's cap counts from there on, 0 admits nothing, and without it all is as before
+    await runs.cap(connection, "r", 3)
+    await pretender.end("r.3.0", status="failed")
+    assert await pretender.admit() == 1
+    await runs.cap(connection, "r", 0)
+    await pretender.end("r.4.0")
+    assert await pretender.admit() == 0
+    await runs.cap(connection, "r", None)
+    assert await pretender.admit() == 3
+    assert not (await read_status(connection, "r")).capped

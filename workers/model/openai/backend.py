@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from gymq.api.backend import Backend, Limited, Request
-from gymq.errors import UsageError
+from gymq.errors import CallError, UsageError
 from gymq.wire.calls import Generated
 from gymq.wire.json_types import JsonObject
 
@@ -101,8 +101,19 @@ class OpenAIBackend(Backend):
         return list(self._endpoints)
 
     async def probe(self) -> str:
-        """Return the defects of all endpoints; see `Endpoint.probe`."""
-        return "; ".join(filter(None, [await endpoint.probe() for endpoint in self._endpoints]))
+        """Return the defects of all endpoints; see `Backend`. One that answers is enough to go on with."""
+        said: list[str] = []
+        silent = 0
+        for endpoint in self._endpoints:
+            try:
+                said.append(await endpoint.probe())
+            except Transient as failure:
+                said.append(failure.message)
+                silent += 1
+        line = "; ".join(filter(None, said))
+        if silent == len(self._endpoints):
+            raise CallError("model_unavailable", line)
+        return line
 
     async def start(self) -> None:
         """Start the endpoints; connections are opened as calls need them."""
@@ -120,7 +131,7 @@ class OpenAIBackend(Backend):
         """Ask an endpoint, and again, or another one, while failures may pass.
 
         Raises:
-            CallError: `model`, `model_unavailable`, `context_overflow` or `timeout`.
+            CallError: `model`, `model_access`, `model_unavailable`, `context_overflow` or `timeout`.
         """
         if self._exact is not None:
             return await self._generate(request, self._exact)

@@ -54,6 +54,12 @@ _OVERFLOW = re.compile(
 #: Words of a 429 for an account without money: no wait helps.
 _NO_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing_hard_limit|credit balance is too low", re.I)
 
+#: Statuses of answers to a key that is missing or wrong.
+_NO_ACCESS = frozenset({401, 403})
+
+#: The remedy where the server does not have the path or the model (404).
+_UNKNOWN = "check --model and --base-url, which for most servers ends in /v1"
+
 #: Statuses of answers to a prompt that does not fit.
 _OVERFLOW_STATUSES = frozenset({400, 413, 422})
 
@@ -81,6 +87,11 @@ class Endpoint(Limited):
         """Return the key of its rate limits: servers count by model and API key."""
         return digest(str(self.url.origin()), self.url.raw_path, self._model, self._secret)
 
+    @property
+    def key_variable(self) -> str:
+        """The variable that holds the key."""
+        return "OPENAI_API_KEY"
+
     async def start(self) -> None:
         """Make the HTTP client; connections are opened as requests need them."""
         raise NotImplementedError
@@ -90,7 +101,11 @@ class Endpoint(Limited):
         raise NotImplementedError
 
     async def probe(self) -> str:
-        """Return what keeps it from answering now, in one line; "": no defect is known."""
+        """Return what keeps it from answering now, in one line; "": no defect is known.
+
+        Raises:
+            Transient: it does not answer.
+        """
         return ""
 
     async def ask(self, body: bytes) -> Answer:
@@ -130,9 +145,16 @@ class Endpoint(Limited):
         if status in _OVERFLOW_STATUSES and _OVERFLOW.search(text):
             return CallError("context_overflow", self.line(f"{self.host}: {text}"))
         line = self.line(f"HTTP {status} from {self.host}: {text}")
-        if not passes(status) or (status == 429 and _NO_QUOTA.search(text)):
+        if status in _NO_ACCESS or status == 404:
+            return CallError("model_access", f"{line}; {_UNKNOWN if status == 404 else self._key_remedy()}")
+        if status == 429 and _NO_QUOTA.search(text):
+            return CallError("model_access", line)
+        if not passes(status):
             return CallError("model", line)
         return Transient(line, after, limited=status == 429)
+
+    def _key_remedy(self) -> str:
+        return f"correct the key in {self.key_variable}" if self._secret else f"{self.key_variable} is not set: set it"
 
     def line(self, text: str) -> str:
         """Return the text of an error: one line, not too long, without the key."""
@@ -173,9 +195,10 @@ class HttpEndpoint(Endpoint):
         assert self._session is not None
         try:
             async with self._session.get(self._models, timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT)) as answer:
-                return f"{self.host} refuses the key (HTTP {answer.status})" if answer.status in (401, 403) else ""
+                refused = answer.status in _NO_ACCESS
+                return f"{self.host} refuses the key (HTTP {answer.status}); {self._key_remedy()}" if refused else ""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return f"{self.host} does not answer ({error or type(error).__name__}); calls are retried for about a minute"
+            raise Transient(self.line(f"{self.host} does not answer ({error or type(error).__name__})")) from None
         finally:
             await self.stop()
 

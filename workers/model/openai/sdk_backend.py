@@ -66,6 +66,13 @@ class SdkEndpoint(Endpoint):
         self._chunk_timeout = chunk_timeout
         self._client: openai.AsyncOpenAI | None = None
 
+    @property
+    def key_variable(self) -> str:
+        """The variable that holds the key; see `Endpoint`."""
+        if "azure_ad_token" in self._arguments:
+            return "AZURE_OPENAI_AD_TOKEN"
+        return "AZURE_OPENAI_API_KEY" if "api_version" in self._arguments else super().key_variable
+
     async def start(self) -> None:
         """Make the client."""
         kind = openai.AsyncAzureOpenAI if "api_version" in self._arguments else openai.AsyncOpenAI

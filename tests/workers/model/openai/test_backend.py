@@ -11,6 +11,7 @@ import pytest
 from gymq_workers.model.openai import backend as openai_backend
 from gymq_workers.model.openai import endpoint
 
+from gymq.errors import CallError
 from gymq.wire.message import Message, decode_message
 from tests.support.model_server import ask, fault, run_server
 
@@ -169,9 +170,19 @@ async def answer_once(reader, writer):
 async def test_a_refused_request_ends_the_call_at_once(backend, status):
     one = await backend(f"mock-{status}/1/refused")
     found = await fault(one, ask("Hello"))
-    assert found.kind == "model"
+    assert found.kind == ("model_access" if status in (401, 403, 404) else "model")
     assert found.message.startswith(f"HTTP {status} from 127.0.0.1:")
     assert f"failing with {status}" in found.message
+
+
+async def test_a_refused_key_is_named_and_so_is_a_missing_one(backend, monkeypatch):
+    named = await fault(await backend("mock-401"), ask("Hello"))
+    assert named.message.endswith("; correct the key in OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    missing = await fault(await backend("mock-403"), ask("Hello"))
+    assert missing.message.endswith("; OPENAI_API_KEY is not set: set it")
+    unknown = await fault(await backend("mock-404"), ask("Hello"))
+    assert unknown.message.endswith("; check --model and --base-url, which for most servers ends in /v1")
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
@@ -221,6 +232,6 @@ async def test_a_probe_tells_a_server_that_is_not_there_and_says_nothing_of_one_
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         base = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
-        said = await openai_backend.OpenAIBackend("mock", {"base_url": base}).probe()
-    assert "does not answer" in said
-    assert "\n" not in said
+        with pytest.raises(CallError, match="does not answer") as caught:
+            await openai_backend.OpenAIBackend("mock", {"base_url": base}).probe()
+    assert "\n" not in str(caught.value)

@@ -90,7 +90,7 @@ async def test_a_stream_that_says_that_it_failed_is_tried_again(make):
 async def test_a_refused_request_ends_the_call_at_once(make, kind, api, stream):
     for status in (400, 401, 403, 404, 422):
         found = await fault(await make(kind, f"mock-{status}", api=api, stream=stream), ask("Hello"))
-        assert found.kind == "model"
+        assert found.kind == ("model_access" if status in (401, 403, 404) else "model")
         assert found.message.startswith(f"HTTP {status} from 127.0.0.1:")
         assert f"failing with {status}" in found.message
 
@@ -104,7 +104,7 @@ async def test_a_prompt_that_does_not_fit_is_an_overflow(make, kind):
 @pytest.mark.parametrize("kind", ["sdk", "azure"])
 async def test_the_key_stands_in_no_error(make, kind):
     found = await fault(await make(kind, "mock-keyecho"), ask("Hello"))
-    assert (found.kind, "bad key: " in found.message, "***" in found.message) == ("model", True, True)
+    assert (found.kind, "bad key: " in found.message, "***" in found.message) == ("model_access", True, True)
 
 
 async def test_a_redirect_is_not_followed(make):
