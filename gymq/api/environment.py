@@ -134,6 +134,12 @@ class EnvironmentSpec(msgspec.Struct, frozen=True):
     close: HookSpec = HookSpec()
     session: HookSpec = HookSpec()
 
+    @property
+    def needs_executor(self) -> bool:
+        """Whether it has calls that must run in a process that can be killed."""
+        hooks = (self.open, self.respond, self.verify, self.close)
+        return any(tool.isolated for tool in self.tools) or any(hook.isolated for hook in hooks)
+
 
 def tool(
     *, read_only: bool = False, isolated: bool = False, once: bool = False, timeout: float = DEFAULT_TIMEOUT

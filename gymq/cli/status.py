@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 @click.option("--prices", metavar="P.yaml", help="What tokens cost; of one RUN.  [default: what the run was given]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def status(run: str | None, settings: Settings, prices: str | None, as_json: bool) -> None:
-    """Show all runs, or one RUN: how far each is, what its consumers have not read, who is alive, and what is missing.
+    """Show all runs, or one RUN: how far each is, what it waits for, who is alive, and what is missing.
 
+    "Time" is where the calls of the last minute spent theirs, those of all runs together.
     Of one RUN it shows the tokens of each model too, of rollouts that have ended, and what they cost.
 
     \b
@@ -59,6 +60,7 @@ def _show_tokens(run: RunStatus, prices: Prices | None) -> None:
 
 def _show(state: Overview) -> None:
     from gymq.cli.table import make_table, show
+    from gymq.ops.bottleneck import clock
 
     runs = make_table("run", "state", ">rows", ">rollouts", ">in flight", "ended", "unread")
     for run in state.runs:
@@ -66,11 +68,15 @@ def _show(state: Overview) -> None:
         unread = ", ".join(f"{name} {count}" for name, count in run.unread.items()) or "no consumers"
         runs.add_row(run.config.name, run.state, str(run.rows), f"{run.ended}/{run.total}", str(run.live), ended, unread)
     show(runs if state.runs else "no runs")
+    for name, words in state.waits.items():
+        show("", f"{name} waits for {words}")
+    show(*_time_lines(state))
     workers = ", ".join(f"{role} {count}" for role, count in state.workers.items()) or "none"
     show("", f"workers alive: {workers}")
-    boxes = make_table("mailbox", ">waiting", ">taken", ">workers")
+    boxes = make_table("mailbox", ">waiting", ">oldest", ">taken", ">workers")
     for box in state.mailboxes:
-        boxes.add_row(box.name, str(box.waiting), str(box.taken), str(box.workers))
+        oldest = clock(box.oldest) if box.oldest else "-"
+        boxes.add_row(box.name, str(box.waiting), oldest, str(box.taken), str(box.workers))
     if state.mailboxes:
         show("", boxes)
     if state.weights:
@@ -90,6 +96,21 @@ def _show(state: Overview) -> None:
     if state.dead:
         show("", f"dead letters: {state.dead}; `gymq dead list` shows them")
     show(*[f"warning: {warning}" for warning in state.warnings])
+
+
+def _time_lines(state: Overview) -> list[str]:
+    """Return where the time of the last minute went, and what hindered the requests to models."""
+    activity, total = state.activity, sum(state.seconds.values())
+    lines: list[str] = []
+    if total:
+        shares = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in state.seconds.items())
+        lines.append(f"time: {shares}")
+    hindered = {"HTTP 429": activity.refused, "other errors": activity.errors, "calls sent again": activity.resent}
+    if any(hindered.values()):
+        newest = f"; the newest: {activity.fault}" if activity.fault else ""
+        lines.append("last minute: " + ", ".join(f"{what} {count}" for what, count in hindered.items()) + newest)
+    lines += [f"rate limit: {limit.host}: {limit.what}, {limit.waiting} wait" for limit in activity.limits]
+    return ["", *lines] if lines else []
 
 
 @click.command()

@@ -48,7 +48,7 @@ def children(
         "agent": {},
         "resource": {"environments": ",".join(spec.name for spec in environments)},
     }
-    if any(needs_executor(spec) for spec in environments):
+    if any(spec.needs_executor for spec in environments):
         options["executor"] = {}
     specs = [sink(settings, config.name, out, logs)]
     for spec, backend_options in models.items():
@@ -93,9 +93,3 @@ def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
         finishes=True,
         fatal=SINK_FATAL,
     )
-
-
-def needs_executor(spec: EnvironmentSpec) -> bool:
-    """Return whether an environment has calls that must run in a process that can be killed."""
-    hooks = (spec.open, spec.respond, spec.verify, spec.close)
-    return any(tool.isolated for tool in spec.tools) or any(hook.isolated for hook in hooks)

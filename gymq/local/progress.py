@@ -1,12 +1,14 @@
-"""The progress of a run on stderr: a bar on a terminal, a line at intervals elsewhere."""
+"""The progress of a run on stderr: a bar on a terminal, a line at intervals elsewhere; with what the run waits for."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from gymq.store.run_status import RunStatus
 
@@ -15,6 +17,18 @@ LINE_INTERVAL = 10.0
 
 #: Seconds over which the rate is taken: short enough to show a change, long enough not to dance.
 WINDOW = 5.0
+
+
+class _Bar(Progress):
+    """A bar with a line below it, which is cut at the terminal's edge."""
+
+    waits = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar, and the line if there is something to say."""
+        yield from super().get_renderables()
+        if self.waits:
+            yield Text(f"waits for {self.waits}", style="dim", overflow="ellipsis", no_wrap=True)
 
 
 class RunProgress:
@@ -32,11 +46,11 @@ class RunProgress:
         self._total = total
         self._spoken = time.monotonic()
         self._seen = [(time.monotonic(), done)]
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         if self.console.is_terminal:
             # Without the run's name: only the bar may become narrow, and 80 characters are soon full.
             columns = (BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(
+            self._bar = _Bar(
                 *columns, TimeElapsedColumn(), TextColumn("{task.fields[more]}"), console=self.console, auto_refresh=False
             )
             self._task = self._bar.add_task(name, total=total, completed=done, more="")
@@ -49,18 +63,20 @@ class RunProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
+            self._bar.waits = ""
             self._bar.stop()
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         self.console.print(line, markup=False, soft_wrap=True)
 
-    def show(self, status: RunStatus, last: bool = False) -> None:
+    def show(self, status: RunStatus, last: bool = False, waits: str = "") -> None:
         """Show the run's status.
 
         Args:
             status: the run's status.
             last: whether the run is over: then a line is due at once.
+            waits: what the run waits for, in words; empty: not known.
         """
         now = time.monotonic()
         self._total = max(self._total, status.total)
@@ -71,8 +87,10 @@ class RunProgress:
         failed = status.by_status.get("failed", 0)
         more = f"{rate:.1f}/s, rows {status.rows}, in flight {status.live}" + (f", failed {failed}" if failed else "")
         if self._bar is not None:
+            self._bar.waits = "" if last else waits
             self._bar.update(self._task, total=self._total, completed=status.ended, more=more)
             self._bar.refresh()
         elif now - self._spoken >= LINE_INTERVAL or last:
             self._spoken = now
+            more += f"; waits for {waits}" if waits and not last else ""
             self.say(f"{self._name}: {status.ended}/{self._total} rollouts, {more}")

@@ -26,6 +26,7 @@ from gymq.local.run_dir import RunDir
 from gymq.local.run_options import RunOptions
 from gymq.local.source_ranges import produce, source_ranges
 from gymq.local.trial import Trial, Verdict
+from gymq.local.wait_reader import WaitReader
 from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.process.supervisor import Supervisor
 from gymq.settings import Settings
@@ -94,6 +95,7 @@ class RunSession:
         #: The run's status when it was last read; None: not yet.
         self.status: RunStatus | None = None
         self._trial: Trial | None = None
+        self._waits = WaitReader()
 
     @property
     def total(self) -> int:
@@ -249,7 +251,7 @@ class RunSession:
     async def _read_status(self, shards: Shards, progress: RunProgress, last: bool) -> None:
         try:
             self.status = await shards.status(self._config.name)
-            progress.show(self.status, last)
+            progress.show(self.status, last, await self._waits.words(shards, self.status))
         except Outage:
             with suppress(TimeoutError):
                 await asyncio.wait_for(shards.reconnect(), STATUS_PERIOD)

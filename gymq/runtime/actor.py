@@ -16,9 +16,13 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
+
 from gymq.aio import cancel_and_wait
 from gymq.errors import ServerUnreachable
+from gymq.observe.activity import recorder
 from gymq.runtime import interpreter, newer_mail
+from gymq.runtime.announcement import announced
 from gymq.runtime.intake import Intake
 from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.runtime.membership import Membership
@@ -28,6 +32,7 @@ from gymq.settings import Settings
 from gymq.store.connection import RECONNECT_PAUSE, Connection, Outage, ServerFull
 from gymq.store.sharded import check
 from gymq.store.worker_registry import WorkerEntry
+from gymq.wire.activity import InWork
 
 #: Seconds between two sweeps: looks at the registry, at suspects, and at what the role does besides its mail.
 SWEEP = 1.0
@@ -68,6 +73,8 @@ class Actor:
         self.boxes = Mailboxes(names, self.connection.keys, suspects_only=suspects_only, private=private)
         self.quarantine = None if suspects_only else Quarantine(self.role, settings, options)
         entry = WorkerEntry(self.role, self.host, os.getpid(), names, suspects_only, time.time())
+        self._starting = msgspec.structs.replace(entry, mailboxes=[], starting=names)
+        self._recorder = recorder()
         self.life = Membership(settings, Connection(settings, f"gymq-{self.role}-alive"), entry, private)
         share = 1 if suspects_only else -(-capacity // self.connection.shards)
         self.intake = Intake(self.boxes, self.reader, self.life, share, self.handle, self.forget)
@@ -100,6 +107,10 @@ class Actor:
 
     async def close(self) -> None:
         """Close what `prepare` opened."""
+
+    def in_work(self) -> dict[str, InWork]:
+        """Return the calls in work by kind, for the activity of its process."""
+        return {}
 
     @classmethod
     def on_shards(cls, settings: list[Settings], options: RoleOptions) -> list[Actor]:
@@ -200,7 +211,8 @@ class Actor:
         self._loop = asyncio.get_running_loop()
         if not await self._connect():
             return
-        await self.prepare()
+        async with announced(self.settings, self.life.connection, self._starting):
+            await self.prepare()
         await self.boxes.create(self.connection)
         await self.life.begin()
         background = [asyncio.create_task(job()) for job in (self.intake.run, self._renew, self._sweep)]
@@ -241,6 +253,8 @@ class Actor:
                 self.intake.release_all()
                 await self.forget()
                 await self.life.begin()
+            with contextlib.suppress(Outage, ServerFull):  # the next heartbeat tells it
+                await self.life.tell_activity(self._recorder.activity(self.in_work()))
 
     async def _sweep(self) -> None:
         while True:

@@ -20,6 +20,7 @@ from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.batching import Batcher
 from gymq.store.scripts import CallKey, LoadedRollout, LoadRequest, ReplyEntry
+from gymq.wire.activity import WINDOW, InWork
 from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, call_schema, decode_call, encode
 from gymq.wire.recorded_tokens import past
 from gymq.wire.task import Task, decode_task
@@ -179,6 +180,14 @@ class CallWorker(Actor):
             if not wanted and not one.task.done():
                 one.unwanted = True
                 one.task.cancel()
+
+    def in_work(self) -> dict[str, InWork]:
+        """See `Actor`."""
+        now, working = time.monotonic(), dict[str, InWork]()
+        for one in self._serving.values():
+            seconds = now - one.since
+            working.setdefault(one.call.kind, InWork()).add(InWork(1, min(seconds, WINDOW), seconds))
+        return working
 
     async def _wanted(self, calls: list[Call]) -> list[bool]:
         pending: list[bool] = []

@@ -19,6 +19,7 @@ from gymq.store import scripts
 from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 from gymq.store.scripts import HandBackReason, ScriptCall
 from gymq.store.worker_registry import Registration, WorkerEntry, new_name, registrations
+from gymq.wire.activity import Activity
 
 #: Messages that one script hands back: a few milliseconds of the server's time.
 HANDBACK_BATCH = 100
@@ -75,6 +76,15 @@ class Membership:
         self._entry = msgspec.structs.replace(self._entry, **changes)
         if self.worker:
             await self.connection.run(scripts.update_worker(self.worker, msgspec.json.encode(self._entry)))
+
+    async def tell_activity(self, activity: Activity) -> None:
+        """Publish what this worker's process does, if that is something else than before.
+
+        Raises:
+            Outage, ServerFull: it could not be published; the next call does it.
+        """
+        if activity != (self._entry.activity or Activity()):
+            await self.tell(activity=activity)
 
     async def renew(self) -> bool:
         """Renew the lease; False: it lapsed and the worker was declared dead, its mail belongs to others."""

@@ -34,6 +34,7 @@ class Shards:
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
+        self.settings = settings
         first = Connection(settings.at(0), name)
         self.connections = [first, *(Connection(settings.at(shard), name) for shard in range(1, first.shards))]
 

@@ -12,6 +12,7 @@ import msgspec
 from gymq.errors import UNREADABLE
 from gymq.store.connection import Connection
 from gymq.store.sharded import scan
+from gymq.wire.activity import Activity
 
 #: Prefix of a worker's entry from when it was declared dead until its mail is handed back.
 DEAD = b"dead"
@@ -29,6 +30,8 @@ class WorkerEntry(msgspec.Struct):
         version: of the weights that a model worker samples with, 0 before it got any; None: its backend takes none.
         loading: the version that it loads at the moment, or None.
         load: figures of a backend that hosts its model, by name.
+        starting: the mailboxes that it will read once it has loaded what it needs; until then it reads none.
+        activity: what its process did in the last minute, as of its last heartbeat.
     """
 
     role: str
@@ -40,6 +43,8 @@ class WorkerEntry(msgspec.Struct):
     version: int | None = None
     loading: int | None = None
     load: dict[str, float] = {}
+    starting: list[str] = []
+    activity: Activity | None = None
 
 
 class Registration(msgspec.Struct, frozen=True):

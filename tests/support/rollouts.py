@@ -86,8 +86,12 @@ def registered(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def wait_for_workers(settings: Settings, count: int) -> None:
-    """Wait until so many workers stand in the registry; an executor has no actor and never does."""
-    wait_until(lambda: len(registered(settings)) >= count, START_LIMIT, f"{count} workers in the registry")
+    """Wait until so many workers read mailboxes; an executor has no actor and never does."""
+    wait_until(
+        lambda: sum(bool(info["mailboxes"]) for info in registered(settings).values()) >= count,
+        START_LIMIT,
+        f"{count} workers in the registry",
+    )
 
 
 class Workers:

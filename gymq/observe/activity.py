@@ -1,0 +1,122 @@
+"""The recorder of a process's activity: made of the events of the last minute, published with the heartbeat."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+
+from gymq.observe import events
+from gymq.wire.activity import WINDOW, Activity, CallTimes, InWork, LimitInForce, merge
+
+#: Seconds of events that are counted together; by as much the window may be too long.
+SLICE = 5.0
+
+#: Seconds after which a limit that was told of once is no longer in force: it is told of every few seconds.
+LIMIT_KEPT = 15.0
+
+#: What a limit is called, by its name in events, and how many seconds its unit has.
+_LIMITS = {"requests": ("requests/min (--rpm)", 60), "tokens": ("tokens/min (--tpm)", 60)}
+
+
+class ActivityRecorder:
+    """Counts a process's events over the last minute.
+
+    Args:
+        clock: returns the time in seconds; tests set it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._slices: deque[tuple[float, Activity]] = deque()
+        self._limits: dict[tuple[str, str], tuple[float, LimitInForce]] = {}
+        self._lock = threading.Lock()
+
+    def subscribe(self) -> None:
+        """Count from now on."""
+        events.subscribe(events.StepCommitted, self.step_committed)
+        events.subscribe(events.CallRetried, self.call_retried)
+        events.subscribe(events.ModelRequested, self.model_requested)
+        events.subscribe(events.LimitInForce, self.limit_in_force)
+        events.subscribe(events.LimitLifted, self.limit_lifted)
+
+    def step_committed(self, event: events.StepCommitted) -> None:
+        """Count the calls whose replies a step took in."""
+        if not event.calls:
+            return
+        with self._lock:
+            now = self._slice()
+            for call in event.calls:
+                times = now.ended.get(call.kind)
+                if times is None:
+                    times = now.ended[call.kind] = CallTimes()
+                times.calls += 1
+                times.queued += max(0.0, call.started - call.queued)
+                times.limited += call.waited
+                times.worked += max(0.0, call.finished - call.started - call.waited)
+                if call.fault is not None:
+                    times.faults += 1
+                    now.fault = f"{call.kind}: {call.fault.kind}: {call.fault.message}"
+
+    def call_retried(self, event: events.CallRetried) -> None:
+        """Count a call that will be sent again."""
+        with self._lock:
+            self._slice().resent += 1
+
+    def model_requested(self, event: events.ModelRequested) -> None:
+        """Count a request that a model's server refused or failed."""
+        if 0 < event.status < 500 and event.status != 429:
+            return
+        with self._lock:
+            now = self._slice()
+            if event.status == 429:
+                now.refused += 1
+            else:
+                now.errors += 1
+            now.fault = f"HTTP {event.status} from {event.endpoint}" if event.status else f"no answer from {event.endpoint}"
+
+    def limit_in_force(self, event: events.LimitInForce) -> None:
+        """Note a rate limit that holds requests back."""
+        unit, seconds = _LIMITS.get(event.limit, ("requests/s, learned from refusals", 1))
+        limit = LimitInForce(event.endpoint, f"{event.rate * seconds:.3g} {unit}", event.waiting)
+        with self._lock:
+            self._limits[event.endpoint, event.limit] = self._clock(), limit
+
+    def limit_lifted(self, event: events.LimitLifted) -> None:
+        """Forget a rate limit."""
+        with self._lock:
+            self._limits.pop((event.endpoint, event.limit), None)
+
+    def activity(self, working: dict[str, InWork]) -> Activity:
+        """Return the activity of the last minute.
+
+        Args:
+            working: the calls that the process has in work now, by kind.
+        """
+        with self._lock:
+            now = self._clock()
+            while self._slices and self._slices[0][0] < now - WINDOW:
+                self._slices.popleft()
+            total = merge([counted for _, counted in self._slices])
+            self._limits = {key: (at, limit) for key, (at, limit) in self._limits.items() if at > now - LIMIT_KEPT}
+            total.limits = [limit for _, limit in self._limits.values()]
+            total.working = working
+            return total
+
+    def _slice(self) -> Activity:
+        now = self._clock()
+        if not self._slices or now - self._slices[-1][0] >= SLICE:
+            self._slices.append((now, Activity()))
+            if self._slices[0][0] < now - WINDOW - SLICE:
+                self._slices.popleft()
+        return self._slices[-1][1]
+
+
+@cache
+def recorder() -> ActivityRecorder:
+    """Return the recorder of this process, which counts since it was first asked for."""
+    made = ActivityRecorder()
+    made.subscribe()
+    return made

@@ -1,0 +1,148 @@
+"""A worker's activity: where the time of the last minute went, and what it does now. It is published with the heartbeat."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: Seconds that an activity looks back: long enough for several answers of a slow model, short enough to show a change.
+WINDOW = 60.0
+
+#: The stages of a call's time, in the order of a rollout: in a mailbox, behind a rate limit, in work by kind.
+STAGES = ("queue", "limit", "model", "tool", "verify")
+
+#: The stage of the work of each kind of call; `tool` for tools and the hooks beside `verify`.
+_WORK = {"generate": "model", "ask": "model", "verify": "verify"}
+
+
+def stage(kind: str) -> str:
+    """Return the stage of the work of a kind of call: `model`, `tool` or `verify`."""
+    return _WORK.get(kind, "tool")
+
+
+class CallTimes(msgspec.Struct, omit_defaults=True):
+    """The calls of one kind that ended in the window; seconds are sums over all of them.
+
+    Args:
+        calls: their number.
+        faults: how many of them ended with a fault.
+        queued: seconds in the mailbox.
+        limited: seconds of the work in which they waited for a rate limit, or for new weights.
+        worked: the other seconds of the work.
+    """
+
+    calls: int = 0
+    faults: int = 0
+    queued: float = 0.0
+    limited: float = 0.0
+    worked: float = 0.0
+
+    def add(self, other: CallTimes) -> None:
+        """Add those of another worker, or of a later time."""
+        self.calls += other.calls
+        self.faults += other.faults
+        self.queued += other.queued
+        self.limited += other.limited
+        self.worked += other.worked
+
+
+class InWork(msgspec.Struct, omit_defaults=True):
+    """The calls of one kind that a worker has in work.
+
+    Args:
+        calls: their number.
+        seconds: for which they have been in work, those before the window aside; a sum.
+        oldest: seconds since the oldest was begun.
+    """
+
+    calls: int = 0
+    seconds: float = 0.0
+    oldest: float = 0.0
+
+    def add(self, other: InWork) -> None:
+        """Add those of another worker."""
+        self.calls += other.calls
+        self.seconds += other.seconds
+        self.oldest = max(self.oldest, other.oldest)
+
+
+class LimitInForce(msgspec.Struct, omit_defaults=True):
+    """A rate limit that holds requests back.
+
+    Args:
+        host: the server.
+        what: the limit, as a person reads it: `12.5 requests/s, learned from refusals`.
+        waiting: requests that wait for it.
+    """
+
+    host: str
+    what: str
+    waiting: int = 0
+
+
+class Activity(msgspec.Struct, omit_defaults=True):
+    """What a process did in the last minute, and does now; or the sum over several.
+
+    Args:
+        ended: the calls that ended, by kind.
+        working: the calls in work, by kind.
+        refused: requests that a model's server refused because there were too many (HTTP 429).
+        errors: requests that failed otherwise: HTTP 5xx, no connection, no answer in time.
+        resent: calls that rollouts send again after a fault.
+        fault: the newest fault or failure of a request.
+        limits: rate limits in force.
+    """
+
+    ended: dict[str, CallTimes] = {}
+    working: dict[str, InWork] = {}
+    refused: int = 0
+    errors: int = 0
+    resent: int = 0
+    fault: str = ""
+    limits: list[LimitInForce] = []
+
+    @property
+    def answers(self) -> int:
+        """Calls of a model that ended without a fault."""
+        return sum(times.calls - times.faults for kind, times in self.ended.items() if stage(kind) == "model")
+
+
+def merge(activities: list[Activity]) -> Activity:
+    """Return the sum of the activities of several processes.
+
+    Processes that share a rate limit count as one limit, with the requests that wait in all of them.
+    """
+    total = Activity()
+    limits: dict[tuple[str, str], LimitInForce] = {}
+    for one in activities:
+        for kind, times in one.ended.items():
+            total.ended.setdefault(kind, CallTimes()).add(times)
+        for kind, work in one.working.items():
+            total.working.setdefault(kind, InWork()).add(work)
+        total.refused += one.refused
+        total.errors += one.errors
+        total.resent += one.resent
+        total.fault = one.fault or total.fault
+        for limit in one.limits:
+            shared = limits.setdefault((limit.host, limit.what), LimitInForce(limit.host, limit.what))
+            shared.waiting += limit.waiting
+    total.limits = list(limits.values())
+    return total
+
+
+def time_split(activity: Activity) -> dict[str, float]:
+    """Return the seconds that calls spent in each of `STAGES` in the last minute, those in work included."""
+    seconds = dict.fromkeys(STAGES, 0.0)
+    for kind, times in activity.ended.items():
+        seconds["queue"] += times.queued
+        seconds["limit"] += times.limited
+        seconds[stage(kind)] += times.worked
+    for kind, work in activity.working.items():
+        seconds[stage(kind)] += work.seconds
+    # Of the requests in work those that wait for a limit are known by number; each is taken for an average one.
+    in_work = sum(work.calls for kind, work in activity.working.items() if stage(kind) == "model")
+    waiting = min(sum(limit.waiting for limit in activity.limits), in_work)
+    if waiting:
+        held = waiting / in_work * sum(work.seconds for kind, work in activity.working.items() if stage(kind) == "model")
+        seconds["model"] -= held
+        seconds["limit"] += held
+    return seconds
