@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
 
-from gymq.client.sink_loop import Sink
+from gymq.client.sink_loop import Ended, Sink, sync_folder
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
 from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.rollout import Rollout
 
 #: How each line begins: the record's first field.
 _HEAD = b'{"rollout_id":"'
+
+#: The beginning of a line up to the status: strings in it are JSON's, so a quote within one has a backslash before it.
+_BEGINNING = re.compile(
+    rb'\{"rollout_id":"([^"\\]*)","run":"[^"]*","environment":"((?:[^"\\]|\\.)*)",(?:"[a-z_]+":(?:"(?:[^"\\]|\\.)*"|\d+),)*?"status":"([a-z]+)"'
+)
 
 
 class JsonlSink(Sink):
@@ -34,25 +40,89 @@ class JsonlSink(Sink):
 
     def open(self) -> None:
         """Open, lock, mend and read the file; see `Sink`."""
+        self.claim()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise GymqError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from None
-        try:
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise UsageError(f"{self.path}: is no plain file, and what is finished is read from it; choose another --out")
             self._mend()
         except BaseException:
             self.close()
             raise
 
-    def _mend(self) -> None:
-        """Lock the file, read it, and cut off a torn line."""
+    def claim(self) -> None:
+        """Open and lock the file; see `Sink`."""
+        while self._file < 0:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            except OSError as error:
+                raise GymqError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from None
+            try:
+                self._lock()
+            except BaseException:
+                self.close()
+                raise
+
+    def _lock(self) -> None:
+        """Lock the file; close it if another has taken its place meanwhile, as `drop` does."""
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise UsageError(f"{self.path}: is no plain file, and what is finished is read from it; choose another --out")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SinkBusy(f"{self.path}: another process writes this file; stop it or choose another --out") from None
+        if not self.path.exists() or not os.path.samestat(os.fstat(self._file), self.path.stat()):
+            self.close()
+
+    def ended(self) -> Iterator[Ended]:
+        """Yield what the lines' beginnings say; see `Sink`."""
+        for ended, _ in self._lines():
+            yield ended
+
+    def _lines(self) -> Iterator[tuple[Ended, bytes]]:
+        for number, line in enumerate(self.records(), 1):
+            head = _BEGINNING.match(line)
+            if head is None:
+                raise DataError(f"{self.path}:{number}: is no rollout of gymq; choose another --out")
+            rollout, environment, status = (msgspec.json.decode(b'"' + part + b'"', type=str) for part in head.groups())
+            yield Ended(rollout, environment, status), line
+
+    def records(self, fields: Collection[str] = ()) -> Iterator[bytes]:
+        """Yield the whole lines; see `Sink`."""
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return  # being written, or torn: the process that wrote it died
+                    yield line
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}; name a file of finished rollouts") from None
+
+    def drop(self, unwanted: Callable[[Ended], bool]) -> int:
+        """Write the other lines to a new file, which then takes the place of this one; see `Sink`."""
+        gone = 0
+        new = self.path.with_name(f".{self.path.name}.new")
+        try:
+            with new.open("wb") as file:
+                for ended, line in self._lines():
+                    if unwanted(ended):
+                        gone += 1
+                    else:
+                        file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(new, stat.S_IMODE(os.fstat(self._file).st_mode))
+            if gone:
+                new.replace(self.path)
+                sync_folder(self.path.parent)
+        except OSError as error:
+            raise GymqError(f"{self.path}: {error.strerror}; make room and run the same command again") from None
+        finally:
+            new.unlink(missing_ok=True)
+        return gone
+
+    def _mend(self) -> None:
+        """Read the file, and cut off a torn line."""
         end, last = 0, b""
         for line, rollout in lines(self.path):
             try:

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 import msgspec
 
-from gymq.client.sink_loop import Sink
+from gymq.client.sink_loop import Ended, Sink, sync_folder
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
 from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.rollout import Rollout
@@ -41,6 +42,9 @@ PART_SECONDS = 30.0
 BACKLOG_SHARE = 0.5
 
 
+#: Rows that are read at once.
+_READ_ROWS = 500
+
 #: Arrow's types of plain fields.
 _ARROW: dict[object, str] = {str: "string", int: "int64", float: "float64"}
 
@@ -51,8 +55,12 @@ _INT32 = frozenset({"sample", "turns", "tool_calls"})
 _LIST, _JSON = "list", "json"
 
 
-def _columns() -> Iterator[tuple[str, str, str, str]]:
-    """Derive each column's name, Arrow type, field of the record and field within that, if any, from the record's struct."""
+#: A column: its name, Arrow type, field of the record and field within that, if any.
+_Column = tuple[str, str, str, str]
+
+
+def _columns() -> Iterator[_Column]:
+    """Derive the columns from the record's struct."""
     for field in msgspec.structs.fields(RolloutRecord):
         kind = field.type
         if isinstance(kind, UnionType):
@@ -76,6 +84,17 @@ _decoder = msgspec.json.Decoder(
 )
 
 
+def _record(columns: list[_Column], row: tuple[Any, ...]) -> bytes:
+    """Return a row as the JSON object that it was made of."""
+    record: dict[str, Any] = {}
+    for (_, kind, field, inner), value in zip(columns, row, strict=True):
+        if not inner:
+            record[field] = msgspec.Raw(value) if kind == _JSON else value
+        elif record.setdefault(field, None) is not None or value is not None:
+            record[field] = (record[field] or {}) | {inner: value}
+    return msgspec.json.encode(record)
+
+
 class ParquetSink(Sink):
     """Adds parts to a folder; see `Sink`."""
 
@@ -91,6 +110,18 @@ class ParquetSink(Sink):
 
     def open(self) -> None:
         """Lock the folder, remove unfinished parts, and read the ids of the rollouts in the others; see `Sink`."""
+        self.claim()
+        try:
+            for leftover in self.path.glob(".part-*"):
+                leftover.unlink()
+            for part in self._parts():
+                self._read(part)
+        except BaseException:
+            self.close()
+            raise
+
+    def claim(self) -> None:
+        """Make and lock the folder; see `Sink`."""
         self._import()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -102,14 +133,45 @@ class ParquetSink(Sink):
         except OSError:
             self.close()
             raise SinkBusy(f"{self.path}: another process writes this folder; stop it or choose another --out") from None
-        try:
-            for leftover in self.path.glob(".part-*"):
-                leftover.unlink()
-            for part in sorted(self.path.glob("*.parquet")):
-                self._read(part)
-        except BaseException:
-            self.close()
-            raise
+
+    def ended(self) -> Iterator[Ended]:
+        """Yield what three columns say; see `Sink`."""
+        self._import()
+        for part in self._parts():
+            yield from self._ended(part)
+
+    def records(self, fields: Collection[str] = ()) -> Iterator[bytes]:
+        """Yield the rows as JSON objects, made of the columns of the fields; see `Sink`."""
+        self._import()
+        columns = [column for column in _COLUMNS if not fields or column[2] in fields]
+        for part in self._parts():
+            with self._opened(part) as file:
+                for batch in file.iter_batches(_READ_ROWS, columns=[name for name, *_ in columns]):
+                    values = [batch.column(name).to_pylist() for name, *_ in columns]
+                    for row in zip(*values, strict=True):
+                        yield _record(columns, row)
+
+    def drop(self, unwanted: Callable[[Ended], bool]) -> int:
+        """Write each part that has such rollouts anew, which takes the place of the old one by a rename; see `Sink`."""
+        gone = 0
+        for part in self._parts():
+            keep = [not unwanted(ended) for ended in self._ended(part)]
+            if all(keep):
+                continue
+            gone += keep.count(False)
+            try:
+                if not any(keep):
+                    part.unlink()
+                    sync_folder(self.path)
+                    continue
+                with self._opened(part) as file:
+                    self._save(part, file.read().filter(self._arrow.array(keep)))
+            except OSError as error:
+                raise GymqError(f"{self.path}: {error.strerror}; make room and run the same command again") from None
+        return gone
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.glob("*.parquet"))
 
     def write(self, rollouts: list[Rollout]) -> None:
         """Keep the rollouts for the next part; see `Sink`."""
@@ -126,24 +188,23 @@ class ParquetSink(Sink):
         if not self._fresh:
             return
         first, last = (self._fresh[i].entry.decode() for i in (0, -1))
-        part = self.path / f"part-{first}_{last}.parquet"
-        unfinished = part.with_name("." + part.name)
         try:
-            with unfinished.open("wb") as file:
-                self._parquet.write_table(self._table(), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.rename(part)
-            folder = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._save(self.path / f"part-{first}_{last}.parquet", self._table())
         except OSError as error:
             raise GymqError(f"{self.path}: {error.strerror}; make room and run the same command again") from None
         self.written += len(self._fresh)
         self._fresh = []
         self._bytes = 0
+
+    def _save(self, part: Path, table: Any) -> None:
+        """Write a part: it has its name when it is whole and durable."""
+        unfinished = part.with_name("." + part.name)
+        with unfinished.open("wb") as file:
+            self._parquet.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(part)
+        sync_folder(self.path)
 
     def close(self) -> None:
         """Unlock the folder."""
@@ -162,19 +223,34 @@ class ParquetSink(Sink):
 
     def _read(self, part: Path) -> None:
         """Read the ids of a part's rollouts."""
-        try:
-            with self._parquet.ParquetFile(part) as file:
-                table = file.read(columns=["rollout_id", "seq"])
-                ids: list[str] = table.column("rollout_id").to_pylist()
-                self.newest = max([self.newest, *table.column("seq").to_pylist()])
-        except (self._arrow.ArrowException, OSError, KeyError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{part}: is no part of gymq's: {reason}; remove it or choose another --out") from None
+        with self._opened(part) as file:
+            table = file.read(columns=["rollout_id", "seq"])
+            ids: list[str] = table.column("rollout_id").to_pylist()
+            self.newest = max([self.newest, *table.column("seq").to_pylist()])
         try:
             for rollout in ids:
                 self.seen.add(rollout)
         except DataError as error:
             raise DataError(f"{part}: {error}; choose another --out") from None
+
+    def _ended(self, part: Path) -> Iterator[Ended]:
+        with self._opened(part) as file:
+            columns = file.read(columns=list(Ended.__struct_fields__)).to_pydict()
+            yield from map(Ended, *(columns[name] for name in Ended.__struct_fields__))
+
+    @contextmanager
+    def _opened(self, part: Path) -> Iterator[Any]:
+        """Open a part.
+
+        Raises:
+            DataError: it is none.
+        """
+        try:
+            with self._parquet.ParquetFile(part) as file:
+                yield file
+        except (self._arrow.ArrowException, OSError, KeyError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{part}: is no part of gymq's: {reason}; remove it or choose another --out") from None
 
     def _table(self) -> Any:
         records = [_decoder.decode(rollout.json) for rollout in self._fresh]

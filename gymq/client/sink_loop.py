@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import ClassVar
+
+import msgspec
 
 from gymq.client.consumer import Results
 from gymq.client.rollout_set import RolloutSet
@@ -15,6 +19,28 @@ from gymq.wire.rollout import Rollout
 #: Seconds between two times that written rollouts are made durable and acknowledged: an fsync costs milliseconds. Also
 #: how long a sink waits for more before it counts as idle.
 COMMIT_EVERY = 0.25
+
+#: Statuses of rollouts without a result.
+FAILED = frozenset({"failed", "cancelled"})
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What a place says of a rollout that is there, without its conversation.
+
+    Args:
+        rollout_id: `run.row.sample`.
+        environment: the task's environment.
+        status: how it ended.
+    """
+
+    rollout_id: str
+    environment: str
+    status: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether it gave no result: it failed, or was cancelled."""
+        return self.status in FAILED
 
 
 class Sink:
@@ -56,6 +82,45 @@ class Sink:
         """
         raise NotImplementedError(f"sink {type(self).__name__} defines no open()")
 
+    def claim(self) -> None:
+        """Make the place, if it is not there, and lock it until `close`; `open` does this too.
+
+        Raises:
+            SinkBusy: another process writes there.
+            GymqError: it cannot be written.
+        """
+        raise NotImplementedError(f"sink {type(self).__name__} defines no claim()")
+
+    def ended(self) -> Iterator[Ended]:
+        """Yield the rollouts that are there, in the order of the files; it needs neither `claim` nor `open`.
+
+        Raises:
+            DataError: something there is no rollout.
+        """
+        raise NotImplementedError(f"sink {type(self).__name__} defines no ended()")
+
+    def records(self, fields: Collection[str] = ()) -> Iterator[bytes]:
+        """Yield the records that are there, each as a JSON object; it needs neither `claim` nor `open`.
+
+        Args:
+            fields: the fields that are needed, others may be missing; empty: all.
+
+        Raises:
+            DataError: something there is no rollout.
+        """
+        raise NotImplementedError(f"sink {type(self).__name__} defines no records()")
+
+    def drop(self, unwanted: Callable[[Ended], bool]) -> int:
+        """Remove rollouts, between `claim` and `close`: at any moment each of the others is there once.
+
+        Args:
+            unwanted: says of a rollout whether it is to go.
+
+        Returns:
+            How many went.
+        """
+        raise NotImplementedError(f"sink {type(self).__name__} defines no drop()")
+
     def write(self, rollouts: list[Rollout]) -> None:
         """Write rollouts; none of them is there yet."""
         raise NotImplementedError(f"sink {type(self).__name__} defines no write(rollouts)")
@@ -74,6 +139,15 @@ class Sink:
 
     def close(self) -> None:
         """Finish; after `commit`."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a file's new name durable: until then a power loss may bring back the old one."""
+    entries = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entries)
+    finally:
+        os.close(entries)
 
 
 async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Event) -> bool:

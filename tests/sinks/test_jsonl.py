@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
+from collections.abc import Callable
 
 import pytest
 from gymq_sinks.jsonl import JsonlSink
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gymq.client.sink_loop import Ended
 from gymq.errors import DataError, GymqError, SinkBusy
 from tests.support.sink_rollouts import fresh, rollout, rollouts
 from tests.support.tiers import examples
@@ -100,3 +104,72 @@ def test_a_full_disk_is_told_in_one_line(path):
     with pytest.raises(GymqError, match="No space left on device; make room"):
         sink.write([rollout(0)])
     sink.close()
+
+
+def test_what_is_there_is_told_without_a_lock_and_with_any_names(path):
+    odd = 'a"status":"x\\'
+    sink = JsonlSink(path, "r")
+    sink.open()
+    sink.write([rollout(0, environment=odd, task_id=odd), rollout(1, status="failed")])
+    sink.commit()
+    with path.open("ab") as file:
+        file.write(b'{"rollout_id":"r.2')  # torn
+    other = JsonlSink(path, "r")
+    assert list(other.ended()) == [Ended("r.0.0", odd, "completed"), Ended("r.1.0", "weather", "failed")]
+    assert [one.failed for one in other.ended()] == [False, True]
+    assert len(list(other.records())) == 2
+    assert list(JsonlSink(path.with_name("none"), "r").ended()) == []
+
+
+def test_what_is_dropped_gives_way_and_the_others_stay_as_they_were(path):
+    write(path, 5)
+    path.chmod(0o640)
+    sink = JsonlSink(path, "r")
+    sink.claim()
+    assert sink.drop(lambda ended: ended.rollout_id in ("r.1.0", "r.4.0")) == 2
+    assert sink.drop(lambda ended: False) == 0
+    sink.close()
+    assert path.read_bytes() == b"".join(one.json + b"\n" for one in rollouts(5) if one.id not in ("r.1.0", "r.4.0"))
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [entry.name for entry in path.parent.iterdir()] == ["out.jsonl"]
+    assert write(path, 5).written == 2
+
+
+def dies_after(lines: int) -> Callable[[Ended], bool]:
+    left = itertools.count(lines, -1)
+    return lambda ended: os._exit(0) if next(left) == 0 else True
+
+
+def test_a_death_while_lines_are_dropped_leaves_the_old_file_or_the_new_one(path):
+    write(path, 200)
+    whole = path.read_bytes()
+    for steps in (0, 1, 100, 199):
+        child = os.fork()
+        if not child:
+            sink = JsonlSink(path, "r")
+            sink.claim()
+            sink.drop(dies_after(steps))
+        os.waitpid(child, 0)
+        assert path.read_bytes() == whole
+    assert write(path, 201).written == 1
+
+
+def test_who_waits_for_the_lock_of_a_file_that_gave_way_writes_the_new_one(path, monkeypatch):
+    # Given a file that is dropped from between the moments in which another sink opens it and locks it
+    write(path, 2)
+    sink, dropping = JsonlSink(path, "r"), JsonlSink(path, "r")
+    lock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        dropping.claim()
+        dropping.drop(lambda ended: ended.rollout_id == "r.0.0")
+        dropping.close()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    sink.open()
+    assert len(sink.seen) == 1
+    sink.write([rollout(7)])
+    sink.close()
+    assert [ended.rollout_id for ended in sink.ended()] == ["r.1.0", "r.7.0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,9 @@ from gymq_sinks.parquet import ParquetSink
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gymq.client.sink_loop import Ended
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
+from gymq.wire.record import RolloutRecord
 from tests.support.sink_rollouts import fresh, rollout, rollouts
 from tests.support.tiers import examples
 
@@ -196,3 +199,28 @@ def test_without_pyarrow_it_says_what_to_install(path, monkeypatch):
     with pytest.raises(UsageError, match=r"pip install 'gymq\[data\]'"):
         opened(path)
     assert not path.exists()
+
+
+def test_the_records_come_back_as_they_were_written(path):
+    odd = rollout(1, status="failed", error={"kind": "model", "message": "é"}, reward=None, versions=[1, 2], task={"a": [1]})
+    write(path, [rollout(0), odd], rollouts(2, start=2))
+    sink = ParquetSink(path, "r")
+    made = [rollout(0), odd, *rollouts(2, start=2)]
+    decode = msgspec.json.Decoder(RolloutRecord).decode
+    assert [decode(record) for record in sink.records()] == [decode(one.json) for one in made]
+    assert msgspec.json.decode(next(sink.records(("rollout_id", "usage")))).keys() == {"rollout_id", "usage"}
+    assert list(sink.ended())[1] == Ended("r.1.0", "weather", "failed")
+
+
+def test_what_is_dropped_gives_way_and_the_others_stay_as_they_were(path):
+    write(path, rollouts(3), rollouts(2, start=3), rollouts(2, start=5))
+    before = rows(path)
+    gone = ("r.1.0", "r.3.0", "r.4.0")
+    sink = ParquetSink(path, "r")
+    sink.claim()
+    assert sink.drop(lambda ended: ended.rollout_id in gone) == 3
+    sink.close()
+    assert rows(path) == [row for row in before if row["rollout_id"] not in gone]
+    assert len(list(path.glob("*.parquet"))) == 2
+    assert write(path, rollouts(7)).written == 3
+    assert sorted(ids(path)) == [f"r.{i}.0" for i in range(7)]
