@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
+from gymq.api.definition import check_calls, check_spelling, refusal
 from gymq.wire.json_types import Content, JsonObject
 from gymq.wire.message import Conversation, Message
 
@@ -92,6 +93,19 @@ class Agent:
 
     #: Whether requests declare the tools to the model; False for an agent that reads calls from plain text.
     declares_tools: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what would fail or be passed over in each rollout.
+
+        Raises:
+            UsageError: with file, line and remedy.
+        """
+        super().__init_subclass__(**kwargs)
+        check_calls(cls, "act", "view")
+        check_calls(cls, "observe", "call", "content")
+        check_spelling(cls, Agent, {"act": None, "observe": None}, ())
+        if vars(cls).get("name") and cls.act is Agent.act:
+            raise refusal(cls, "", "defines no act(self, view); define it, or remove its name if other agents derive from it")
 
     def act(self, view: View) -> Action:
         """Return the next action.

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import msgspec
 
+from gymq.api.definition import check_filled, check_spelling, check_state, own_functions, refusal
 from gymq.api.tools import ASKED, INJECTED, Tool, build_tool, wanted
 from gymq.errors import UsageError
 from gymq.wire.json_types import JsonObject
@@ -22,11 +23,20 @@ from gymq.wire.message import Message
 #: Seconds that a tool, a hook or a verifier may take by default.
 DEFAULT_TIMEOUT = 60.0
 
-#: Methods that gymq calls and no model may.
-HOOKS = frozenset({"open", "respond", "verify", "close", "session", "policy"})
+_FILLED = INJECTED - {"self"}
 
-#: Hooks that may ask a model.
-ASKING = frozenset({"respond", "verify"})
+#: Methods that gymq calls and no model may, each with the parameters that it fills in by their names.
+HOOKS: dict[str, frozenset[str]] = {
+    "open": _FILLED,
+    "respond": _FILLED | ASKED,
+    "verify": _FILLED | ASKED,
+    "close": _FILLED,
+    "session": _FILLED - {"session"},
+    "policy": frozenset({"messages", "task"}),
+}
+
+#: Hooks that `hook` can say something of: `policy` runs in a model worker.
+_MARKED = frozenset(HOOKS) - {"policy"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +46,8 @@ class Opening(msgspec.Struct):
 
     Args:
         state: the initial state, an instance of the environment's `State`.
-        messages: messages to append to the task's own.
+        messages: messages beside the task's own. Those of the role `system` or `developer` that stand first go before
+            the task's messages (into the system message of a task that has one, before its text), the others behind them.
         tools: chat-completions tools to declare instead of the task's or the environment's; None keeps those.
     """
 
@@ -141,41 +152,70 @@ class EnvironmentSpec(msgspec.Struct, frozen=True):
         return any(tool.isolated for tool in self.tools) or any(hook.isolated for hook in hooks)
 
 
+@overload
+def tool(function: F, /) -> F: ...
+@overload
 def tool(
     *, read_only: bool = False, isolated: bool = False, once: bool = False, timeout: float = DEFAULT_TIMEOUT
-) -> Callable[[F], F]:
+) -> Callable[[F], F]: ...
+def tool(
+    function: F | None = None,
+    /,
+    *,
+    read_only: bool = False,
+    isolated: bool = False,
+    once: bool = False,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> F | Callable[[F], F]:
     """Make a method a tool that the model can call; its schema comes from type hints and docstring.
 
-        @tool(read_only=True)
+        @tool
         async def get_weather(self, city: str) -> str: ...
 
+        @tool(read_only=True, timeout=5)
+        async def get_time(self, city: str) -> str: ...
+
     Args:
+        function: the method, where `tool` is written without parentheses.
         read_only: it leaves the rollout's state as it is, and may run beside other read-only calls of a turn.
         isolated: it may hang, crash or eat memory: it runs in an executor process that can be killed.
         once: it must not be run twice, whatever dies: after a death its outcome is reported as unknown.
         timeout: seconds it may take.
+
+    Raises:
+        UsageError: what is marked is no function.
     """
-
-    def mark(function: F) -> F:
-        function.__gymq_tool__ = dict(read_only=read_only, isolated=isolated, once=once, timeout=timeout)  # type: ignore[attr-defined]
-        return function
-
-    return mark
+    return _mark("tool", function, dict(read_only=read_only, isolated=isolated, once=once, timeout=timeout))
 
 
-def hook(*, isolated: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Callable[[F], F]:
+@overload
+def hook(function: F, /) -> F: ...
+@overload
+def hook(*, isolated: bool = False, timeout: float = DEFAULT_TIMEOUT) -> Callable[[F], F]: ...
+def hook(function: F | None = None, /, *, isolated: bool = False, timeout: float = DEFAULT_TIMEOUT) -> F | Callable[[F], F]:
     """Set how `open`, `respond`, `verify`, `close` or `session` runs.
 
     Args:
+        function: the method, where `hook` is written without parentheses.
         isolated: it runs in an executor process that can be killed.
         timeout: seconds it may take.
+
+    Raises:
+        UsageError: what is marked is no function.
     """
+    return _mark("hook", function, dict(isolated=isolated, timeout=timeout))
+
+
+def _mark(noun: str, function: F | None, flags: dict[str, Any]) -> F | Callable[[F], F]:
+    """Attach flags to a function, or return the decorator that does."""
 
     def mark(function: F) -> F:
-        function.__gymq_hook__ = dict(isolated=isolated, timeout=timeout)  # type: ignore[attr-defined]
+        if not callable(function):
+            raise UsageError(f"@{noun}({function!r}) marks no method; write @{noun}, or @{noun}() with options by name")
+        setattr(function, f"__gymq_{noun}__", flags)
         return function
 
-    return mark
+    return mark if function is None else mark(function)
 
 
 class Environment:
@@ -214,15 +254,32 @@ class Environment:
     sessions: ClassVar[int] = 256
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Collect the tools, and refuse what would fail or be passed over later.
+
+        Raises:
+            UsageError: with file, line and remedy.
+        """
         super().__init_subclass__(**kwargs)
         tools = dict(cls.tools)
-        for attribute, value in vars(cls).items():
-            flags = getattr(value, "__gymq_tool__", None)
+        for attribute, function in own_functions(cls, Environment):
+            flags = getattr(function, "__gymq_tool__", None)
             if flags is not None:
                 if attribute in HOOKS:
-                    raise UsageError(f"{cls.__name__}.{attribute} is a hook and cannot be a tool: no model may call it")
-                tools[attribute] = build_tool(attribute, value, flags)
+                    raise refusal(cls, attribute, "is a hook and cannot be a tool: no model may call it; remove @tool")
+                tools[attribute] = build_tool(cls, attribute, flags)
         cls.tools = tools
+        for name, filled in HOOKS.items():
+            if getattr(cls, name, None) is not None:
+                check_filled(cls, name, filled)
+        check_spelling(cls, Environment, HOOKS, tools)
+        for attribute, function in own_functions(cls, Environment):
+            if attribute not in _MARKED and hasattr(function, "__gymq_hook__"):
+                raise refusal(cls, attribute, f"is marked @hook, which is for {', '.join(sorted(_MARKED))}; remove the mark")
+        for attribute, function in own_functions(cls, Environment):
+            if attribute not in _MARKED and hasattr(function, "__gymq_hook__"):
+                raise refusal(cls, attribute, f"is marked @hook, which is for {', '.join(sorted(_MARKED))}; remove the mark")
+        if cls.State is not None:
+            check_state(cls, cls.State)
         cls._check_session()
 
     @classmethod
@@ -245,9 +302,7 @@ class Environment:
         function = getattr(cls, hook, None)
         if function is None:
             return frozenset()
-        return wanted(
-            function, INJECTED | ASKED if hook in ASKING else INJECTED - {"session"} if hook == "session" else INJECTED
-        )
+        return wanted(function, HOOKS[hook])
 
     @classmethod
     def _hook(cls, name: str) -> HookSpec:
@@ -265,19 +320,15 @@ class Environment:
             UsageError: the method is isolated, in another process than the session; or the class defines no `session`.
         """
         isolated = {name: tool.flags["isolated"] for name, tool in cls.tools.items() if "session" in tool.wants}
-        for name in sorted(HOOKS - {"policy", "session"}):
+        for name in sorted(_MARKED - {"session"}):
             function = getattr(cls, name, None)
             if function is not None and "session" in wanted(function):
                 isolated[name] = getattr(function, "__gymq_hook__", {}).get("isolated", False)
         build = getattr(cls, "session", None)
         if getattr(build, "__gymq_hook__", {}).get("isolated"):
-            raise UsageError(f"{cls.__name__}.session cannot be isolated: what it makes lives in the resource worker")
+            raise refusal(cls, "session", "cannot be isolated: what it makes is in the resource worker; remove isolated=True")
         for name, apart in isolated.items():
             if apart:
-                raise UsageError(
-                    f"{cls.__name__}.{name} is isolated, in another process than the session; it cannot ask for it"
-                )
+                raise refusal(cls, name, "is isolated, in another process than the session; it cannot ask for it")
             if build is None:
-                raise UsageError(
-                    f"{cls.__name__}.{name} asks for the session; define session(self, task, state), which makes it"
-                )
+                raise refusal(cls, name, "asks for the session; define session(self, task, state), which makes it")

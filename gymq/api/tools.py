@@ -13,7 +13,8 @@ from typing import Any, TypedDict, get_type_hints
 
 import pydantic
 
-from gymq.errors import ToolError, UsageError
+from gymq.api.definition import check_self, function_of, parameters_of, refusal
+from gymq.errors import ToolError
 from gymq.wire.json_types import JsonObject
 from gymq.wire.message import FUNCTION_NAME
 
@@ -86,35 +87,46 @@ def wanted(function: Callable[..., object], injected: frozenset[str] = INJECTED)
     return frozenset(inspect.signature(function).parameters) & injected - {"self"}
 
 
-def build_tool(name: str, function: Callable[..., object], flags: ToolFlags) -> Tool:
+def build_tool(cls: type, name: str, flags: ToolFlags) -> Tool:
     """Make a tool from a method.
 
     Args:
-        name: the tool's name.
-        function: the method.
-        flags: its flags.
+        cls: the method's class.
+        name: its name, which becomes the tool's.
+        flags: the tool's flags.
 
     Raises:
-        UsageError: the name does not fit a tool, or a parameter has no type.
+        UsageError: no server accepts the name, or a parameter has no type of which there is a JSON schema.
     """
     if not FUNCTION_NAME.fullmatch(name):
-        raise UsageError(f"tool {name!r}: a tool's name has 1 to 64 letters, digits, '_' or '-'")
+        raise refusal(cls, name, f"cannot be a tool: the name {name!r} needs 1 to 64 letters, digits, '_' or '-'; rename it")
+    check_self(cls, name, INJECTED - {"self"})
+    function = function_of(cls, name)
     summary, described = _split_docstring(function)
     # Only the other parameters' hints are resolved: those of injected ones may name what only type checkers see.
     own = {name: hint for name, hint in function.__annotations__.items() if name not in INJECTED | {"return"}}
-    hints = get_type_hints(SimpleNamespace(__annotations__=own), vars(sys.modules[function.__module__]), include_extras=True)
+    module = vars(sys.modules[function.__module__])
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters_of(cls, name).values():
         if parameter.name in INJECTED:
             continue
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise UsageError(f"tool {name}: *{parameter.name} has no JSON schema; name the parameters")
-        if parameter.name not in hints:
-            raise UsageError(f"tool {name}: parameter {parameter.name!r} has no type; write one, the model's schema needs it")
+            raise refusal(cls, name, f"takes *{parameter.name}, which has no JSON schema; name the parameters")
+        if parameter.name not in own:
+            raise refusal(cls, name, f"has no type for its parameter {parameter.name!r}; write one for the model's schema")
         default = ... if parameter.default is parameter.empty else parameter.default
         # An alias, since a field of a pydantic model cannot be called everything that a parameter can: `copy`, `_x`.
         field = pydantic.Field(default, alias=parameter.name, description=described.get(parameter.name))
-        fields[f"p{len(fields)}"] = (hints[parameter.name], field)
+        hint = {parameter.name: own[parameter.name]}
+        try:
+            resolved = get_type_hints(SimpleNamespace(__annotations__=hint), module, include_extras=True)[parameter.name]
+            fields[f"p{len(fields)}"] = (resolved, field)
+            pydantic.TypeAdapter(resolved).json_schema()
+        except (NameError, TypeError, pydantic.errors.PydanticUserError) as error:
+            reason = str(error).splitlines()[0]
+            raise refusal(
+                cls, name, f"has a type for its parameter {parameter.name!r} that has no JSON schema ({reason}); use another"
+            ) from None
     config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
     model = pydantic.create_model(name, __config__=config, **fields)
     parameters = model.model_json_schema()

@@ -33,7 +33,7 @@ COMMANDS = {
 
 EXIT_CODES = """\b
 Exit codes:
-  0  all rollouts ended and none failed
+  0  all rollouts ended, none failed, and verifiers scored all
   1  something went wrong in gymq
   2  the command is wrong as written, or --out holds another run
   3  some rows were bad; the others were rolled out
@@ -41,8 +41,9 @@ Exit codes:
   5  another process writes the file
   6  some rollouts failed or were cancelled
   7  stopped: no rollout can succeed (a wrong key, no model, a broken environment)
+  8  some rollouts have no reward, though their environment has a verifier
   130, 143  stopped by Ctrl-C, by SIGTERM
-If several apply: 3 comes before 6."""
+If several apply: 3 comes before 6, 6 before 8."""
 
 
 class _Lazy(click.Group):

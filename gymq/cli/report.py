@@ -67,6 +67,8 @@ def _lines(columns: list[Summary], samples: int) -> list[tuple[str, list[str]]]:
         lines.append((status, [f"{s.by_status[status]}" for s in columns]))
     for kind in sorted({kind for s in columns for kind in s.failures}):
         lines.append((f"  failed: {kind}", [f"{s.failures[kind]}" for s in columns]))
+    for kind in sorted({kind for s in columns for kind in s.unrewarded}):
+        lines.append((f"  no reward: {kind}", [f"{s.unrewarded[kind]}" for s in columns]))
     return lines
 
 

@@ -106,7 +106,7 @@ def _go(session: RunSession, folder: RunDir, config: RunConfig, bad: int) -> int
             click.echo("gymq: once that is mended, the same command with --retry-failed does them all", err=True)
         return stopped.code
     code = _finish(folder.out, config, bad, since=began, total=session.total)
-    folder.leave(keep_logs=session.troubled or code == 6)
+    folder.leave(keep_logs=session.troubled or code in (6, 8))
     return code
 
 
@@ -124,10 +124,14 @@ def _finish(out: Path, config: RunConfig, bad: int, *, since: float = 0.0, total
     if failed:
         first = f"; the first to fail says: {result.total.first_error}" if result.total.first_error else ""
         lines.append(f"{failed} rollouts failed or were cancelled; their `error` in {out} says why{first}")
+    unrewarded = result.total.unrewarded.total()
+    if unrewarded:
+        first = f"; the first says: {result.total.first_unrewarded}"
+        lines.append(f"{unrewarded} rollouts have no reward, though their environment has a verifier{first}")
     missing = total - result.total.rollouts
     if missing > 0:
         lines.append(f"the run was cancelled before {missing} of its rollouts had begun; the same command does them")
     for line in lines:
         click.echo(f"gymq: {line}", err=True)
     click.echo(str(out))
-    return 3 if bad else 6 if failed or missing > 0 else 0
+    return 3 if bad else 6 if failed or missing > 0 else 8 if unrewarded else 0

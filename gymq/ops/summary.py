@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from math import comb
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
-from gymq.errors import DataError
+from gymq.errors import DataError, FaultKind
 from gymq.wire.calls import Usage
-from gymq.wire.record import CallRecord, RecordedUsage, RolloutRecord, narrow
+from gymq.wire.record import NO_VERIFIER, CallRecord, RecordedUsage, RolloutRecord, narrow
 
 #: The reward from which on a rollout counts as a success.
 SUCCESS = 1.0
 
+#: The reason of a missing reward that is no fault: the verifier returned None, or a `Score` without a reward.
+VERDICT = "the verifier gave none"
 
 _Call = narrow(CallRecord, "kind", "name", "input_tokens", "output_tokens", "cached_tokens")
 _Row = narrow(
     RolloutRecord,
-    *("environment", "model", "group_id", "status", "reward", "turns", "usage", "error", "started_at", "finished_at"),
+    *("environment", "model", "group_id", "status", "reward", "no_reward", "turns", "usage", "error"),
+    *("started_at", "finished_at"),
     calls=_Call,
 )
 
@@ -35,6 +39,9 @@ class Summary(msgspec.Struct):
         by_status: rollouts by status.
         failures: failed rollouts by the error's kind.
         first_error: what the first failed rollout says.
+        unrewarded: rollouts that should have a reward and have none, by the kind of fault or `VERDICT`: they neither failed
+            nor were cancelled, and their environment has a verifier.
+        first_unrewarded: what the first of them says.
         groups: task -> scored rollouts, successes among them.
         fresh, first, last: of the rollouts that ended since the time given to `read`: how many, when the first began
             and the last ended.
@@ -49,6 +56,8 @@ class Summary(msgspec.Struct):
     by_status: Counter[str] = msgspec.field(default_factory=Counter[str])
     failures: Counter[str] = msgspec.field(default_factory=Counter[str])
     first_error: str = ""
+    unrewarded: Counter[str] = msgspec.field(default_factory=Counter[str])
+    first_unrewarded: str = ""
     groups: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict[str, tuple[int, int]])
     fresh: int = 0
     first: float = float("inf")
@@ -69,6 +78,11 @@ class Summary(msgspec.Struct):
         if row.error is not None and row.status == "failed":
             self.failures[row.error.kind] += 1
             self.first_error = self.first_error or row.error.message
+        elif row.reward is None and row.status in ("completed", "truncated") and row.no_reward != NO_VERIFIER:
+            reason = row.no_reward or VERDICT
+            kind = reason.partition(": ")[0]
+            self.unrewarded[kind if kind in get_args(FaultKind) else VERDICT] += 1
+            self.first_unrewarded = self.first_unrewarded or reason
         if row.reward is not None:
             self.scored += 1
             self.reward += row.reward

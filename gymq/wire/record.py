@@ -137,6 +137,10 @@ class CallRecord(msgspec.Struct, omit_defaults=True):
         return int(self.call.partition(".")[0])
 
 
+#: `no_reward` of a rollout whose environment scores none, which is no defect.
+NO_VERIFIER = "the environment has no verifier"
+
+
 class RolloutRecord(msgspec.Struct, kw_only=True):
     """A finished rollout: a line of the JSONL sink, `Rollout.json` of a consumer; an unknown value is null.
 

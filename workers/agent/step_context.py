@@ -13,6 +13,7 @@ from gymq.runtime.affinity import AffinityRouter, Route
 from gymq.store.runs import RunConfig
 from gymq.store.scripts import RolloutEnd
 from gymq.wire.calls import CallKind, Reply
+from gymq.wire.record import NO_VERIFIER
 
 from .agent_guard import AgentGuard
 from .record import counts, header
@@ -171,10 +172,10 @@ class StepContext:
         state.status = "truncated" if finish.truncated else "completed"
         state.stop = finish.reason
         if not self.spec.verify.present:
-            state.no_reward = "the environment has no verifier"
+            state.no_reward = NO_VERIFIER
             self.close()
         elif state.phase == "opening" and not self.opened:
-            state.no_reward = "the environment was not opened in time"
+            state.no_reward = "timeout: the environment was not opened in time"
             self.close()
         else:
             state.tries = 0
@@ -197,6 +198,8 @@ class StepContext:
         """Make this step the final one: the rollout's record is written with it."""
         run, row, _ = self.live.id
         samples = self.config.samples
+        if not self.live.messages:  # it was not opened
+            self.append(self.live.task.encoded)
         self.step.sends = []
         used = counts(self.config.model, self.state)
         self.step.final = RolloutEnd(run, row, samples, self.state.status, header(self.live, self.config, self.now), used)

@@ -73,6 +73,42 @@ def test_hooks_get_what_they_ask_for():
     assert Shop.tools["search"].wants == {"task"}
 
 
+def test_marks_work_with_and_without_parentheses():
+    class Bare(Environment):
+        @tool
+        def roll(self, sides: int) -> str:
+            """Roll."""
+
+        @hook
+        def verify(self): ...
+
+    assert list(Bare.tools) == ["roll"]
+    assert Bare.tools["roll"].flags == dict(read_only=False, isolated=False, once=False, timeout=DEFAULT_TIMEOUT)
+    assert Bare.spec().verify == HookSpec(True)
+    for mark in (tool, hook):
+        with pytest.raises(UsageError, match="marks no method; write @"):
+            mark("roll")
+
+
+def test_static_methods_and_those_of_mixins_are_tools_too():
+    class Mixin:
+        @tool
+        def pick(self, n: int) -> str: ...
+
+    class Mixed(Environment, Mixin):
+        @staticmethod
+        @tool
+        def roll(sides: int, state) -> str: ...
+
+        @classmethod
+        @tool
+        def toss(cls, coins: int) -> str: ...
+
+    properties = {name: list(t.schema["function"]["parameters"]["properties"]) for name, t in Mixed.tools.items()}
+    assert properties == {"roll": ["sides"], "toss": ["coins"], "pick": ["n"]}
+    assert Mixed.tools["roll"].wants == {"state"}
+
+
 def test_an_environment_without_anything_has_neither_tools_nor_hooks():
     class Empty(Environment):
         name = "empty"

@@ -28,7 +28,7 @@ class Line(pydantic.BaseModel):
 
 
 def tool(function, **flags):
-    return build_tool(function.__name__, function, flags)
+    return build_tool(type("Box", (), {function.__name__: function}), function.__name__, flags)
 
 
 def properties(function) -> dict[str, Any]:
@@ -167,14 +167,14 @@ def test_only_what_is_asked_for_is_injected():
 
 @pytest.mark.parametrize("name", ["", "a b", "a.b", "a" * 65, "ü", "a\n"])
 def test_names_that_servers_refuse_are_refused(name):
-    with pytest.raises(UsageError, match="a tool's name"):
-        build_tool(name, lambda self: None, {})
+    with pytest.raises(UsageError, match="cannot be a tool: the name"):
+        build_tool(type("Box", (), {name: lambda self: None}), name, {})
 
 
 def test_a_parameter_without_a_type_is_refused_by_name():
     def act(self, n): ...
 
-    with pytest.raises(UsageError, match="parameter 'n' has no type"):
+    with pytest.raises(UsageError, match=r"test_tools.py:\d+: Box.act has no type for its parameter 'n'; write one"):
         tool(act)
 
 
@@ -186,6 +186,27 @@ def test_open_ended_parameters_are_refused():
     for function in (some, more):
         with pytest.raises(UsageError, match="has no JSON schema"):
             tool(function)
+
+
+def test_a_type_that_no_model_can_write_is_refused_by_name():
+    class Engine: ...
+
+    def unknown(self, n: Nowhere): ...  # noqa: F821
+
+    def opaque(self, engine): ...
+
+    opaque.__annotations__["engine"] = Engine
+
+    for function, parameter in ((unknown, "n"), (opaque, "engine")):
+        with pytest.raises(UsageError, match=f"has a type for its parameter '{parameter}' that has no JSON schema"):
+            tool(function)
+
+
+def test_a_tool_without_self_is_refused():
+    def act(n: int): ...
+
+    with pytest.raises(UsageError, match=r"Box.act has no parameter self; write it first"):
+        tool(act)
 
 
 @pytest.mark.parametrize("name", ["schema", "json", "copy", "validate", "dict", "model_config", "_hidden"])

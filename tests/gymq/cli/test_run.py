@@ -190,6 +190,14 @@ def test_a_complete_file_is_left_alone_and_nothing_is_started(cli):
     assert done.stdout.splitlines()[-1] == "out.jsonl"
     assert (cli.folder / "out.jsonl").read_bytes() == before
     assert not (cli.folder / "out.jsonl.gymq").exists()
+    # and one whose verifier has failed says so, and why
+    (cli.folder / "out.jsonl").write_bytes(
+        before.replace(b'"reward":1.0,"no_reward":null', b'"reward":null,"no_reward":"verifier: KeyError: 3 (dice.py:9)"', 2)
+    )
+    done = cli(*args, code=8)
+    assert "no reward: verifier" in done.stdout
+    said = "gymq: 2 rollouts have no reward, though their environment has a verifier; the first says: verifier: KeyError: 3"
+    assert said in done.stderr
 
 
 @pytest.mark.heavy

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gymq.errors import DataError
-from gymq.ops.summary import Summary, ks, read
+from gymq.ops.summary import VERDICT, Summary, ks, read
 
 
 def row(group: int, reward: float | None, **more: object) -> dict:
@@ -19,6 +19,7 @@ def row(group: int, reward: float | None, **more: object) -> dict:
         "group_id": f"r.{group}",
         "status": "completed",
         "reward": reward,
+        "no_reward": None,
         "turns": 2,
         "usage": {"input_tokens": 10, "output_tokens": 3},
         "error": None,
@@ -42,6 +43,23 @@ def test_rewards_turns_and_tokens_are_summed_over_what_has_them(tmp_path: Path):
     assert (total.input_tokens, total.output_tokens) == (40, 12)
     assert total.by_status == {"completed": 2, "failed": 1, "truncated": 1}
     assert (total.failures, total.first_error) == ({"model": 1}, "refused")
+
+
+def test_what_a_verifier_should_have_scored_is_counted_by_reason(tmp_path: Path):
+    rows = [
+        row(0, 1.0),
+        row(0, None, no_reward="verifier: TypeError: 'int' object is not callable (dice.py:9)"),
+        row(1, None, no_reward="verifier: KeyError: 'x' (dice.py:12)", status="truncated"),
+        row(1, None, no_reward="unavailable: the judge is down (sent 11 times)"),
+        row(2, None, no_reward="the verifier gave no reward"),
+        row(2, None),
+        row(3, None, no_reward="the environment has no verifier"),
+        row(3, None, status="failed", error={"kind": "model", "message": "refused"}),
+        row(3, None, status="cancelled", error={"kind": "cancelled", "message": "cancelled"}),
+    ]
+    total = read(write(tmp_path / "out", rows)).total
+    assert total.unrewarded == {"verifier": 2, "unavailable": 1, VERDICT: 2}
+    assert total.first_unrewarded == "verifier: TypeError: 'int' object is not callable (dice.py:9)"
 
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (4, 1), (5, 2), (8, 8), (6, 0)])

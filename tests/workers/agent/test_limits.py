@@ -187,7 +187,7 @@ def test_what_was_never_opened_is_not_scored():
     play.go()
     header = record(play.due(61))
     assert (header["status"], header["stop"], header["reward"]) == ("truncated", "max_seconds", None)
-    assert header["no_reward"] == "the environment was not opened in time"
+    assert header["no_reward"] == "timeout: the environment was not opened in time"
 
 
 @pytest.mark.parametrize("phase", ["verifying", "closing"])
