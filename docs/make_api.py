@@ -12,7 +12,7 @@ PAGE = Path(__file__).parent / "api.md"
 #: Headings of the page, and the packages whose names stand below each.
 SECTIONS = {
     "Environments, agents, backends and sinks": ("gymq.api.", "gymq.client.sink_loop", "gymq.process."),
-    "Runs and results": ("gymq.client.", "gymq.store."),
+    "Runs and results": ("gymq.client.", "gymq.script.", "gymq.store."),
     "Messages, tasks and rollouts": ("gymq.wire.",),
     "Settings and errors": ("gymq.",),
 }

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gymq.client.sink_loop import Sink as Sink
     from gymq.errors import GymqError as GymqError, TaskError as TaskError, ToolError as ToolError, Unavailable as Unavailable
     from gymq.process.sandbox import ProgramResult as ProgramResult, run_program as run_program
+    from gymq.script.run import run as run, run_async as run_async
+    from gymq.script.run_result import RunResult as RunResult
     from gymq.settings import Settings as Settings
     from gymq.store.runs import RunConfig as RunConfig
     from gymq.wire.message import Conversation as Conversation, Function as Function, Message as Message, ToolCall as ToolCall
@@ -68,6 +70,7 @@ PUBLIC = {
     "Results": "client.consumer",
     "Rollout": "wire.rollout",
     "RunConfig": "store.runs",
+    "RunResult": "script.run_result",
     "Score": "api.environment",
     "Settings": "settings",
     "Sink": "client.sink_loop",
@@ -81,11 +84,17 @@ PUBLIC = {
     "hook": "api.environment",
     "produce": "client.producer",
     "publish_weights": "client.publish_weights",
+    "run": "script.run",
+    "run_async": "script.run",
     "run_program": "process.sandbox",
     "tool": "api.environment",
 }
 
 __all__ = [*PUBLIC]  # noqa: PLE0604
+
+
+def __dir__() -> list[str]:
+    return [*PUBLIC]
 
 
 def __getattr__(name: str) -> object:

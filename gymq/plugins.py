@@ -1,6 +1,7 @@
 """The registry: environments, agents, backends, producers and sinks by name, from entry points of installed packages.
 
-Entry points are the only way in: a message can choose among installed names, and never names a module to import.
+A message can choose among these names, and never names a module to import. Of environments there may be further ones: classes
+that a program gives to `add_environment`, or that a person names as `FILE.py:CLASS` on a command line.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
+from gymq import environment_file
 from gymq.api.agent import Agent
 from gymq.api.environment import Environment
 from gymq.errors import UnknownName, UsageError
@@ -22,6 +24,23 @@ BACKENDS = "gymq.backends"
 PRODUCERS = "gymq.producers"
 SINKS = "gymq.sinks"
 ROLES = "gymq.roles"
+
+
+class _Added:
+    """An environment that is not installed.
+
+    Args:
+        instance: the one instance of this process.
+        source: how another process finds its class, `FILE.py:CLASS`; "": only this process has it.
+    """
+
+    def __init__(self, instance: Environment, source: str) -> None:
+        self.instance = instance
+        self.source = source
+
+
+#: Environments that are not installed, by name; they come before installed ones.
+_added: dict[str, _Added] = {}
 
 
 @cache
@@ -61,7 +80,52 @@ def environment(name: str) -> Environment:
     Raises:
         UnknownName, UsageError: as `load`.
     """
-    return load(ENVIRONMENTS, name)()
+    return _added[name].instance if name in _added else load(ENVIRONMENTS, name)()
+
+
+def environment_names() -> list[str]:
+    """Return the names of all environments that this process can find."""
+    return sorted({*points(ENVIRONMENTS), *_added})
+
+
+def add_environment(given: type[Environment] | str) -> str:
+    """Let this process find an environment; another one that was added under its name gives way.
+
+    Args:
+        given: an installed environment's name, a class in a file (`dice.py:Dice`), or a class.
+
+    Returns:
+        The environment's name.
+
+    Raises:
+        UnknownName: no installed environment has the name.
+        UsageError: the file or the class is no environment.
+    """
+    source = ""
+    if isinstance(given, str):
+        if not environment_file.is_file(given):
+            environment(given)
+            return given
+        given, source = environment_file.load(given)
+    elif not (isinstance(given, type) and issubclass(given, Environment)):
+        raise UsageError(f"the environment is {given!r}; give a class, the name of an installed one, or 'FILE.py:CLASS'")
+    point = points(ENVIRONMENTS).get(given.name)
+    if not source and point is not None and point.value == f"{given.__module__}:{given.__qualname__}":
+        _added.pop(given.name, None)
+    else:
+        name = environment_file.check_name(given)
+        try:
+            _added[name] = _Added(given(), source)
+        except Exception as error:
+            raise UsageError(f"environment {name!r} cannot be made: {type(error).__name__}: {error}") from error
+    environment.cache_clear()
+    return given.name
+
+
+def environment_source(name: str) -> str | None:
+    """Return how another process finds an environment: its name, or `FILE.py:CLASS`; None: only this process has it."""
+    added = _added.get(name)
+    return name if added is None else added.source or None
 
 
 @cache

@@ -157,6 +157,9 @@ class Backend(Limited):
     #: Whether conversations stay with the worker that answered last, which has their prefix in its cache.
     affine: ClassVar[bool] = False
 
+    #: Whether environments play the model, so that its worker must find them.
+    plays_environments: ClassVar[bool] = False
+
     #: Whether `update_weights` gives it new weights while it serves.
     versioned: ClassVar[bool] = False
 

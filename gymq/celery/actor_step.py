@@ -30,6 +30,7 @@ from celery.worker import state
 from gymq import plugins
 from gymq.celery.queues import EXECUTOR, QUEUES, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
+from gymq.runtime import interpreter
 from gymq.runtime.multi_shard import host_role
 from gymq.runtime.worker_host import Event, HostedActor, RoleOptions
 from gymq.settings import Settings
@@ -140,6 +141,7 @@ class ActorThread:
             die(f"{type(self._actor).__name__} died: {type(error).__name__}: {error}")
 
     async def _life(self) -> None:
+        interpreter.tune()
         await self._actor.main()
         if not self.draining.is_set():
             die(f"{type(self._actor).__name__} returned from main without a drain or stop")

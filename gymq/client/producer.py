@@ -133,7 +133,7 @@ class Producer:
                 self._on_progress(self.produced)
 
     def _parse(self, chunk: list[Row]) -> tuple[list[Task], int]:
-        known = plugins.points(plugins.ENVIRONMENTS)
+        known = plugins.environment_names()
         tasks: list[Task] = []
         for where, row in chunk:
             try:

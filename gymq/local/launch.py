@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gymq import plugins
 from gymq.api.environment import EnvironmentSpec
 from gymq.celery import worker_command
+from gymq.errors import UsageError
 from gymq.local.gpus import shares
 from gymq.process.supervisor import ChildSpec
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 
@@ -36,6 +39,8 @@ def children(
 ) -> list[ChildSpec]:
     """Return the sink and a worker of each role: a model for each of `gpus`, a judge, an executor if a call is isolated.
 
+    Left out is what `served_here` returns.
+
     Args:
         settings: where Redis is.
         config: the run.
@@ -44,14 +49,17 @@ def children(
         out: the file of finished rollouts.
         logs: the folder of the children's logs.
     """
-    options: dict[str, dict[str, Any]] = {
-        "agent": {},
-        "resource": {"environments": ",".join(spec.name for spec in environments)},
-    }
+    options: dict[str, dict[str, Any]] = {"agent": {}}
+    sources = [source for spec in environments if (source := plugins.environment_source(spec.name))]
+    if sources:
+        options["resource"] = {"environments": ",".join(sources)}
     if any(spec.needs_executor for spec in environments):
         options["executor"] = {}
     specs = [sink(settings, config.name, out, logs)]
+    here = _played_here(models, environments)
     for spec, backend_options in models.items():
+        if spec in here:
+            continue
         name = "model" if spec == config.model else "judge"
         model_options = {"model": spec, "concurrency": config.concurrency, **backend_options}
         gpus = model_options.pop("gpus", None)
@@ -74,6 +82,48 @@ def children(
             )
         )
     return specs
+
+
+def served_here(
+    config: RunConfig, models: dict[str, dict[str, Any]], environments: list[EnvironmentSpec]
+) -> list[tuple[str, RoleOptions]]:
+    """Return the roles, with their options, that this process must serve: they need classes that only it has.
+
+    Args:
+        config: the run.
+        models, environments: as of `children`.
+    """
+    here = [spec.name for spec in environments if plugins.environment_source(spec.name) is None]
+    roles: list[tuple[str, RoleOptions]] = [("resource", {"environments": ",".join(here)})] if here else []
+    for spec in _played_here(models, environments):
+        roles.append(("model", {"model": spec, "concurrency": config.concurrency, **models[spec]}))
+    return roles
+
+
+def _played_here(models: dict[str, dict[str, Any]], environments: list[EnvironmentSpec]) -> list[str]:
+    """Return the models that environments play which only this process has."""
+    if all(plugins.environment_source(spec.name) for spec in environments):
+        return []
+    return [spec for spec in models if plugins.load(plugins.BACKENDS, spec.partition(":")[0]).plays_environments]
+
+
+def check_isolated(environments: list[EnvironmentSpec]) -> None:
+    """Check that isolated calls are of environments that another process can import.
+
+    Args:
+        environments: the environments of the run's rows.
+
+    Raises:
+        UsageError: one is of a class that only this process has.
+    """
+    for spec in environments:
+        if plugins.environment_source(spec.name) is None and spec.needs_executor:
+            kind = type(plugins.environment(spec.name))
+            file = getattr(sys.modules.get(kind.__module__), "__file__", None) or "FILE.py"
+            raise UsageError(
+                f"{kind.__name__} has isolated calls, which run in another process, and that needs the class in a file: "
+                f"give '{file}:{kind.__name__}' instead of the class"
+            )
 
 
 def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:

@@ -57,7 +57,7 @@ def preflight(
         DataError: the source cannot be read.
         UsageError, UnknownName: no producer is known for the source.
     """
-    known = plugins.points(plugins.ENVIRONMENTS)
+    known = plugins.environment_names()
     names = {name: name for name in known}
     result = Preflight()
     ids = TaskIds()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -39,6 +39,24 @@ def read_run_options(given: dict[str, Any], needed: Iterable[str]) -> RunOptions
     missing = [f"--{name}" for name in needed if merged.get(name) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see --help for an example")
+
+    def place(name: str) -> str:
+        return f"--{name.replace('_', '-')}" if name in stated else f"{path}: {name}"
+
+    return check_options(merged, place)
+
+
+def check_options(values: dict[str, Any], place: Callable[[str], str]) -> RunOptions:
+    """Return the options of a run, checked.
+
+    Args:
+        values: the options by name.
+        place: returns an option's place, for errors.
+
+    Raises:
+        UsageError: an option is unknown or wrong.
+    """
+    merged = dict(values)
     if merged.get("redis") == "env":
         # All users of the machine can read a command line, and the URL holds a password.
         merged["redis"] = Settings.from_environment().redis_url
@@ -48,9 +66,9 @@ def read_run_options(given: dict[str, Any], needed: Iterable[str]) -> RunOptions
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{path}: unknown option {name!r}; known: {', '.join(OPTIONS)}") from None
-        place = f"--{name.replace('_', '-')}" if name in stated else f"{path}: {name}"
-        raise UsageError(f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            where = place(name).removesuffix(name)
+            raise UsageError(f"{where}unknown option {name!r}; known: {', '.join(OPTIONS)}") from None
+        raise UsageError(f"{place(name)}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
 def check_names(environment: str, options: RunOptions) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 
@@ -18,10 +21,11 @@ import msgspec
 
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UsageError
-from gymq.local.launch import SINK, children
+from gymq.local.launch import SINK, children, served_here
 from gymq.local.preflight import Preflight
 from gymq.local.producer_thread import ProducerThread
 from gymq.local.progress import RunProgress
+from gymq.local.role_thread import RoleThread
 from gymq.local.run_dir import RunDir
 from gymq.local.run_options import RunOptions
 from gymq.local.source_ranges import produce, source_ranges
@@ -78,10 +82,18 @@ class RunSession:
         rows: the rows, as they were looked at.
         kept: the rollouts that the file holds.
         folder: the file and the folder beside it.
+        stop: set to the signal for which the run is to stop in order; any thread may set it.
     """
 
     def __init__(
-        self, options: RunOptions, config: RunConfig, source: str, rows: Preflight, kept: RolloutSet, folder: RunDir
+        self,
+        options: RunOptions,
+        config: RunConfig,
+        source: str,
+        rows: Preflight,
+        kept: RolloutSet,
+        folder: RunDir,
+        stop: Future[int],
     ) -> None:
         self._options = options
         self._config = config
@@ -90,6 +102,9 @@ class RunSession:
         self._kept = kept
         self._folder = folder
         self._parts: list[tuple[int, int | None]] = []
+        self._stop = stop
+        self._supervisor: Supervisor | None = None
+        self._roles: list[RoleThread] = []
         #: Whether a process has died: then the logs are worth keeping.
         self.troubled = False
         #: The run's status when it was last read; None: not yet.
@@ -102,8 +117,15 @@ class RunSession:
         """Rollouts that the file will hold."""
         return max(self._rows.rows * self._config.samples, self.status.total if self.status else 0, len(self._kept))
 
+    def kill(self) -> None:
+        """End all processes at once; any thread may call it, once `stop` is set."""
+        for role in self._roles:
+            role.stop()
+        if self._supervisor is not None:
+            self._supervisor.kill()
+
     def go(self) -> Stop | None:
-        """Run until all rollouts have ended, a signal comes, or none can succeed.
+        """Run until all rollouts have ended, none can succeed, or `stop` is set; on the main thread a signal sets it.
 
         Returns:
             Why the run was stopped; None: it came to its end.
@@ -118,10 +140,10 @@ class RunSession:
         try:
             settings = Settings.from_environment(redis_url=self._options.redis if server is None else server.url)
             # The Celery app, by which rows are announced, is made of the environment's settings.
-            os.environ.update(settings.environment())
-            asyncio.run(self._prepare(settings))
-            with RunProgress(self._config.name, self.total, len(self._kept)) as progress:
-                return self._work(settings, server, progress)
+            with _variables(settings.environment()):
+                asyncio.run(self._prepare(settings))
+                with RunProgress(self._config.name, self.total, len(self._kept)) as progress:
+                    return self._work(settings, server, progress)
         finally:
             if server is not None:
                 server.stop()
@@ -173,20 +195,27 @@ class RunSession:
         models = {self._config.model: self._options.backend_options}
         if self._config.judge:
             models.setdefault(self._config.judge, self._options.judge_options)
-        specs = children(settings, self._config, models, self._rows.specs(), self._folder.out, logs)
-        supervisor = Supervisor(specs)
+        environments = self._rows.specs()
+        specs = children(settings, self._config, models, environments, self._folder.out, logs)
+        supervisor = self._supervisor = Supervisor(specs)
+        self._roles = [RoleThread(settings, role, options) for role, options in served_here(self._config, models, environments)]
         data, prompt = self._options.data, self._options.prompt
         producer = ProducerThread(partial(produce, settings, self._config, data, self._source, self._parts, prompt=prompt))
         supervisor.start()
         try:
+            for role in self._roles:
+                role.start()
             producer.start()
             stopped = asyncio.run(self._watch(settings, supervisor, producer, server, progress))
-            signal.signal(signal.SIGTERM, terminate)
+            if _on_main_thread():
+                signal.signal(signal.SIGTERM, terminate)
             if stopped:
                 progress.say(stopped.line or "stopping: calls in flight may end (again to stop at once)")
             return stopped
         finally:
             producer.stop()
+            for role in self._roles:
+                role.drain()
             supervisor.stop()
 
     async def _watch(
@@ -198,9 +227,10 @@ class RunSession:
         progress: RunProgress,
     ) -> Stop | None:
         """Look after all processes until the sink is finished, or a signal or a verdict stops the run."""
-        stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, _once, stop, number)
+        stop = asyncio.wrap_future(self._stop)
+        if _on_main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, _once, self._stop, number)
         restarts, due = 0, 0.0
         async with Shards(settings, "gymq-watch") as shards:
             while not stop.done():
@@ -209,6 +239,8 @@ class RunSession:
                         self.troubled = True
                         progress.say(event)
                 producer.check()
+                for role in self._roles:
+                    role.check()
                 finished = SINK in supervisor.finished
                 if server is not None and not server.alive:
                     restarts += 1
@@ -257,9 +289,29 @@ class RunSession:
                 await asyncio.wait_for(shards.reconnect(), STATUS_PERIOD)
 
 
-def _once(stop: asyncio.Future[int], number: int) -> None:
-    if not stop.done():
+def _once(stop: Future[int], number: int) -> None:
+    with suppress(InvalidStateError):  # it stops already
         stop.set_result(number)
+
+
+def _on_main_thread() -> bool:
+    """Return whether this thread may handle signals; in a script or notebook a run lives in a thread of its own."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def _variables(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables of this process's environment for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def terminate(number: int, _frame: object) -> None:

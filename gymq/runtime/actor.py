@@ -21,7 +21,7 @@ import msgspec
 from gymq.aio import cancel_and_wait
 from gymq.errors import ServerUnreachable
 from gymq.observe.activity import recorder
-from gymq.runtime import interpreter, newer_mail
+from gymq.runtime import newer_mail
 from gymq.runtime.announcement import announced
 from gymq.runtime.intake import Intake
 from gymq.runtime.mailbox import Mail, Mailboxes
@@ -207,7 +207,6 @@ class Actor:
 
     async def main(self) -> None:
         """Live until drained or stopped; an exception means that the process must end."""
-        interpreter.tune()
         self._loop = asyncio.get_running_loop()
         if not await self._connect():
             return

@@ -19,6 +19,7 @@ import msgspec
 
 from gymq import plugins
 from gymq.errors import GymqError
+from gymq.runtime import interpreter
 from gymq.runtime.actor import Actor
 from gymq.runtime.quarantine import OPTIONS, SHARD, UNFIT
 from gymq.settings import Settings
@@ -67,6 +68,7 @@ def main(role: str) -> None:
         settings = Settings.from_environment().at(int(os.environ.pop(SHARD, "0")))
         options = msgspec.json.decode(os.environ.pop(OPTIONS, "{}"))
         actor = plugins.load(plugins.ROLES, role)(settings, options, suspects_only=True)
+        interpreter.tune()
         asyncio.run(live(actor))
         well = True
     except GymqError as error:

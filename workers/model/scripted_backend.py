@@ -43,6 +43,7 @@ class ScriptedBackend(Backend):
     """
 
     name = "scripted"
+    plays_environments = True
 
     def __init__(self, model: str, options: JsonObject) -> None:
         super().__init__(model, options)

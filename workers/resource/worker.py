@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from gymq import plugins
+from gymq import environment_file, plugins
 from gymq.api.environment import EnvironmentSpec
 from gymq.errors import CallError, GymqError, UnknownName
 from gymq.runtime.actor import Actor
@@ -22,6 +22,7 @@ from gymq.wire.calls import Call, ToolResult, encode
 from gymq.wire.message import Conversation
 from gymq.wire.task import Task, encode_task
 
+from ..invocation import call_terms
 from ..invocation.invoke import build, invoke
 from ..invocation.result_encoding import callable_name
 from ..invocation.sessions import Session, Sessions
@@ -36,7 +37,8 @@ UNKNOWN = "Error: the outcome of this call is unknown: it was started and the pr
 
 
 class ResourceWorker(CallWorker):
-    """Serves environments; see `Actor`. Options: `environments` (comma-separated; default: all installed), `concurrency`."""
+    """Serves environments; see `Actor`. Options: `environments` (names and FILE.py:CLASS with commas; default: all installed),
+    `concurrency`."""
 
     role = "resource"
     private = True  # a mailbox of its own, for calls of rollouts whose live session it has
@@ -44,12 +46,13 @@ class ResourceWorker(CallWorker):
     def __init__(
         self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False, threads: ToolThreads | None = None
     ) -> None:
-        installed = sorted(plugins.points(plugins.ENVIRONMENTS))
-        chosen = [name for name in (options.get("environments") or "").split(",") if name] or installed
+        chosen = [text for text in (options.get("environments") or "").split(",") if text]
+        chosen = [plugins.add_environment(text) if environment_file.is_file(text) else text for text in chosen]
+        known = plugins.environment_names()
         for name in chosen:
-            if name not in installed:
-                raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(installed) or 'none'}")
-        self._environments: list[str] = chosen
+            if name not in known:
+                raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(known) or 'none'}")
+        self._environments: list[str] = chosen or known
         capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
         super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
         self._threads = threads or ToolThreads()
@@ -104,8 +107,8 @@ class ResourceWorker(CallWorker):
             # An import may take seconds, in which the loop must renew the liveness.
             environment = await asyncio.to_thread(plugins.environment, call.environment)
             spec = self._specs[call.environment] = type(environment).spec()
-        timeout, isolated, once = _limits(spec, call)
-        wants = _wants(call)
+        timeout, isolated, once = call_terms.limits(spec, call)
+        wants = call_terms.wants(call)
         messages = (await self.conversation(call)).messages if "messages" in wants else []
         task = await self.task(call) if "task" in wants else None
         if call.has_state and call.state is None:
@@ -174,23 +177,3 @@ class ResourceWorker(CallWorker):
         if begun is OnceOutcome.NOT_PENDING:
             raise CallError("cancelled", "the rollout has ended meanwhile")
         return begun is OnceOutcome.BEGUN
-
-
-def _limits(spec: EnvironmentSpec, call: Call) -> tuple[float, bool, bool]:
-    """Return a call's time limit in seconds, whether it is isolated, and whether it must not be repeated."""
-    if call.kind == "tool":
-        for tool in spec.tools:
-            if tool.name == call.name:
-                return tool.timeout, tool.isolated, tool.once
-        raise CallError("environment", f"{call.environment} has no tool {call.name!r} on this worker; is it another version?")
-    hooks = {"open": spec.open, "respond": spec.respond, "verify": spec.verify, "close": spec.close}
-    hook = hooks.get(call.kind)
-    if hook is None:
-        raise CallError("environment", f"a resource cannot answer a call of kind {call.kind!r}")
-    return hook.timeout, hook.isolated, False
-
-
-def _wants(call: Call) -> frozenset[str]:
-    environment = type(plugins.environment(call.environment))
-    wants = environment.tools[call.name].wants if call.kind == "tool" else environment.wants(call.kind)
-    return wants | environment.wants("session") if "session" in wants else wants
