@@ -108,7 +108,7 @@ asyncio.run(main())
     assert sorted(path.name for path in script.folder.iterdir()) == ["out.jsonl", "script.py"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_ctrl_c_keeps_what_is_there_and_the_same_call_continues(script: Script, spawn):
     # Given a run whose rollouts take their time
     text = DICE.replace("return f", "import time; time.sleep(0.5); return f") + TASKS.replace("range(3)", "range(40)")
