@@ -18,6 +18,7 @@ from gymq.wire.message import Conversation
 
 from . import limits, retry_budget
 from .agent_guard import AgentFailed, Decision
+from .opening import opening_messages
 from .record import call_record
 from .step import Step
 from .step_context import StepContext
@@ -82,8 +83,6 @@ class Machine:
 
     def abandon(self, fault: Fault, status: str = "failed") -> Step:
         """End the rollout now, whatever it was doing."""
-        if not self.live.messages:
-            self.context.append(self.live.task.encoded)
         self.state.started_at = self.state.started_at or self.context.now
         self.state.fault, self.state.status = fault, status
         self.context.end()
@@ -147,10 +146,10 @@ class Machine:
 
     def _begin(self) -> None:
         self.state.started_at = self.context.now
-        self.context.append(self.live.task.encoded)
         if self.spec.open.present:
-            self._open()
+            self._open()  # which says what stands before the task's messages
         else:
+            self.context.append(self.live.task.encoded)
             self._plan(None)
             self._act()
 
@@ -160,7 +159,7 @@ class Machine:
     def _opened(self, opened: Opened) -> None:
         self.context.opened = True
         self.context.remember(opened.state)
-        self.context.append(opened.messages)
+        self.context.append(opening_messages(self.live.task.encoded, opened.messages))
         self._plan(opened.tools)
         try:
             _ = self.live.declared

@@ -10,9 +10,11 @@ import pytest
 from gymq_workers.resource.worker import UNKNOWN, ResourceWorker
 
 from gymq import plugins
-from gymq.api.environment import Environment, tool
+from gymq.api.environment import Environment, Opening, tool
 from gymq.errors import CallError, UnknownName
-from gymq.wire.calls import Call, Scored, ToolResult
+from gymq.wire.calls import Call, Opened, Scored, ToolResult
+from gymq.wire.message import Message, encode_message
+from gymq.wire.task import Task, encode_task
 from tests.support.shard import keys
 
 
@@ -39,6 +41,9 @@ class Bank(Environment):
         """Wait, without a loop, until four calls of it run at once."""
         self.together.wait(20)
         return "met"
+
+    def open(self, messages):
+        return Opening(messages=[Message("system", f"rules for {messages.last.text}")])
 
     def verify(self, messages):
         return float(len(messages))
@@ -76,6 +81,17 @@ async def content(worker, one: Call) -> str:
 async def pending(connection) -> None:
     """The rollout waits for the call."""
     await connection.send("HSET", keys.rollout("r.0.0"), "v", 1, "c1.0", 1)
+
+
+async def test_a_rollout_is_opened_with_the_messages_of_its_task_and_they_are_no_part_of_the_conversation_yet(worker):
+    # Given a rollout that is being opened, when that is done
+    task = encode_task(Task("", "bank", [encode_message(Message("user", "go"))]))
+    opened = msgspec.msgpack.decode(await worker.serve(call("", "open", task=task)), type=Opened)
+    assert opened.messages == [encode_message(Message("system", "rules for go"))]
+    # Then a later call is told of a conversation that begins otherwise
+    conversation = [*opened.messages, encode_message(Message("user", "go")), encode_message(Message("assistant", "done"))]
+    later = call("", "respond", messages=conversation, length=3)
+    assert (await worker.conversation(later)).messages == conversation
 
 
 async def test_a_call_that_must_not_be_repeated_runs_once_and_is_marked(worker, connection, bank):
