@@ -121,6 +121,16 @@ class JsonlSink(Sink):
             new.unlink(missing_ok=True)
         return gone
 
+    def discard(self) -> bool:
+        """Delete an empty file; see `Sink`."""
+        try:
+            if self.path.stat().st_size:
+                return False
+            self.path.unlink()
+        except FileNotFoundError:
+            pass
+        return True
+
     def _mend(self) -> None:
         """Read the file, and cut off a torn line."""
         end, last = 0, b""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
@@ -169,6 +169,16 @@ class ParquetSink(Sink):
             except OSError as error:
                 raise GymqError(f"{self.path}: {error.strerror}; make room and run the same command again") from None
         return gone
+
+    def discard(self) -> bool:
+        """Delete a folder without parts; see `Sink`."""
+        if self._parts():
+            return False
+        for leftover in (self.path / ".lock", *self.path.glob(".part-*")):
+            leftover.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or holds what is not gymq's
+            self.path.rmdir()
+        return True
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("*.parquet"))

@@ -22,8 +22,8 @@ def run(env: str, **given: Any) -> int:
     prints a summary. Finished rollouts are appended to OUT as they end; the last line printed is its path.
 
     The same command with the same --out continues a run that was stopped, or died; what OUT holds is not done again.
-    --limit, --concurrency, --rpm and --tpm may differ then. A file of an other run is refused. Beside OUT lies the folder
-    OUT.gymq until the run is finished.
+    --limit, --samples, --concurrency, --rpm and --tpm may differ then; --retry-failed does again what failed. A file of an
+    other run is refused. Beside OUT lies the folder OUT.gymq.
 
     \b
     Examples:

@@ -121,6 +121,10 @@ class Sink:
         """
         raise NotImplementedError(f"sink {type(self).__name__} defines no drop()")
 
+    def discard(self) -> bool:
+        """Delete the place if no rollout is there; return whether none is."""
+        raise NotImplementedError(f"sink {type(self).__name__} defines no discard()")
+
     def write(self, rollouts: list[Rollout]) -> None:
         """Write rollouts; none of them is there yet."""
         raise NotImplementedError(f"sink {type(self).__name__} defines no write(rollouts)")

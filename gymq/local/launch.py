@@ -9,6 +9,7 @@ from typing import Any
 from gymq import plugins
 from gymq.api.environment import EnvironmentSpec
 from gymq.celery import worker_command
+from gymq.client.output import output_kind
 from gymq.errors import UsageError
 from gymq.local.gpus import shares
 from gymq.process.supervisor import ChildSpec
@@ -127,7 +128,7 @@ def check_isolated(environments: list[EnvironmentSpec]) -> None:
 
 
 def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
-    """Return the JSONL sink, which ends when the run is over.
+    """Return the sink of an output, which ends when the run is over.
 
     Args:
         settings: where Redis is; passed in the environment, because other users can read arguments and it may hold a password.
@@ -137,7 +138,7 @@ def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
     """
     return ChildSpec(
         name=SINK,
-        argv=(sys.executable, "-m", "gymq.cli", "sink", "jsonl", "--run", run, "--out", str(out)),
+        argv=(sys.executable, "-m", "gymq.cli", "sink", output_kind(out), "--run", run, "--out", str(out)),
         env=settings.environment(),
         log=logs / f"{SINK}.log",
         finishes=True,

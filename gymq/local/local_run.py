@@ -18,7 +18,8 @@ from gymq.local.model_probe import probe_models
 from gymq.local.preflight import check_kept, preflight
 from gymq.local.read_options import check_names
 from gymq.local.run_dir import RunDir
-from gymq.local.run_options import RunOptions, run_name
+from gymq.local.run_identity import run_name
+from gymq.local.run_options import RunOptions
 from gymq.local.run_session import HOPELESS, RunSession, Stop
 from gymq.ops import summary
 from gymq.ops.summary import Report, Summary
@@ -71,18 +72,18 @@ class LocalRun:
         return self._rows.rows * self.config.samples if self._session is None else self._session.total
 
     def kept(self, wanted_only: bool = False) -> RolloutSet:
-        """Return the rollouts that the file holds.
+        """Return the rollouts that the file holds, and that are not to be done again.
 
         Args:
-            wanted_only: leave out those of rows beyond the limit.
+            wanted_only: leave out those of rows beyond the limit, too.
 
         Raises:
             UsageError: the file is another run's.
         """
         kept = RolloutSet(self.config.name)
-        for row, sample, environment in self.folder.kept(self.config.name):
+        for row, sample, environment in self.folder.kept(self.config.name, self._identity, self._options.retry_failed):
             check_kept(self._rows.environments, row, environment)
-            if not wanted_only or row < self._rows.rows:
+            if sample < self.config.samples and (not wanted_only or row < self._rows.rows):
                 kept.add(str(RolloutId(self.config.name, row, sample)))
         return kept
 
@@ -103,6 +104,8 @@ class LocalRun:
         asyncio.run(self._probe())
         with self.folder.locked():
             kept = self.kept()  # again: another process may have written until now
+            if self._options.retry_failed and (failed := self.folder.drop_failed()):
+                self._say(f"{out}: {failed} rollouts had failed or were cancelled; they are done again")
             if kept:
                 self._say(f"{out}: {len(kept)} rollouts are there; the others are to do")
             self.folder.enter(self.config.name, self._identity)

@@ -2,7 +2,7 @@
 
 server/   the embedded server's data, as long as the run is not finished
 logs/     the other processes' output; deleted when all went well
-run.json  the run's name and identity
+run.json  the run's name and identity; stays, so that another run that is given OUT can be told what it differs in
 run.lock  locked while a `gymq run` works here
 """
 
@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gymq.errors import GymqError, SinkBusy, UsageError
+from gymq.client.output import output_kind, output_sink
+from gymq.errors import DataError, GymqError, SinkBusy, UsageError
+from gymq.local.run_identity import differences
+from gymq.wire.ids import RolloutId
 from gymq.wire.record import RolloutRecord, narrow
-
-#: Beginning of each line of OUT: run, row, sample, run, environment.
-_HEAD = re.compile(rb'\{"rollout_id":"([^".]*)\.(\d+)\.(\d+)","run":"[^"]*","environment":"((?:[^"\\]|\\.)*)"')
 
 #: Seconds to wait for OUT: the sink of a `gymq run` that was just killed takes a moment to end.
 LOCK_LIMIT = 3.0
@@ -47,10 +47,12 @@ class RunDir:
     """
 
     def __init__(self, out: Path) -> None:
-        if not out.name or os.path.isdir(out):
+        parts = output_kind(out) == "parquet"
+        if not out.name or (os.path.isdir(out) and not parts):
             raise UsageError(f"{out}: is a folder; name a file in it")
-        if os.path.exists(out) and not os.path.isfile(out):
-            raise UsageError(f"{out}: is no plain file, and finished rollouts are read from it; choose another --out")
+        if os.path.exists(out) and not (os.path.isdir(out) if parts else os.path.isfile(out)):
+            kind = "folder of Parquet parts" if parts else "plain file"
+            raise UsageError(f"{out}: is no {kind}, and finished rollouts are read from it; choose another --out")
         self.out = out
         self.folder = out.with_name(out.name + ".gymq")
         self.server = self.folder / "server"
@@ -58,48 +60,60 @@ class RunDir:
         self._record = self.folder / "run.json"
         self._lock = self.folder / "run.lock"
 
-    def kept(self, run: str) -> Iterator[tuple[int, int, str]]:
+    def kept(self, run: str, identity: dict[str, Any] | None = None, retry: bool = False) -> Iterator[tuple[int, int, str]]:
         """Yield row, sample and environment of each finished rollout in OUT.
 
         Args:
             run: the name of the run that they must belong to.
+            identity: what defines that run, for the error about another run's.
+            retry: leave out those that failed or were cancelled, whosever they are.
 
         Raises:
             UsageError: OUT holds something else, or cannot be read.
         """
         try:
-            with self.out.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if not line.endswith(b"\n"):
-                        return  # torn by a death; the sink cuts it off
-                    head = _HEAD.match(line)
-                    if head is None:
-                        raise UsageError(f"{self.out}:{number}: is no rollout of gymq; choose another --out")
-                    if head[1] != run.encode():
-                        other = head[1].decode(errors="replace")
-                        raise UsageError(
-                            f"{self.out}: holds rollouts of another run, {other!r}: its data or options were others than this "
-                            f"command's ({run!r}); choose another --out"
-                        )
-                    yield int(head[2]), int(head[3]), msgspec.json.decode(b'"' + head[4] + b'"')
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise UsageError(f"{self.out}: {error.strerror}; choose another --out") from None
+            for ended in output_sink(self.out).ended():
+                if retry and ended.failed:
+                    continue
+                place = RolloutId.check(ended.rollout_id)
+                if place is None:
+                    raise UsageError(f"{self.out}: {ended.rollout_id[:100]!r} is no rollout of gymq; choose another --out")
+                if place.run != run:
+                    raise UsageError(self._of_another(place.run, identity or {}, ended.environment))
+                yield place.row, place.sample, ended.environment
+        except DataError as error:
+            raise UsageError(str(error)) from None
+
+    def drop_failed(self) -> int:
+        """Remove from OUT what failed or was cancelled, while the folder is locked; return how many rollouts that were."""
+        sink = output_sink(self.out)
+        _insist(sink.claim)
+        try:
+            return sink.drop(lambda ended: ended.failed)
+        finally:
+            sink.close()
 
     def last_failure(self) -> str:
         """Return the error of the rollout in OUT that failed last, empty if none did."""
         error = ""
-        with suppress(OSError), self.out.open("rb") as file:
-            for line in file:
-                with suppress(msgspec.DecodeError):  # torn
-                    fault = _fault_of.decode(line).error
-                    error = fault.message if fault is not None else error
+        for record in output_sink(self.out).records(("error",)):
+            fault = _fault_of.decode(record).error
+            error = fault.message if fault is not None else error
         return error
+
+    def _of_another(self, run: str, identity: dict[str, Any], environment: str) -> str:
+        """Return the error about an OUT of another run."""
+        was: dict[str, Any] = {"environment": environment}
+        with suppress(OSError, ValueError, KeyError):
+            record = msgspec.json.decode(self._record.read_bytes())
+            was = record if record["run"] == run else was
+        found = differences(was, identity)
+        what = f" ({'; '.join(found)})" if found else f" ({run!r}), whose options are not known"
+        return f"{self.out}: holds rollouts of another run{what}; give the same options, or choose another --out"
 
     @contextmanager
     def locked(self) -> Generator[None, None, None]:
-        """Lock OUT and the folder; afterwards delete the folder if it holds neither data nor logs, and OUT if it is empty then.
+        """Lock OUT and the folder; afterwards delete OUT if it is empty, and of the folder what serves nothing more.
 
         Raises:
             SinkBusy: another process works here, or writes OUT.
@@ -107,14 +121,13 @@ class RunDir:
         """
         lock = self._take()
         try:
-            self._try_out()
+            sink = output_sink(self.out)
+            _insist(sink.claim)
+            sink.close()
             yield
         finally:
             if not self.server.exists() and not self.logs.exists():
                 self.leave(keep_logs=True)
-                with suppress(OSError):
-                    if not self.out.stat().st_size:
-                        self.out.unlink()
             os.close(lock)
 
     def enter(self, run: str, identity: dict[str, Any]) -> None:
@@ -122,7 +135,7 @@ class RunDir:
 
         Args:
             run: the run's name.
-            identity: the values that define it, for people.
+            identity: the values that define it.
         """
         with suppress(OSError, ValueError, KeyError):
             if msgspec.json.decode(self._record.read_bytes())["run"] != run:
@@ -142,10 +155,17 @@ class RunDir:
         shutil.rmtree(self.server, ignore_errors=True)
         if not keep_logs:
             shutil.rmtree(self.logs, ignore_errors=True)
-        for file in (self._record, self._lock):
-            file.unlink(missing_ok=True)
+        if output_sink(self.out).discard():
+            self._record.unlink(missing_ok=True)
+        self._lock.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+
+    def _flock(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SinkBusy(f"{self.out}: another `gymq run` works on it; stop it or choose another --out") from None
 
     def _take(self) -> int:
         while True:
@@ -155,7 +175,7 @@ class RunDir:
             except OSError as error:
                 raise GymqError(f"{self.folder}: cannot be written: {error.strerror}; choose another --out") from None
             try:
-                _wait(lock, f"{self.out}: another `gymq run` works on it; stop it or choose another --out")
+                _insist(partial(self._flock, lock))
                 # The process that held it may have finished and deleted the file: then this lock excludes no other process.
                 if self._lock.exists() and os.path.samestat(os.fstat(lock), self._lock.stat()):
                     return lock
@@ -164,24 +184,14 @@ class RunDir:
                 raise
             os.close(lock)
 
-    def _try_out(self) -> None:
-        """Check that OUT can be written, and that no other process writes it."""
-        try:
-            out = os.open(self.out, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise GymqError(f"{self.out}: cannot be written: {error.strerror}; choose another --out") from None
-        try:
-            _wait(out, f"{self.out}: another process writes this file; stop it or choose another --out")
-        finally:
-            os.close(out)
 
-
-def _wait(file: int, refusal: str) -> None:
+def _insist(take: Callable[[], None]) -> None:
+    """Take a lock that another process may hold for a moment yet."""
     until = time.monotonic() + LOCK_LIMIT
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            return take()
+        except SinkBusy:
             if time.monotonic() >= until:
-                raise SinkBusy(refusal) from None
+                raise
             time.sleep(_RETRY_INTERVAL)

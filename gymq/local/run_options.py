@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import time
 from typing import Any, Literal, cast
 
@@ -21,9 +19,6 @@ from gymq.wire.pricing import Prices
 
 #: Largest value of a number: Redis and Lua count beyond it, but a larger one is a slip of the finger.
 MAX_NUMBER = 10**9
-
-#: Characters of the environment's name with which a run's name begins.
-_NAME_LENGTH = 60
 
 #: Receivers of options: the run itself, the backends of its model and its judge, or one command alone.
 Receiver = Literal["task", "model", "judge", "run", "produce"]
@@ -74,7 +69,9 @@ class RunOptions(BaseModel):
 
     data: str = _option(..., "Rows: .jsonl, .parquet, a saved data set, or PRODUCER:SOURCE.", "ROWS")
     model: str = _option(..., "vllm:NAME, openai:NAME, replay:FILE or scripted.", "SPEC")
-    samples: int = _option(1, "Rollouts of each task.  [default: 1]", "N", ge=1, le=10**MAX_SAMPLE_DIGITS)
+    samples: int = _option(
+        1, "Rollouts of each task; may be raised later.  [default: 1]", "N", ge=1, le=10**MAX_SAMPLE_DIGITS, identity=False
+    )
     limit: int | None = _option(None, "Take only the first N rows; may be raised later.", "N", ge=1, identity=False)
     concurrency: int = _option(256, "Rollouts in flight at once.  [default: 256]", "N", ge=1, identity=False)
     max_turns: int = _option(30, "Answers of the model per rollout.  [default: 30]", "N", ge=1)
@@ -129,7 +126,12 @@ class RunOptions(BaseModel):
     redis: str | None = _option(
         None, "Use this server; env: GYMQ_REDIS_URL.  [default: one of the run's own, beside OUT]", "URL", "run", identity=False
     )
-    out: str | None = _option(None, "The file of finished rollouts.", "ROLLOUTS.jsonl", "run", identity=False)
+    out: str | None = _option(
+        None, "The finished rollouts: a .jsonl file, or a .parquet folder of parts.", "ROLLOUTS.jsonl", "run", identity=False
+    )
+    retry_failed: bool = _option(
+        False, "Do again what failed or was cancelled: its lines in OUT give way.", to="run", identity=False
+    )
     run: str | None = _option(None, "The run; made if there is none of that name.", "RUN", "produce", identity=False)
 
     @property
@@ -208,13 +210,3 @@ class RunOptions(BaseModel):
 
 #: The definitions of the options, by name.
 OPTIONS = {name: cast(Option, cast(Any, field.json_schema_extra)["option"]) for name, field in RunOptions.model_fields.items()}
-
-
-def run_name(identity: dict[str, Any]) -> str:
-    """Return the name of a run: the environment's, and a digest of the identity.
-
-    Args:
-        identity: as `RunOptions.identity` returns it.
-    """
-    digest = hashlib.blake2b(msgspec.json.encode(identity, order="sorted"), digest_size=5).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', identity['environment'])[:_NAME_LENGTH].lstrip('-_') or 'run'}-{digest}"

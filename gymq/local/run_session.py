@@ -19,6 +19,7 @@ from itertools import islice
 
 import msgspec
 
+from gymq.client.output import output_kind
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UsageError
 from gymq.local.launch import SINK, children, served_here
@@ -40,9 +41,6 @@ from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.wire.ids import RolloutId
-
-#: Consumer that is the run's own sink.
-CONSUMER = "jsonl"
 
 #: Seconds between two looks at the children.
 POLL_INTERVAL = 0.1
@@ -101,6 +99,8 @@ class RunSession:
         self._rows = rows
         self._kept = kept
         self._folder = folder
+        #: The consumer that is the run's own sink.
+        self._consumer = output_kind(folder.out)
         self._parts: list[tuple[int, int | None]] = []
         self._stop = stop
         self._supervisor: Supervisor | None = None
@@ -166,11 +166,11 @@ class RunSession:
                         await connection.send("SADD", connection.keys.skip(name), *batch)
             self._parts = await source_ranges(shards.first, name, self._source, self._options.limit)
             to = str(self._folder.out.absolute())
-            await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{CONSUMER}", to))
+            await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{self._consumer}", to))
             self._trial = Trial(await shards.status(name), self._config.concurrency)
             await shards.cap(name, self._trial.allowed)
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
-            await shards.declare(name, CONSUMER)
+            await shards.declare(name, self._consumer)
 
     async def _usable(self, shards: Shards) -> bool:
         """Return whether Redis has a record of this run that can be continued.
@@ -179,16 +179,20 @@ class RunSession:
             UsageError: the run goes to another file.
         """
         name, out = self._config.name, str(self._folder.out.absolute())
-        fields = ("state", f"acked:{CONSUMER}", "n:kept", f"to:{CONSUMER}")
+        consumer = self._consumer
+        fields = ("state", f"acked:{consumer}", "n:kept", f"to:{consumer}", "samples", "n:failed", "n:cancelled")
         records = await shards.each(lambda connection: connection.send("HMGET", connection.keys.run(name), *fields))
         states = {state for state, *_ in records}
-        to = next((to for *_, to in records if to is not None), None)
+        to = next((to for _, _, _, to, *_ in records if to is not None), None)
         # An embedded server lies beside the file and moves with it; on a shared one another process may work on the run.
         if self._options.redis and states & {b"open", b"closed", b"cancelled"} and to not in (None, out.encode()):
             raise UsageError(f"run {name!r} on this server writes to {to.decode()}; use that --out, or `gymq rm {name}` first")
         # A rollout is acknowledged after it stands in the file. If fewer stand there, lines were deleted: the run begins again.
-        acknowledged = sum(int(count or 0) for _, acked, kept, _ in records for count in (acked, kept))
-        return states <= {b"open", b"closed"} and acknowledged <= len(self._kept)
+        acknowledged = sum(int(count or 0) for _, acked, kept, *_ in records for count in (acked, kept))
+        # Its cursor counts in samples, and what failed in it may not be in the file yet.
+        same = {int(samples or 0) for *_, samples, _, _ in records} == {self._config.samples}
+        failed = self._options.retry_failed and any(int(count or 0) for *_, n, m in records for count in (n, m))
+        return same and not failed and states <= {b"open", b"closed"} and acknowledged <= len(self._kept)
 
     def _work(self, settings: Settings, server: EmbeddedRedis | None, progress: RunProgress) -> Stop | None:
         logs = self._folder.logs

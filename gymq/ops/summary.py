@@ -9,6 +9,7 @@ from typing import get_args
 
 import msgspec
 
+from gymq.client.output import output_sink
 from gymq.errors import DataError, FaultKind
 from gymq.wire.calls import Usage
 from gymq.wire.record import NO_VERIFIER, CallRecord, RecordedUsage, RolloutRecord, narrow
@@ -152,24 +153,20 @@ def read(path: Path, since: float = 0.0) -> Report:
     decoder = msgspec.json.Decoder(_Row)
     total, environments, models = Summary(), dict[str, Summary](), set[str]()
     tokens: dict[str, Usage] = {}
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break  # being written, or torn
-                try:
-                    row = decoder.decode(line)
-                except msgspec.DecodeError as error:
-                    raise DataError(f"{path}:{number}: is no finished rollout ({error})") from None
-                models.add(row.model)
-                _count(tokens, row.model, row.usage)
-                for call in row.calls:
-                    if call.kind == "ask":
-                        _count(tokens, call.name or "", call)
-                total.add(row, since)
-                environments.setdefault(row.environment, Summary()).add(row, since)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; name a file of finished rollouts") from None
+    if not path.exists():
+        raise DataError(f"{path}: no such file; name one of finished rollouts")
+    for number, record in enumerate(output_sink(path).records(_Row.__struct_fields__), 1):
+        try:
+            row = decoder.decode(record)
+        except msgspec.DecodeError as error:
+            raise DataError(f"{path}:{number}: is no finished rollout ({error})") from None
+        models.add(row.model)
+        _count(tokens, row.model, row.usage)
+        for call in row.calls:
+            if call.kind == "ask":
+                _count(tokens, call.name or "", call)
+        total.add(row, since)
+        environments.setdefault(row.environment, Summary()).add(row, since)
     return Report(total, dict(sorted(environments.items())), models, tokens)
 
 

@@ -41,4 +41,5 @@ class RunKeywords(TypedDict, total=False):
     engine: dict[str, Any] | None
     tool_parser: str | None
     reasoning_parser: str | None
+    retry_failed: bool
     redis: str | None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
+from uuid import uuid4
 
 import msgspec
 
+from gymq.client.output import output_kind, output_sink
 from gymq.errors import GymqError
 from gymq.ops import summary
 from gymq.wire.ids import RolloutId
@@ -51,7 +53,8 @@ class RunResult(Sequence[Rollout]):
         self.bad = bad
         self.stopped = stopped
         self._folder = folder
-        self._places = _places(out)
+        self._lines = _lines(out)
+        self._places = _places(self._lines)
 
     @cached_property
     def summary(self) -> summary.Summary:
@@ -124,12 +127,27 @@ class RunResult(Sequence[Rollout]):
     def _read(self, places: list[tuple[int, int, int, int]]) -> Iterator[Rollout]:
         if not places:
             return
-        with self.out.open("rb") as file:
+        with self._lines.open("rb") as file:
             for *_, offset, length in places:
                 file.seek(offset)
                 line = file.read(length)
                 head = msgspec.json.decode(line, type=_Head)
                 yield Rollout(head.rollout_id, line, False, b"", head.seq)
+
+
+def _lines(out: Path) -> Path:
+    """Return the file itself, or one of the rows of Parquet parts as lines, which lasts as long as this process."""
+    if output_kind(out) == "jsonl":
+        return out
+    lines = Path(_spool().name, f"{uuid4()}.jsonl")
+    with lines.open("wb") as file:
+        file.writelines(record + b"\n" for record in output_sink(out).records())
+    return lines
+
+
+@cache
+def _spool() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="gymq-")
 
 
 def _places(out: Path) -> list[tuple[int, int, int, int]]:

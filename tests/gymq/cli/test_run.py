@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.cli import data, family, ids, kill_all
@@ -28,6 +29,11 @@ def slow_run(slow_model: str, *more: object) -> tuple[object, ...]:
     model = ("--model", "openai:mock", "--base-url", slow_model, "--concurrency", "20", "--samples", "2")
     limit = () if "--limit" in more else ("--limit", 60)
     return ("run", "weather", "--data", data("weather"), *model, *limit, "--out", "out.jsonl", *more)
+
+
+def left_beside(cli) -> list[str]:
+    """What a finished run leaves beside its file."""
+    return [entry.name for entry in (cli.folder / "out.jsonl.gymq").iterdir()]
 
 
 @pytest.mark.parametrize(("environment", "reward"), [("weather", 1.0), *slow(("counter", 1.0), ("guess_number", None))])
@@ -61,7 +67,7 @@ def test_a_run_goes_to_its_end_and_the_summary_says_what_the_file_holds(cli, env
     assert table["completed"] == "160"
     assert "a policy in code played the model" in done.stdout
     assert lines[-1] == "out.jsonl"
-    assert not (cli.folder / "out.jsonl.gymq").exists()
+    assert left_beside(cli) == ["run.json"]
 
 
 @pytest.mark.slow
@@ -99,7 +105,7 @@ def test_what_was_killed_with_all_its_processes_goes_on_where_it_was(cli, slow_m
     assert after[: len(before)] == before
     assert {row["status"] for row in after} == {"completed"}
     assert f"{len(before)} rollouts are there" in done.stderr
-    assert not (cli.folder / "out.jsonl.gymq").exists()
+    assert left_beside(cli) == ["run.json"]
 
 
 @pytest.mark.heavy
@@ -189,7 +195,7 @@ def test_a_complete_file_is_left_alone_and_nothing_is_started(cli):
     assert "complete: all 5 rollouts are there" in done.stderr
     assert done.stdout.splitlines()[-1] == "out.jsonl"
     assert (cli.folder / "out.jsonl").read_bytes() == before
-    assert not (cli.folder / "out.jsonl.gymq").exists()
+    assert left_beside(cli) == ["run.json"]
     # and one whose verifier has failed says so, and why
     (cli.folder / "out.jsonl").write_bytes(
         before.replace(b'"reward":1.0,"no_reward":null', b'"reward":null,"no_reward":"verifier: KeyError: 3 (dice.py:9)"', 2)
@@ -200,18 +206,42 @@ def test_a_complete_file_is_left_alone_and_nothing_is_started(cli):
     assert said in done.stderr
 
 
-@pytest.mark.heavy
-def test_a_file_of_another_run_is_refused(cli):
+@pytest.mark.slow
+def test_more_samples_top_a_finished_file_up_and_a_file_of_another_run_is_refused_with_the_differences(cli):
     args = ("run", "weather", "--data", data("weather"), "--limit", 5, "--model", "scripted", "--out", "out.jsonl")
-    cli(*args)
+    cli(*args, "--samples", 2)
+    first = cli.rows()
+    done = cli(*args, "--samples", 5)
+    assert ids(cli.rows()) == expected(5, 5)
+    assert cli.rows()[:10] == first
+    assert any(line.startswith("pass@5") for line in done.stdout.splitlines())
+    assert "complete: all 10 rollouts" in cli(*args, "--samples", 2).stderr
     before = (cli.folder / "out.jsonl").read_bytes()
-    refused = cli(*args, "--samples", 2, code=2)
-    assert "out.jsonl: holds rollouts of another run" in refused.stderr
+    refused = cli(*args, "--max-turns", 9, "--temperature", 0.5, code=2)
+    assert "another run (--max-turns: 30 → 9; --sampling temperature: not given → 0.5)" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-    (cli.folder / "notes.txt").write_text("mine\n")
-    assert "notes.txt:1: is no rollout" in cli(*args[:-1], "notes.txt", code=2).stderr
+    (cli.folder / "notes.jsonl").write_text("mine\n")
+    assert "notes.jsonl:1: is no rollout" in cli(*args[:-1], "notes.jsonl", code=2).stderr
     assert (cli.folder / "out.jsonl").read_bytes() == before
-    assert (cli.folder / "notes.txt").read_text() == "mine\n"
+    assert (cli.folder / "notes.jsonl").read_text() == "mine\n"
+
+
+@pytest.mark.heavy
+def test_parquet_that_was_killed_goes_on_where_it_was_and_has_each_rollout_once(cli, slow_model: str):
+    args = (*slow_run(slow_model)[:-1], "out.parquet")
+
+    def ended() -> int:
+        said = cli("status", "--of", "out.parquet", "--json", code=None).stdout
+        return sum(run["ended"] for run in json.loads(said or "{}").get("runs", ()))
+
+    process = cli.start(*args)
+    wait_until(lambda: ended() >= 20, 40)
+    kill_all(process)
+    done = cli(*args)
+    rows = pq.read_table(cli.folder / "out.parquet").to_pylist()
+    assert ids(rows) == expected(60, 2)
+    assert done.stdout.splitlines()[-1] == "out.parquet"
+    assert "complete: all 120 rollouts" in cli(*args).stderr
 
 
 @pytest.mark.slow
@@ -250,10 +280,11 @@ def test_rollouts_that_fail_are_counted_by_kind_and_the_exit_code_says_so(cli, m
 
 
 @pytest.mark.slow
-def test_a_wrong_key_stops_the_run_before_more_than_are_in_flight_have_failed(cli):
+def test_a_wrong_key_stops_the_run_soon_and_with_the_right_one_all_is_done(cli):
     (url,) = itertools.islice(server := run_server("--port", "0", "--key", "right"), 1)
     args = ("run", "weather", "--data", data("weather"), "--model", "openai:mock", "--base-url", f"{url}/v1")
     args += ("--limit", 60, "--concurrency", 8, "--out", "out.jsonl")
+    # Given a run with a wrong key, which stopped before more than are in flight had failed
     cli.env["OPENAI_API_KEY"] = "wrong"
     done = cli(*args, code=7)
     rows = cli.rows()
@@ -261,6 +292,12 @@ def test_a_wrong_key_stops_the_run_before_more_than_are_in_flight_have_failed(cl
     assert {row["error"]["kind"] for row in rows} == {"model_access"}
     assert "correct the key in OPENAI_API_KEY" in done.stderr
     assert "the same command with --retry-failed" in done.stderr
+    # When it is run again with the right one
+    cli.env["OPENAI_API_KEY"] = "right"
+    cli(*args, "--retry-failed")
+    # Then all of its rollouts are there, each once
+    assert ids(cli.rows()) == expected(60)
+    assert {row["status"] for row in cli.rows()} == {"completed"}
     next(server, None)
 
 

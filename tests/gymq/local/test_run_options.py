@@ -11,13 +11,14 @@ import pytest
 
 from gymq.errors import UsageError
 from gymq.local.read_options import read_run_options
-from gymq.local.run_options import OPTIONS, RunOptions, run_name
+from gymq.local.run_identity import run_name
+from gymq.local.run_options import OPTIONS, RunOptions
 
 ROOT = Path(__file__).parents[3]
 
 #: A value for each option that is part of the identity, and not its default.
 EVERYTHING = {
-    "model": "openai:qwen", "samples": 4, "max_turns": 7, "max_rollout_tokens": 100, "max_seconds": 5.0,
+    "model": "openai:qwen", "max_turns": 7, "max_rollout_tokens": 100, "max_seconds": 5.0,
     "max_working_seconds": 2.5, "max_tool_calls": 3, "call_timeout": 9.0, "infra_retries": 1, "data_retries": 2,
     "verify_retries": 3, "max_staleness": 4, "judge": "openai:j", "judge_base_url": "http://j/v1", "temperature": 0.7,
     "max_tokens": 64, "sampling": ("top_k=5", 'stop=["x"]'), "agent": "react", "base_url": "http://m/v1", "api": "responses",
@@ -26,7 +27,18 @@ EVERYTHING = {
 }  # fmt: skip
 
 #: Options in which the same run may differ.
-FREE = {"limit": 3, "concurrency": 9, "batch": 5, "rpm": 10.0, "tpm": 20.0, "gpu": "0", "redis": "redis://x", "out": "o"}
+FREE = {
+    "samples": 4,
+    "retry_failed": True,
+    "limit": 3,
+    "concurrency": 9,
+    "batch": 5,
+    "rpm": 10.0,
+    "tpm": 20.0,
+    "gpu": "0",
+    "redis": "redis://x",
+    "out": "o",
+}
 
 
 def read(tmp_path: Path, **given: object) -> RunOptions:
@@ -36,9 +48,9 @@ def read(tmp_path: Path, **given: object) -> RunOptions:
 
 
 def test_the_identity_of_runs_that_were_made_before_is_the_same_still(tmp_path: Path):
-    assert run_name(read(tmp_path).identity("weather")) == "weather-38afabad1d"
+    assert run_name(read(tmp_path).identity("weather")) == "weather-0c2691a2f5"
     everything = {**EVERYTHING, **FREE, "prompt_config": str(tmp_path / "p.yaml")}
-    assert run_name(read(tmp_path, **everything).identity("weather")) == "weather-56c9afdf68"
+    assert run_name(read(tmp_path, **everything).identity("weather")) == "weather-2a0b2e818e"
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -56,7 +68,7 @@ def test_the_page_names_all_options_that_are_not_part_of_the_identity():
     (sentence,) = re.findall(r"hash of these[^.]*\.(.*) are not part of it", page)
     free = {name for name, option in OPTIONS.items() if not option.identity}
     resolved = {"temperature", "max_tokens", "sampling", "prompt_config"}  # in the identity by what they yield
-    assert {name.strip("`-") for name in re.findall(r"`--[a-z-]+`", sentence)} == free - resolved - {"run"}
+    assert {name.strip("`-").replace("-", "_") for name in re.findall(r"`--[a-z-]+`", sentence)} == free - resolved - {"run"}
 
 
 def test_the_record_and_the_backend_have_the_options_that_are_for_them(tmp_path: Path):

@@ -111,5 +111,5 @@ def test_a_torn_last_line_does_not_count_and_a_strange_one_is_refused(tmp_path: 
     assert read(write(tmp_path / "out", [row(0, 1.0)], end='{"rollout_id":')).total.rollouts == 1
     with pytest.raises(DataError, match="out:2: is no finished rollout"):
         read(write(tmp_path / "out", [row(0, 1.0)], end="{}\n"))
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "gone")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gymq.client.output import output_sink
 from gymq.script.run_result import RunResult
+from gymq.wire.rollout import Rollout
 from tests.support.rollouts import finished
 
 
@@ -57,3 +59,14 @@ def test_a_table_has_a_row_for_each_rollout(result: RunResult):
 def test_a_run_without_a_rollout_is_empty(tmp_path: Path):
     nothing = RunResult(tmp_path / "gone.jsonl", 3)
     assert (len(nothing), list(nothing), nothing.mean_reward, nothing.groups) == (0, [], None, [])
+
+
+def test_parquet_parts_are_read_like_a_file(result: RunResult, tmp_path: Path):
+    sink = output_sink(tmp_path / "out.parquet", "r")
+    sink.open()
+    sink.write([Rollout(one.id, one.json, False, b"1-%d" % one.seq, one.seq) for one in result])
+    sink.commit()
+    sink.close()
+    again = RunResult(tmp_path / "out.parquet", 6)
+    assert [rollout.data for rollout in again] == [rollout.data for rollout in result]
+    assert again.mean_reward == 0.5
