@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import msgspec
 
+from gymq.api.limiter import Limited, learning, limits
 from gymq.errors import UsageError
 from gymq.wire.calls import Generated, Tokens
 from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Conversation
 from gymq.wire.task import Task
-
-#: Seconds' worth of a limit that may be used at once after a pause: the longest sleep of a process that waits for permits, so
-#: that no permit is lost meanwhile.
-BURST = 2.0
 
 
 class Request(msgspec.Struct):
@@ -32,6 +28,7 @@ class Request(msgspec.Struct):
         history: reads from Redis the token ids of this rollout's answers, oldest first, each with the index of its message,
             for a backend that has not kept them since another worker answered; None: the conversation has none.
         born: the run's creation, seconds since the epoch; tells it from a removed run of the same name.
+        step: how many steps its rollout has made; of requests that wait for permits, those further along go first.
     """
 
     rollout: str
@@ -42,100 +39,7 @@ class Request(msgspec.Struct):
     waited: float = 0.0
     history: Callable[[], Awaitable[list[tuple[int, Tokens]]]] | None = None
     born: float = 0.0
-
-
-#: Seconds that a request waits for permits, over all its tries; less than the hour after which its call is overdue.
-PERMIT_WAIT = 3000.0
-
-#: Seconds of a server's Retry-After that are honoured; longer ones (quotas by the hour) would only hold a place.
-MAX_RETRY_AFTER = 60.0
-
-
-class Limit(msgspec.Struct, frozen=True):
-    """A token bucket, as an option states it.
-
-    Args:
-        name: the counted unit, `requests` or `tokens`.
-        rate: units a second.
-        burst: units at once, after a pause; a full bucket grants a higher cost too, and goes into debt.
-    """
-
-    name: str
-    rate: float
-    burst: float
-
-
-class Permit(msgspec.Struct):
-    """A permit for one request.
-
-    Args:
-        costs: the request's cost of each limit.
-        at: when it was granted, ms of Redis's clock; 0: no limit was in force.
-        waited: seconds until it was granted.
-    """
-
-    costs: list[float]
-    at: int = 0
-    waited: float = 0.0
-
-
-class Limiter(Protocol):
-    """Grants permits for one endpoint's requests, within the limits that all processes share."""
-
-    async def enter(self, patience: float = PERMIT_WAIT, **costs: float) -> Permit:
-        """Wait until a request may be sent.
-
-        Args:
-            patience: seconds to wait at most.
-            costs: the request's cost of each limit by name; 1 where not said.
-
-        Raises:
-            CallError: `timeout`.
-        """
-        ...
-
-    def answered(self, permit: Permit, **used: float) -> None:
-        """Report a request's answer.
-
-        Args:
-            permit: the request's permit.
-            used: its true cost of each limit by name, where that differs from the estimate.
-        """
-        ...
-
-    def correct(self, permit: Permit, **used: float) -> None:
-        """Report a request's true cost without an answer.
-
-        Args:
-            permit: the request's permit.
-            used: its true cost of each limit by name.
-        """
-        ...
-
-    def refused(self, permit: Permit, retry_after: float | None) -> None:
-        """Report that the endpoint refused a request because there are too many.
-
-        Args:
-            permit: the request's permit.
-            retry_after: seconds in which the endpoint wants no request, or None.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Close its connection."""
-        ...
-
-
-class Limited:
-    """Base of each subject of rate limits: a backend, or an endpoint of one."""
-
-    #: The rate limits of its `account`, set before `start`. It asks them for a `Permit` before each request, and reports how
-    #: the request ended. None outside a worker.
-    limiter: Limiter | None = None
-
-    def account(self) -> str:
-        """Return the key by which its server counts rate limits, a `gymq.runtime.rate_limit.digest`; "": it has no limits."""
-        return ""
+    step: int = 0
 
 
 class Backend(Limited):
@@ -170,9 +74,12 @@ class Backend(Limited):
     def __init__(self, model: str, options: JsonObject) -> None:
         self.model = model
         self.options = options
-        self.limits = _limits(options)
-        if self.limits and type(self).account is Limited.account and type(self).limited is Backend.limited:
-            raise UsageError(f"model {self.name}: rpm and tpm have no effect on this backend; remove them")
+        if type(self).account is Limited.account and type(self).limited is Backend.limited:
+            for option in ("rpm", "tpm", "learn", "min_rpm"):
+                if options.get(option) is not None:
+                    raise UsageError(f"model {self.name}: {option} has no effect on this backend; remove it")
+        self.limits = limits(options)
+        self.learning = learning(options)
 
     def limited(self) -> list[Limited]:
         """Return the subjects of rate limits: its endpoints, or the backend itself."""
@@ -231,20 +138,3 @@ class Backend(Limited):
     def load(self) -> dict[str, float]:
         """Return its load by name, for `gymq status` and for routing."""
         return {}
-
-
-def _limits(options: JsonObject) -> list[Limit]:
-    """Return the limits of the options `rpm` and `tpm`, both per minute."""
-    limits: list[Limit] = []
-    for option, name in (("rpm", "requests"), ("tpm", "tokens")):
-        value = options.get(option)
-        if value is None:
-            continue
-        try:
-            rate = float(value) / 60
-        except (TypeError, ValueError):
-            rate = math.nan
-        if not 0 < rate < math.inf:
-            raise UsageError(f"{option} is {value!r}; set it to a number above 0, of {name} per minute")
-        limits.append(Limit(name, rate, max(1.0, rate * BURST)))
-    return limits

@@ -116,6 +116,12 @@ class RunOptions(BaseModel):
     tpm: float | None = _option(
         None, "Of openai:NAME: tokens per minute, of all workers together.", "N", "model", gt=0, identity=False
     )
+    learn: Literal["true", "false"] | None = _option(
+        None, "Of openai:NAME: whether many 429s slow all requests down.  [default: true]", to="model", identity=False
+    )
+    min_rpm: float | None = _option(
+        None, "Of openai:NAME: requests per minute below which they do not.", "N", "model", gt=0, identity=False
+    )
     gpu: str | None = _option(
         None, "Of vllm:NAME: its device, or several to split it over; none: a CPU.", "N,..", "model", identity=False
     )

@@ -27,6 +27,7 @@ class Keys:
         self.paused = self.prefix + "paused"  # STRING, exists while admission is paused
         self.dead = self.prefix + "dead"  # STREAM of dead letters: mail that killed its process, alone, again and again
         self.shards = self.prefix + "shards"  # STRING of shard 0's prefix, on each server: "<shard> of <shards>" that it is
+        self.rates = self.prefix + "rates"  # SET of digests of rate limits whose hash may exist; on shard 0 only
         self.isolated = self.prefix + "isolated"  # HASH call id -> executor that works on it
 
     def run(self, name: str) -> str:
@@ -86,7 +87,7 @@ class Keys:
         return f"{self.prefix}alive:{worker}"
 
     def rate(self, digest: str) -> str:
-        """HASH: buckets and learned rate of an endpoint's limits; on shard 0 only."""
+        """HASH: buckets, learned rate and counts of an endpoint's limits; on shard 0 only."""
         return f"{self.prefix}rate:{digest}"
 
     def weights(self, model: str) -> str:

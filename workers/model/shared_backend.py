@@ -30,6 +30,7 @@ class SharedBackend:
     def __init__(self, backend: Backend, settings: Settings, model: str, users: int) -> None:
         self._backend = backend
         self._settings = settings.at(0)
+        self._model = model
         self._users = users
         self._actors: list[Actor] = []
         self._lock = asyncio.Lock()
@@ -70,7 +71,13 @@ class SharedBackend:
                 for part in self._backend.limited():
                     account = part.account()
                     if account:
-                        part.limiter = SharedLimiter(Connection(self._settings, "gymq-rate"), account, self._backend.limits)
+                        part.limiter = SharedLimiter(
+                            Connection(self._settings, "gymq-rate"),
+                            account,
+                            self._backend.limits,
+                            self._backend.learning,
+                            part.subject() or self._model,
+                        )
                 await self._backend.start()
                 self._started = True
                 if self.replica is not None:

@@ -133,7 +133,9 @@ class ModelWorker(CallWorker):
             name, messages, body = call.rollout, kept.messages, kept.extra
             history = partial(self.history, call)
         task = await self.task(call) if self._backend.needs_task(call.environment) else None
-        request = Request(name, call.environment, Conversation(messages), body, task, history=history, born=call.born)
+        request = Request(
+            name, call.environment, Conversation(messages), body, task, history=history, born=call.born, step=call.step
+        )
         try:
             while True:
                 await self._backend.enter(request)

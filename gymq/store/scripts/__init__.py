@@ -39,7 +39,14 @@ from gymq.store.scripts.mailboxes import (
     take_mail,
     unpark,
 )
-from gymq.store.scripts.rate_limits import PermitReply, PermitRequest, Refusal, acquire_permits
+from gymq.store.scripts.rate_limits import (
+    FreeRequests,
+    PermitReply,
+    PermitRequest,
+    RateLimitStatus,
+    acquire_permits,
+    read_rate_limits,
+)
 from gymq.store.scripts.rollouts import (
     BuriedLetter,
     CommitOutcome,
@@ -81,6 +88,7 @@ __all__ = [
     "CommitOutcome",
     "CommitStep",
     "EnqueueRefusal",
+    "FreeRequests",
     "HandBackReason",
     "IsolatedState",
     "LoadRequest",
@@ -90,7 +98,7 @@ __all__ = [
     "ParkEntry",
     "PermitReply",
     "PermitRequest",
-    "Refusal",
+    "RateLimitStatus",
     "ReplyEntry",
     "RolloutEnd",
     "RunProgress",
@@ -120,6 +128,7 @@ __all__ = [
     "park",
     "pending_calls",
     "publish_weights",
+    "read_rate_limits",
     "register_worker",
     "remove_run",
     "renew_worker",

@@ -35,6 +35,8 @@ FREE = {
     "batch": 5,
     "rpm": 10.0,
     "tpm": 20.0,
+    "learn": "false",
+    "min_rpm": 5.0,
     "gpu": "0",
     "redis": "redis://x",
     "out": "o",
@@ -79,7 +81,8 @@ def test_the_record_and_the_backend_have_the_options_that_are_for_them(tmp_path:
     assert config.sampling == {"top_k": 5, "stop": ["x"], "temperature": 0.7, "max_tokens": 64}
     assert options.backend_options == {
         "base_url": "http://m/v1", "api": "responses", "token_ids": True, "tokenizer": "t", "rpm": 10.0, "tpm": 20.0,
-        "gpu": "0", "engine": '{"max_model_len":"16"}', "tool_parser": "hermes", "reasoning_parser": "qwen3",
+        "learn": "false", "min_rpm": 5.0, "gpu": "0",
+        "engine": '{"max_model_len":"16"}', "tool_parser": "hermes", "reasoning_parser": "qwen3",
     }  # fmt: skip
     assert options.judge_options == {"base_url": "http://j/v1"}
     assert read(tmp_path).backend_options == {}

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from gymq.api.backend import Backend, Limited, Request
+from gymq.api.backend import Backend, Request
+from gymq.api.limiter import Limited
 from gymq.errors import CallError, UsageError
 from gymq.wire.calls import Generated
 from gymq.wire.json_types import JsonObject

@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from gymq.api.backend import Limited
+from gymq.api.limiter import Limited
 from gymq.errors import CallError, UsageError, one_line
 from gymq.runtime.rate_limit import digest
 
@@ -91,6 +91,10 @@ class Endpoint(Limited):
     def key_variable(self) -> str:
         """The variable that holds the key."""
         return "OPENAI_API_KEY"
+
+    def subject(self) -> str:
+        """Return the model and the host."""
+        return f"{self._model} at {self.host}"
 
     async def start(self) -> None:
         """Make the HTTP client; connections are opened as requests need them."""

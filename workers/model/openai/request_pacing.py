@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 
-from gymq.api.backend import PERMIT_WAIT, Limiter, Permit, Request
+from gymq.api.backend import Request
+from gymq.api.limiter import PERMIT_WAIT, Limiter, Permit, turn_in_queue
 from gymq.errors import CallError
 from gymq.wire.calls import Usage
 
@@ -54,6 +56,7 @@ class RequestPacing:
         self._sizes = sizes
         self._request = request
         self._size = len(body)
+        self._place = turn_in_queue(time.monotonic(), request.step)
         self._gated = 0.0
         self._permit = Permit([])
 
@@ -74,7 +77,7 @@ class RequestPacing:
         patience = max(0.001, PERMIT_WAIT - self._gated)
         tokens = self._size / BYTES_PER_TOKEN + self._sizes.expect(self._request.body)
         try:
-            self._permit = await limiter.enter(patience, tokens=tokens)
+            self._permit = await limiter.enter(patience, self._place, tokens=tokens)
         except CallError as error:
             self._request.waited += patience
             raise CallError("timeout", f"{host}: {error}") from None
@@ -86,7 +89,7 @@ class RequestPacing:
         if self._limiter is None:
             return self._gated
         if failure.limited:
-            self._limiter.refused(self._permit, failure.retry_after)
+            self._limiter.refused(self._permit)
         if failure.kind != "timeout":  # after a time-out the server may still be sampling
             self._limiter.correct(self._permit, tokens=0.0)
         return self._gated
@@ -98,6 +101,4 @@ class RequestPacing:
         total = usage.input_tokens + usage.output_tokens
         if total:
             self._sizes.add(usage.output_tokens)
-            self._limiter.answered(self._permit, tokens=float(total))
-        else:
-            self._limiter.answered(self._permit)
+            self._limiter.correct(self._permit, tokens=float(total))

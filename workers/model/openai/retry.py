@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from gymq.api.backend import MAX_RETRY_AFTER
+from gymq.api.limiter import MAX_RETRY_AFTER
 from gymq.backoff import backoff
 from gymq.errors import CallError, FaultKind
 

@@ -25,7 +25,13 @@ from gymq.wire.message import Conversation, Message, encode_message
 async def main(redis_url: str, base_url: str, seconds: float, calls: int, options: dict[str, str]) -> None:
     backend = OpenAIBackend("mock", {"base_url": base_url, **options})
     for part in backend.limited():
-        part.limiter = SharedLimiter(Connection(Settings(redis_url=redis_url), "caller"), part.account(), backend.limits)
+        part.limiter = SharedLimiter(
+            Connection(Settings(redis_url=redis_url), "caller"),
+            part.account(),
+            backend.limits,
+            backend.learning,
+            part.subject(),
+        )
     await backend.start()
     until = time.monotonic() + seconds
     said: Counter[str] = Counter()

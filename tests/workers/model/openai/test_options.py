@@ -7,6 +7,7 @@ from gymq_workers.model.openai import endpoint
 from gymq_workers.model.openai.backend import OpenAIBackend
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
+from gymq.api.limiter import Learning
 from gymq.errors import UsageError
 
 
@@ -26,6 +27,8 @@ def test_options_that_make_no_sense_are_refused(monkeypatch):
         ("m", {"base_url": "http://host/v1", "rpm": "many"}, "rpm is 'many'"),
         ("m", {"base_url": "http://host/v1", "tpm": 0}, "tpm is 0"),
         ("m", {"base_url": "http://host/v1", "rpm": "inf"}, "rpm"),
+        ("m", {"base_url": "http://host/v1", "learn": "maybe"}, "learn is 'maybe'; set it to true or false"),
+        ("m", {"base_url": "http://host/v1", "min_rpm": -1}, "min_rpm is -1; set it to a number above 0"),
     ]:
         with pytest.raises(UsageError, match=words):
             OpenAIBackend(model, options)
@@ -51,8 +54,17 @@ def test_limits_are_of_an_address_a_model_and_a_key(monkeypatch):
 
 
 def test_who_is_not_limited_takes_no_limits():
-    with pytest.raises(UsageError, match="scripted: rpm and tpm have no effect"):
-        ScriptedBackend("", {"rpm": "3"})
+    for option in ("rpm", "tpm", "learn", "min_rpm"):
+        with pytest.raises(UsageError, match=f"scripted: {option} has no effect on this backend; remove it"):
+            ScriptedBackend("", {option: "3"})
+
+
+def test_what_refusals_change_is_an_option():
+    def learning(**options):
+        return OpenAIBackend("m", {"base_url": "http://host/v1", **options}).learning
+
+    assert learning() == Learning(enabled=True, lowest=0.0)
+    assert learning(learn="false", min_rpm="90") == Learning(enabled=False, lowest=1.5)
 
 
 def test_a_key_that_is_none_is_refused_without_being_shown(monkeypatch):
