@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,6 +24,8 @@ class Settings(msgspec.Struct, frozen=True):
         broker_url: the address of Celery's broker, one server; "": the first shard.
         liveness: seconds after which a silent worker counts as dead; the same for all workers.
         ttl: seconds for which the remains of a finished run are kept.
+        log_level: the least that the process's log lines are about.
+        log_format: lines for people, or a JSON object a line.
         shard: the shard that the settings are for; set by `at`, never by the environment.
     """
 
@@ -31,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True):
     broker_url: str = ""
     liveness: Annotated[float, msgspec.Meta(gt=0, le=DAY)] = 5.0
     ttl: Annotated[int, msgspec.Meta(ge=0, le=10_000 * DAY)] = 7 * DAY
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     shard: int = 0
 
     def at(self, shard: int) -> Settings:
@@ -48,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True):
             f"{PREFIX}BROKER_URL": self.broker_url,
             f"{PREFIX}LIVENESS": f"{self.liveness:g}",
             f"{PREFIX}TTL": str(self.ttl),
+            f"{PREFIX}LOG_LEVEL": self.log_level,
+            f"{PREFIX}LOG_FORMAT": self.log_format,
         }
 
     @classmethod

@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gymq import plugins
+from gymq.observe import logs
 from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from gymq.store.connection import Connection
@@ -39,6 +40,21 @@ for profile, percent in {"quick": 20, "ci": 50, "full": 100}.items():
 hypothesis.settings.load_profile(os.environ.get("GYMQ_HYPOTHESIS", "quick"))
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """A function that returns the messages that gymq has logged, of events too, since it was last called."""
+    logs.tell()
+    for name in logs.OURS:
+        caplog.set_level("INFO", name)
+
+    def messages() -> list[str]:
+        said = [record.getMessage() for record in caplog.records if record.name.partition(".")[0] in logs.OURS]
+        caplog.clear()
+        return said
+
+    return messages
 
 
 @pytest.fixture(scope="session")

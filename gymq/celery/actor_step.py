@@ -7,17 +7,18 @@ warm shutdown begins. A second SIGTERM, or SIGINT, stops the actor. If it dies u
 
 from __future__ import annotations
 
-# Celery and kombu have no stubs.
-# pyright: reportMissingTypeStubs=false
 import asyncio
 import contextlib
+
+# Celery and kombu have no stubs.
+# pyright: reportMissingTypeStubs=false
+import logging
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
@@ -30,10 +31,13 @@ from celery.worker import state
 from gymq import plugins
 from gymq.celery.queues import EXECUTOR, QUEUES, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
+from gymq.observe import logs
 from gymq.runtime import interpreter
 from gymq.runtime.multi_shard import host_role
 from gymq.runtime.worker_host import Event, HostedActor, RoleOptions
 from gymq.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the actor's events: Flower is for people.
 EVENT_PERIOD = 0.5
@@ -64,7 +68,7 @@ def die(reason: str, code: int = EX_FAILURE) -> NoReturn:
         reason: one line.
         code: the exit code.
     """
-    print(f"gymq: {reason}", file=sys.stderr)
+    log.critical("%s", reason)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -137,7 +141,7 @@ class ActorThread:
         except GymqError as error:
             die(f"{type(self._actor).__name__} ended: {error}", error.exit_code)
         except BaseException as error:
-            traceback.print_exc()
+            log.critical("a defect of gymq ends this worker", exc_info=True)
             die(f"{type(self._actor).__name__} died: {type(error).__name__}: {error}")
 
     async def _life(self) -> None:
@@ -177,7 +181,7 @@ class ActorThread:
         try:
             end()
         except Exception as error:
-            traceback.print_exc()
+            log.critical("a defect of gymq ends this worker", exc_info=True)
             die(f"{type(self._actor).__name__}.{end.__name__}: {type(error).__name__}: {error}")
 
 
@@ -207,6 +211,7 @@ class ActorStep(_Step):
         queues = worker.app.amqp.queues
         queues.select(list(queues))
         queues.deselect([name for name in queues if name not in QUEUES[role]])
+        logs.identify(role)
         worker.gymq = None
         self.enabled = role != EXECUTOR
         self._worker = worker

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 # Celery and kombu have no stubs.
 # pyright: reportMissingTypeStubs=false
-import sys
+import logging
 import warnings
 from typing import Any
 
 import click
-from celery import Celery
+from celery import Celery, signals
 from celery.platforms import SecurityWarning
 from kombu.entity import Queue
 
@@ -22,7 +22,10 @@ from gymq.celery.executor_step import DrainStep
 from gymq.celery.outage_step import OutageStep
 from gymq.celery.queues import ENQUEUE, ISOLATED, ISOLATED_QUEUE, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
+from gymq.observe import logs
 from gymq.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: The entry points whose modules define further Celery tasks.
 TASKS = "gymq.tasks"
@@ -101,6 +104,16 @@ def create(settings: Settings) -> Any:
     return made
 
 
+@signals.setup_logging.connect
+def set_up_logs(loglevel: int, **_: object) -> None:
+    """Set up the log lines of a worker in Celery's place, which would take the root logger over.
+
+    Args:
+        loglevel: Celery's `-l`: of all loggers that are not gymq's.
+    """
+    logs.configure(Settings.from_environment(), loglevel)
+
+
 # Celery warns of root because of pickle, which is not accepted here; in a container everybody is root.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
@@ -124,5 +137,5 @@ def enqueue(run: str, chunk: str, rows: list[Any] | None = None) -> None:
         enqueue_task.enqueue(Settings.from_environment(), run, chunk, rows)
     except GymqError as error:
         # Celery's own line for an expected failure is of a level that nobody sees.
-        print(f"gymq: {ENQUEUE} of chunk {str(chunk)[:60]!r} of run {str(run)[:60]!r}: {error}", file=sys.stderr)
+        log.error("%s of chunk %r of run %r: %s", ENQUEUE, str(chunk)[:60], str(run)[:60], error)
         raise

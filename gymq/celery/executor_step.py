@@ -19,6 +19,7 @@ from celery.worker import state
 
 from gymq.celery.actor_step import DRAIN_LIMIT, Hub, parse_options
 from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
+from gymq.observe.events import Draining, emit
 
 #: Seconds between two looks at whether the calls have ended.
 CHECK_INTERVAL = 0.1
@@ -87,6 +88,7 @@ class DrainStep(_Step):
             return
         if not self._cancelled:
             self._cancelled = True
+            emit(Draining(EXECUTOR, "", len(state.reserved_requests)))  # not in `drain`, which a signal's handler calls
             self._worker.consumer.cancel_task_queue(ISOLATED_QUEUE)
         if not state.reserved_requests:
             state.should_stop = EX_OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
@@ -63,6 +64,36 @@ def redis_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, settings=redis_settings(redis, of), **options)
 
     return redis_flags(with_settings)
+
+
+def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--log-level` and `--log-format`, which hold for it and for the processes that it starts."""
+
+    @functools.wraps(command)
+    def with_logs(*arguments: Any, log_level: str | None, log_format: str | None, **options: Any) -> Any:
+        from gymq.observe import logs
+
+        given = {"GYMQ_LOG_LEVEL": log_level, "GYMQ_LOG_FORMAT": log_format}
+        os.environ.update({name: value for name, value in given.items() if value is not None})
+        logs.configure(Settings.from_environment())
+        logs.identify(command.__name__)
+        return command(*arguments, **options)
+
+    level = click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+        envvar="GYMQ_LOG_LEVEL",
+        show_envvar=True,
+        help="The least that log lines are about.  [default: info]",
+    )
+    form = click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        envvar="GYMQ_LOG_FORMAT",
+        show_envvar=True,
+        help="Log lines for people, or a JSON object a line.  [default: text]",
+    )
+    return level(form(with_logs))
 
 
 def run_options(*receivers: Receiver) -> Callable[[F], F]:

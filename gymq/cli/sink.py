@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import redis_options
+from gymq.cli.options import log_options, redis_options
 from gymq.errors import UsageError
 from gymq.settings import Settings
 
@@ -23,6 +23,7 @@ WAIT = 0.5
 @click.option("--run", required=True, metavar="RUN", help="The run; waited for if there is none of that name yet.")
 @click.option("--out", required=True, metavar="PATH", help="jsonl: a file. parquet: a folder of parts.")
 @click.option("--consumer", metavar="NAME", help="Under which name it reads; each name gets everything.  [default: KIND]")
+@log_options
 @redis_options
 def sink(kind: str, run: str, out: str, consumer: str | None, settings: Settings) -> int:
     """Write a run's finished rollouts to files: KIND is jsonl, parquet, or another installed sink.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -13,12 +14,15 @@ import msgspec
 
 from gymq.client.consumer import Results
 from gymq.client.rollout_set import RolloutSet
+from gymq.observe.events import RolloutsStored, emit
 from gymq.settings import Settings
 from gymq.wire.rollout import Rollout
 
 #: Seconds between two times that written rollouts are made durable and acknowledged: an fsync costs milliseconds. Also
 #: how long a sink waits for more before it counts as idle.
 COMMIT_EVERY = 0.25
+
+log = logging.getLogger(__name__)
 
 #: Statuses of rollouts without a result.
 FAILED = frozenset({"failed", "cancelled"})
@@ -177,6 +181,7 @@ async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Even
         results.resume(sink.seen, sink.newest)
         await results.start()
         sink.missed = results.missed
+        log.info("ready: run %s, %d rollouts are in %s", sink.run, len(sink.seen), sink.path)
         batch: list[Rollout] | None = await results.unacknowledged()
         pending: list[Rollout] = []
         since = 0.0
@@ -186,14 +191,22 @@ async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Even
                 sink.write(batch)
                 pending += batch
             if pending and sink.due(time.monotonic() - since, not batch):
-                sink.commit()
-                await results.acknowledge(pending)
+                await _store(sink, results, pending)
                 pending = []
             batch = await results.read(round(COMMIT_EVERY * 1000))
             sink.repeated, sink.rolled_back = results.repeated, results.rolled_back
-        sink.commit()
-        await results.acknowledge(pending)
+        await _store(sink, results, pending)
         return batch is None
     finally:
         sink.close()
         await results.close()
+
+
+async def _store(sink: Sink, results: Results, rollouts: list[Rollout]) -> None:
+    """Make rollouts durable, then acknowledge them."""
+    began = time.monotonic()
+    sink.commit()
+    seconds = time.monotonic() - began
+    await results.acknowledge(rollouts)
+    if rollouts:
+        emit(RolloutsStored(sink.run, len(rollouts), seconds))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UnknownName
@@ -12,6 +12,8 @@ from gymq.store.connection import Connection, Outage
 from gymq.store.scripts import AckOutcome
 from gymq.store.sharded import check
 from gymq.wire.rollout import Rollout, rollout_of_entry
+
+log = logging.getLogger(__name__)
 
 #: Finished rollouts read at once.
 READ_BATCH = 500
@@ -142,10 +144,12 @@ class ShardStream:
             if rollout.seq <= self._newest:
                 lost = self._newest - rollout.seq + 1
                 self.rolled_back += lost
-                print(
-                    f"gymq: consumer {self._consumer!r} of run {self._run!r}: Redis lost the last {lost} rollouts that it had "
-                    "confirmed; they end again, and what was delivered is not delivered twice",
-                    file=sys.stderr,
+                log.warning(
+                    "consumer %r of run %r: Redis lost the last %d rollouts that it had confirmed; they end again, and what "
+                    "was delivered is not delivered twice",
+                    self._consumer,
+                    self._run,
+                    lost,
                 )
             self._newest = rollout.seq
 
@@ -199,8 +203,8 @@ class ShardStream:
 
     async def _drop(self, stream: str, entries: list[bytes]) -> None:
         for entry in entries:
-            message = f"gymq: entry {entry.decode()} in the results of run {self._run!r} is no rollout of it; it is left out"
-            print(message, file=sys.stderr)
+            said = "entry %s in the results of run %r is no rollout of it; it is left out"
+            log.warning(said, entry.decode(), self._run)
         # Not as rollouts that were used: those are counted.
         await self._connection.send("XACK", stream, self._consumer, *entries)
 

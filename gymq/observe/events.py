@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gymq.wire.calls import Usage
+from gymq.wire.calls import Call, Reply, Usage
 from gymq.wire.record import CallRecord
 
 log = logging.getLogger(__name__)
@@ -155,8 +155,8 @@ class MailRefused(Event, frozen=True, gc=False):
 
     Args:
         role: of the worker.
-        mail: its id and stream.
-        reason: one line.
+        mail: its id and stream: `ID in STREAM`.
+        reason: one line, which goes on after the mail: `is no call: ...`.
     """
 
     role: str
@@ -165,17 +165,17 @@ class MailRefused(Event, frozen=True, gc=False):
 
 
 class MailParked(Event, frozen=True, gc=False):
-    """Mail of a newer schema was put aside for newer workers.
+    """Mail of a newer schema was put aside for newer workers; told once in a process.
 
     Args:
         role: of the worker.
-        messages: how many.
-        schema: the newest schema among them.
+        schema: the newest schema among it.
+        readable: the newest schema that this worker reads.
     """
 
     role: str
-    messages: int
     schema: int
+    readable: int
 
 
 class QuarantineStarted(Event, frozen=True, gc=False):
@@ -193,7 +193,7 @@ class QuarantineEnded(Event, frozen=True, gc=False):
 
     Args:
         role: whose suspects.
-        how: its exit code or signal, in words; empty: in order.
+        how: its exit code or signal, in words.
         seconds: how long it lived.
     """
 
@@ -262,6 +262,22 @@ class CallFinished(Event, frozen=True, gc=False):
     attempt: int = 0
     usage: Usage | None = None
 
+    @classmethod
+    def of(cls, role: str, call: Call, reply: Reply, merged: bool, usage: Usage | None = None) -> CallFinished:
+        """Return the event of a reply.
+
+        Args:
+            role: of the worker.
+            call: the call.
+            reply: its reply.
+            merged: whether it was merged; False: it came too late.
+            usage: of a model's answer: its tokens.
+        """
+        return cls(
+            role, reply.worker, call.id, call.rollout, call.run, call.environment, call.kind, call.name, call.queued,
+            reply.started, reply.finished, reply.waited, outcome(reply, merged), reply.attempt, usage,
+        )  # fmt: skip
+
 
 class StepCommitted(Event, frozen=True, gc=False):
     """An agent worker has committed a step of a rollout: each applied step of a rollout makes one of these, in order.
@@ -273,7 +289,6 @@ class StepCommitted(Event, frozen=True, gc=False):
         environment: the environment's name.
         version: the rollout's version before it; 0: the step that began the rollout.
         calls: the calls whose replies it took in, as they stand in the rollout's record; empty: none, as in the first step.
-        sent: the calls that it sent: id, kind and mailbox of each.
         at: when it was committed.
     """
 
@@ -283,7 +298,6 @@ class StepCommitted(Event, frozen=True, gc=False):
     environment: str
     version: int
     calls: list[CallRecord]
-    sent: list[tuple[str, str, str]]
     at: float
 
 
@@ -294,7 +308,6 @@ class RolloutFinished(Event, frozen=True, gc=False):
         rollout: its id.
         run: the run's name.
         environment: the environment's name.
-        model: the run's model SPEC.
         status: `completed`, `truncated`, `failed` or `cancelled`.
         stop: why it was truncated; else empty.
         fault: of `failed` and `cancelled`: the fault's kind and message; else empty.
@@ -310,7 +323,6 @@ class RolloutFinished(Event, frozen=True, gc=False):
     rollout: str
     run: str
     environment: str
-    model: str
     status: str
     stop: str
     fault: str
@@ -352,15 +364,11 @@ class CallRetried(Event, frozen=True, gc=False):
         rollout: the rollout's id.
         kind: the call's kind.
         fault: the fault's kind.
-        tries: how often it has been tried.
-        pause: seconds until it is sent again.
     """
 
     rollout: str
     kind: str
     fault: str
-    tries: int
-    pause: float
 
 
 # Models.
@@ -477,6 +485,16 @@ class RolloutsStored(Event, frozen=True, gc=False):
     run: str
     rollouts: int
     seconds: float
+
+
+def outcome(reply: Reply, merged: bool) -> str:
+    """Return the outcome of a call as `CallFinished` has it.
+
+    Args:
+        reply: its reply.
+        merged: whether it was merged.
+    """
+    return "stale" if not merged else "ok" if reply.fault is None else reply.fault.kind
 
 
 E = TypeVar("E", bound=Event)

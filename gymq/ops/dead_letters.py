@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from gymq.store.task_ledger import TaskLedger
 from gymq.wire.message import encode_message
 from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.rollout import rollout_of_entry
+
+log = logging.getLogger(__name__)
 
 #: Entries that one command reads: a few milliseconds of the server's time.
 PAGE = 500
@@ -75,7 +77,7 @@ def _read(connection: Connection, entry: bytes, fields: list[bytes]) -> DeadLett
             msgspec.json.decode(letter.config, type=RunConfig)
     except UNREADABLE as error:
         where = f"entry {entry.decode()} in {connection.keys.dead}"
-        print(f"gymq: {where} is no dead letter: {error}; it is left out", file=sys.stderr)
+        log.warning("%s is no dead letter: %s; it is left out", where, error)
         return None
     return letter
 

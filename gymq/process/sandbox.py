@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import selectors
 import signal
@@ -33,6 +34,8 @@ import msgspec
 
 from gymq.errors import GymqError, UsageError
 from gymq.process.program_output import CHUNK, ProgramOutput
+
+log = logging.getLogger(__name__)
 
 Walls = Literal["namespaces", "uid", "weak"]
 
@@ -141,7 +144,7 @@ def run_program(
                 _proven.append(walls)
                 if walls != "namespaces":
                     why = f" ({'; '.join(problems)})" if problems else ""
-                    print(f"gymq: sandbox: {_WARNINGS[walls]}{why}", file=sys.stderr)
+                    log.warning("sandbox: %s%s", _WARNINGS[walls], why)
             return outcome
         problems.append(f"{walls}: {outcome}")
     raise GymqError(

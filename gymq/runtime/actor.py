@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from gymq.aio import cancel_and_wait
-from gymq.errors import ServerUnreachable
+from gymq.errors import ServerUnreachable, one_line
 from gymq.observe.activity import recorder
+from gymq.observe.events import Draining, Lapsed, MailParked, WorkerLeft, WorkerReady, emit
 from gymq.runtime import newer_mail
 from gymq.runtime.announcement import announced
 from gymq.runtime.intake import Intake
@@ -33,6 +34,7 @@ from gymq.store.connection import RECONNECT_PAUSE, Connection, Outage, ServerFul
 from gymq.store.sharded import check
 from gymq.store.worker_registry import WorkerEntry
 from gymq.wire.activity import InWork
+from gymq.wire.calls import SCHEMA
 
 #: Seconds between two sweeps: looks at the registry, at suspects, and at what the role does besides its mail.
 SWEEP = 1.0
@@ -77,7 +79,7 @@ class Actor:
         self._recorder = recorder()
         self.life = Membership(settings, Connection(settings, f"gymq-{self.role}-alive"), entry, private)
         share = 1 if suspects_only else -(-capacity // self.connection.shards)
-        self.intake = Intake(self.boxes, self.reader, self.life, share, self.handle, self.forget)
+        self.intake = Intake(self.role, self.boxes, self.reader, self.life, share, self.handle, self.forget)
         #: Coroutines that belong to what is held.
         self.tasks: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
@@ -126,6 +128,8 @@ class Actor:
 
     def drain(self) -> None:
         """Take no more mail; `main` returns when what is held is finished or handed back."""
+        if not self.intake.closed:
+            emit(Draining(self.role, self.worker, len(self.intake.held)))
         self.intake.closed = True
         self.wake()
 
@@ -197,7 +201,7 @@ class Actor:
             schemas: of each.
         """
         if not self.counts["parked"]:
-            newer_mail.warn(max(schemas))
+            emit(MailParked(self.role, max(schemas), SCHEMA))
         self.counts["parked"] += len(mail)
         await newer_mail.park(self.connection, self.boxes, mail, schemas)
         for message in mail:
@@ -213,7 +217,7 @@ class Actor:
         async with announced(self.settings, self.life.connection, self._starting):
             await self.prepare()
         await self.boxes.create(self.connection)
-        await self.life.begin()
+        await self._begin()
         background = [asyncio.create_task(job()) for job in (self.intake.run, self._renew, self._sweep)]
         try:
             done, _ = await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
@@ -240,18 +244,25 @@ class Actor:
                     raise ServerUnreachable(str(error)) from None
                 if self.intake.closed:
                     return False
+                self.connection.tell_outage(error)
                 await asyncio.sleep(RECONNECT_PAUSE)
+
+    async def _begin(self) -> None:
+        """Enter the registry, and tell it."""
+        await self.life.begin()
+        emit(WorkerReady(self.role, self.worker, self.boxes.names, self.connection.address.place))
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self.settings.liveness / 3)
             if not await self.life.renew():
                 self.counts["lapses"] += 1
+                emit(Lapsed(self.role, self.worker, self.settings.liveness, len(self.intake.held)))
                 for task in list(self.tasks):
                     task.cancel()
                 self.intake.release_all()
                 await self.forget()
-                await self.life.begin()
+                await self._begin()
             with contextlib.suppress(Outage, ServerFull):  # the next heartbeat tells it
                 await self.life.tell_activity(self._recorder.activity(self.in_work()))
 
@@ -281,7 +292,8 @@ class Actor:
             await asyncio.sleep(DRAIN_POLL)
         for task in list(self.tasks):
             task.cancel()
-        await self.life.leave(broken=self._to_blame)
+        handed_back = await self.life.leave(broken=self._to_blame)
+        emit(WorkerLeft(self.role, self.worker, handed_back, "" if self._failure is None else one_line(str(self._failure))))
         if self.quarantine is not None:
             await self.quarantine.end()
         if self._failure is not None:

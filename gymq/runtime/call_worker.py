@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
-import traceback
 from typing import Any
 
 import msgspec
 
 from gymq.cache import byte_cache
 from gymq.errors import UNREADABLE, CallError, Fault, one_line
+from gymq.observe import events
+from gymq.observe.events import CallFinished, DeadLettered, MailRefused, emit
+from gymq.observe.work import work_in_hand
 from gymq.runtime.actor import Actor
 from gymq.runtime.dead_letters import dead_letter_of_call
 from gymq.runtime.mailbox import STRIKES, Mail
@@ -21,7 +23,7 @@ from gymq.store import scripts
 from gymq.store.batching import Batcher
 from gymq.store.scripts import CallKey, LoadedRollout, LoadRequest, ReplyEntry
 from gymq.wire.activity import WINDOW, InWork
-from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, call_schema, decode_call, encode
+from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, Usage, call_schema, decode_call, encode
 from gymq.wire.recorded_tokens import past
 from gymq.wire.task import Task, decode_task
 
@@ -35,6 +37,8 @@ MAX_CALL_FIELDS = 40
 #: Calls that one script looks at: a millisecond of the server's time.
 PENDING_BATCH = 500
 
+log = logging.getLogger(__name__)
+
 
 class _Serving:
     """A call in work, since a time of the monotonic clock."""
@@ -46,6 +50,19 @@ class _Serving:
         self.task = task
         self.since = since
         self.unwanted = False
+
+
+class _Answer:
+    """A reply on its way, with what is told of it once it is merged; no call: the mail is acknowledged without one."""
+
+    __slots__ = ("call", "entry", "mail", "reply", "usage")
+
+    def __init__(self, mail: Mail, entry: ReplyEntry, call: Call | None, reply: Reply | None, usage: Usage | None) -> None:
+        self.mail = mail
+        self.entry = entry
+        self.call = call
+        self.reply = reply
+        self.usage = usage
 
 
 class ConversationCopy:
@@ -89,10 +106,12 @@ class CallWorker(Actor):
         self._tasks_kept = byte_cache(_weigh_task)
         #: Seconds that calls in hand have waited for rate limits, by the call's id.
         self.waited: dict[str, float] = {}
+        #: Tokens of calls in hand that a model has answered, by the call's id; empty while no event of calls is wanted.
+        self.usages: dict[str, Usage] = {}
         self.counts |= {"served": 0, "faults": 0, "loaded": 0, "unwanted": 0}
 
-    async def serve(self, call: Call) -> bytes:
-        """Do what a call asks for and return the encoded value.
+    async def serve(self, call: Call) -> bytes | None:
+        """Do what a call asks for and return the encoded value; None: another process has replied.
 
         Raises:
             CallError: it ended with a fault.
@@ -119,7 +138,7 @@ class CallWorker(Actor):
                     raise msgspec.ValidationError("it has a negative number, or one that is none")
             except UNREADABLE as error:
                 # It cannot be answered: a rollout that waits for it finds it overdue.
-                print(f"gymq: mail {one.id!r} in {one.stream!r} is no call: {error}", file=sys.stderr)
+                emit(MailRefused(self.role, f"{one.id!r} in {one.stream!r}", f"is no call: {error}"))
                 self._acknowledge(one)
                 continue
             # A stream's ids are the times at which its entries were made.
@@ -142,7 +161,9 @@ class CallWorker(Actor):
         assert current is not None
         serving = self._serving[key] = _Serving(call, current, time.monotonic())
         started = time.time()
-        fault, value = None, b""
+        work_in_hand.set(call)
+        fault: Fault | None = None
+        value: bytes | None = b""
         letter = None
         try:
             if mail.strikes >= STRIKES:
@@ -152,7 +173,7 @@ class CallWorker(Actor):
         except CallError as error:
             fault = error.fault
         except UNREADABLE as error:
-            print(f"gymq: call {call.id!r} brought or found what cannot be read: {error}", file=sys.stderr)
+            log.warning("call %r brought or found what cannot be read: %s", call.id, error)
             fault = Fault("internal", f"what the call brought or found cannot be read: {error}")
         except asyncio.CancelledError:
             if serving.unwanted:
@@ -160,10 +181,12 @@ class CallWorker(Actor):
                 self._acknowledge(mail)
             raise
         except Exception as error:
-            traceback.print_exc()
+            log.exception("a defect of gymq: call %r ended with what no call may raise", call.id)
             fault = Fault("internal", one_line(f"{type(error).__name__}: {error}; the worker's log has more"))
         finally:
             self._serving.pop(key, None)
+        if value is None:
+            return self._acknowledge(mail)
         if fault is not None:
             self.counts["faults"] += 1
         self.reply(mail, call, started, fault, value, letter)
@@ -199,7 +222,7 @@ class CallWorker(Actor):
 
     def _acknowledge(self, mail: Mail) -> None:
         """Acknowledge mail without a reply."""
-        self._replies.put((mail, ReplyEntry("", 0, 0, b"", mail.stream, mail.id)))
+        self._replies.put(_Answer(mail, ReplyEntry("", 0, 0, b"", mail.stream, mail.id), None, None, None))
 
     def reply(
         self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
@@ -219,14 +242,24 @@ class CallWorker(Actor):
         entry = ReplyEntry(call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.idempotency_token)
         if letter is not None:
             entry.letter, entry.letter_ttl = letter, self.settings.ttl
-        self._replies.put((mail, entry))
+        self._replies.put(_Answer(mail, entry, call, reply, self.usages.pop(call.id, None) if self.usages else None))
 
-    async def _send_replies(self, batch: list[tuple[Mail, ReplyEntry]]) -> list[bool]:
-        merged = await self.connection.insist(scripts.reply([entry for _, entry in batch]))
-        for (mail, _), applied in zip(batch, merged, strict=True):
-            self.intake.release(mail)
+    async def _send_replies(self, batch: list[_Answer]) -> list[bool]:
+        merged = await self.connection.insist(scripts.reply([answer.entry for answer in batch]))
+        told = events.wanted(CallFinished)
+        for answer, applied in zip(batch, merged, strict=True):
+            self.intake.release(answer.mail)
             self.counts["served" if applied else "stale"] += 1
+            if answer.call is not None and answer.reply is not None:
+                if told:
+                    emit(CallFinished.of(self.role, answer.call, answer.reply, applied, answer.usage))
+                if applied and answer.entry.letter:
+                    emit(self._dead_letter(answer.mail, answer.call))
         return merged
+
+    def _dead_letter(self, mail: Mail, call: Call) -> DeadLettered:
+        name = call.name or self.boxes.of(mail).partition(":")[2]
+        return DeadLettered(call.id, self.role, call.rollout, call.kind, name, mail.attempt)
 
     async def _load(self, wanted: list[LoadRequest]) -> list[LoadedRollout]:
         self.counts["loaded"] += len(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from gymq.observe.events import MailTaken, emit
 from gymq.runtime.mailbox import Mail, Mailboxes, MailboxGone
 from gymq.runtime.membership import Membership
 from gymq.store.connection import Connection, Outage
@@ -17,6 +18,7 @@ class Intake:
     """Takes one worker's mail.
 
     Args:
+        role: the worker's role.
         boxes: the worker's mailboxes.
         reader: a connection of its own, since reads block.
         life: the worker's membership; mail that it took under a name that was declared dead is another's.
@@ -27,6 +29,7 @@ class Intake:
 
     def __init__(
         self,
+        role: str,
         boxes: Mailboxes,
         reader: Connection,
         life: Membership,
@@ -40,6 +43,7 @@ class Intake:
         self.closed = False
         self.held: dict[tuple[bytes, bytes], Mail] = {}
         self.counts = {"taken": 0, "redelivered": 0, "outages": 0}
+        self._role = role
         self._boxes = boxes
         self._reader = reader
         self._life = life
@@ -127,5 +131,7 @@ class Intake:
         """Hold mail that was delivered, and have it handled."""
         self.held.update(((one.stream, one.id), one) for one in mail)
         self.counts["taken"] += len(mail)
-        self.counts["redelivered"] += sum(one.attempt > 0 for one in mail)
+        redelivered = sum(one.attempt > 0 for one in mail)
+        self.counts["redelivered"] += redelivered
+        emit(MailTaken(self._role, len(mail), redelivered))
         await self._handle(mail)

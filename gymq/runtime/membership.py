@@ -7,13 +7,14 @@ connected, without a slow answer, for longer than the limit: after an outage all
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from typing import Any, TypeVar
 
 import msgspec
 
 from gymq.errors import UNREADABLE
+from gymq.observe.events import HandedBack, emit
 from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
@@ -25,6 +26,8 @@ from gymq.wire.activity import Activity
 HANDBACK_BATCH = 100
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Membership:
@@ -149,22 +152,26 @@ class Membership:
             return dead.entry().mailboxes
         except UNREADABLE as error:
             # Whoever may write to Redis may write here. The hand-back removes what no worker wrote.
-            what = f"worker {dead.worker[:100]!r} is no worker: its entry in the registry cannot be read, and is removed"
-            print(f"gymq: {what}: {error}", file=sys.stderr)
+            what = "worker %r is no worker: its entry in the registry cannot be read, and is removed: %s"
+            log.warning(what, dead.worker[:100], error)
             return self._entry.mailboxes
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
-        while True:
-            moved = await self.connection.run(scripts.hand_back(worker, HANDBACK_BATCH, HandBackReason.DEAD, mailboxes)) or 0
-            self.handed_back += moved
-            if moved < HANDBACK_BATCH:
-                return
+        messages = 0
+        moved: int | None = HANDBACK_BATCH
+        while moved == HANDBACK_BATCH:
+            moved = await self.connection.run(scripts.hand_back(worker, HANDBACK_BATCH, HandBackReason.DEAD, mailboxes))
+            messages += moved or 0
+        self.handed_back += messages
+        if moved is not None:  # else it is alive
+            emit(HandedBack(worker, worker.partition("-")[0], messages))
 
     async def shut(self) -> None:
         """Close the private mailbox, and give the mail in it to others."""
         self._shut = True
         if self._private:
-            await self._empty(scripts.close_mailbox(self.worker, HANDBACK_BATCH))
+            while await self._insist(scripts.close_mailbox(self.worker, HANDBACK_BATCH)) == HANDBACK_BATCH:
+                pass
 
     async def open(self) -> None:
         """Open the private mailbox again, if this worker has one and was not declared dead; else its next name opens one."""
@@ -172,19 +179,18 @@ class Membership:
         if self._private:
             await self._insist(scripts.open_mailbox(self.worker, self._open_for))
 
-    async def leave(self, broken: bool = False) -> None:
-        """Hand back what this worker still holds and leave the registry.
+    async def leave(self, broken: bool = False) -> int:
+        """Hand back what this worker still holds and leave the registry; return how many messages that was.
 
         Args:
             broken: a defect ends it, so that what it holds may be to blame, and the hand-back counts as a death.
         """
         reason = HandBackReason.DEFECT if broken else HandBackReason.LEAVING
-        await self._empty(scripts.hand_back(self.worker, HANDBACK_BATCH, reason, self._entry.mailboxes))
-
-    async def _empty(self, call: ScriptCall[T]) -> None:
-        """Run a script that moves mail until there is none left."""
-        while await self._insist(call) == HANDBACK_BATCH:
-            pass
+        call = scripts.hand_back(self.worker, HANDBACK_BATCH, reason, self._entry.mailboxes)
+        total = 0
+        while (moved := await self._insist(call) or 0) == HANDBACK_BATCH:
+            total += moved
+        return total + moved
 
     async def _insist(self, call: ScriptCall[T]) -> T:
         while True:

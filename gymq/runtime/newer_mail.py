@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 
 from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.store import scripts
@@ -13,12 +13,7 @@ from gymq.wire.calls import SCHEMA
 #: Messages that one script puts aside or takes up: a few milliseconds of the server's time.
 BATCH = 100
 
-
-def warn(schema: int) -> None:
-    """Print that mail of a newer schema waits."""
-    print(
-        f"gymq: mail of a newer schema ({schema}; this worker reads up to {SCHEMA}) waits; start newer workers", file=sys.stderr
-    )
+log = logging.getLogger(__name__)
 
 
 async def park(connection: Connection, boxes: Mailboxes, mail: list[Mail], schemas: list[int]) -> None:
@@ -49,6 +44,6 @@ async def unpark(connection: Connection, boxes: Mailboxes) -> None:
     while True:
         result = await connection.run(scripts.unpark(SCHEMA, BATCH, boxes.names))
         if dropped := result.dropped:
-            print(f"gymq: {dropped} messages that were put aside as newer are no mail; they were dropped", file=sys.stderr)
+            log.warning("%d messages that were put aside as newer are no mail; they were dropped", dropped)
         if result.moved + dropped < BATCH:
             return

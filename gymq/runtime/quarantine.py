@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 import time
 
 import msgspec
 
+from gymq.observe.events import QuarantineEnded, QuarantineStarted, emit
 from gymq.process.child_process import ChildProcess, describe
 from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
@@ -28,6 +30,8 @@ RESTART_PAUSE = (1.0, 60.0)
 
 #: Seconds that a quarantine may take to hand back what it holds; then it is killed, which may be a strike.
 STOP_GRACE = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Quarantine:
@@ -59,20 +63,18 @@ class Quarantine:
                 return
             code, lived = self._child.code, now - self._started
             self._child = None
+            emit(QuarantineEnded(self._role, describe(code), lived))
             if code != 0:
                 pause = RESTART_PAUSE[1] if code == UNFIT else min(max(lived, RESTART_PAUSE[0]), RESTART_PAUSE[1])
                 self._due = now + pause
-                print(
-                    f"gymq: the quarantine of this {self._role} worker ended: {describe(code)} after {lived:.1f} s",
-                    file=sys.stderr,
-                )
         if waiting and now >= self._due:
             self._started = now
             try:
                 self._child = await asyncio.to_thread(self._start)
+                emit(QuarantineStarted(self._role))
             except OSError as error:  # no memory, no processes: that may pass
                 self._due = now + RESTART_PAUSE[1]
-                print(f"gymq: the quarantine of this {self._role} worker cannot be started: {error}", file=sys.stderr)
+                log.error("the quarantine of this %s worker cannot be started: %s", self._role, error)
 
     def _start(self) -> ChildProcess:
         # Options may hold secrets, and everybody may read arguments. The worker's death is no reason for a strike: the

@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import sys
 import time
-import traceback
 
 import msgspec
 
 from gymq import plugins
 from gymq.errors import GymqError
+from gymq.observe import logs
 from gymq.runtime import interpreter
 from gymq.runtime.actor import Actor
 from gymq.runtime.quarantine import OPTIONS, SHARD, UNFIT
 from gymq.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: Seconds without mail after which it ends: a suspect's next strike comes sooner, one and a half liveness limits later.
 IDLE = 15.0
@@ -66,15 +69,17 @@ def main(role: str) -> None:
     well = False
     try:
         settings = Settings.from_environment().at(int(os.environ.pop(SHARD, "0")))
+        logs.configure(settings)
+        logs.identify(f"{role} quarantine")
         options = msgspec.json.decode(os.environ.pop(OPTIONS, "{}"))
         actor = plugins.load(plugins.ROLES, role)(settings, options, suspects_only=True)
         interpreter.tune()
         asyncio.run(live(actor))
         well = True
     except GymqError as error:
-        print(f"gymq: the {role} quarantine ended: {error}", file=sys.stderr)
+        log.error("ended: %s", error)
     except BaseException:
-        traceback.print_exc()
+        log.critical("a defect of gymq ends this quarantine", exc_info=True)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

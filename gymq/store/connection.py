@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.settings import Settings
+from gymq.store import outages
 from gymq.store.keys import Keys
 from gymq.store.scripts import ScriptCall
 from gymq.store.topology import locate, parse
@@ -71,6 +72,7 @@ class Connection:
         self._name = name
         self._connection: Any = self._make(self.address.url)
         self._refused = False
+        self._away = False
         self.keys = Keys(self.address.tag)
         self._shas: dict[str, bytes] = {}
         self._lock = asyncio.Lock()
@@ -98,8 +100,18 @@ class Connection:
                     self._refused = False
                 try:
                     return await self.connect()
-                except ServerUnreachable:
+                except ServerUnreachable as error:
+                    self.tell_outage(error)
                     await asyncio.sleep(RECONNECT_PAUSE)
+
+    def tell_outage(self, reason: Exception) -> None:
+        """Tell that the shard is away; the next command that it answers ends that.
+
+        Args:
+            reason: why it cannot be used.
+        """
+        self._away = True
+        outages.began(self.shard, self.address, reason)
 
     def _make(self, url: str) -> Any:
         pool = redis.asyncio.ConnectionPool.from_url(
@@ -134,7 +146,7 @@ class Connection:
         async with self._lock:
             try:
                 await self._connection.send_command(*command, check_health=False)
-                return await self._connection.read_response()
+                reply = await self._connection.read_response()
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 raise Outage(str(error)) from None
             except NoScriptError as error:
@@ -146,8 +158,13 @@ class Connection:
                     raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
                 if _is_elsewhere(error):
                     self._refused = True
+                    self.tell_outage(error)
                     raise Outage(str(error)) from None
                 raise GymqError(f"Redis refused {command[0]}: {error}") from None
+            if self._away:
+                self._away = False
+                outages.ended(self.shard, self.address)
+            return reply
 
     async def run(self, call: ScriptCall[T]) -> T:
         """Run a script once on this shard, whose prefix is KEYS[1].

@@ -11,6 +11,7 @@ from redis.retry import Retry
 
 from gymq.errors import ServerUnreachable
 from gymq.settings import Settings
+from gymq.store import outages
 from gymq.store.keys import Keys
 from gymq.store.scripts import ScriptCall
 from gymq.store.topology import locate, parse
@@ -33,7 +34,9 @@ class SyncConnection:
         self._address = parse(settings.redis_url)[settings.shard]
         self.keys = Keys(self._address.tag)
         self._name = name
+        self._shard = settings.shard
         self._redis: redis.Redis | None = None
+        self._away = False
 
     def do(self, work: Callable[[redis.Redis], T]) -> T:
         """Pass the connection to a function, and return its result.
@@ -44,10 +47,17 @@ class SyncConnection:
         try:
             if self._redis is None:
                 self._redis = self._open()
-            return work(self._redis)
-        except (redis.RedisError, OSError):
+            result = work(self._redis)
+        except (redis.RedisError, OSError) as error:
             self.close()
+            if not isinstance(error, redis.ResponseError):
+                self._away = True
+                outages.began(self._shard, self._address, error)
             raise
+        if self._away:
+            self._away = False
+            outages.ended(self._shard, self._address)
+        return result
 
     def run(self, call: ScriptCall[T]) -> T:
         """Run a script once on this shard, whose prefix is KEYS[1].

@@ -52,6 +52,15 @@ class Address(msgspec.Struct, frozen=True):
     seeds: tuple[str, ...] = ()
     master: str = ""
 
+    @property
+    def place(self) -> str:
+        """Where the shard is, for people: without user, password and options."""
+        first = urlsplit((self.seeds or (self.url,))[0])
+        where = f"{first.hostname}:{first.port}" if first.port else first.hostname or ""
+        if self.kind == "server":
+            return f"{first.scheme}://{where}{first.path}"
+        return f"{self.kind}://{where}/{self.master}" if self.master else f"{self.kind}://{where} tag {self.tag}"
+
 
 @cache
 def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:

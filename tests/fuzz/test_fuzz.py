@@ -176,7 +176,7 @@ def test_codecs():
             decode(fuzz.mutate(good))
 
 
-async def test_mail(settings, capsys):
+async def test_mail(settings, caplog):
     """Actors take mutated mail: nothing is raised out of them, and all of it is acknowledged."""
     async with linked(settings) as connection:
         actors = [AgentWorker(settings, {}), ResourceWorker(settings, {"environments": "weather"})]
@@ -213,8 +213,8 @@ async def test_mail(settings, capsys):
             while len(actors[1].tasks) > 50 or (actors[1].tasks and number % 50 == 0):
                 await asyncio.sleep(0.001)
             if number % 50 == 0:
-                heard = capsys.readouterr().err
-                assert "Traceback" not in heard, f"seed {SEED}: {heard[-2000:]}"
+                assert "Traceback" not in caplog.text, f"seed {SEED}: {caplog.text[-2000:]}"
+                caplog.clear()
         assert [actor.failure for actor in actors] == [None, None]
         for actor in actors:
             await actor.close()

@@ -18,6 +18,7 @@ from gymq.runtime.affinity import AffinityRouter
 from gymq.store.runs import RunConfig
 from gymq.wire.calls import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, decode_call, encode
 from gymq.wire.message import Function, Message, ToolCall, encode_message
+from gymq.wire.record import encode_call
 from gymq.wire.task import Task, encode_task
 
 
@@ -207,4 +208,4 @@ def messages(play: Play) -> list[dict[str, Any]]:
 
 def records(*steps: Step) -> list[dict[str, Any]]:
     """The call records of some steps."""
-    return [json.loads(line) for step in steps for line in step.records]
+    return [json.loads(encode_call(call)) for step in steps for call in step.calls]

@@ -115,15 +115,12 @@ async def work(worker) -> None:
 
 
 @pytest.mark.parametrize(("fields", "reason"), [pytest.param(*case[1:], id=case[0]) for case in AGENT])
-async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, connection, capsys, fields: list[Any], reason: str | None):
+async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, connection, heard, fields: list[Any], reason: str | None):
     entry = await connection.send("XADD", keys.mailbox("agent"), "*", *fields)
     before = await connection.send("HGETALL", keys.rollout(LIVE))
     await work(agent)
-    said = capsys.readouterr().err
-    if reason is None:
-        assert said == ""
-    else:
-        assert said == f"gymq: mail {entry.decode()} in {keys.mailbox('agent')} is no mail of a rollout: {reason}\n"
+    where = f"mail {entry.decode()} in {keys.mailbox('agent')}"
+    assert heard() == ([] if reason is None else [f"{where} is no mail of a rollout: {reason}"])
     assert await pending(connection, "agent") == 0
     assert not agent.stats()["held"]
     assert await connection.send("HGETALL", keys.rollout(LIVE)) == before
@@ -140,12 +137,13 @@ async def test_mail_to_an_agent_that_is_forged_ends_nothing(agent, connection, c
 
 
 @pytest.mark.parametrize("role", ["model", "resource"])
-async def test_calls_that_are_forged_are_answered_or_dropped(settings, connection, capsys, role: str):
+async def test_calls_that_are_forged_are_answered_or_dropped(settings, connection, caplog, heard, role: str):
     if role == "model":
         worker, box = ModelWorker(settings, {"model": "scripted"}), "model:scripted"
     else:
         worker, box = ResourceWorker(settings, {"environments": "weather"}), "resource:weather"
     await started(worker, connection)
+    heard()
     named = [
         (f"a field {field!r}", field, b"\xc1", "is no call")
         for field in (b"", b"\xff\xfe", b"cx", b"c-1", b"z9", b"c2.0", b"c" + b"9" * 5000)
@@ -158,10 +156,10 @@ async def test_calls_that_are_forged_are_answered_or_dropped(settings, connectio
             await asyncio.sleep(0.01)
         assert not worker.stats()["held"], name
         assert worker.failure is None, name
-        heard = capsys.readouterr().err
-        assert "Traceback" not in heard, name
+        assert "Traceback" not in caplog.text, name
+        lines = heard()
         if said is not None:
-            assert said in heard and heard.count("\n") == 1, (name, heard)
+            assert len(lines) == 1 and said in lines[0], (name, lines)
     assert await pending(connection, box) == 0
     assert not await connection.send("KEYS", keys.rollout("*"))
     await stopped(worker)
@@ -177,7 +175,7 @@ RESULTS: dict[str, list[Any]] = {
 }
 
 
-async def test_results_that_are_forged_reach_no_sink(settings, connection, capsys):
+async def test_results_that_are_forged_reach_no_sink(settings, connection, heard):
     await runs.create(connection, RunConfig("r", "world", "tool", "m"))
     results = Results("r", "sink", settings=settings)
     await results.start()
@@ -187,7 +185,7 @@ async def test_results_that_are_forged_reach_no_sink(settings, connection, capsy
         "XADD", keys.results("r"), "*", "r", "r.0.0", "l", "1", "n", "1", "b", '{"rollout_id":"r.0.0","run":"r"}'
     )
     assert [rollout.id for rollout in await results.read() or ()] == ["r.0.0"]
-    lines = capsys.readouterr().err.splitlines()
+    lines = heard()
     assert len(lines) == len(RESULTS)
     assert all(line.endswith("in the results of run 'r' is no rollout of it; it is left out") for line in lines)
     assert (await connection.send("XPENDING", keys.results("r"), "sink"))[0] == 1

@@ -16,6 +16,7 @@ from gymq_workers.model.tokens.token_prompt import Prompt
 from gymq.api.backend import Request
 from gymq.wire.calls import Generated, Reply, Tokens, Usage
 from gymq.wire.message import Conversation, Function, Message, ToolCall, decode_message, encode_message
+from gymq.wire.record import encode_call
 from gymq.wire.recorded_tokens import past
 from tests.vllm.templates import tokenizer
 
@@ -86,7 +87,9 @@ class Talk:
         tokens = prompt.tokens(output, [-1.0] * len(output), [(0, len(self.prompts))])
         step = len(self.prompts) + 1
         answer = Generated(encoded, "stop", Usage(), tokens)
-        self.records.append(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(self.turns)))
+        self.records.append(
+            encode_call(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(self.turns)))
+        )
         self.prompts.append(prompt)
         self.outputs[len(self.turns)] = output
         self.turns.append(encoded)

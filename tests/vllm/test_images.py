@@ -22,6 +22,7 @@ from gymq.api.backend import Request
 from gymq.errors import CallError
 from gymq.wire.calls import Generated, Reply
 from gymq.wire.message import Conversation, Message, encode_message
+from gymq.wire.record import encode_call
 from gymq.wire.recorded_tokens import past
 from gymq.wire.token_branches import Branch, branches
 from tests.vllm.asking import floats, ints, request, said, version_at
@@ -82,7 +83,9 @@ class Talk:
         body = msgspec.json.encode(GREEDY | sampling)
         answer = await self.backend.generate(Request(self.rollout, "e", Conversation(turns), body, history=history))
         step, index = len(self.records) + 1, len(self.messages)
-        self.records.append(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=index))
+        self.records.append(
+            encode_call(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=index))
+        )
         self.messages.append(said(answer))
         self.answers.append(answer)
         return answer

@@ -118,7 +118,7 @@ class Machine:
             answer = _GENERATED.decode(reply.value)
         name = self._judge() if asking else ""
         record = call_record(kind, self.live.version, state.queued, reply, name, answer, len(self.live.messages))
-        self.step.records.append(record)
+        self.step.calls.append(record)
         self.context.worked(reply)
         if reply.fault is not None:
             return self._failed(kind, reply.fault)

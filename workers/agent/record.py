@@ -17,7 +17,6 @@ from gymq.wire.record import (
     RecordedTokens,
     RecordedUsage,
     RolloutRecord,
-    encode_call,
     encode_header,
 )
 
@@ -26,8 +25,8 @@ from .state import LiveRollout, State
 
 def call_record(
     kind: str, step: int, queued: float, reply: Reply, name: str = "", answer: Generated | None = None, message: int = 0
-) -> bytes:
-    """Encode the record of a call.
+) -> CallRecord:
+    """Make the record of a call.
 
     Args:
         kind: the call's kind.
@@ -51,7 +50,7 @@ def call_record(
             record.message = message
             if answer.tokens is not None:
                 record.tokens = RecordedTokens.of(answer.tokens)
-    return encode_call(record)
+    return record
 
 
 def header(live: LiveRollout, config: RunConfig, finished_at: float) -> bytes:

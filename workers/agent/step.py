@@ -9,6 +9,7 @@ from gymq.runtime.mailbox import Mail
 from gymq.store.admission import INLINE
 from gymq.store.scripts import BuriedLetter, CommitStep, RolloutEnd, Send
 from gymq.wire.calls import Call, CallKind, RequestParameters, encode, idempotency_token
+from gymq.wire.record import CallRecord, encode_call
 
 from .state import LiveRollout, encode_state
 
@@ -19,7 +20,7 @@ class Step(msgspec.Struct):
     Args:
         fields: hash fields to set, names and values in turn.
         messages: messages to append.
-        records: call records to append.
+        calls: records of the calls whose replies it takes in, to append.
         sends: the encoded calls, each with its mailbox.
         final: the rollout's end; None: it goes on.
         letter: the mail's dead letter; None but for mail that kills its process.
@@ -29,7 +30,7 @@ class Step(msgspec.Struct):
 
     fields: list[str | bytes] = []
     messages: list[bytes] = []
-    records: list[bytes] = []
+    calls: list[CallRecord] = []
     sends: list[Send] = []
     final: RolloutEnd | None = None
     letter: BuriedLetter | None = None
@@ -41,8 +42,8 @@ class Step(msgspec.Struct):
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
         return CommitStep(
-            live.rid, live.version, stream, mail, self.fields, self.messages, self.records, self.sends, int(self.due * 1000),
-            self.final, must, self.letter, self.drop, idempotency_token(live.state.queued),
+            live.rid, live.version, stream, mail, self.fields, self.messages, [encode_call(call) for call in self.calls],
+            self.sends, int(self.due * 1000), self.final, must, self.letter, self.drop, idempotency_token(live.state.queued),
         )  # fmt: skip
 
     def send(

@@ -81,7 +81,7 @@ class ToolTurn:
                 continue
             reply = next(left)
             spec = self.specs[running.call.name]
-            self.step.records.append(call_record("tool", self.live.version, self.state.queued, reply, spec.name))
+            self.step.calls.append(call_record("tool", self.live.version, self.state.queued, reply, spec.name))
             kept(spec, reply)
             if reply.fault is None:
                 result = _TOOL.decode(reply.value)

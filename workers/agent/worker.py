@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
-import traceback
 from contextlib import suppress
 
 from gymq.cache import byte_cache
 from gymq.errors import UNREADABLE, Fault, UnknownName, one_line
+from gymq.observe.events import (
+    Admitted,
+    CallRetried,
+    DeadLettered,
+    MailRefused,
+    RolloutFinished,
+    StepCommitted,
+    StepRejected,
+    emit,
+    wanted,
+)
 from gymq.runtime.actor import Actor
 from gymq.runtime.affinity import AffinityRouter
 from gymq.runtime.dead_letters import dead_letter_of_step
@@ -45,6 +55,8 @@ CANCELLED = frozenset({"run", "group", "rollout"})
 
 #: Fields of one message: a reply to each call that may be out together, and few more.
 MAX_REPLY_FIELDS = 2 * MAX_PARALLEL_TOOLS + 20
+
+log = logging.getLogger(__name__)
 
 
 class AgentWorker(Actor):
@@ -91,7 +103,8 @@ class AgentWorker(Actor):
         return [message for message in mail if _addressed(message.fields)]
 
     def _refuse(self, mail: Mail, reason: object) -> None:
-        print(f"gymq: mail {mail.id.decode()} in {mail.stream.decode()} is no mail of a rollout: {reason}", file=sys.stderr)
+        where = f"{mail.id.decode()} in {mail.stream.decode()}"
+        emit(MailRefused(self.role, where, f"is no mail of a rollout: {reason}"))
 
     async def _commit(self, batch: list[Mail]) -> list[Mail]:
         """Advance a batch; returns the mail to decide again."""
@@ -126,14 +139,17 @@ class AgentWorker(Actor):
             if outcome is CommitOutcome.CONFLICT:
                 self.counts["conflicts"] += 1
                 self._cache.pop(rid, None)
+                emit(StepRejected(rid, "conflict"))
                 again.append(mail)
                 continue
             self.intake.release(mail)
             if outcome is CommitOutcome.STALE or live is None or step is None:
                 self.counts["stale"] += 1
                 self._cache.pop(rid, None)
+                emit(StepRejected(rid, "stale"))
                 continue
             self.counts["applied"] += 1
+            self._tell(mail, live, step)
             live.version += 1
             if step.final:
                 ended += 1
@@ -145,6 +161,28 @@ class AgentWorker(Actor):
             self.counts["ended"] += ended
             await self._admit()
         return again
+
+    def _tell(self, mail: Mail, live: LiveRollout, step: Step) -> None:
+        """Emit what a committed step has done."""
+        run, environment, state = live.id.run, live.task.environment, live.state
+        now = time.time()
+        emit(StepCommitted(self.worker, live.rid, run, environment, live.version, step.calls, now))
+        if state.resume:
+            for call in step.calls:
+                if call.fault is not None:
+                    emit(CallRetried(live.rid, call.kind, call.fault.kind))
+        if step.letter is not None:
+            emit(DeadLettered(f"{live.rid}:{live.version}", self.role, live.rid, "act", "", mail.attempt))
+        if step.final and wanted(RolloutFinished):
+            score, fault = state.score, state.fault
+            reward = score.reward if score else None
+            why = "" if reward is not None else (score.reason if score else state.no_reward)
+            emit(
+                RolloutFinished(
+                    live.rid, run, environment, state.status, state.stop, f"{fault.kind}: {fault.message}" if fault else "",
+                    reward, why, state.turns, state.tool_calls, state.usage, state.started_at, now,
+                )
+            )  # fmt: skip
 
     async def _advance(self, mail: Mail, live: LiveRollout, must: bool) -> Step | None:
         run = live.id.run
@@ -187,7 +225,7 @@ class AgentWorker(Actor):
             return machine.abandon(Fault("internal", one_line(f"what a reply brings cannot be read: {error}")))
         except Exception as error:
             # A defect of gymq fails this rollout only: ending the process would have the mail redelivered, ten times.
-            traceback.print_exc()
+            log.exception("a defect of gymq fails rollout %s", live.rid)
             return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
     async def _gather(self, batch: list[Mail]) -> list[LiveRollout | NewerSchema | None]:
@@ -251,7 +289,10 @@ class AgentWorker(Actor):
     async def _admit(self) -> None:
         try:
             if not self.intake.closed:
-                self.counts["admitted"] += await admit(self._admission)
+                admitted = await admit(self._admission)
+                self.counts["admitted"] += admitted
+                if admitted:
+                    emit(Admitted(admitted))
         except Outage:
             await self._admission.reconnect()
         except ServerFull:

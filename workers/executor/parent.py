@@ -5,6 +5,7 @@ All code here runs on Celery's main thread, by timers of its loop: a process tha
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -21,11 +22,13 @@ from celery import bootsteps, signals
 from celery.worker import state
 
 from gymq.celery.queues import EXECUTOR
+from gymq.observe.events import CallFinished, WorkerLeft, WorkerReady, emit
 from gymq.process.lifetime import adopt_orphans, die_with
 from gymq.runtime.reply import send_sync
 from gymq.settings import Settings
 from gymq.store.keys import Keys
 from gymq.store.sync_connection import SyncConnection, sync_connections
+from gymq.store.topology import parse
 from gymq.store.worker_registry import new_name
 from gymq.wire.calls import Call, Reply
 from gymq.wire.ids import CallId
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from celery.worker import WorkController
     from celery.worker.consumer import Consumer
     from kombu.asynchronous.hub import Hub
+
+log = logging.getLogger(__name__)
 
 #: Renewals of the liveness key in the time after which it lapses: two may be lost.
 RENEWALS = 3
@@ -74,6 +79,7 @@ class ExecutorParent:
         self._janitor: subprocess.Popen[bytes] | None = None
         self._pipe = (-1, -1)
         self._shards = sync_connections(settings, EXECUTOR)
+        self._ready = False
         self._undelivered: deque[tuple[Call, Reply]] = deque()
 
     def renew(self) -> None:
@@ -83,7 +89,14 @@ class ExecutorParent:
                 client.do(partial(self._renew, client.keys.alive(self.name)))
                 client.do(partial(self._drop_claims, client.keys))
             except redis.RedisError as error:
-                print(f"gymq: executor: liveness not renewed: {error}", file=sys.stderr)
+                log.debug("liveness not renewed: %s", error)  # the outage is told
+
+    def tell_ready(self) -> None:
+        """Emit that it takes calls, the first time that it does."""
+        if not self._ready:
+            self._ready = True
+            for address in parse(self.settings.redis_url):
+                emit(WorkerReady(EXECUTOR, self.name, ["isolated"], address.place))
 
     def _renew(self, key: str, server: redis.Redis) -> None:
         milliseconds = round(self.settings.liveness * 1000)
@@ -122,9 +135,10 @@ class ExecutorParent:
         for _ in range(len(self._undelivered)):
             call, reply = self._undelivered.popleft()
             try:
-                send_sync(shard_of(self._shards, call), call, reply)
+                merged = send_sync(shard_of(self._shards, call), call, reply)
+                emit(CallFinished.of(EXECUTOR, call, reply, merged))
             except Exception as error:
-                print(f"gymq: executor: reply to {call.id} not delivered yet: {error}", file=sys.stderr)
+                log.warning("reply to %s not delivered yet: %s", call.id, error)
                 self._undelivered.append((call, reply))
 
     def kill_remains(self, pid: int | None) -> None:
@@ -257,6 +271,7 @@ class ExecutorStep(bootsteps.StartStopStep):
         executor = current()
         executor.pool = parent.pool
         executor.renew()
+        executor.tell_ready()
         hub.call_repeatedly(executor.settings.liveness / RENEWALS, executor.renew)
         hub.call_repeatedly(RETRY_PERIOD, executor.deliver)
         hub.call_repeatedly(RETRY_PERIOD, executor.ensure_janitor)
@@ -266,6 +281,7 @@ class ExecutorStep(bootsteps.StartStopStep):
         """Deliver the last replies."""
         current().hub = None
         current().deliver()
+        emit(WorkerLeft(EXECUTOR, current().name, 0))
 
     terminate = stop
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import sys
+import logging
 import time
 
 import msgspec
@@ -12,23 +12,26 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from gymq.celery.queues import ISOLATED_QUEUE
+from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
 from gymq.errors import Fault
+from gymq.observe.events import CallFinished, emit, wanted
 from gymq.wire.calls import Call, Reply, decode_call, decode_reply
 
 from . import processes
 from .parent import Undelivered, current
+
+log = logging.getLogger(__name__)
 
 #: The words of WorkerLostError before and after a death's cause.
 _BEFORE, _AFTER = "Worker exited prematurely: ", " Job: "
 
 
 def read_call(body: object) -> Call | None:
-    """Decode a call from a task's argument; None, with a line on stderr, if it is no call."""
+    """Decode a call from a task's argument; None, with a log line, if it is no call."""
     try:
         return decode_call(base64.b64decode(body))  # type: ignore[arg-type]
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
-        print(f"gymq: executor: a message to {ISOLATED_QUEUE} is no call: {error}", file=sys.stderr)
+        log.warning("a message to %s is no call: %s", ISOLATED_QUEUE, error)
         return None
 
 
@@ -36,6 +39,17 @@ class IsolatedRequest(Request):
     """A request of `gymq.isolated`. Its methods run on the parent's main thread."""
 
     _answered = False
+
+    def on_success(self, failed__retval__runtime: tuple[bool, object, float], **kwargs: object) -> None:
+        """Tell what a child has done; see `gymq.isolated`, whose result comes here as the text of its `repr`."""
+        failed, result, runtime = failed__retval__runtime
+        if not failed and wanted(CallFinished) and (outcome := str(result).strip("'")) != "None":
+            call = read_call(self.args[0])
+            if call is not None:
+                now = time.time()
+                reply = Reply(call.n, now - runtime, now, current().name)
+                emit(msgspec.structs.replace(CallFinished.of(EXECUTOR, call, reply, True), outcome=outcome))
+        super().on_success(failed__retval__runtime, **kwargs)
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Reply for a child that died, was killed at its limit, or could not deliver its reply."""

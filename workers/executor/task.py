@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from gymq.api.environment import DEFAULT_TIMEOUT
 from gymq.celery import app
 from gymq.celery.queues import EXECUTOR, ISOLATED, ISOLATED_QUEUE
 from gymq.errors import CallError, FaultKind
+from gymq.observe.events import outcome
 from gymq.runtime.reply import send_sync
 from gymq.store import scripts
 from gymq.store.sync_connection import SyncConnection, sync_connections
@@ -33,6 +34,8 @@ from ..invocation.result_encoding import callable_name
 from . import processes
 from .parent import ExecutorStep, Undelivered, current, shard_of
 from .request import read_call
+
+log = logging.getLogger(__name__)
 
 #: Tries to reach Redis, one a second. After them a child drops a call that it has not begun, since it is sent again, and
 #: leaves the reply of a finished one to its parent, which has no time limit.
@@ -55,25 +58,25 @@ _clients: dict[int, list[SyncConnection]] = {}
     acks_on_timeout=True,
     reject_on_worker_lost=False,
 )
-def isolated(body: str, schema: int = 1) -> None:
-    """Run a call and reply to it.
+def isolated(body: str, schema: int = 1) -> str | None:
+    """Run a call and reply to it; return its outcome, as `CallFinished` has it; None: another process has replied or will.
 
     Args:
         body: the encoded call in base64, as `submit` sends it.
         schema: the call's schema.
     """
     if schema > SCHEMA:
-        print(f"gymq: executor: isolated call of a newer schema ({schema}); start newer executors", file=sys.stderr)
-        return  # unclaimed, so that its resource worker sends it again
+        log.warning("isolated call of a newer schema (%d); start newer executors", schema)
+        return None  # unclaimed, so that its resource worker sends it again
     call = read_call(body)
     if call is None:
-        return
+        return None
     client = shard_of(_shards(), call)
     try:
         if not _retry(lambda: _claim(client, call)):
-            return
+            return None
     except (redis.RedisError, OSError):
-        return
+        return None
     started = time.time()
     value, fault = b"", None
     try:
@@ -86,9 +89,10 @@ def isolated(body: str, schema: int = 1) -> None:
         current().tidy()
     reply = Reply(n=call.n, started=started, finished=time.time(), worker=current().name, fault=fault, value=value)
     try:
-        _retry(lambda: send_sync(client, call, reply))
+        merged = _retry(lambda: send_sync(client, call, reply))
     except (redis.RedisError, OSError):
         raise Undelivered(encode(reply)) from None
+    return outcome(reply, merged)
 
 
 def submit(call: Call, timeout: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-import sys
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager
 
 from gymq.errors import one_line
 from gymq.wire.calls import Call
+
+log = logging.getLogger(__name__)
 
 #: Seconds without use until a session is closed: its rollout is elsewhere, or its model takes very long.
 IDLE_LIMIT = 600.0
@@ -211,7 +213,7 @@ class Sessions:
                         await result
         except Exception as error:
             reason = one_line(f"{type(error).__name__}: {error}")
-            print(f"gymq: a session of {environment} could not be closed: {reason}", file=sys.stderr)
+            log.warning("a session of %s could not be closed: %s", environment, reason)
 
     async def end(self) -> None:
         """Close all sessions, and wait for it."""

@@ -7,10 +7,10 @@ ones. While it loads, the actor takes no mail, and the calls in hand wait.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +19,14 @@ import msgspec
 
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError, one_line
+from gymq.observe.events import WeightsFailed, WeightsLoaded, WeightsLoading, emit
 from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 from gymq.store.model_weights import MAX_FAILURES, LoadFailure, Weights, copy, read_weights
 from gymq.wire.calls import Generated
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two requests for the turn to load.
 LOAD_TURN_PAUSE = 0.1
@@ -157,7 +160,7 @@ class WeightUpdater:
         except Outage:
             await self._connection.reconnect()
         except GymqError as error:
-            print(f"gymq: {error}", file=sys.stderr)
+            log.warning("%s", error)
         if self._failed is not None:
             self._leave(self._failed)
 
@@ -203,6 +206,8 @@ class WeightUpdater:
 
     async def _take(self, wanted: Weights) -> None:
         where = f"weights: version {wanted.version} of {self._model} cannot be loaded on {socket.gethostname()}"
+        began = time.monotonic()
+        emit(WeightsLoading(self._model, wanted.version, wanted.mode))
         self.loading = wanted.version
         self._gate.clear()
         self._hold(True)
@@ -217,6 +222,7 @@ class WeightUpdater:
         except Exception as error:
             text = str(error) if isinstance(error, GymqError) else f"{type(error).__name__}: {error}"
             reason = one_line(text if wanted.path in text else f"{text} ({wanted.path})")
+            emit(WeightsFailed(self._model, wanted.version, reason))
             await self._report(wanted.version, reason)
             # The gate stays closed: the backend's weights are unknown.
             self._failed = GymqError(f"{where}: {reason}; this worker leaves")
@@ -224,6 +230,7 @@ class WeightUpdater:
         self._backend.version = wanted.version
         self._taken = wanted.id
         self.loading = None
+        emit(WeightsLoaded(self._model, wanted.version, time.monotonic() - began))
         self._start_clocks(stopped)
         self._gate.set()
         self._hold(False)

@@ -9,6 +9,7 @@ from gymq import plugins
 from gymq.aio import cancel_and_wait
 from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, GymqError, UsageError, one_line
+from gymq.observe.events import CallFinished, wanted
 from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallWorker
 from gymq.runtime.mailbox import Mail
@@ -140,7 +141,10 @@ class ModelWorker(CallWorker):
             while True:
                 await self._backend.enter(request)
                 try:
-                    return encode(await self._ask(request, call.timeout))
+                    answer = await self._ask(request, call.timeout)
+                    if wanted(CallFinished):
+                        self.usages[call.id] = answer.usage
+                    return encode(answer)
                 except WeightsChanged:
                     continue
         except asyncio.CancelledError:

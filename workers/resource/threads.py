@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar
 from types import FrameType
 from typing import Any, TypeVar
 
+from gymq.observe.work import work_in_hand
 from gymq.wire.calls import Call
 
 from ..invocation.invoke import called
@@ -22,8 +23,7 @@ T = TypeVar("T")
 #: Threads for hooks and tools that are not `async`.
 MAX_THREADS = 16
 
-#: The call that the current asyncio task serves.
-serving: ContextVar[Call] = ContextVar("serving")
+log = logging.getLogger(__name__)
 
 
 class ToolThreads(ThreadPoolExecutor):
@@ -41,15 +41,17 @@ class ToolThreads(ThreadPoolExecutor):
         Args:
             fn, args, kwargs: the function and its arguments.
         """
-        call = serving.get(None)
+        call = work_in_hand.get()
         if call is None:  # a session is being closed
             return super().submit(fn, *args, **kwargs)
 
         def run() -> T:
             self._running.add(call.id)
+            token = work_in_hand.set(call)
             try:
                 return fn(*args, **kwargs)
             finally:
+                work_in_hand.reset(token)
                 self._running.discard(call.id)
                 self.stuck.pop(call.id, None)
 
@@ -69,7 +71,7 @@ class ToolThreads(ThreadPoolExecutor):
 
 
 def watch_loop(limit: float) -> Callable[[], None]:
-    """Print which call blocks the running loop, once for each blockage.
+    """Log which call blocks the running loop, once for each blockage.
 
     Args:
         limit: seconds for which the loop may stand still.
@@ -87,9 +89,7 @@ def watch_loop(limit: float) -> Callable[[], None]:
             except RuntimeError:
                 return  # the loop was closed
             if not turned.wait(limit) and not ended.is_set():
-                print(
-                    f"gymq: resource: {_culprit(sys._current_frames().get(loops_thread), limit)}", file=sys.stderr, flush=True
-                )
+                log.warning("%s", _culprit(sys._current_frames().get(loops_thread), limit))
                 turned.wait()
             ended.wait(limit / 4)
 

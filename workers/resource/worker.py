@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 from functools import partial
 from typing import Any
 
@@ -27,10 +27,12 @@ from ..invocation.invoke import build, invoke
 from ..invocation.result_encoding import callable_name
 from ..invocation.sessions import Session, Sessions
 from .isolated import IsolatedCalls
-from .threads import MAX_THREADS, ToolThreads, serving, watch_loop
+from .threads import MAX_THREADS, ToolThreads, watch_loop
 
 #: Calls that one resource worker has in flight by default.
 DEFAULT_CONCURRENCY = 1024
+
+log = logging.getLogger(__name__)
 
 #: The result, for the model, of a `once` call whose worker died.
 UNKNOWN = "Error: the outcome of this call is unknown: it was started and the process died. It was not run again."
@@ -97,7 +99,7 @@ class ResourceWorker(CallWorker):
         """See `Actor`."""
         return super().stats() | {"sessions": len(self._sessions)}
 
-    async def serve(self, call: Call) -> bytes:
+    async def serve(self, call: Call) -> bytes | None:
         """Run the hook or tool; see `CallWorker`."""
         spec = self._specs.get(call.environment)
         if spec is None:
@@ -116,8 +118,8 @@ class ResourceWorker(CallWorker):
         if once and not await self._first(call):
             return encode(ToolResult(msgspec.json.encode(UNKNOWN), error=True))
         if isolated:
-            return await self._isolate(call, task, messages, timeout)
-        serving.set(call)
+            await self._isolate(call, task, messages, timeout)
+            return None  # the executor has replied
         conversation = Conversation(messages)
         try:
             if "session" not in wants:
@@ -169,14 +171,13 @@ class ResourceWorker(CallWorker):
                 f"{len(self._threads.stuck)} of {MAX_THREADS} threads hang in {hanging}, which met its limit and runs on: "
                 "say isolated=True there, and it can be killed. This worker ends, so that another takes its place"
             )
-            print(f"gymq: resource: draining: {failure}", file=sys.stderr, flush=True)
+            log.error("draining: %s", failure)
             self.leave(failure, at_once=False, to_blame=True)
 
-    async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> bytes:
+    async def _isolate(self, call: Call, task: Task | None, messages: list[bytes] | None, timeout: float) -> None:
         call.task = None if task is None else encode_task(task)
         call.messages, call.seen, call.length = messages or [], 0, len(messages or [])
         await self._isolated.run(call, timeout)
-        return b""  # the executor has replied; this acknowledges the mail
 
     async def _first(self, call: Call) -> bool:
         begun = await self.connection.insist(scripts.begin_once(call.rollout, call.step, call.n, self.worker))

@@ -73,7 +73,7 @@ def test_an_actor_that_does_not_stop_is_left_behind(worker):
     agent = worker("agent", "--option", "hang=1", "--option", "drain_limit=0.5")
     agent.process.terminate()
     assert agent.process.wait(20) == 1
-    assert "gymq: Fake did not stop within 10 s" in agent.text
+    assert "Fake did not stop within 10 s" in agent.text
 
 
 @pytest.mark.slow

@@ -299,7 +299,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(settings, run_name, consumer
         next(iter(consume(run_name, consumer, unit, settings)))
 
 
-async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told(settings, run, capsys):
+async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told(settings, run, caplog):
     redis = Redis.from_url(settings.redis_url)
     # Given a trainer that was given six rollouts and has acknowledged four of them
     await run.enqueue(8)
@@ -324,7 +324,7 @@ async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told
     third = await take(results, 2)
     assert [rollout.id for rollout in third] == ["r.7.0", "r.6.0"]
     assert results.rolled_back == 4
-    assert "Redis lost the last 4 rollouts" in capsys.readouterr().err
+    assert "Redis lost the last 4 rollouts" in caplog.text
     # And what it had acknowledged is acknowledged, and what it had not is when it does
     assert await run.connection.run(scripts.consumer_lag("r")) == {"trainer": 4}
     await results.ack(*second, *third)

@@ -14,6 +14,7 @@ from gymq.runtime.call_worker import STRIKES
 from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.wire.calls import Call, Generated, Reply, Tokens, Usage
+from gymq.wire.record import encode_call
 from tests.support.call_server import BOX, Server, call, living, replies
 from tests.support.rollouts import letters
 from tests.support.shard import keys
@@ -52,7 +53,7 @@ async def test_a_call_is_answered_and_its_mail_is_gone(settings, connection):
     assert await connection.send("XLEN", keys.mailbox(BOX)) == 0
 
 
-async def test_faults_and_defects_of_a_call_are_its_reply_and_the_worker_lives_on(settings, connection, capsys):
+async def test_faults_and_defects_of_a_call_are_its_reply_and_the_worker_lives_on(settings, connection, caplog):
     async with living(Server(settings)):
         for n, arguments in enumerate(["fault", "defect", ""]):
             await call(connection, n, arguments)
@@ -60,10 +61,10 @@ async def test_faults_and_defects_of_a_call_are_its_reply_and_the_worker_lives_o
     assert found["r.0.0"].fault.kind == "environment"
     assert found["r.1.0"].fault.kind == "internal" and "ZeroDivisionError: a defect" in found["r.1.0"].fault.message
     assert found["r.2.0"].fault is None
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in caplog.text
 
 
-async def test_mail_that_is_no_call_is_put_aside_and_the_next_one_served(settings, connection, capsys):
+async def test_mail_that_is_no_call_is_put_aside_and_the_next_one_served(settings, connection, heard):
     await connection.send("XADD", keys.mailbox(BOX), "*", "c", b"\xc1 forged")
     server = Server(settings)
     async with living(server):
@@ -71,7 +72,7 @@ async def test_mail_that_is_no_call_is_put_aside_and_the_next_one_served(setting
         await replies(connection, 1)
         await until(lambda: server.stats()["held"] == 0)
     assert server.started == [one.id]
-    assert "is no call" in capsys.readouterr().err
+    assert any("is no call" in line for line in heard())
     assert await connection.send("XLEN", keys.mailbox(BOX)) == 0
 
 
@@ -295,7 +296,9 @@ async def test_the_token_ids_of_earlier_answers_are_read_from_the_records_of_the
     # Given a rollout with two answers that have token ids, a tool's call between them, and one that this call does not follow
     def record(step: int, message: int, tokens: Tokens | None, kind: str = "generate") -> bytes:
         reply = Reply(0, 1.0, 2.0, "w")
-        return call_record(kind, step, 0.5, reply, answer=Generated(b"{}", "stop", Usage(), tokens), message=message)
+        return encode_call(
+            call_record(kind, step, 0.5, reply, answer=Generated(b"{}", "stop", Usage(), tokens), message=message)
+        )
 
     first, second = Tokens(0, b"\1\0\0\0", b"\2\0\0\0", b"\0\0\0\0", [(0, 3)]), Tokens(2, b"", b"\5\0\0\0")
     of_a_judge = Tokens(0, b"\7\0\0\0", b"\7\0\0\0")

@@ -172,7 +172,7 @@ async def test_an_agent_that_is_not_installed_fails_its_rollouts_and_says_so(wor
     assert record["error"]["kind"] == "agent" and "unknown agent 'nobody'" in record["error"]["message"]
 
 
-async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, connection, make, monkeypatch, capsys):
+async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, connection, make, monkeypatch, caplog):
     # Given a machine that cannot advance one of two rollouts
     await make(2)
     await worker.duties()
@@ -191,7 +191,7 @@ async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, c
     assert (record["rollout_id"], record["error"]["kind"]) == ("r.0.0", "internal")
     assert "ZeroDivisionError: a defect" in record["error"]["message"]
     assert await connection.send("XLEN", MODEL) == 1
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in caplog.text
 
 
 async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, connection, make, monkeypatch):

@@ -263,12 +263,12 @@ async def test_sessions_of_rollouts_that_are_gone_and_of_those_that_nobody_uses_
     assert [one.closed for one in live.made] == [1, 1]
 
 
-async def test_a_close_that_fails_is_told_and_harms_nobody(live, worker, monkeypatch, capsys):
+async def test_a_close_that_fails_is_told_and_harms_nobody(live, worker, monkeypatch, caplog):
     monkeypatch.setattr(Object, "close", lambda self: 1 / 0)
     await worker.serve(call("look"))
     await worker.serve(call(kind="close"))
     await settle(worker)
-    assert "a session of live could not be closed: ZeroDivisionError" in capsys.readouterr().err
+    assert "a session of live could not be closed: ZeroDivisionError" in caplog.text
 
 
 # What cannot be.

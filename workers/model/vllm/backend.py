@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from functools import partial
 
 from gymq.api.backend import Backend, Request
@@ -18,6 +18,8 @@ from .images import Images
 from .options import VllmOptions
 from .parsers import Parsers
 from .sampling import Bodies
+
+log = logging.getLogger(__name__)
 
 #: Bytes of token ids and prompts' texts that are kept: those of a few thousand conversations.
 MAX_BYTES = 256 << 20
@@ -61,7 +63,7 @@ class VllmBackend(Backend):
         variables = {} if template is None else {"chat_template": template}
         self._log = TokenLog(ChatTemplate(tokenizer, variables, self._engine.ends()), MAX_BYTES)
         tool, reasoning = self._parsers.names
-        print(f"gymq: model vllm:{self.model}: tool parser {tool}, reasoning parser {reasoning}", file=sys.stderr)
+        log.info("model vllm:%s: tool parser %s, reasoning parser %s", self.model, tool, reasoning)
 
     async def stop(self) -> None:
         """End the engine."""

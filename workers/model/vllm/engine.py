@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,6 +23,8 @@ from ..tokens.chat_template import Ends
 from .load import EngineLoad
 from .options import VllmOptions
 from .process import HOSTED
+
+log = logging.getLogger(__name__)
 
 #: Treatments of calls in flight as weights change: freeze them, let them end, begin them anew.
 MODES = ("keep", "wait", "abort")
@@ -113,7 +114,7 @@ class Engine:
         config = self._llm.vllm_config
         self.longest = config.model_config.max_model_len
         self.load.begin(config.scheduler_config.max_num_seqs)
-        print(f"gymq: vLLM has loaded {self._options.model} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        log.info("vLLM has loaded %s in %.0f s", self._options.model, time.monotonic() - began)
 
     def _spare_statistics(self) -> None:
         """Turn vLLM's statistics of requests off: they cost a quarter of this process's time; the scheduler's come anyway.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from typing import Any
 
 from gymq.wire.json_types import JsonObject
@@ -14,6 +14,8 @@ from .engine import Sampled
 from .load import EngineLoad
 from .options import VllmOptions
 from .sampling import Body
+
+log = logging.getLogger(__name__)
 
 #: Text of a chat template whose tool calls are JSON between tags, as Hermes's and Qwen's are.
 _HERMES = re.compile(r"<tool_call>\s*(?:\\n)?\s*\{.{0,40}name", re.S)
@@ -100,7 +102,7 @@ class Parsers:
 
     def _malformed(self, why: str) -> None:
         if not self._load.malformed:
-            print(f"gymq: a tool call that the parser {self.names[0]} cannot read: {why[:200]} (said once)", file=sys.stderr)
+            log.warning("a tool call that the parser %s cannot read: %s (said once)", self.names[0], why[:200])
         self._load.malformed += 1
 
     def _decode(self, sampled: Sampled, body: Body) -> str:

@@ -13,6 +13,7 @@ from gymq_workers.model.openai import backend as openai_backend
 from gymq.errors import CallError
 from gymq.wire.calls import Reply, Tokens
 from gymq.wire.message import Message, decode_message
+from gymq.wire.record import encode_call
 from gymq.wire.token_branches import branches
 from tests.support.model_server import ask, servers
 
@@ -50,7 +51,9 @@ async def test_answers_that_go_on_from_each_other_are_one_branch(backend):
     records = []
     for step in range(3):
         answer = await one.generate(ask(*said, rollout="run.4.0"))
-        records.append(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(said)))
+        records.append(
+            encode_call(call_record("generate", step, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(said)))
+        )
         said += [decode_message(answer.message), "And now?"]
     (branch,) = branches({"calls": [msgspec.json.decode(record) for record in records]})
     assert [span.message for span in branch.answers] == [1, 3, 5]

@@ -15,7 +15,7 @@ from bench.mock_tokens import END, OK, decode
 from gymq.errors import CallError
 from gymq.wire.calls import Generated, Reply, Usage
 from gymq.wire.message import Message, encode_message
-from gymq.wire.record import RecordedTokens
+from gymq.wire.record import RecordedTokens, encode_call
 from gymq.wire.recorded_tokens import past
 from tests.support.model_server import ask
 from tests.support.tokenizer import IMAGE, Bytes
@@ -125,7 +125,9 @@ class Talk:
         answer = Generated(message, "stop", Usage(), prompt.tokens(list(output), [], []))
         number = len(self.records) + 1
         self.records.append(
-            call_record("generate", number, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(self.messages))
+            encode_call(
+                call_record("generate", number, 0.0, Reply(0, 1.0, 2.0, "w"), answer=answer, message=len(self.messages))
+            )
         )
         self.messages.append(Message("assistant", "ok"))
         return prompt
