@@ -32,7 +32,7 @@ def recorder(clock: Clock) -> ActivityRecorder:
 
 def step(*calls: CallRecord) -> events.StepCommitted:
     """A step that took in the replies of calls."""
-    return events.StepCommitted("a", "r.0.0", "r", "dice", 1, list(calls), [], 0.0)
+    return events.StepCommitted("a", "r.0.0", "r", "dice", 1, list(calls), 0.0)
 
 
 def test_calls_are_counted_by_kind_for_a_minute(clock, recorder):
@@ -55,7 +55,7 @@ def test_calls_are_counted_by_kind_for_a_minute(clock, recorder):
 def test_requests_that_failed_are_counted_and_the_newest_is_named(recorder):
     for status in (200, 400, 429, 429, 503, 0):
         recorder.model_requested(events.ModelRequested("h:1", status, 0.1))
-    recorder.call_retried(events.CallRetried("r.0.0", "generate", "model_unavailable", 1, 1.0))
+    recorder.call_retried(events.CallRetried("r.0.0", "generate", "model_unavailable"))
     assert recorder.activity({}) == Activity(refused=2, errors=2, resent=1, fault="no answer from h:1")
 
 
