@@ -17,14 +17,11 @@ from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.scripts import CloseOutcome
-from gymq.wire.ids import RUN_NAME
+from gymq.wire.ids import RUN_NAME, PartId
 from gymq.wire.pricing import Prices
 
 _NAME = re.compile(RUN_NAME)
 
-
-#: A group or a rollout within its run.
-_PLACE = re.compile(r"\d{1,9}(\.\d{1,9})?")
 #: Fields in which the same run may differ from what it was: they change no rollout.
 _FREE = frozenset({"name", "concurrency", "backlog", "batch", "created", "prices"})
 
@@ -219,32 +216,28 @@ async def cancel(connection: Connection, name: str) -> int:
     return live
 
 
-async def cancel_some(connection: Connection, name: str, which: list[str]) -> tuple[int, int]:
+async def cancel_some(connection: Connection, name: str, which: list[PartId]) -> tuple[int, int]:
     """End some groups and rollouts of a run that goes on with the others.
 
     Args:
         connection: a connection.
         name: the run's name.
-        which: of a group the row's number, of a rollout `ROW.SAMPLE`.
+        which: the groups and rollouts.
 
     Returns:
         How many rollouts were in flight, and how many had not begun: those end as soon as it is their turn.
 
     Raises:
-        UsageError: a group or rollout is written otherwise.
         UnknownName: there is no such run, group or rollout; then nothing is cancelled.
         RunClosed: the run, or one of them, has ended; then nothing is cancelled.
     """
-    for target in which:
-        if not _PLACE.fullmatch(target):
-            raise UsageError(f"{target!r} is no group (ROW) and no rollout (ROW.SAMPLE); write one of them")
     cancelled = await connection.run(scripts.cancel_rollouts(name, which))
     if cancelled.state is None:
         raise UnknownName(f"no run {name!r}; `gymq status` lists the runs")
     if not cancelled.targets:
         raise RunClosed(f"run {name!r} is {cancelled.state}: its rollouts have ended, or end now")
-    for target, counts in zip(which, cancelled.targets, strict=True):
-        what = f"rollout {name}.{target}" if "." in target else f"group {name}.{target}"
+    for part, counts in zip(which, cancelled.targets, strict=True):
+        what = f"{'group' if part.sample is None else 'rollout'} {name}.{part}"
         if not counts.total:
             raise UnknownName(f"no {what}; run {name!r} has fewer rows or samples")
         if not counts.live + counts.waiting:

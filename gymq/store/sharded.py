@@ -15,6 +15,7 @@ from gymq.store.connection import Connection
 from gymq.store.keys import Keys
 from gymq.store.run_status import RunStatus, merge, read_status
 from gymq.store.runs import RunConfig
+from gymq.wire.ids import PartId
 
 T = TypeVar("T")
 
@@ -115,11 +116,11 @@ class Shards:
         """Cancel a run; return the number of rollouts in flight."""
         return sum(await self._where_open(lambda connection: runs.cancel(connection, name)))
 
-    async def cancel_some(self, name: str, which: list[str]) -> tuple[int, int]:
+    async def cancel_some(self, name: str, which: list[PartId]) -> tuple[int, int]:
         """Cancel groups and rollouts, each on its shard; see `runs.cancel_some`."""
         live = waiting = 0
         for connection in self.connections:
-            part = [target for target in which if int(target.partition(".")[0]) % connection.shards == connection.shard]
+            part = [target for target in which if target.shard(connection.shards) == connection.shard]
             if part:
                 cancelled = await runs.cancel_some(connection, name, part)
                 live, waiting = live + cancelled[0], waiting + cancelled[1]

@@ -11,6 +11,7 @@ MAX_ROW_DIGITS, MAX_SAMPLE_DIGITS = 9, 6
 #: A run's name, which becomes part of Redis keys and ids.
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
+_PART = re.compile(rf"([0-9]{{1,{MAX_ROW_DIGITS}}})(?:\.([0-9]{{1,{MAX_SAMPLE_DIGITS}}}))?")
 _ROLLOUT = re.compile(rf"({RUN_NAME})\.([0-9]{{1,{MAX_ROW_DIGITS}}})\.([0-9]{{1,{MAX_SAMPLE_DIGITS}}})")
 
 
@@ -55,6 +56,40 @@ class RolloutId(NamedTuple):
 
     def shard(self, shards: int) -> int:
         """Return the index of the shard that holds its row, and so all of its group.
+
+        Args:
+            shards: how many shards there are.
+        """
+        return self.row % shards
+
+
+class PartId(NamedTuple):
+    """A part of a run, a group or a rollout; as text `row` or `row.sample`.
+
+    Args:
+        row: the index of the task.
+        sample: the rollout's index within its group; None: the whole group.
+    """
+
+    row: int
+    sample: int | None = None
+
+    @classmethod
+    def check(cls, text: str, run: str = "") -> Self | None:
+        """Split a text that a person wrote; None if it is no part's id.
+
+        Args:
+            text: `row`, `row.sample`, or either behind the run's name and a dot.
+            run: the run's name; "": the text does not name it.
+        """
+        match = _PART.fullmatch(text.removeprefix(f"{run}.") if run else text)
+        return match and cls(int(match[1]), None if match[2] is None else int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.row}" if self.sample is None else f"{self.row}.{self.sample}"
+
+    def shard(self, shards: int) -> int:
+        """Return the index of the shard that holds it.
 
         Args:
             shards: how many shards there are.

@@ -12,6 +12,7 @@ import pytest
 
 from gymq.store import runs
 from gymq.store.runs import RunConfig
+from gymq.wire.ids import PartId
 from tests.support import rollouts
 from tests.support.farm import guest_rows, journal_lines, slow_rows
 from tests.support.redis_server import running
@@ -117,7 +118,7 @@ def test_groups_and_rollouts_are_cancelled_while_their_run_goes_on(farm, tmp_pat
     farm.produce(RunConfig("some", "slow", "tool", "scripted", samples=3, concurrency=6), rows)
     wait_until(lambda: len(journal_lines(journal)) == 6, 20, "six calls at work")
     # When a rollout and a group in flight are cancelled, and a rollout and a group that did not begin
-    cancelled = ["0.1", "1", "3.0", "4"]
+    cancelled = [PartId(0, 1), PartId(1), PartId(3, 0), PartId(4)]
     flying, waiting = rollouts.with_link(farm.settings, lambda connection: runs.cancel_some(connection, "some", cancelled))
     assert (flying, waiting) == (4, 4)
     found = {record["rollout_id"]: record for record in farm.finish("some", tmp_path / "out.jsonl", 60)}

@@ -8,6 +8,7 @@ from enum import Enum, IntEnum
 import msgspec
 
 from gymq.store.scripts.script import ScriptCall
+from gymq.wire.ids import PartId
 
 
 class EnqueueRefusal(Enum):
@@ -86,16 +87,16 @@ class CancelledRollouts(msgspec.Struct):
     targets: list[CancelTarget]
 
 
-def cancel_rollouts(run: str, targets: Sequence[str]) -> ScriptCall[CancelledRollouts]:
+def cancel_rollouts(run: str, targets: Sequence[PartId]) -> ScriptCall[CancelledRollouts]:
     """Cancel groups and rollouts of a run that goes on.
 
     Args:
         run: the run's name.
-        targets: of a group the row's number, of a rollout `ROW.SAMPLE`.
+        targets: the groups and rollouts.
     """
     return ScriptCall(
         "cancel_rollouts",
-        (run, *targets),
+        (run, *map(str, targets)),
         lambda reply: CancelledRollouts(reply[0] and reply[0].decode(), [CancelTarget(*counts) for counts in reply[1:]]),
     )
 

@@ -162,10 +162,10 @@ def test_groups_and_rollouts_are_cancelled_and_a_run_is_paused_by_name(cli, serv
     assert "paused: no rollouts of run r1 are admitted until `gymq control resume r1`" in cli("control", "pause", "r1").stdout
     cli("control", "resume")
     assert "run r1 is paused; `gymq control resume r1`" in cli("status").stdout
-    said = cli("cancel", "r1", "--group", 3, "--group", "r1.4", "--rollout", "5.1", "--rollout", "r1.6.0").stdout
+    said = cli("cancel", "r1", "--group", "weather-003", "--group", "r1.4", "--rollout", "5.1", "--rollout", "r1.6.0").stdout
     assert "run r1: 0 rollouts in flight cancelled; 6 have not begun and end when it is their turn" in said
     assert "no group r1.120" in cli("cancel", "r1", "--group", 120, code=2).stderr
-    assert "write the row's number" in cli("cancel", "r1", "--group", "5.1", code=2).stderr
+    assert "no task of that id that is not finished" in cli("cancel", "r1", "--group", "5.1", code=2).stderr
     assert "write ROW.SAMPLE" in cli("cancel", "r1", "--rollout", "5", code=2).stderr
     cli("control", "resume", "r1")
     cli("sink", "jsonl", "--run", "r1", "--out", "out.jsonl")

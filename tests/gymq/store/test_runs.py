@@ -9,6 +9,7 @@ from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.store import runs, scripts
 from gymq.store.run_status import read_status
 from gymq.store.runs import RunConfig
+from gymq.wire.ids import PartId
 from tests.support.redis_server import leaked_keys
 from tests.support.rollouts import make_run
 from tests.support.shard import keys
@@ -52,7 +53,7 @@ async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(conn
     await pretender.admit()
     await pretender.end("r.0.0")
     # When the rest of the first group is cancelled, a group that has half begun, and a rollout that has not
-    assert await runs.cancel_some(connection, "r", ["0", "1", "2.1", "1.0"]) == (3, 2)
+    assert await runs.cancel_some(connection, "r", [PartId(0), PartId(1), PartId(2, 1), PartId(1, 0)]) == (3, 2)
     mail = await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")
     assert [(fields[1], fields[5]) for _, fields in mail] == [(b"r.0.1", b"group"), (b"r.1.0", b"group")]
     for entry, _ in mail:
@@ -68,11 +69,10 @@ async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(conn
 @pytest.mark.parametrize(
     ("which", "error", "says"),
     [
-        ("0", RunClosed, "group r.0 has ended"),
-        ("0.1", RunClosed, "rollout r.0.1 has ended"),
-        ("1.2", UnknownName, "no rollout r.1.2"),
-        ("9", UnknownName, "no group r.9"),
-        ("x", UsageError, "no group .* and no rollout"),
+        (PartId(0), RunClosed, "group r.0 has ended"),
+        (PartId(0, 1), RunClosed, "rollout r.0.1 has ended"),
+        (PartId(1, 2), UnknownName, "no rollout r.1.2"),
+        (PartId(9), UnknownName, "no group r.9"),
     ],
 )
 async def test_what_has_ended_or_does_not_exist_cannot_be_cancelled_and_then_nothing_is(connection, which, error, says):
@@ -81,18 +81,18 @@ async def test_what_has_ended_or_does_not_exist_cannot_be_cancelled_and_then_not
     await pretender.end("r.0.0", "r.0.1")
     await pretender.admit()
     with pytest.raises(error, match=says):
-        await runs.cancel_some(connection, "r", ["1", which])
+        await runs.cancel_some(connection, "r", [PartId(1), which])
     assert await connection.send("XLEN", keys.mailbox("agent")) == 0
     assert await connection.send("EXISTS", keys.cancelled("r")) == 0
 
 
 async def test_a_run_that_has_ended_cannot_be_cancelled(connection):
     with pytest.raises(UnknownName):
-        await runs.cancel_some(connection, "nosuch", ["1"])
+        await runs.cancel_some(connection, "nosuch", [PartId(1)])
     await make_run(connection, rows=1)
     await runs.cancel(connection, "r")
     with pytest.raises(RunClosed, match="is cancelled"):
-        await runs.cancel_some(connection, "r", ["0"])
+        await runs.cancel_some(connection, "r", [PartId(0)])
     await connection.send("HSET", keys.run("r"), "state", "done")
     with pytest.raises(RunClosed, match="is done"):
         await runs.cancel(connection, "r")

@@ -16,7 +16,8 @@ from gymq.store import scripts, task_ledger
 from gymq.store.connection import Connection
 from gymq.store.run_status import read_status
 from gymq.store.runs import RunConfig, cancel, close
-from gymq.store.task_ledger import TaskLedger
+from gymq.store.task_ledger import TaskLedger, find_rows
+from gymq.wire.ids import PartId
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
 from tests.support.rollouts import Pretender, linked
@@ -54,6 +55,12 @@ async def test_a_chunk_enters_once(run):
     assert await book.write("c2", tasks(2)) == 2
     assert await book.chunks() == [{"c1": 3, "c2": 2}]
     assert (await read_status(run.connection, "r")).rows == 5
+
+
+async def test_the_rows_of_unfinished_tasks_are_found_by_their_ids(run):
+    await TaskLedger([run.connection], "r").write("c1", tasks(1200))
+    assert await find_rows(run.connection, "r", {"0", "7", "1199", "none"}) == {"0": 0, "7": 7, "1199": 1199}
+    assert await find_rows(run.connection, "other", {"0"}) == {}
 
 
 async def test_a_chunk_that_two_producers_write_at_once_enters_once(settings, run):
@@ -291,7 +298,7 @@ async def _play(settings: Settings, config: RunConfig, rows: int, skipped: int, 
 
         async def cancel_some() -> None:
             row, sample = chance.randrange(rows), chance.choice((None, *range(config.samples)))
-            cancelled = await connection.run(scripts.cancel_rollouts("r", [f"{row}" if sample is None else f"{row}.{sample}"]))
+            cancelled = await connection.run(scripts.cancel_rollouts("r", [PartId(row, sample)]))
             if not cancelled.targets:
                 return  # the run is done
             (counts,) = cancelled.targets

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from gymq.store import scripts
 from gymq.store.scripts import EnqueueRefusal
+from gymq.wire.ids import PartId
 from tests.support.protocol.worker import Reader
 from tests.support.protocol.world import World
 from tests.support.shard import keys
@@ -75,7 +76,7 @@ class Operators(RuleBasedStateMachine):
     def cancel_some(self, name: str, places: list[tuple[int, int | None]]) -> None:
         """Cancel groups and rollouts, some of which have not begun, have ended, or are not there."""
         run = self.world.history.runs[name]
-        cancelled = self.world.script(scripts.cancel_rollouts(name, [f"{r}" if s is None else f"{r}.{s}" for r, s in places]))
+        cancelled = self.world.script(scripts.cancel_rollouts(name, [PartId(*place) for place in places]))
         assert cancelled.state == run.state
         if run.state not in ("open", "closed"):
             assert not cancelled.targets
