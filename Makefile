@@ -46,16 +46,20 @@ $(VENV)/dev: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+$(VENV)/deploy: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[deploy]'
+	@touch $@
+
 demo: $(VENV)/user
 	$(BIN)/gymq run weather --data environments/demo.jsonl --model 'replay:environments/*/data/smollm2.jsonl' --out out/demo.jsonl
 
 test: $(VENV)/dev
 	$(PYTEST) -m "not slow" $(TESTS)
 
-test-ci: $(VENV)/dev
+test-ci: $(VENV)/deploy
 	GYMQ_HYPOTHESIS=ci $(PYTEST) -m "not heavy" $(TESTS)
 
-test-all: $(VENV)/dev
+test-all: $(VENV)/deploy
 	GYMQ_HYPOTHESIS=full $(PYTEST) $(TESTS)
 	$(MAKE) test-vllm
 

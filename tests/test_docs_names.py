@@ -24,7 +24,7 @@ PAGES = sorted(
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 #: Folders of the repository: a name in backticks that begins with one of them is a path.
-FOLDERS = r"(?:gymq|workers|environments|producers|sinks|tests|docs|bench|\.ci)/"
+FOLDERS = r"(?:gymq|workers|environments|producers|sinks|tests|docs|bench|deploy|\.ci)/"
 
 #: Folders that CONTRIBUTING.md reserves for what is not built yet; a folder that exists leaves this list.
 RESERVED = frozenset({"gymq/evaluation/", "gymq/view/", "sinks/trainers/", "environments/adapters/", "workers/gateway/"})

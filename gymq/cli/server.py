@@ -1,4 +1,4 @@
-"""`gymq server`: the embedded server by itself, for workers in processes of their own on this machine."""
+"""`gymq server`: the embedded server by itself, for workers in processes of their own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ import click
 
 @click.command()
 @click.option("--folder", metavar="DIR", required=True, help="Where its data and its address lie; what is there is continued.")
-def server(folder: str) -> None:
-    """Run the server that comes with gymq: loopback only, with a password of its own, its data in a folder.
+@click.option(
+    "--host", metavar="NAME", help="A name or address of this machine by which others reach it.  [default: loopback only]"
+)
+def server(folder: str, host: str | None) -> None:
+    """Run the server that comes with gymq: with a password of its own, its data in a folder.
 
     Its address, with the password, is in DIR/server.url, readable by you alone. Ctrl-C stops it; the data stays.
-    For more than one machine use a Redis or Valkey of your own.
+    It listens on loopback; with --host at that address too, without TLS: for a network that you trust.
 
     \b
     Examples:
       gymq server --folder out/server
+      gymq server --folder /shared/server --host $(hostname)
       export GYMQ_REDIS_URL=$(cat out/server/server.url)
     """
     from gymq.errors import GymqError
@@ -33,7 +37,7 @@ def server(folder: str) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    with EmbeddedRedis(path) as running:
+    with EmbeddedRedis(path, host) as running:
         click.echo(f"listening; export GYMQ_REDIS_URL=$(cat {path / 'server.url'})")
         # A wait in slices: a signal's handler runs between two of them.
         while not stop.wait(0.5):

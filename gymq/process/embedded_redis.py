@@ -1,7 +1,7 @@
 """A Redis-compatible server as a child process, so that gymq runs without any set-up.
 
-It listens on loopback only, requires a random password, and keeps its data in its folder, where a later server continues
-with them. The folder has
+It listens on loopback, and at one more address if it is told to; requires a random password; and keeps its data in its
+folder, where a later server continues with them. The folder has
 
     server.conf    its configuration, with the password: mode 0600
     server.url     where it listens, with the password: mode 0600; for other commands of the same user
@@ -21,6 +21,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -55,8 +56,10 @@ LOCK_LIMIT = 3.0
 #: Seconds to stop, for at most a second of writes to be synced. Killed after them, it loses nothing that is on the disk.
 STOP_GRACE = 10.0
 
+LOOPBACK = "127.0.0.1"
+
 CONFIG = """\
-bind 127.0.0.1
+bind {addresses}
 port {port}
 requirepass {password}
 dir {folder}
@@ -75,10 +78,12 @@ class EmbeddedRedis:
 
     Args:
         folder: the folder of its data; made if it does not exist.
+        host: a name or address of this machine by which others reach it; it listens there too. None: loopback only.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str | None = None) -> None:
         self.folder = folder.absolute()
+        self._host = host or LOOPBACK
         self._password = secrets.token_hex(16)
         self._port: int | None = None
         self._child: ChildProcess | None = None
@@ -92,7 +97,7 @@ class EmbeddedRedis:
         """
         if self._port is None:
             raise GymqError(f"the server in {self.folder} was not started; call start() first")
-        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+        return f"redis://:{self._password}@{self._host}:{self._port}/0"
 
     @property
     def pid(self) -> int | None:
@@ -142,7 +147,9 @@ class EmbeddedRedis:
         config = self.folder / "server.conf"
         log: list[str] = []
         for port in [self._port] if self._port else random.sample(PORTS, PORT_TRIES):
-            _write_secret(config, CONFIG.format(port=port, password=self._password, folder=_quoted(self.folder)))
+            addresses = " ".join(dict.fromkeys((LOOPBACK, _address(self._host))))
+            parts = {"addresses": addresses, "password": self._password, "folder": _quoted(self.folder)}
+            _write_secret(config, CONFIG.format(port=port, **parts))
             # At this process's death SIGTERM, after which the server still syncs its data.
             argv, log_file = [str(binary), str(config)], self.folder / "server.log"
             child = ChildProcess(argv, {}, "server", log_file, death_signal=signal.SIGTERM, inherit=[lock])
@@ -159,6 +166,18 @@ class EmbeddedRedis:
                 break
         end = " | ".join(line.strip() for line in log) or "(nothing)"
         raise GymqError(f"{binary.name} does not come up; {self.folder / 'server.log'} ends with: {end}")
+
+
+def _address(host: str) -> str:
+    """Look up the address of a name of this machine.
+
+    Raises:
+        GymqError: there is none.
+    """
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise GymqError(f"--host {host}: {error.strerror or error}; give a name or address of this machine") from error
 
 
 def running_url(folder: Path) -> str | None:
@@ -207,7 +226,7 @@ def server_binary() -> Path:
 def _answers(child: ChildProcess, port: int, password: str) -> bool:
     """Wait until the server answers; return False if it ends or takes too long."""
     retry = Retry(NoBackoff(), 0)
-    client = Redis("127.0.0.1", port, password=password, socket_timeout=1, socket_connect_timeout=1, retry=retry)
+    client = Redis(LOOPBACK, port, password=password, socket_timeout=1, socket_connect_timeout=1, retry=retry)
     began, limit = time.monotonic(), START_LIMIT
     try:
         while child.alive and time.monotonic() < began + limit:

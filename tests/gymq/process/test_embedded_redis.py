@@ -76,6 +76,23 @@ def test_it_listens_on_loopback_only(server: EmbeddedRedis):
     assert [each.laddr.ip for each in listening] == ["127.0.0.1"]
 
 
+def test_told_an_address_it_listens_there_too(tmp_path: Path):
+    with EmbeddedRedis(tmp_path, "127.0.0.2") as server, client(server.url) as redis:
+        assert "@127.0.0.2:" in server.url
+        assert redis.ping()
+        assert server.pid
+        listening = [each for each in psutil.Process(server.pid).net_connections() if each.status == psutil.CONN_LISTEN]
+        assert sorted(each.laddr.ip for each in listening) == ["127.0.0.1", "127.0.0.2"]
+
+
+@pytest.mark.parametrize(
+    ("host", "says"), [("no.such.host.invalid", "give a name or address of this machine"), ("203.0.113.1", "ends with: ")]
+)
+def test_an_address_of_another_machine_is_refused_in_one_line(tmp_path: Path, host: str, says: str):
+    with pytest.raises(GymqError, match=says), EmbeddedRedis(tmp_path, host):
+        pass
+
+
 def test_the_password_is_in_no_command_line_and_in_no_file_that_others_may_read(server: EmbeddedRedis):
     assert server.pid
     password = server.url.split(":")[2].partition("@")[0]
