@@ -43,6 +43,11 @@ def entry_point_groups() -> set[str]:
     return set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"])
 
 
+def span_attributes() -> set[str]:
+    """The attributes of gymq's own in spans, which are spelled like modules."""
+    return set(re.findall(r'"(gymq\.\w+)"', (ROOT / "gymq" / "observe" / "spans.py").read_text()))
+
+
 @cache
 def names_of(path: Path) -> frozenset[str]:
     """The classes and functions of a module, methods included."""
@@ -77,7 +82,7 @@ def test_each_path_in_a_page_exists(page: Path):
 
 @PAGE
 def test_each_dotted_name_in_a_page_resolves(page: Path):
-    known = CELERY_NAMES | entry_point_groups()
+    known = CELERY_NAMES | entry_point_groups() | span_attributes()
     for text in in_backticks(page):
         for dotted in re.findall(r"(?<![\w/.-])(gymq(?:_\w+)?(?:\.[A-Za-z_]\w*)+)(?![\w/{])", text):
             assert dotted in known or resolves(dotted), f"{page.name} names {dotted}"

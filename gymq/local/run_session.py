@@ -32,6 +32,7 @@ from gymq.local.run_options import RunOptions
 from gymq.local.source_ranges import produce, source_ranges
 from gymq.local.trial import Trial, Verdict
 from gymq.local.wait_reader import WaitReader
+from gymq.observe import traces
 from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.process.supervisor import Supervisor
 from gymq.settings import Settings
@@ -143,6 +144,8 @@ class RunSession:
             with _variables(settings.environment()):
                 asyncio.run(self._prepare(settings))
                 with RunProgress(self._config.name, self.total, len(self._kept)) as progress:
+                    if line := traces.missing():
+                        progress.say(f"gymq: {line}")
                     return self._work(settings, server, progress)
         finally:
             if server is not None:

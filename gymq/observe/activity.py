@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +21,7 @@ _LIMITS = {"requests": ("requests/min (--rpm)", 60), "tokens": ("tokens/min (--t
 
 
 class ActivityRecorder:
-    """Counts a process's events over the last minute.
+    """Counts a process's events over the last minute; they and its heartbeats come from one loop.
 
     Args:
         clock: returns the time in seconds; tests set it.
@@ -32,7 +31,6 @@ class ActivityRecorder:
         self._clock = clock
         self._slices: deque[tuple[float, Activity]] = deque()
         self._limits: dict[tuple[str, str], tuple[float, LimitInForce]] = {}
-        self._lock = threading.Lock()
 
     def subscribe(self) -> None:
         """Count from now on."""
@@ -46,48 +44,48 @@ class ActivityRecorder:
         """Count the calls whose replies a step took in."""
         if not event.calls:
             return
-        with self._lock:
-            now = self._slice()
-            for call in event.calls:
-                times = now.ended.get(call.kind)
-                if times is None:
-                    times = now.ended[call.kind] = CallTimes()
-                times.calls += 1
-                times.queued += max(0.0, call.started - call.queued)
-                times.limited += call.waited
-                times.worked += max(0.0, call.finished - call.started - call.waited)
-                if call.fault is not None:
-                    times.faults += 1
-                    now.fault = f"{call.kind}: {call.fault.kind}: {call.fault.message}"
+        now = self._slice()
+        for call in event.calls:
+            times = now.ended.get(call.kind)
+            if times is None:
+                times = now.ended[call.kind] = CallTimes()
+            started, waited = call.started, call.waited
+            queued, worked = started - call.queued, call.finished - started - waited
+            times.calls += 1
+            times.limited += waited
+            # Clocks of two machines differ.
+            if queued > 0:
+                times.queued += queued
+            if worked > 0:
+                times.worked += worked
+            if call.fault is not None:
+                times.faults += 1
+                now.fault = f"{call.kind}: {call.fault.kind}: {call.fault.message}"
 
     def call_retried(self, event: events.CallRetried) -> None:
         """Count a call that will be sent again."""
-        with self._lock:
-            self._slice().resent += 1
+        self._slice().resent += 1
 
     def model_requested(self, event: events.ModelRequested) -> None:
         """Count a request that a model's server refused or failed."""
         if 0 < event.status < 500 and event.status != 429:
             return
-        with self._lock:
-            now = self._slice()
-            if event.status == 429:
-                now.refused += 1
-            else:
-                now.errors += 1
-            now.fault = f"HTTP {event.status} from {event.endpoint}" if event.status else f"no answer from {event.endpoint}"
+        now = self._slice()
+        if event.status == 429:
+            now.refused += 1
+        else:
+            now.errors += 1
+        now.fault = f"HTTP {event.status} from {event.endpoint}" if event.status else f"no answer from {event.endpoint}"
 
     def limit_in_force(self, event: events.LimitInForce) -> None:
         """Note a rate limit that holds requests back."""
         unit, seconds = _LIMITS.get(event.limit, ("requests/s, learned from refusals", 1))
         limit = LimitInForce(event.endpoint, f"{event.rate * seconds:.3g} {unit}", event.waiting)
-        with self._lock:
-            self._limits[event.endpoint, event.limit] = self._clock(), limit
+        self._limits[event.endpoint, event.limit] = self._clock(), limit
 
     def limit_lifted(self, event: events.LimitLifted) -> None:
         """Forget a rate limit."""
-        with self._lock:
-            self._limits.pop((event.endpoint, event.limit), None)
+        self._limits.pop((event.endpoint, event.limit), None)
 
     def activity(self, working: dict[str, InWork]) -> Activity:
         """Return the activity of the last minute.
@@ -95,15 +93,14 @@ class ActivityRecorder:
         Args:
             working: the calls that the process has in work now, by kind.
         """
-        with self._lock:
-            now = self._clock()
-            while self._slices and self._slices[0][0] < now - WINDOW:
-                self._slices.popleft()
-            total = merge([counted for _, counted in self._slices])
-            self._limits = {key: (at, limit) for key, (at, limit) in self._limits.items() if at > now - LIMIT_KEPT}
-            total.limits = [limit for _, limit in self._limits.values()]
-            total.working = working
-            return total
+        now = self._clock()
+        while self._slices and self._slices[0][0] < now - WINDOW:
+            self._slices.popleft()
+        total = merge([counted for _, counted in self._slices])
+        self._limits = {key: (at, limit) for key, (at, limit) in self._limits.items() if at > now - LIMIT_KEPT}
+        total.limits = [limit for _, limit in self._limits.values()]
+        total.working = working
+        return total
 
     def _slice(self) -> Activity:
         now = self._clock()

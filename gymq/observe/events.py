@@ -290,6 +290,8 @@ class StepCommitted(Event, frozen=True, gc=False):
         version: the rollout's version before it; 0: the step that began the rollout.
         calls: the calls whose replies it took in, as they stand in the rollout's record; empty: none, as in the first step.
         at: when it was committed.
+        model: the run's model SPEC.
+        born: when the run was created; tells it from a removed run of the same name.
     """
 
     worker: str
@@ -299,6 +301,8 @@ class StepCommitted(Event, frozen=True, gc=False):
     version: int
     calls: list[CallRecord]
     at: float
+    model: str
+    born: float
 
 
 class RolloutFinished(Event, frozen=True, gc=False):
@@ -318,6 +322,9 @@ class RolloutFinished(Event, frozen=True, gc=False):
         usage: tokens of all answers.
         started_at: when its first step ran.
         finished_at: when its last step ran.
+        agent: the agent's name.
+        model: the run's model SPEC.
+        born: when the run was created; tells it from a removed run of the same name.
     """
 
     rollout: str
@@ -333,6 +340,9 @@ class RolloutFinished(Event, frozen=True, gc=False):
     usage: Usage
     started_at: float
     finished_at: float
+    agent: str
+    model: str
+    born: float
 
 
 class StepRejected(Event, frozen=True, gc=False):

@@ -7,6 +7,7 @@ from collections import Counter
 
 import msgspec
 
+from gymq.errors import one_line
 from gymq.store.sharded import Shards
 from gymq.store.worker_registry import WorkerEntry, live_executors, live_workers
 from gymq.wire.activity import Activity, merge
@@ -54,4 +55,6 @@ async def read_workforce(shards: Shards) -> Workforce:
         for name in entry.starting:
             starting[name] = max(starting.get(name, 0.0), now - entry.started)
     loads = {f"{entry.host}-{entry.pid}": entry.load for entry in working if entry.load}
-    return Workforce(dict(sorted(roles.items())), dict(readers), starting, dict(sorted(loads.items())), merge(activities))
+    activity = merge(activities)
+    activity.fault = one_line(activity.fault)  # whoever may write to Redis may have chosen it, and a terminal shows it
+    return Workforce(dict(sorted(roles.items())), dict(readers), starting, dict(sorted(loads.items())), activity)

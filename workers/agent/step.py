@@ -7,6 +7,7 @@ import msgspec
 from gymq.runtime.affinity import Route
 from gymq.runtime.mailbox import Mail
 from gymq.store.admission import INLINE
+from gymq.store.runs import RunConfig
 from gymq.store.scripts import BuriedLetter, CommitStep, RolloutEnd, Send
 from gymq.wire.calls import Call, CallKind, RequestParameters, encode, idempotency_token
 from gymq.wire.record import CallRecord, encode_call
@@ -18,6 +19,7 @@ class Step(msgspec.Struct):
     """The changes of one step; `commit` makes of them what the commit script takes.
 
     Args:
+        config: the rollout's run.
         fields: hash fields to set, names and values in turn.
         messages: messages to append.
         calls: records of the calls whose replies it takes in, to append.
@@ -28,6 +30,7 @@ class Step(msgspec.Struct):
         drop: True: the calls that are pending are given up.
     """
 
+    config: RunConfig
     fields: list[str | bytes] = []
     messages: list[bytes] = []
     calls: list[CallRecord] = []

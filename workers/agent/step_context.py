@@ -62,7 +62,7 @@ class StepContext:
         self.current = current
         self.routes = routes
         self.guard = AgentGuard(agent, config.agent)
-        self.step = Step([], [], [], [])
+        self.step = Step(config, [], [], [], [])
         self.now = time.time()
         self.opened = live.state.phase not in ("new", "opening")
 

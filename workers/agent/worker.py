@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from gymq.cache import byte_cache
 from gymq.errors import UNREADABLE, Fault, UnknownName, one_line
+from gymq.observe import traces
 from gymq.observe.events import (
     Admitted,
     CallRetried,
@@ -164,9 +165,13 @@ class AgentWorker(Actor):
 
     def _tell(self, mail: Mail, live: LiveRollout, step: Step) -> None:
         """Emit what a committed step has done."""
-        run, environment, state = live.id.run, live.task.environment, live.state
+        run, environment, state, config = live.id.run, live.task.environment, live.state, step.config
         now = time.time()
-        emit(StepCommitted(self.worker, live.rid, run, environment, live.version, step.calls, now))
+        emit(
+            StepCommitted(
+                self.worker, live.rid, run, environment, live.version, step.calls, now, config.model, config.created
+            )
+        )  # fmt: skip
         if state.resume:
             for call in step.calls:
                 if call.fault is not None:
@@ -181,6 +186,7 @@ class AgentWorker(Actor):
                 RolloutFinished(
                     live.rid, run, environment, state.status, state.stop, f"{fault.kind}: {fault.message}" if fault else "",
                     reward, why, state.turns, state.tool_calls, state.usage, state.started_at, now,
+                    config.agent, config.model, config.created,
                 )
             )  # fmt: skip
 
@@ -265,13 +271,15 @@ class AgentWorker(Actor):
     # Duties besides the mail.
 
     async def prepare(self) -> None:
-        """Open the connection for admissions, and look who has private mailboxes."""
+        """Open the connection for admissions, look who has private mailboxes, and begin traces where they are wanted."""
+        traces.start()
         await self._admission.connect()
         with suppress(Outage):
             await self._look()
 
     async def close(self) -> None:
-        """Close the connection for admissions."""
+        """Close the connection for admissions, and export what is left of traces."""
+        await traces.flush()
         await self._admission.close()
 
     async def duties(self) -> None:

@@ -32,7 +32,7 @@ def recorder(clock: Clock) -> ActivityRecorder:
 
 def step(*calls: CallRecord) -> events.StepCommitted:
     """A step that took in the replies of calls."""
-    return events.StepCommitted("a", "r.0.0", "r", "dice", 1, list(calls), 0.0)
+    return events.StepCommitted("a", "r.0.0", "r", "dice", 1, list(calls), 0.0, "openai:qwen", 0.0)
 
 
 def test_calls_are_counted_by_kind_for_a_minute(clock, recorder):
