@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from gymq_workers.inline.player import Player
 
-from gymq.api.environment import Environment, Opening, Response, Score
-from gymq.api.tools import wanted
+from gymq.api.environment import Environment
 from gymq.ingest.chat_items import Item, to_messages
 from gymq.ingest.row_parser import parse_row
 from gymq.wire.message import Conversation, Message, encode_message
+from gymq.wire.record import RolloutRecord
 from gymq.wire.task import Task
 
 ENVIRONMENTS = Path(__file__).parent
@@ -22,9 +22,6 @@ RECORDED = ENVIRONMENTS.parents[1] / "shared" / "conformance" / "nemo_gym"
 
 #: Rollouts in each of NeMo Gym's `example_rollouts.jsonl`.
 RECORDED_COUNT = 5
-
-#: Turns after which a rollout without an end fails its test.
-MAX_TURNS = 30
 
 
 class Recorded(msgspec.Struct):
@@ -34,13 +31,6 @@ class Recorded(msgspec.Struct):
     messages: Conversation
     results: list[str]
     reward: float
-
-
-class Played(msgspec.Struct):
-    """A rollout played in this process."""
-
-    messages: Conversation
-    score: Score
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -103,52 +93,10 @@ def _prompt(row: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def play() -> Callable[[Environment, Task], Awaitable[Played]]:
-    """Play a rollout with the environment's own policy; its state is encoded between calls, as in workers."""
-    return _play
+def play() -> Callable[[Environment, Task], Awaitable[RolloutRecord]]:
+    """Play a rollout with the environment's own policy, and return its record."""
 
+    async def play(environment: Environment, task: Task) -> RolloutRecord:
+        return (await Player(type(environment)).play(task)).record
 
-async def _play(environment: Any, task: Task) -> Played:
-    conversation = Conversation(list(task.encoded))
-    encoded = b""
-
-    async def call(function: Callable[..., Any], arguments: dict[str, Any] | None = None, keep: bool = True) -> Any:
-        nonlocal encoded
-        state = msgspec.msgpack.decode(encoded, type=environment.State) if encoded else None
-        injected = {"task": task, "messages": conversation, "state": state}
-        value = function(**{name: injected[name] for name in wanted(function)}, **(arguments or {}))
-        value = await value if inspect.isawaitable(value) else value
-        if state is not None and keep:
-            encoded = msgspec.msgpack.encode(state)
-        return value
-
-    def say(*messages: Message) -> None:
-        conversation.encoded.extend(encode_message(message) for message in messages)
-
-    spec = environment.spec()
-    if spec.open.present:
-        opening: Opening = await call(environment.open)
-        encoded = msgspec.msgpack.encode(opening.state)
-        say(*opening.messages)
-    for _ in range(MAX_TURNS):
-        message: Message = await call(environment.policy)
-        say(message)
-        for made in message.tool_calls:
-            tool = environment.tools[made.function.name]
-            arguments = tool.arguments(made.function.arguments)
-            content = await call(getattr(environment, tool.name), arguments, keep=not tool.flags["read_only"])
-            say(Message(role="tool", content=content, tool_call_id=made.id, name=tool.name))
-        if message.tool_calls:
-            continue
-        if not spec.respond.present:
-            break
-        response = await call(environment.respond)
-        if isinstance(response, str):
-            response = Response(messages=[Message(role="user", content=response)])
-        say(*response.messages)
-        if response.done:
-            break
-    else:
-        pytest.fail(f"the rollout had not ended after {MAX_TURNS} turns")
-    score = await call(environment.verify)
-    return Played(conversation, score if isinstance(score, Score) else Score(reward=score))
+    return play

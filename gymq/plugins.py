@@ -24,6 +24,7 @@ BACKENDS = "gymq.backends"
 PRODUCERS = "gymq.producers"
 SINKS = "gymq.sinks"
 ROLES = "gymq.roles"
+PLAYERS = "gymq.players"
 
 
 class _Added:

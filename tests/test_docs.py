@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from gymq_workers.inline.pytest_plugin import play
 
 from gymq import Environment
 from gymq.ingest.prompt_template import PromptConfig
@@ -52,8 +53,13 @@ def test_the_command_of_an_environments_readme_works(name: str, tmp_path: Path):
     assert len((tmp_path / argv[argv.index("--out") + 1]).read_bytes().splitlines()) == len(rows)
 
 
-def test_the_environments_of_the_docs_are_environments():
+def test_the_environments_of_the_docs_are_environments(monkeypatch):
     for body in blocks("docs/environments.md", "python"):
+        if "def test_" in body:
+            space: dict = {}
+            exec(body, space)
+            space["test_the_die_is_repeated"](play)
+            continue
         # Tools read their types from their module.
         module = sys.modules["shown"] = types.ModuleType("shown")
         try:
@@ -63,6 +69,7 @@ def test_the_environments_of_the_docs_are_environments():
         made = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Environment)]
         (environment,) = [value for value in made if value is not Environment]
         assert environment.spec().tools
+        monkeypatch.setitem(sys.modules, environment.name, module)  # the page's tests import it
 
 
 def test_the_rows_and_files_of_the_docs_are_accepted(tmp_path: Path):

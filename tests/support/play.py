@@ -1,4 +1,4 @@
-"""A rollout played step by step through the machine, as if another worker took it over after each step."""
+"""A rollout that is advanced by hand, with an environment that is only described and replies that are made here."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import json
 from typing import Any
 
 import msgspec
-from gymq_workers.agent.machine import Machine
-from gymq_workers.agent.state import LiveRollout, State, decode_state, encode_state
 from gymq_workers.agent.step import Step
-from gymq_workers.agent.step_context import StepContext
+from gymq_workers.inline.rollout import InlineRollout, calls
 
 from gymq.api.agent import Agent
 from gymq.api.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
 from gymq.runtime.affinity import AffinityRouter
 from gymq.store.runs import RunConfig
-from gymq.wire.calls import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, decode_call, encode
+from gymq.wire.calls import Call, Generated, Opened, Reply, Responded, Scored, Tokens, ToolResult, Usage, encode
 from gymq.wire.message import Function, Message, ToolCall, encode_message
 from gymq.wire.record import encode_call
-from gymq.wire.task import Task, encode_task
+from gymq.wire.task import Task
 
 
 class Script(Agent):
@@ -39,13 +37,13 @@ class Script(Agent):
         return action
 
 
-class Play:
-    """One rollout.
+class Play(InlineRollout):
+    """One rollout with an environment that is only described, for replies by hand.
 
     Args:
         agent: its agent.
         tools: names of the environment's tools, or their specs.
-        hooks: the hooks that the environment has.
+        hooks: the hooks that the environment has; one that ends with "!" asks for the live session.
         config: fields of the run.
         routes: who has private mailboxes.
         task: fields of the task.
@@ -61,41 +59,17 @@ class Play:
         routes: AffinityRouter | None = None,
         **task: Any,
     ) -> None:
-        self.agent = agent
-        self.routes = routes or AffinityRouter()
         specs = [tool if isinstance(tool, ToolSpec) else spec(tool) for tool in tools]
-        # A hook that ends with "!" asks for the live session.
         present = {hook.rstrip("!"): HookSpec(present=True, session=hook.endswith("!")) for hook in hooks}
-        self.spec = EnvironmentSpec("world", specs, **present)
-        self.config = RunConfig("r", "world", agent.name, "model", **(config or {}))
         task.setdefault("encoded", [encode_message(Message("user", "go"))])
-        task = Task("t", "world", **task)
-        #: The policy version that the model is to sample with.
-        self.current = 0
-        self.live = LiveRollout("r.7.1", 0, State(), [], task, encode_task(task))
-
-    @property
-    def state(self) -> State:
-        return self.live.state
-
-    def go(self, *replies: Reply) -> Step:
-        """One step."""
-        return self._stored(self._machine().advance(list(replies)))
-
-    def due(self, later: float = 0.0) -> Step | None:
-        """What time does, `later` seconds from now."""
-        machine = self._machine()
-        machine.context.now += later
-        step = machine.due()
-        return None if step is None else self._stored(step)
-
-    def abandon(self, fault: Fault, status: str = "failed") -> Step:
-        """The end, whatever it was doing."""
-        return self._stored(self._machine().abandon(fault, status))
-
-    def cancel(self, fault: Fault) -> Step:
-        """The end, by way of `close` if that is due."""
-        return self._stored(self._machine().cancel(fault))
+        super().__init__(
+            "r.7.1",
+            Task("t", "world", **task),
+            RunConfig("r", "world", agent.name, "model", **(config or {})),
+            EnvironmentSpec("world", specs, **present),
+            agent,
+            routes or AffinityRouter(),
+        )
 
     def to(self, phase: str) -> Play:
         """Play on until the pending calls are of a phase, with friendly replies."""
@@ -105,30 +79,10 @@ class Play:
             step = self.go(*[friendly(call) for _, call in calls(step)])
         return self
 
-    def _machine(self) -> Machine:
-        return Machine(StepContext(self.live, self.config, self.spec, self.agent, self.current, self.routes))
-
-    def _stored(self, step: Step) -> Step:
-        if not step.final:
-            step.commit(self.live, b"", b"", False)
-            old = self.live
-            fields = dict(zip(step.fields[::2], step.fields[1::2], strict=True))
-            self.live = LiveRollout(
-                old.rid, old.version + 1, decode_state(fields["s"]), list(old.messages), old.task, old.task_data,
-                fields.get("e", old.environment_state), fields.get("q", old.parameters),
-            )  # fmt: skip
-            assert encode_state(self.live.state) == fields["s"]
-        return step
-
 
 def spec(name: str, **flags: Any) -> ToolSpec:
     """A tool."""
     return ToolSpec(name, {"type": "function", "function": {"name": name, "parameters": {}}}, **flags)
-
-
-def calls(step: Step) -> list[tuple[str, Call]]:
-    """What a step sends: mailbox and call."""
-    return [(send.mailbox, decode_call(send.body)) for send in step.sends]
 
 
 def ways(step: Step) -> list[tuple[Any, ...]]:

@@ -61,13 +61,13 @@ async def test_the_scripted_model_makes_all_calls_in_one_turn(counter, make_task
         ("call_1_1", "increment_counter", '{"count": -2}'),
         ("call_1_2", "get_counter_value", "{}"),
     ]
-    assert played.messages.last.text == 'Done: {"count": 2}'
-    assert played.score.reward == 1.0
+    assert played.messages[-1].text == 'Done: {"count": 2}'
+    assert played.reward == 1.0
 
 
 async def test_the_scripted_model_solves_every_row(counter, tasks, play):
     for task in tasks("counter"):
-        assert (await play(counter, task)).score.reward == 1.0
+        assert (await play(counter, task)).reward == 1.0
 
 
 @pytest.mark.conformance

@@ -74,14 +74,14 @@ async def test_the_scripted_model_halves_the_range(game, make_task, play):
         "My guess is 7.",
         "correct",
     ]
-    assert played.score.reward == 0.25
+    assert played.reward == 0.25
 
 
 async def test_the_scripted_model_finds_every_secret_that_halving_can_find(game, tasks, play):
     missed = 0
     for task in tasks("guess_number"):
         played = await play(game, task)
-        if played.score.reward == 0.0:
+        if played.reward == 0.0:
             missed += 1
             assert (task["high"] - task["low"] + 1, task["max_guesses"]) == (100, 5)
     assert 0 < missed < 25

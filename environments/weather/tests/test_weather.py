@@ -37,9 +37,9 @@ async def test_the_scripted_model_looks_the_city_up_and_repeats_the_weather(weat
         assert roles == ["system", "user", "assistant", "tool", "assistant"]
         city = msgspec.json.decode(played.messages[2].tool_calls[0].function.arguments)["city"]
         assert city in played.messages[1].text
-        assert played.messages.last.text == await weather.get_weather(city)
-        assert played.score.reward == 1.0
-        assert played.score.metrics == {"called_tool": 1.0}
+        assert played.messages[-1].text == await weather.get_weather(city)
+        assert played.reward == 1.0
+        assert played.metrics == {"called_tool": 1.0}
 
 
 def test_a_tool_call_has_the_same_id_every_time(weather, make_task):
