@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from gymq_workers.inline.player import Player
 
+from gymq import plugins
 from gymq.api.environment import Environment
 from gymq.ingest.chat_items import Item, to_messages
 from gymq.ingest.row_parser import parse_row
@@ -97,6 +97,7 @@ def play() -> Callable[[Environment, Task], Awaitable[RolloutRecord]]:
     """Play a rollout with the environment's own policy, and return its record."""
 
     async def play(environment: Environment, task: Task) -> RolloutRecord:
-        return (await Player(type(environment)).play(task)).record
+        player = plugins.load(plugins.PLAYERS, "inline")
+        return (await player(type(environment)).play(task)).record
 
     return play
