@@ -42,6 +42,7 @@ Exit codes:
   6  some rollouts failed or were cancelled
   7  stopped: no rollout can succeed (a wrong key, no model, a broken environment)
   8  some rollouts have no reward, though their environment has a verifier
+  9  stopped at --max-cost or --max-time; the same command continues
   130, 143  stopped by Ctrl-C, by SIGTERM
 If several apply: 3 comes before 6, 6 before 8."""
 

@@ -38,7 +38,8 @@ def run(env: str, **given: Any) -> int:
     from gymq.cli import report
     from gymq.local.local_run import LocalRun
     from gymq.local.read_options import read_run_options
-    from gymq.local.run_session import Stop, terminate
+    from gymq.local.run_guard import Stop
+    from gymq.local.run_session import terminate
     from gymq.plugins import add_environment
 
     signal.signal(signal.SIGTERM, terminate)

@@ -17,10 +17,12 @@ from gymq.local.launch import check_isolated
 from gymq.local.model_probe import probe_models
 from gymq.local.preflight import check_kept, preflight
 from gymq.local.read_options import check_names
+from gymq.local.run_budget import check_prices
 from gymq.local.run_dir import RunDir
+from gymq.local.run_guard import HOPELESS, Stop
 from gymq.local.run_identity import run_name
 from gymq.local.run_options import RunOptions
-from gymq.local.run_session import HOPELESS, RunSession, Stop
+from gymq.local.run_session import RunSession
 from gymq.ops import summary
 from gymq.ops.summary import Report, Summary
 from gymq.wire.ids import RolloutId
@@ -51,6 +53,7 @@ class LocalRun:
     def __init__(self, environment: str, options: RunOptions, say: Callable[[str], None]) -> None:
         self._began = time.time()
         check_names(environment, options)
+        check_prices(options, options.price_table)
         assert options.out is not None
         self._options = options
         self._say = say

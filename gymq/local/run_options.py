@@ -135,6 +135,10 @@ class RunOptions(BaseModel):
     out: str | None = _option(
         None, "The finished rollouts: a .jsonl file, or a .parquet folder of parts.", "ROLLOUTS.jsonl", "run", identity=False
     )
+    max_cost: float | None = _option(
+        None, "Stop before this command's rollouts cost more, by --prices.", "COST", "run", gt=0, identity=False
+    )
+    max_time: float | None = _option(None, "Stop this command after so many seconds.", "S", "run", gt=0, identity=False)
     retry_failed: bool = _option(
         False, "Do again what failed or was cancelled: its lines in OUT give way.", to="run", identity=False
     )

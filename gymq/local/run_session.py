@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 
-import msgspec
-
 from gymq.client.output import output_kind
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UsageError
@@ -28,9 +26,9 @@ from gymq.local.producer_thread import ProducerThread
 from gymq.local.progress import RunProgress
 from gymq.local.role_thread import RoleThread
 from gymq.local.run_dir import RunDir
+from gymq.local.run_guard import RunGuard, Stop
 from gymq.local.run_options import RunOptions
 from gymq.local.source_ranges import produce, source_ranges
-from gymq.local.trial import Trial, Verdict
 from gymq.local.wait_reader import WaitReader
 from gymq.observe import traces
 from gymq.process.embedded_redis import EmbeddedRedis
@@ -52,23 +50,8 @@ STATUS_PERIOD = 0.5
 #: Restarts of the embedded server before the run is given up.
 MAX_RESTARTS = 5
 
-#: Exit code of a run that was stopped because its rollouts fail alike.
-HOPELESS = 7
-
 #: Ids in one Redis command.
 _BATCH = 1000
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """The reason for which a run was stopped before its end.
-
-    Args:
-        code: the exit code.
-        line: what to tell a person; empty: it was a signal.
-    """
-
-    code: int
-    line: str = ""
 
 
 class RunSession:
@@ -110,7 +93,7 @@ class RunSession:
         self.troubled = False
         #: The run's status when it was last read; None: not yet.
         self.status: RunStatus | None = None
-        self._trial: Trial | None = None
+        self._guard: RunGuard | None = None
         self._waits = WaitReader()
 
     @property
@@ -170,8 +153,8 @@ class RunSession:
             self._parts = await source_ranges(shards.first, name, self._source, self._options.limit)
             to = str(self._folder.out.absolute())
             await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{self._consumer}", to))
-            self._trial = Trial(await shards.status(name), self._config.concurrency)
-            await shards.cap(name, self._trial.allowed)
+            self._guard = RunGuard(self._options, await shards.status(name))
+            await self._guard.enter(shards)
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
             await shards.declare(name, self._consumer)
 
@@ -260,8 +243,8 @@ class RunSession:
                     due = time.monotonic() + STATUS_PERIOD
                     before = self.status.ended if self.status else 0
                     await self._read_status(shards, progress, finished)
-                    if failed := await self._judge(shards):
-                        return failed
+                    if self._guard and self.status and (verdict := await self._guard.judge(shards, self.status)):
+                        return verdict
                     if self.status and self.status.ended != before:
                         supervisor.forgive()  # deaths that the run survives are no reason to give up
                     if producer.finished and self.status is not None and self.status.state == "open":
@@ -271,21 +254,6 @@ class RunSession:
                     return None
                 await asyncio.wait([stop], timeout=POLL_INTERVAL)
             return Stop(128 + stop.result())
-
-    async def _judge(self, shards: Shards) -> Stop | None:
-        """Stop a run of which no rollout can succeed; lift the bound on one of which some do."""
-        status, trial = self.status, self._trial
-        if status is None or trial is None:
-            return None
-        verdict = trial.judge(status)
-        if verdict is Verdict.PASSED and status.capped:
-            with suppress(Outage):
-                await shards.cap(self._config.name, None)
-        if verdict is not Verdict.FAILED:
-            return None
-        with suppress(Outage):
-            await shards.cap(self._config.name, 0)
-        return Stop(HOPELESS, f"stopping: {trial.failed} rollouts failed alike ({trial.kind}), and none has succeeded")
 
     async def _read_status(self, shards: Shards, progress: RunProgress, last: bool) -> None:
         try:

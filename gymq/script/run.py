@@ -29,7 +29,7 @@ from gymq.api.environment import Environment
 from gymq.errors import DataError, GymqError, UsageError
 from gymq.local.local_run import LocalRun
 from gymq.local.read_options import check_options
-from gymq.local.run_session import HOPELESS
+from gymq.local.run_guard import HOPELESS
 from gymq.script.run_keywords import RunKeywords
 from gymq.script.run_result import RunResult
 from gymq.wire.json_types import JsonObject

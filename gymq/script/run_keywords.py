@@ -36,10 +36,14 @@ class RunKeywords(TypedDict, total=False):
     judge_base_url: str | None
     rpm: float | None
     tpm: float | None
+    learn: Literal["true", "false"] | None
+    min_rpm: float | None
     gpu: str | None
     gpus: str | None
     engine: dict[str, Any] | None
     tool_parser: str | None
     reasoning_parser: str | None
+    max_cost: float | None
+    max_time: float | None
     retry_failed: bool
     redis: str | None

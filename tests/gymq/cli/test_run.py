@@ -141,6 +141,23 @@ def test_a_signal_stops_in_order_says_what_was_kept_and_leaves_nothing_running(c
     assert ids(cli.rows()) == expected(60, 2)
 
 
+@pytest.mark.parametrize(("option", "value"), [*slow(("--max-cost", 0.5)), *heavy(("--max-time", 4))])
+def test_a_limit_of_the_command_stops_in_order_and_the_same_command_goes_on(cli, slow_model: str, option: str, value: float):
+    (cli.folder / "prices.yaml").write_text("models: {'openai:*': {input: 100, output: 100}}\n")
+    args = slow_run(slow_model, "--prices", "prices.yaml")
+    done = cli(*args, option, value, code=9)
+    kept = cli.rows()
+    assert 0 < len(kept) < 120
+    assert f"stopping: {option}: " in done.stderr
+    assert f"{len(kept)} of 120 rollouts are in out.jsonl; the same command continues" in done.stderr
+    if option == "--max-cost":
+        tokens = sum(row["usage"]["input_tokens"] + row["usage"]["output_tokens"] for row in kept)
+        assert tokens / 10_000 == pytest.approx(0.5, rel=0.5)
+    cli(*args)
+    assert ids(cli.rows()) == expected(60, 2)
+    assert cli.rows()[: len(kept)] == kept
+
+
 @pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(cli, spawn, model: str):
     # Given calls in flight that take long

@@ -30,6 +30,8 @@ EVERYTHING = {
 FREE = {
     "samples": 4,
     "retry_failed": True,
+    "max_cost": 1.0,
+    "max_time": 60.0,
     "limit": 3,
     "concurrency": 9,
     "batch": 5,

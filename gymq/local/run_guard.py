@@ -1,0 +1,79 @@
+"""The guard of a run: stops it where no rollout can succeed or its budget is spent, and bounds its admission until then."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import msgspec
+
+from gymq.local.run_budget import RunBudget
+from gymq.local.run_options import RunOptions
+from gymq.local.trial import Trial, Verdict
+from gymq.store.connection import Outage
+from gymq.store.run_status import RunStatus
+from gymq.store.sharded import Shards
+
+#: Exit codes of a run that was stopped: because its rollouts fail alike; at --max-cost or --max-time.
+HOPELESS, LIMITED = 7, 9
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The reason for which a run was stopped before its end.
+
+    Args:
+        code: the exit code.
+        line: what to tell a person; empty: it was a signal.
+    """
+
+    code: int
+    line: str = ""
+
+
+class RunGuard:
+    """The guard of one `gymq run`.
+
+    Args:
+        options: the run's options, with its limits.
+        before: the run's status when the command began.
+    """
+
+    def __init__(self, options: RunOptions, before: RunStatus) -> None:
+        self._run = before.config.name
+        self._concurrency = options.concurrency
+        self._trial = Trial(before, options.concurrency)
+        self._budget = RunBudget(options.max_cost, options.max_time, options.price_table, before)
+        self._began = time.monotonic()
+
+    async def enter(self, shards: Shards) -> None:
+        """Bound what may fail before the first verdict, before a rollout begins."""
+        await shards.cap(self._run, self._trial.allowed)
+
+    async def judge(self, shards: Shards, status: RunStatus) -> Stop | None:
+        """Return why the run is to be stopped now, if it is, and admit no more then; else bound it by its budget, if at all.
+
+        Args:
+            shards: connections.
+            status: the run's status now.
+        """
+        verdict, over = self._trial.judge(status), self._budget.over(status, time.monotonic() - self._began)
+        room = self._budget.room(status)
+        stop: Stop | None = None
+        if verdict is Verdict.FAILED:
+            alike = f"{self._trial.failed} rollouts failed alike ({self._trial.kind}), and none has succeeded"
+            stop = Stop(HOPELESS, f"stopping: {alike}")
+        elif over and not _complete(status):
+            stop = Stop(LIMITED, f"stopping: {over}; calls in flight may end (again to stop at once)")
+        with suppress(Outage):
+            if stop is not None:
+                await shards.cap(self._run, 0)
+            elif verdict is Verdict.PASSED and room is not None and room < self._concurrency:
+                await shards.cap(self._run, room)
+            elif verdict is Verdict.PASSED and status.capped:
+                await shards.cap(self._run, None)
+        return stop
+
+
+def _complete(status: RunStatus) -> bool:
+    """Return whether all rollouts of a run have ended, so that only its sink has something to do."""
+    return status.state != "open" and status.ended >= status.total
