@@ -100,6 +100,8 @@ def _show(state: Overview) -> None:
 
 def _time_lines(state: Overview) -> list[str]:
     """Return where the time of the last minute went, and what hindered the requests to models."""
+    from gymq.ops.bottleneck import limit_words
+
     activity, total = state.activity, sum(state.seconds.values())
     lines: list[str] = []
     if total:
@@ -109,7 +111,7 @@ def _time_lines(state: Overview) -> list[str]:
     if any(hindered.values()):
         newest = f"; the newest: {activity.fault}" if activity.fault else ""
         lines.append("last minute: " + ", ".join(f"{what} {count}" for what, count in hindered.items()) + newest)
-    lines += [f"rate limit: {limit.host}: {limit.what}, {limit.waiting} wait" for limit in activity.limits]
+    lines += [f"rate limit of {limit_words(limit)}" for limit in state.limits if limit.waiting or limit.learned is not None]
     return ["", *lines] if lines else []
 
 

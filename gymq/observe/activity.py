@@ -8,16 +8,10 @@ from collections.abc import Callable
 from functools import cache
 
 from gymq.observe import events
-from gymq.wire.activity import WINDOW, Activity, CallTimes, InWork, LimitInForce, merge
+from gymq.wire.activity import WINDOW, Activity, CallTimes, InWork, merge
 
 #: Seconds of events that are counted together; by as much the window may be too long.
 SLICE = 5.0
-
-#: Seconds after which a limit that was told of once is no longer in force: it is told of every few seconds.
-LIMIT_KEPT = 15.0
-
-#: What a limit is called, by its name in events, and how many seconds its unit has.
-_LIMITS = {"requests": ("requests/min (--rpm)", 60), "tokens": ("tokens/min (--tpm)", 60)}
 
 
 class ActivityRecorder:
@@ -30,15 +24,12 @@ class ActivityRecorder:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._slices: deque[tuple[float, Activity]] = deque()
-        self._limits: dict[tuple[str, str], tuple[float, LimitInForce]] = {}
 
     def subscribe(self) -> None:
         """Count from now on."""
         events.subscribe(events.StepCommitted, self.step_committed)
         events.subscribe(events.CallRetried, self.call_retried)
         events.subscribe(events.ModelRequested, self.model_requested)
-        events.subscribe(events.LimitInForce, self.limit_in_force)
-        events.subscribe(events.LimitLifted, self.limit_lifted)
 
     def step_committed(self, event: events.StepCommitted) -> None:
         """Count the calls whose replies a step took in."""
@@ -77,16 +68,6 @@ class ActivityRecorder:
             now.errors += 1
         now.fault = f"HTTP {event.status} from {event.endpoint}" if event.status else f"no answer from {event.endpoint}"
 
-    def limit_in_force(self, event: events.LimitInForce) -> None:
-        """Note a rate limit that holds requests back."""
-        unit, seconds = _LIMITS.get(event.limit, ("requests/s, learned from refusals", 1))
-        limit = LimitInForce(event.endpoint, f"{event.rate * seconds:.3g} {unit}", event.waiting)
-        self._limits[event.endpoint, event.limit] = self._clock(), limit
-
-    def limit_lifted(self, event: events.LimitLifted) -> None:
-        """Forget a rate limit."""
-        self._limits.pop((event.endpoint, event.limit), None)
-
     def activity(self, working: dict[str, InWork]) -> Activity:
         """Return the activity of the last minute.
 
@@ -97,8 +78,6 @@ class ActivityRecorder:
         while self._slices and self._slices[0][0] < now - WINDOW:
             self._slices.popleft()
         total = merge([counted for _, counted in self._slices])
-        self._limits = {key: (at, limit) for key, (at, limit) in self._limits.items() if at > now - LIMIT_KEPT}
-        total.limits = [limit for _, limit in self._limits.values()]
         total.working = working
         return total
 

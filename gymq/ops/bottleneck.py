@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import msgspec
 
 from gymq.celery.queues import EXECUTOR
+from gymq.errors import one_line
 from gymq.ops.mailboxes import Mailbox
 from gymq.ops.situation import Situation, remedy
+from gymq.store.scripts import RateLimitStatus
 from gymq.wire.activity import WINDOW, Activity, stage, time_split
 
 #: Share of failed requests from which a model's server counts as failing: fewer are retried without much delay.
@@ -31,7 +33,7 @@ class Bottleneck(msgspec.Struct):
 def bottleneck(situation: Situation) -> Bottleneck:
     """Return what a run waits for most."""
     missing, activity = _missing(situation), situation.workforce.activity
-    seconds = stage_seconds(activity, situation.mailboxes.values())
+    seconds = stage_seconds(activity, situation.mailboxes.values(), situation.limits)
     most = max(seconds, key=lambda name: seconds[name])
     idle = not seconds[most]
     # A judge that nothing has asked yet stops nothing.
@@ -40,7 +42,7 @@ def bottleneck(situation: Situation) -> Bottleneck:
         _paused(situation),
         missing if stopped else None,
         _retries(situation),
-        _limit(activity) if most == "limit" and activity.limits else None,
+        _limit(situation) if most == "limit" else None,
         _errors(activity) if most in ("model", "limit") else None,
         _consumer(situation) if idle or situation.run.live < situation.run.config.concurrency else None,
         _rows(situation) if idle else None,
@@ -52,18 +54,19 @@ def bottleneck(situation: Situation) -> Bottleneck:
         return Bottleneck("queue", "its first calls")
     share = f"{seconds[most] / sum(seconds.values()):.0%} of the last minute's time"
     if most == "limit":
-        return _limit(activity)
+        return Bottleneck("limit", f"rate limits, or new weights: calls in work stand still for them ({share})")
     return _queue(situation, share) if most == "queue" else _work(situation, most, share)
 
 
-def stage_seconds(activity: Activity, mailboxes: Iterable[Mailbox]) -> dict[str, float]:
+def stage_seconds(activity: Activity, mailboxes: Iterable[Mailbox], limits: list[RateLimitStatus]) -> dict[str, float]:
     """Return the seconds of the last minute that went to each stage; calls that are not over are included.
 
     Args:
         activity: what all workers did.
         mailboxes: where calls wait.
+        limits: what holds requests to models back.
     """
-    seconds = time_split(activity)
+    seconds = time_split(activity, sum(limit.waiting for limit in limits))
     for box in mailboxes:
         # They have waited for half as long as the oldest on average. Isolated calls are in work at a resource worker.
         seconds["queue"] += 0.0 if box.name == EXECUTOR else box.waiting * min(box.oldest, WINDOW) / 2
@@ -75,6 +78,18 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def limit_words(limit: RateLimitStatus) -> str:
+    """Return what a rate limit is, as a person reads it."""
+    option = {"requests": "--rpm", "tokens": "--tpm"}.get(limit.limit)
+    rate = (
+        f"{60 * limit.rate:.3g} {limit.limit}/min ({option})"
+        if option
+        else f"{limit.rate:.3g} requests/s, learned from refusals"
+    )
+    refused = f", {limit.refused} were refused (HTTP 429)" if limit.refused else ""
+    return f"{one_line(limit.label)}, {rate}: {limit.waiting} requests wait{refused}"
 
 
 def _paused(situation: Situation) -> Bottleneck | None:
@@ -117,14 +132,10 @@ def _retries(situation: Situation) -> Bottleneck | None:
     return Bottleneck("retries", _newest(words, activity))
 
 
-def _limit(activity: Activity) -> Bottleneck:
-    if not activity.limits:
-        return Bottleneck("limit", "rate limits, or new weights: calls in work stand still for them")
-    limit = max(activity.limits, key=lambda each: each.waiting)
-    words = f"the rate limit of {limit.host}, {limit.what}: {limit.waiting} requests wait"
-    if activity.refused:
-        words += f"; {activity.refused} got HTTP 429 in the last minute"
-    return Bottleneck("limit", words)
+def _limit(situation: Situation) -> Bottleneck | None:
+    """Return the limit for which most requests wait; None: none does now."""
+    limit = max(situation.limits, key=lambda each: each.waiting, default=None)
+    return None if limit is None or not limit.waiting else Bottleneck("limit", f"the rate limit of {limit_words(limit)}")
 
 
 def _errors(activity: Activity) -> Bottleneck | None:

@@ -8,7 +8,9 @@ from gymq.api.environment import EnvironmentSpec
 from gymq.celery.queues import EXECUTOR
 from gymq.ops.mailboxes import Mailbox, executor_queue, read_mailbox
 from gymq.ops.workforce import Workforce, read_workforce
+from gymq.store import scripts
 from gymq.store.run_status import RunStatus
+from gymq.store.scripts import RateLimitStatus
 from gymq.store.sharded import Shards
 
 
@@ -19,6 +21,7 @@ class Situation(msgspec.Struct):
         run: its progress.
         mailboxes: those without whose workers it stands still, `executor` perhaps among them; by name.
         workforce: the live workers of the installation, which other runs may keep busy too.
+        limits: the rate limits that were used of late.
         paused: no rollouts of any run are admitted.
         attended: the one who asks has started the workers itself, so that missing ones are on their way.
     """
@@ -26,6 +29,7 @@ class Situation(msgspec.Struct):
     run: RunStatus
     mailboxes: dict[str, Mailbox]
     workforce: Workforce
+    limits: list[RateLimitStatus] = []
     paused: bool = False
     attended: bool = False
 
@@ -43,7 +47,8 @@ async def read_situation(shards: Shards, run: RunStatus, attended: bool = False)
     """
     workforce = await read_workforce(shards)
     mailboxes = [await read_need(shards, need, workforce) for need in await needs(shards, run)]
-    return Situation(run, {box.name: box for box in mailboxes}, workforce, await admission_paused(shards), attended)
+    by_name = {box.name: box for box in mailboxes}
+    return Situation(run, by_name, workforce, await rate_limits(shards), await admission_paused(shards), attended)
 
 
 async def needs(shards: Shards, run: RunStatus) -> list[str]:
@@ -67,6 +72,11 @@ async def read_need(shards: Shards, need: str, workforce: Workforce) -> Mailbox:
     """
     readers = workforce.readers.get(need, 0)
     return await (executor_queue(shards, readers) if need == EXECUTOR else read_mailbox(shards, need, readers))
+
+
+async def rate_limits(shards: Shards) -> list[RateLimitStatus]:
+    """Return the rate limits that were used of late."""
+    return await shards.first.run(scripts.read_rate_limits())
 
 
 async def admission_paused(shards: Shards) -> bool:

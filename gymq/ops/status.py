@@ -11,9 +11,10 @@ from gymq.client.replica_status import ModelWeights, weights_status
 from gymq.errors import UnknownName
 from gymq.ops.bottleneck import bottleneck, stage_seconds
 from gymq.ops.mailboxes import Mailbox, private_mailboxes
-from gymq.ops.situation import Situation, admission_paused, needs, read_need, remedy
+from gymq.ops.situation import Situation, admission_paused, needs, rate_limits, read_need, remedy
 from gymq.ops.workforce import read_workforce
 from gymq.store.run_status import RunStatus
+from gymq.store.scripts import RateLimitStatus
 from gymq.store.sharded import Shards, scan
 from gymq.wire.activity import Activity
 
@@ -36,6 +37,7 @@ class Overview(msgspec.Struct):
         waits: what each run that is not over waits for, in words, by its name.
         seconds: where the time of all calls went in the last minute, by stage.
         activity: what all workers did in the last minute.
+        limits: rate limits that were used of late.
     """
 
     runs: list[RunStatus]
@@ -49,6 +51,7 @@ class Overview(msgspec.Struct):
     waits: dict[str, str] = {}
     seconds: dict[str, float] = {}
     activity: Activity = msgspec.field(default_factory=Activity)
+    limits: list[RateLimitStatus] = []
 
 
 async def overview(shards: Shards, name: str | None = None) -> Overview:
@@ -73,12 +76,12 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
     names = sorted({*workforce.readers, *dependents})
     boxes = {box: await read_need(shards, box, workforce) for box in names}
     mailboxes = [*boxes.values(), *(box for private in await shards.each(private_mailboxes) for box in private)]
-    paused = await admission_paused(shards)
+    paused, limits = await admission_paused(shards), await rate_limits(shards)
     waits: dict[str, str] = {}
     for run in going:
         its = {box: boxes[box] for box in needed[run.config.name] if box in boxes}
         if its:
-            waits[run.config.name] = bottleneck(Situation(run, its, workforce, paused)).words
+            waits[run.config.name] = bottleneck(Situation(run, its, workforce, limits, paused)).words
     dead: int = sum(await shards.each(lambda connection: connection.send("XLEN", connection.keys.dead)))
     weights = await weights_status(shards)
     warnings = [
@@ -100,7 +103,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
             warnings.append(f"{failed}; `gymq weights status --model {model.model}` says why")
     return Overview(
         runs, workforce.roles, mailboxes, paused, dead, weights, workforce.loads, warnings, waits,
-        stage_seconds(workforce.activity, mailboxes), workforce.activity,
+        stage_seconds(workforce.activity, mailboxes, limits), workforce.activity, limits,
     )  # fmt: skip
 
 

@@ -65,20 +65,6 @@ class InWork(msgspec.Struct, omit_defaults=True):
         self.oldest = max(self.oldest, other.oldest)
 
 
-class LimitInForce(msgspec.Struct, omit_defaults=True):
-    """A rate limit that holds requests back.
-
-    Args:
-        host: the server.
-        what: the limit, as a person reads it: `12.5 requests/s, learned from refusals`.
-        waiting: requests that wait for it.
-    """
-
-    host: str
-    what: str
-    waiting: int = 0
-
-
 class Activity(msgspec.Struct, omit_defaults=True):
     """What a process did in the last minute, and does now; or the sum over several.
 
@@ -89,7 +75,6 @@ class Activity(msgspec.Struct, omit_defaults=True):
         errors: requests that failed otherwise: HTTP 5xx, no connection, no answer in time.
         resent: calls that rollouts send again after a fault.
         fault: the newest fault or failure of a request.
-        limits: rate limits in force.
     """
 
     ended: dict[str, CallTimes] = {}
@@ -98,7 +83,6 @@ class Activity(msgspec.Struct, omit_defaults=True):
     errors: int = 0
     resent: int = 0
     fault: str = ""
-    limits: list[LimitInForce] = []
 
     @property
     def answers(self) -> int:
@@ -107,12 +91,8 @@ class Activity(msgspec.Struct, omit_defaults=True):
 
 
 def merge(activities: list[Activity]) -> Activity:
-    """Return the sum of the activities of several processes.
-
-    Processes that share a rate limit count as one limit, with the requests that wait in all of them.
-    """
+    """Return the sum of the activities of several processes."""
     total = Activity()
-    limits: dict[tuple[str, str], LimitInForce] = {}
     for one in activities:
         for kind, times in one.ended.items():
             total.ended.setdefault(kind, CallTimes()).add(times)
@@ -122,27 +102,28 @@ def merge(activities: list[Activity]) -> Activity:
         total.errors += one.errors
         total.resent += one.resent
         total.fault = one.fault or total.fault
-        for limit in one.limits:
-            shared = limits.setdefault((limit.host, limit.what), LimitInForce(limit.host, limit.what))
-            shared.waiting += limit.waiting
-    total.limits = list(limits.values())
     return total
 
 
-def time_split(activity: Activity) -> dict[str, float]:
-    """Return the seconds that calls spent in each of `STAGES` in the last minute, those in work included."""
+def time_split(activity: Activity, limited: int = 0) -> dict[str, float]:
+    """Return the seconds that calls spent in each of `STAGES` in the last minute, those in work included.
+
+    Args:
+        activity: the activity of all workers.
+        limited: calls in work that wait for a rate limit; each is taken for an average one.
+    """
     seconds = dict.fromkeys(STAGES, 0.0)
     for kind, times in activity.ended.items():
         seconds["queue"] += times.queued
         seconds["limit"] += times.limited
         seconds[stage(kind)] += times.worked
+    in_work, held = 0, 0.0
     for kind, work in activity.working.items():
         seconds[stage(kind)] += work.seconds
-    # Of the requests in work those that wait for a limit are known by number; each is taken for an average one.
-    in_work = sum(work.calls for kind, work in activity.working.items() if stage(kind) == "model")
-    waiting = min(sum(limit.waiting for limit in activity.limits), in_work)
-    if waiting:
-        held = waiting / in_work * sum(work.seconds for kind, work in activity.working.items() if stage(kind) == "model")
+        if stage(kind) == "model":
+            in_work, held = in_work + work.calls, held + work.seconds
+    if in_work:
+        held *= min(limited / in_work, 1.0)
         seconds["model"] -= held
         seconds["limit"] += held
     return seconds

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gymq.observe import events
-from gymq.observe.activity import LIMIT_KEPT, SLICE, ActivityRecorder
-from gymq.wire.activity import WINDOW, Activity, CallTimes, InWork, LimitInForce
+from gymq.observe.activity import SLICE, ActivityRecorder
+from gymq.wire.activity import WINDOW, Activity, CallTimes, InWork
 from gymq.wire.record import CallRecord, RecordedFault
 
 
@@ -59,28 +59,11 @@ def test_requests_that_failed_are_counted_and_the_newest_is_named(recorder):
     assert recorder.activity({}) == Activity(refused=2, errors=2, resent=1, fault="no answer from h:1")
 
 
-def test_a_limit_is_in_force_until_it_is_lifted_or_not_told_of_any_more(clock, recorder):
-    recorder.limit_in_force(events.LimitInForce("h:1", "requests", 0.5, 200))
-    recorder.limit_in_force(events.LimitInForce("h:1", "learned", 5.25, 20))
-    stated = LimitInForce("h:1", "30 requests/min (--rpm)", 200)
-    assert recorder.activity({}).limits == [stated, LimitInForce("h:1", "5.25 requests/s, learned from refusals", 20)]
-    recorder.limit_lifted(events.LimitLifted("h:1", "learned"))
-    assert recorder.activity({}).limits == [stated]
-    clock.now += LIMIT_KEPT
-    assert recorder.activity({}).limits == []
-
-
 def test_a_recorder_hears_what_its_process_emits(recorder):
     recorder.subscribe()
     try:
         events.emit(events.ModelRequested("h:1", 429, 0.1))
     finally:
-        for method in (
-            recorder.step_committed,
-            recorder.call_retried,
-            recorder.model_requested,
-            recorder.limit_in_force,
-            recorder.limit_lifted,
-        ):
+        for method in (recorder.step_committed, recorder.call_retried, recorder.model_requested):
             events.unsubscribe(method)
     assert recorder.activity({}).refused == 1

@@ -11,7 +11,8 @@ from gymq.ops.situation import Situation
 from gymq.ops.workforce import Workforce
 from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
-from gymq.wire.activity import Activity, CallTimes, InWork, LimitInForce
+from gymq.store.scripts import RateLimitStatus
+from gymq.wire.activity import Activity, CallTimes, InWork
 
 MODEL, RESOURCE = "model:openai:qwen", "resource:dice"
 
@@ -36,6 +37,8 @@ def wait(activity: Activity | None = None, mailboxes=None, status: RunStatus | N
     return bottleneck(Situation(status or run(), mailboxes or boxes(), workforce, **fields))
 
 
+STATED = RateLimitStatus("qwen at h:1", None, "requests", 0.5, 200, 9.0, 0)
+LEARNED = RateLimitStatus("qwen at h:1", 5.2, "learned", 5.2, 212, 9.0, 87)
 BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
 
 
@@ -69,31 +72,24 @@ BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
         ),
         pytest.param(
             wait(
-                Activity(
-                    {"generate": CallTimes(60, 0, 6, 180, 60)}, limits=[LimitInForce("h:1", "30 requests/min (--rpm)", 200)]
-                )
+                Activity({"generate": CallTimes(60, 0, 6, 180, 60)}),
+                limits=[RateLimitStatus("other at h:2", None, "tokens", 9.0, 0, 0.0, 0), STATED],
             ),
             "limit",
-            "the rate limit of h:1, 30 requests/min (--rpm): 200 requests wait",
+            "the rate limit of qwen at h:1, 30 requests/min (--rpm): 200 requests wait",
             id="a stated rate limit",
         ),
         pytest.param(
-            wait(
-                Activity(
-                    working={"generate": InWork(256, 2560, 10)},
-                    refused=87,
-                    limits=[LimitInForce("h:1", "5.2 requests/s, learned from refusals", 212)],
-                )
-            ),
+            wait(Activity(working={"generate": InWork(256, 2560, 10)}, refused=87), limits=[LEARNED]),
             "limit",
-            "the rate limit of h:1, 5.2 requests/s, learned from refusals: 212 requests wait; "
-            "87 got HTTP 429 in the last minute",
+            "the rate limit of qwen at h:1, 5.2 requests/s, learned from refusals: 212 requests wait, "
+            "87 were refused (HTTP 429)",
             id="a learned rate limit before the first answer",
         ),
         pytest.param(
             wait(Activity({"generate": CallTimes(5, 0, 0, 900, 1)})),
             "limit",
-            "rate limits, or new weights: calls in work stand still for them",
+            "rate limits, or new weights: calls in work stand still for them (100% of the last minute's time)",
             id="calls that were held up, and no limit is in force any more",
         ),
         pytest.param(

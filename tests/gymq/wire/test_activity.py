@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gymq.wire.activity import Activity, CallTimes, InWork, LimitInForce, merge, time_split
+from gymq.wire.activity import Activity, CallTimes, InWork, merge, time_split
 
 
 def test_the_time_is_split_into_the_stages_of_calls_that_ended_and_of_those_in_work():
@@ -15,23 +15,19 @@ def test_the_time_is_split_into_the_stages_of_calls_that_ended_and_of_those_in_w
             "verify": CallTimes(worked=5),
         },
         working={"ask": InWork(4, 8.0, 3.0), "open": InWork(1, 1.0, 1.0)},
-        limits=[LimitInForce("h", "x", 1)],
     )
-    assert time_split(activity) == {"queue": 1.5, "limit": 4.0, "model": 9.0, "tool": 5.0, "verify": 5.0}
+    assert time_split(activity, 1) == {"queue": 1.5, "limit": 4.0, "model": 9.0, "tool": 5.0, "verify": 5.0}
 
 
 def test_more_requests_wait_for_a_limit_than_are_in_work_only_for_a_moment():
-    activity = Activity(working={"generate": InWork(2, 8.0, 3.0)}, limits=[LimitInForce("h", "x", 3)])
-    assert time_split(activity) == {"queue": 0.0, "limit": 8.0, "model": 0.0, "tool": 0.0, "verify": 0.0}
+    activity = Activity(working={"generate": InWork(2, 8.0, 3.0)})
+    assert time_split(activity, 3) == {"queue": 0.0, "limit": 8.0, "model": 0.0, "tool": 0.0, "verify": 0.0}
 
 
-def test_the_sum_of_activities_counts_a_shared_limit_once():
-    one = Activity({"tool": CallTimes(1, 1, 2, 3, 4)}, {"tool": InWork(1, 2, 3)}, 1, 2, 3, "old", [LimitInForce("h", "x", 5)])
-    other = Activity({"tool": CallTimes(1, 0, 1, 1, 1)}, {"tool": InWork(1, 1, 9)}, 1, 1, 1, "", [LimitInForce("h", "x", 2)])
-    total = merge([one, other])
-    assert total == Activity(
-        {"tool": CallTimes(2, 1, 3, 4, 5)}, {"tool": InWork(2, 3, 9)}, 2, 3, 4, "old", [LimitInForce("h", "x", 7)]
-    )
+def test_activities_of_several_processes_are_summed():
+    one = Activity({"tool": CallTimes(1, 1, 2, 3, 4)}, {"tool": InWork(1, 2, 3)}, 1, 2, 3, "old")
+    other = Activity({"tool": CallTimes(1, 0, 1, 1, 1)}, {"tool": InWork(1, 1, 9)}, 1, 1, 1)
+    assert merge([one, other]) == Activity({"tool": CallTimes(2, 1, 3, 4, 5)}, {"tool": InWork(2, 3, 9)}, 2, 3, 4, "old")
     assert merge([]) == Activity()
 
 
