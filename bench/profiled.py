@@ -1,4 +1,4 @@
-"""A worker whose actor runs under cProfile: `python -m bench.profiled FILE <arguments of celery>`.
+"""A worker whose actor runs under cProfile: `python -P -m bench.profiled FILE <arguments of gymq>`.
 
 Times are of the wall clock: `poll` is idleness, `send` is also what others get meanwhile. Read the shares, not the times:
 """
@@ -8,15 +8,14 @@ from __future__ import annotations
 import cProfile
 import sys
 
-from celery.__main__ import main
-
 from gymq.celery.actor_step import ActorThread
+from gymq.cli import main
 
 
 def run() -> None:
-    """Start Celery with the profiler around the actor's thread."""
+    """Start the worker with the profiler around the actor's thread."""
     path = sys.argv[1]
-    sys.argv = ["celery", *sys.argv[2:]]
+    sys.argv = ["gymq", *sys.argv[2:]]
     live = ActorThread._live
 
     def profiled(self: ActorThread) -> None:

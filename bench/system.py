@@ -137,7 +137,7 @@ class System:
         name = f"{role}{len(workers)}"
         argv, env = worker_command.command(self.settings, role, self._options.get(role, {}), name)
         if self._profile:
-            at = argv.index("celery")
+            at = argv.index("gymq.cli")
             argv[at : at + 1] = ["bench.profiled", str(self.folder / f"{name}.prof")]
         child = ChildProcess(argv, self.env | env, name, self.folder / f"{name}.log")
         workers.append(child)

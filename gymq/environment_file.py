@@ -7,10 +7,10 @@ import importlib.util
 import os
 import re
 import sys
-import traceback
 from types import ModuleType
 
 from gymq.api.environment import Environment
+from gymq.cause import cause
 from gymq.errors import UsageError
 
 #: A file and a class in it.
@@ -94,10 +94,7 @@ def _run(path: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        place = f"{path}:{frames[-1].lineno}" if frames else path
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"{place}: cannot be loaded: {reason}") from error
+        raise UsageError(f"{path}: cannot be loaded: {cause(error, name)}") from error
     finally:
         _loading.pop()
     return module

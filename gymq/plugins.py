@@ -6,17 +6,24 @@ that a program gives to `add_environment`, or that a person names as `FILE.py:CL
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gymq import environment_file
 from gymq.api.agent import Agent
 from gymq.api.environment import Environment
+from gymq.cause import cause
 from gymq.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from gymq.api.backend import Backend
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 ENVIRONMENTS = "gymq.environments"
 AGENTS = "gymq.agents"
@@ -69,9 +76,8 @@ def load(group: str, name: str) -> Any:
         raise UnknownName(f"unknown {noun} {name!r}; installed: {known}")
     try:
         return point.load()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{noun} {name!r} ({point.value}) cannot be imported: {reason}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{noun} {name!r} ({point.value}) cannot be imported: {cause(error, point.module)}") from error
 
 
 @cache
@@ -79,9 +85,12 @@ def environment(name: str) -> Environment:
     """Return the one instance of an environment in this process.
 
     Raises:
-        UnknownName, UsageError: as `load`.
+        UnknownName, UsageError: as `load`; or it cannot be made.
     """
-    return _added[name].instance if name in _added else load(ENVIRONMENTS, name)()
+    if name in _added:
+        return _added[name].instance
+    made: Environment = _make("environment", name, load(ENVIRONMENTS, name))
+    return made
 
 
 def environment_names() -> list[str]:
@@ -115,10 +124,7 @@ def add_environment(given: type[Environment] | str) -> str:
         _added.pop(given.name, None)
     else:
         name = environment_file.check_name(given)
-        try:
-            _added[name] = _Added(given(), source)
-        except Exception as error:
-            raise UsageError(f"environment {name!r} cannot be made: {type(error).__name__}: {error}") from error
+        _added[name] = _Added(_make("environment", name, given), source)
     environment.cache_clear()
     return given.name
 
@@ -134,9 +140,56 @@ def agent(name: str) -> Agent:
     """Return the one instance of an agent in this process.
 
     Raises:
-        UnknownName, UsageError: as `load`.
+        UnknownName, UsageError: as `load`; or it cannot be made.
     """
-    return load(AGENTS, name)()
+    made: Agent = _make("agent", name, load(AGENTS, name))
+    return made
+
+
+def _make(noun: str, name: str, kind: Callable[[], Any]) -> Any:
+    try:
+        return kind()
+    except Exception as error:
+        raise UsageError(f"{noun} {name!r} cannot be made: {cause(error, kind.__module__)}") from error
+
+
+def load_environments(names: str | None) -> dict[str, Environment]:
+    """Load what a worker is to serve, before it takes mail.
+
+    Args:
+        names: environments as `add_environment` takes them in text, separated by commas; empty or None: all that this process
+            can find, of which those that cannot be loaded are left out, with a line in the log.
+
+    Raises:
+        UnknownName, UsageError: one that is named cannot be loaded.
+    """
+    if names:
+        return {name: environment(name) for name in map(add_environment, filter(None, names.split(",")))}
+    return _loadable(environment_names(), environment)
+
+
+def load_agents(needed: str | None) -> dict[str, Agent]:
+    """Load the agents that are installed; those that cannot be loaded are left out, with a line in the log.
+
+    Args:
+        needed: the name of one that must not be left out; None: none.
+
+    Raises:
+        UnknownName, UsageError: it cannot be loaded.
+    """
+    if needed:
+        agent(needed)
+    return _loadable(points(AGENTS), agent)
+
+
+def _loadable(names: Iterable[str], make: Callable[[str], T]) -> dict[str, T]:
+    made: dict[str, T] = {}
+    for name in sorted(names):
+        try:
+            made[name] = make(name)
+        except UsageError as error:
+            log.warning("not served here: %s", error)
+    return made
 
 
 def backend(spec: str, options: dict[str, Any]) -> Backend:

@@ -23,14 +23,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-import click
 from celery import bootsteps
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
 from gymq import plugins
 from gymq.celery.queues import EXECUTOR, QUEUES, ROLLOUTS_QUEUE
-from gymq.errors import GymqError
+from gymq.errors import GymqError, UsageError
 from gymq.observe import logs
 from gymq.runtime import interpreter
 from gymq.runtime.multi_shard import host_role
@@ -186,27 +185,22 @@ class ActorThread:
 
 
 class ActorStep(_Step):
-    """The step of the worker that hosts the actor of `--role`.
+    """The step of the worker that hosts the actor of its role.
 
     Args:
         worker: Celery's worker.
-        role: the role's name.
-        option: the role's options, each `KEY=VALUE`.
+        role: the role's name; None: Celery's own command line, which knows no roles, has started the worker.
+        role_options: the role's options.
 
     Raises:
-        click.UsageError: the command line makes no sense.
+        UsageError: there is no role.
     """
 
     requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
 
-    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: object) -> None:
-        if role not in QUEUES:
-            what = "no --role given" if role is None else f"unknown role {role!r}"
-            raise click.UsageError(f"{what}; say --role {', '.join(QUEUES)}")
-        pool, wanted = _pool_name(worker), "prefork" if role == EXECUTOR else "threads"
-        if pool != wanted:
-            why = "calls need processes that can be killed" if role == EXECUTOR else "a process with an actor must not fork"
-            raise click.UsageError(f"--role {role} needs -P {wanted}, not {pool}: {why}")
+    def __init__(self, worker: Any, role: str | None = None, role_options: RoleOptions | None = None, **_: object) -> None:
+        if role is None:
+            raise UsageError(f"start workers by `gymq worker {'|'.join(QUEUES)}`")
         # The role alone decides: a worker of another role would take tasks that it cannot do.
         queues = worker.app.amqp.queues
         queues.select(list(queues))
@@ -216,22 +210,21 @@ class ActorStep(_Step):
         self.enabled = role != EXECUTOR
         self._worker = worker
         self._role = role
-        self._options = parse_options(option)
+        self._options = role_options or {}
         self._host: ActorThread | None = None
 
     def create(self, parent: Any) -> None:
-        """Make the actor.
+        """Make the actor, which loads what it serves.
 
         Raises:
-            click.UsageError: its role is not installed, or its options make no sense.
+            GymqError: its role is not installed, its options make no sense, or what it is to serve cannot be loaded.
         """
+        role = plugins.load(plugins.ROLES, self._role)
         try:
-            role = plugins.load(plugins.ROLES, self._role)
             actor = host_role(role, Settings.from_environment(), self._options)
-            limit = float(self._options.get("drain_limit", DRAIN_LIMIT))
-        except (GymqError, ValueError) as error:
-            raise click.UsageError(str(error)) from error
-        self._host = parent.gymq = ActorThread(actor, limit, self._begin_shutdown)
+        except ValueError as error:  # an option that is no number
+            raise UsageError(str(error)) from error
+        self._host = parent.gymq = ActorThread(actor, drain_limit(self._options), self._begin_shutdown)
 
     def start(self, parent: object) -> None:
         """Start the actor, and take the signals over from Celery, which installed its handlers just before."""
@@ -283,22 +276,13 @@ class ActorStep(_Step):
             state.should_stop = EX_OK
 
 
-def parse_options(pairs: tuple[str, ...]) -> RoleOptions:
-    """Read `KEY=VALUE` pairs; the last of a key counts.
+def drain_limit(options: RoleOptions) -> float:
+    """Return the seconds that a drain may take, the option `drain_limit`.
 
     Raises:
-        click.UsageError: a pair has no `=`.
+        UsageError: it is no number.
     """
-    options: RoleOptions = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise click.UsageError(f"--option {pair!r}: write KEY=VALUE")
-        options[key] = value
-    return options
-
-
-def _pool_name(worker: Any) -> str:
-    pool = worker.pool_cls
-    module = pool if isinstance(pool, str) else pool.__module__
-    return {"thread": "threads"}.get(name := module.rpartition(".")[2], name)
+    try:
+        return float(options.get("drain_limit", DRAIN_LIMIT))
+    except ValueError:
+        raise UsageError(f"--option drain_limit={options['drain_limit']}: write a number of seconds") from None

@@ -1,6 +1,4 @@
-"""The Celery app: the outer plane. `celery -A gymq worker --role agent|model|resource -P threads` hosts an actor,
-`celery -A gymq worker --role executor -P prefork` runs what needs a process that may be killed.
-"""
+"""The Celery app: the outer plane. Its workers host an actor, or are executors, whose processes may be killed."""
 
 from __future__ import annotations
 
@@ -8,10 +6,11 @@ from __future__ import annotations
 # pyright: reportMissingTypeStubs=false
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-import click
 from celery import Celery, signals
+from celery.loaders.app import AppLoader
 from celery.platforms import SecurityWarning
 from kombu.entity import Queue
 
@@ -54,6 +53,24 @@ MAX_TASKS_PER_CHILD = 500
 MAX_MEMORY_PER_CHILD = 1024 * 1024
 
 
+#: Celery's loader, seen as untyped.
+_AppLoader: Any = AppLoader
+
+
+class Loader(_AppLoader):
+    """Imports the modules of tasks as Python does; Celery's own loader puts the working directory first."""
+
+    def import_from_cwd(self, module: str, imp: Callable[..., Any] | None = None, package: str | None = None) -> Any:
+        """Import a module.
+
+        Args:
+            module: its name.
+            imp: what imports it, if not the loader.
+            package: for a relative name.
+        """
+        return (imp or self.import_module)(module, package=package)
+
+
 def create(settings: Settings) -> Any:
     """Make the app.
 
@@ -64,7 +81,7 @@ def create(settings: Settings) -> Any:
         UsageError: its server cannot be Celery's broker.
     """
     kombu_broker = broker.find(settings)
-    made: Any = Celery("gymq", broker=kombu_broker.url, set_as_current=True)
+    made: Any = Celery("gymq", broker=kombu_broker.url, loader=Loader, fixups=(), set_as_current=True)
     made.conf.update(
         broker_transport_options=TRANSPORT_OPTIONS | kombu_broker.options,
         broker_use_ssl=kombu_broker.ssl or False,
@@ -94,12 +111,6 @@ def create(settings: Settings) -> Any:
         worker_max_memory_per_child=MAX_MEMORY_PER_CHILD,
         include=sorted(point.module for point in plugins.points(TASKS).values()),
     )
-    made.user_options["worker"].add(
-        click.Option(["--role"], metavar="ROLE", help="What this worker is: agent, model, resource or executor.")
-    )
-    made.user_options["worker"].add(
-        click.Option(["--option"], multiple=True, metavar="KEY=VALUE", help="An option of the role; may be repeated.")
-    )
     made.steps["worker"].update({ActorStep, DrainStep, OutageStep})
     return made
 
@@ -109,7 +120,7 @@ def set_up_logs(loglevel: int, **_: object) -> None:
     """Set up the log lines of a worker in Celery's place, which would take the root logger over.
 
     Args:
-        loglevel: Celery's `-l`: of all loggers that are not gymq's.
+        loglevel: of all loggers that are not gymq's.
     """
     logs.configure(Settings.from_environment(), loglevel)
 

@@ -17,9 +17,10 @@ from celery import bootsteps
 from celery.platforms import EX_OK
 from celery.worker import state
 
-from gymq.celery.actor_step import DRAIN_LIMIT, Hub, parse_options
+from gymq.celery.actor_step import Hub, drain_limit
 from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
 from gymq.observe.events import Draining, emit
+from gymq.runtime.worker_host import RoleOptions
 
 #: Seconds between two looks at whether the calls have ended.
 CHECK_INTERVAL = 0.1
@@ -34,15 +35,15 @@ class DrainStep(_Step):
     Args:
         worker: Celery's worker.
         role: the worker's role; this is for executors.
-        option: the role's options, each `KEY=VALUE`; `drain_limit` in seconds.
+        role_options: the role's options; `drain_limit` in seconds.
     """
 
     requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
 
-    def __init__(self, worker: Any, role: str | None = None, option: tuple[str, ...] = (), **_: object) -> None:
+    def __init__(self, worker: Any, role: str | None = None, role_options: RoleOptions | None = None, **_: object) -> None:
         self.enabled = role == EXECUTOR
         self._worker = worker
-        self._limit = float(parse_options(option).get("drain_limit", DRAIN_LIMIT))
+        self._limit = drain_limit(role_options or {})
         self._deadline: float | None = None
         self._cancelled = False
 

@@ -30,13 +30,15 @@ def flower(settings: Settings, port: int) -> None:
       gymq flower
       gymq flower --port 5556 --of rollouts.jsonl
     """
-    from gymq.celery.flower import USER, command
     from gymq.cli.shards import with_shards
 
     with_shards(settings, lambda shards: shards.first.send("PING"))
+    os.environ.update(settings.environment())  # the app is made of the environment's settings
+    from gymq.celery.flower import ADDRESS, USER, Flower
+
     own = os.environ.get(PASSWORD)
     password = own or secrets.token_urlsafe(12)
-    argv, env = command(settings, port, password)
+    served = Flower(port, password)
     hint = f"the password of {PASSWORD}" if own else f"password {password}"
-    click.echo(f"http://127.0.0.1:{port}/  user {USER}, {hint}")
-    os.execvpe(argv[0], argv, {**os.environ, **env})
+    click.echo(f"http://{ADDRESS}:{port}/  user {USER}, {hint}")
+    served.run()

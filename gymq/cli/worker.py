@@ -1,10 +1,11 @@
-"""`gymq worker`: one worker, as `celery -A gymq worker` starts it."""
+"""`gymq worker`: this process as one worker, or the supervisor of one for each GPU."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -12,8 +13,8 @@ import click
 import msgspec
 
 from gymq.celery.worker_command import ROLES
-from gymq.cli.options import redis_options, run_options
-from gymq.errors import UnknownName, UsageError
+from gymq.cli.options import log_options, redis_options, run_options
+from gymq.errors import UsageError
 from gymq.settings import Settings
 
 #: Seconds between two looks at the workers of `--gpus`.
@@ -22,31 +23,31 @@ POLL_INTERVAL = 0.2
 
 @click.command()
 @click.argument("role", type=click.Choice(ROLES))
+@log_options
 @redis_options
 @click.option("--model", metavar="SPEC", help="model: which model it serves: vllm:NAME, openai:NAME, replay:FILE or scripted.")
 @run_options("model")
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
-@click.option("--environments", metavar="A,B", help="resource: which environments it serves.  [default: all installed]")
+@click.option("--environments", metavar="A,B", help="Which it serves; of model scripted: plays.  [default: all installed]")
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="executor: calls that run at once.  [default: 2]")
 @click.option(
     "--option", "pairs", multiple=True, metavar="KEY=VALUE", help="A further option of the role or backend; may be repeated."
 )
 @click.option("--name", metavar="NAME", help="What Celery and Flower call it.  [default: ROLE-PID]")
-@click.option("--log-level", metavar="LEVEL", default="WARNING", show_default=True, help="Celery's.")
 def worker(
     role: str,
     settings: Settings,
     processes: int | None,
     pairs: tuple[str, ...],
     name: str | None,
-    log_level: str,
     **given: Any,
-) -> int | None:
+) -> int:
     """Run one worker of a ROLE until it is stopped; SIGTERM (or Ctrl-C) lets it finish what it holds.
 
     Workers may join and leave at any time, on any machine that reaches the server; several of a role share its work.
     Every worker needs the same server; a run needs an agent, a model worker of its model, and a resource worker of its
-    environments, and an executor if an environment has isolated calls.
+    environments, and an executor if an environment has isolated calls. What it serves is loaded before it takes work; what
+    is named and cannot be loaded ends it (2).
 
     \b
     Examples:
@@ -56,15 +57,17 @@ def worker(
       gymq worker resource --environments weather,counter
       gymq worker executor --processes 4 --redis redis://:secret@10.0.0.5:6379/0
     """
-    from gymq.celery.worker_command import command
+    if not sys.flags.safe_path:
+        # -P: the working directory is no place to import from, for this process and for the interpreters that it starts.
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "gymq.cli", *sys.argv[1:]])
     from gymq.local.read_options import parse_pairs
     from gymq.local.run_options import OPTIONS
 
     takes = {
         "agent": set[str](),
-        "model": {"model", "concurrency", *(name for name, option in OPTIONS.items() if option.to == "model")},
+        "model": {"model", "concurrency", "environments", *(name for name, option in OPTIONS.items() if option.to == "model")},
         "resource": {"environments", "concurrency"},
-        "executor": {"processes"},
+        "executor": {"environments", "processes"},
     }
     options = {key: value for key, value in given.items() if value is not None and value != ()}
     for option in (*options, *(["processes"] if processes else [])):
@@ -73,16 +76,19 @@ def worker(
     if "engine" in options:
         options["engine"] = msgspec.json.encode(parse_pairs(options["engine"], "--engine")).decode()
     options |= parse_pairs(pairs, "--option")
-    _check(role, options)
-    asyncio.run(_reach(settings))
     name = name or f"{role}-{os.getpid()}"
-    if "gpus" in options:
-        return _run_each(settings, options, name, log_level.upper())
-    argv, env = command(settings, role, options, name, processes=processes or 2, log_level=log_level.upper())
-    os.execvpe(argv[0], argv, {**os.environ, **env})
+    if role == "model" and "gpus" in options:
+        asyncio.run(_reach(settings))
+        return _run_each(settings, options, name)
+    os.environ.update(settings.environment())  # the app is made of the environment's settings
+    from gymq.celery.worker_process import WorkerProcess
+
+    process = WorkerProcess(role, options, name, processes or 2)
+    asyncio.run(_reach(settings))
+    return process.run()
 
 
-def _run_each(settings: Settings, options: dict[str, Any], name: str, log_level: str) -> int:
+def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
     """Run a model worker for each device, started again when it dies; return the exit code."""
     from gymq.celery.worker_command import command
     from gymq.local.gpus import shares
@@ -92,7 +98,7 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str, log_level:
     specs: list[ChildSpec] = []
     for gpu in shares(options.pop("gpus"), options):
         worker_name = f"{name}-{gpu.replace(',', '-')}"
-        argv, env = command(settings, "model", options | {"gpu": gpu}, worker_name, log_level=log_level)
+        argv, env = command(settings, "model", options | {"gpu": gpu}, worker_name)
         specs.append(ChildSpec(name=worker_name, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,25 +115,6 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str, log_level:
             signal.signal(number, signal.default_int_handler)  # a second one ends all at once
         supervisor.stop()
     return 0
-
-
-def _check(role: str, options: dict[str, Any]) -> None:
-    """Check the options now: in the worker, a mistake would be a traceback of Celery's."""
-    from gymq import plugins
-
-    if role == "model":
-        if not options.get("model"):
-            raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
-        if "gpus" in options:
-            from gymq.local.gpus import shares
-
-            shares(options["gpus"], options)
-        plugins.backend(options["model"], options)
-    if role == "resource":
-        installed = plugins.points(plugins.ENVIRONMENTS)
-        for name in filter(None, options.get("environments", "").split(",")):
-            if name not in installed:
-                raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(sorted(installed)) or 'none'}")
 
 
 async def _reach(settings: Settings) -> None:

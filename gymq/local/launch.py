@@ -50,19 +50,20 @@ def children(
         out: the file of finished rollouts.
         logs: the folder of the children's logs.
     """
-    options: dict[str, dict[str, Any]] = {"agent": {}}
     sources = [source for spec in environments if (source := plugins.environment_source(spec.name))]
+    served = {"environments": ",".join(sources)} if sources else {}
+    options: dict[str, dict[str, Any]] = {"agent": {"agent": config.agent}}
     if sources:
-        options["resource"] = {"environments": ",".join(sources)}
+        options["resource"] = served
     if any(spec.needs_executor for spec in environments):
-        options["executor"] = {}
+        options["executor"] = served
     specs = [sink(settings, config.name, out, logs)]
     here = _played_here(models, environments)
     for spec, backend_options in models.items():
         if spec in here:
             continue
         name = "model" if spec == config.model else "judge"
-        model_options = {"model": spec, "concurrency": config.concurrency, **backend_options}
+        model_options = {"model": spec, "concurrency": config.concurrency, **served, **backend_options}
         gpus = model_options.pop("gpus", None)
         if gpus is None:
             options[name] = model_options
@@ -96,8 +97,9 @@ def served_here(
     """
     here = [spec.name for spec in environments if plugins.environment_source(spec.name) is None]
     roles: list[tuple[str, RoleOptions]] = [("resource", {"environments": ",".join(here)})] if here else []
+    played = {"environments": ",".join(spec.name for spec in environments)}
     for spec in _played_here(models, environments):
-        roles.append(("model", {"model": spec, "concurrency": config.concurrency, **models[spec]}))
+        roles.append(("model", {"model": spec, "concurrency": config.concurrency, **played, **models[spec]}))
     return roles
 
 
@@ -138,7 +140,7 @@ def sink(settings: Settings, run: str, out: Path, logs: Path) -> ChildSpec:
     """
     return ChildSpec(
         name=SINK,
-        argv=(sys.executable, "-m", "gymq.cli", "sink", output_kind(out), "--run", run, "--out", str(out)),
+        argv=(sys.executable, "-P", "-m", "gymq.cli", "sink", output_kind(out), "--run", run, "--out", str(out)),
         env=settings.environment(),
         log=logs / f"{SINK}.log",
         finishes=True,

@@ -5,6 +5,7 @@ It has no threads and waits only in `stop`: the caller calls `poll` a few times 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from itertools import groupby
@@ -171,7 +172,7 @@ class Supervisor:
             self.finished.add(spec.name)
             return f"{spec.name}: finished"
         if child.code in spec.fatal:
-            error = GymqError(f"{spec.name} cannot go on: {how}; {_last_lines(child)}")
+            error = GymqError(f"{spec.name} cannot go on: {_reason(child) or how}")
             error.exit_code = child.code
             raise error
         slot.quick_deaths = slot.quick_deaths + 1 if lived < QUICK else 0
@@ -181,6 +182,11 @@ class Supervisor:
         delay = backoff(slot.quick_deaths, BACKOFF, QUICK)
         slot.due = now + delay
         return f"{spec.name}: {how} after {lived:.1f} s; starting it again in {delay:g} s"
+
+
+def _reason(child: ChildProcess) -> str:
+    """Return the line with which a command of gymq's ended, as it stands last in the log, without its beginning."""
+    return re.sub(r"^(gymq|\S+ CRITICAL \S+): ", "", "".join(child.tail(1)).strip())
 
 
 def _last_lines(child: ChildProcess) -> str:

@@ -81,7 +81,7 @@ class Quarantine:
         # child is asked to hand back, not killed.
         options = msgspec.json.encode(self._options).decode()
         environment = self._settings.environment() | {OPTIONS: options, SHARD: str(self._settings.shard)}
-        argv = [sys.executable, "-m", "gymq.runtime.quarantine_main", self._role]
+        argv = [sys.executable, "-P", "-m", "gymq.runtime.quarantine_main", self._role]
         return ChildProcess(argv, environment, f"{self._role} quarantine", None, death_signal=signal.SIGTERM)
 
     async def end(self) -> None:

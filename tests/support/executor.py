@@ -104,8 +104,8 @@ def start_executor(redis_url, spawn, tmp_path, monkeypatch, name: str = "x", chi
         pools.reset()
         app._pool = app.amqp._producer_pool = None
     log = tmp_path / f"{name}.log"
-    argv = [sys.executable, "-m", "celery", "-A", "gymq", "worker", "--role", "executor", "-P", "prefork"]
-    argv += ["-c", str(children), "-n", f"{name}@test", "--without-gossip", "--without-mingle", "-l", "INFO"]
+    argv = [sys.executable, "-P", "-m", "gymq.cli", "worker", "executor", "--environments", "wild"]
+    argv += ["--processes", str(children), "--name", name, "--log-level", "debug"]
     env = {
         "PYTHONPATH": packages(tmp_path / "site", ENTRY_POINTS),
         "GYMQ_REDIS_URL": redis_url,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gymq import plugins
+from collections.abc import Iterable
+
 from gymq.api.agent import Action, Agent, View
 from gymq.api.environment import EnvironmentSpec
 from gymq.errors import UnknownName, UsageError
@@ -16,10 +17,12 @@ class RunCache:
 
     Args:
         connection: reconnected after an outage.
+        agents: the agents by name, loaded before any mail was taken: a message must not choose what is imported.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, agents: dict[str, Agent]) -> None:
         self._connection = connection
+        self._agents = agents
         self._configs: dict[str, RunConfig] = {}
         self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
         self._versions: dict[str, int] = {}
@@ -54,7 +57,7 @@ class RunCache:
                     if spec is None:
                         raise UnknownName(f"run {run!r} has no environment {environment!r}")
                     self._specs[run, environment] = spec
-                return config, spec, _agent(config.agent)
+                return config, spec, self._agents.get(config.agent) or _MissingAgent(config.agent, self._agents)
             except Outage:
                 await self._connection.reconnect()
 
@@ -70,18 +73,11 @@ class RunCache:
         return self._versions[config.model]
 
 
-def _agent(name: str) -> Agent:
-    try:
-        return plugins.agent(name)
-    except UsageError as error:
-        return _MissingAgent(str(error))
-
-
 class _MissingAgent(Agent):
     """Stands in for an agent that is not installed here: its rollouts fail and say so."""
 
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
+    def __init__(self, agent: str, others: Iterable[str]) -> None:
+        self._reason = f"unknown agent {agent!r}; this worker has {', '.join(others) or 'none'}"
 
     def act(self, view: View) -> Action:
         """Fail."""

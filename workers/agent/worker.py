@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import suppress
 
+from gymq import plugins
 from gymq.cache import byte_cache
 from gymq.errors import UNREADABLE, Fault, UnknownName, one_line
 from gymq.observe import traces
@@ -68,7 +69,7 @@ class AgentWorker(Actor):
     def __init__(self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False) -> None:
         super().__init__(settings, options, capacity=2 * STEPS_PER_COMMIT, suspects_only=suspects_only)
         self._cache = byte_cache(_weigh)
-        self._runs = RunCache(self.connection)
+        self._runs = RunCache(self.connection, plugins.load_agents(options.get("agent")))
         self._routes = AffinityRouter()
         self._admission = Connection(settings, "gymq-admit")
         self._shown = RolloutEvents(self.events, self.host)

@@ -25,6 +25,7 @@ from gymq.celery.queues import EXECUTOR
 from gymq.observe.events import CallFinished, WorkerLeft, WorkerReady, emit
 from gymq.process.lifetime import adopt_orphans, die_with
 from gymq.runtime.reply import send_sync
+from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.store.keys import Keys
 from gymq.store.sync_connection import SyncConnection, sync_connections
@@ -34,6 +35,7 @@ from gymq.wire.calls import Call, Reply
 from gymq.wire.ids import CallId
 
 from . import child_janitor, processes
+from .trial_load import try_loading
 
 if TYPE_CHECKING:
     from celery.concurrency.base import BasePool
@@ -237,7 +239,7 @@ def current() -> ExecutorParent:
         RuntimeError: this process belongs to no executor.
     """
     if parent is None:
-        raise RuntimeError("gymq.isolated runs only in a worker started with --role executor -P prefork")
+        raise RuntimeError("gymq.isolated runs only in an executor, which `gymq worker executor` starts")
     return parent
 
 
@@ -247,16 +249,24 @@ class ExecutorStep(bootsteps.StartStopStep):
     # Comes before the pool, whose children inherit the name.
     requires = ("celery.worker.components:Hub",)
 
-    def __init__(self, worker: WorkController, role: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, worker: WorkController, role: str | None = None, role_options: RoleOptions | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(worker, **kwargs)
         self.enabled = role == EXECUTOR
+        self._environments: str | None = (role_options or {}).get("environments")
         if self.enabled:
             global parent
             parent = ExecutorParent(Settings.from_environment())
             worker.consumer_cls = "gymq_workers.executor.consumer:ExecutorConsumer"
 
     def create(self, parent: WorkController) -> None:
-        """Prepare for children: all steps are created before the pool's is started and forks."""
+        """Prepare for children: all steps are created before the pool's is started and forks.
+
+        Raises:
+            UsageError: an environment that is to be served cannot be loaded.
+        """
+        try_loading(self._environments)
         current().open()
 
     def start(self, parent: WorkController) -> None:

@@ -11,8 +11,8 @@ import msgspec
 
 from gymq.api.backend import Backend, Request
 from gymq.api.tools import wanted
-from gymq.errors import CallError, Unavailable, UsageError
-from gymq.plugins import environment
+from gymq.errors import CallError, Unavailable
+from gymq.plugins import load_environments
 from gymq.wire.calls import Generated, Usage
 from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Message, encode_message
@@ -36,7 +36,8 @@ class ScriptedBackend(Backend):
 
     Args:
         model: the label of the results, `scripted` or `scripted:MODEL`.
-        options: `latency`, seconds that each answer takes, as a slow model's (default 0).
+        options: `latency`, seconds that each answer takes, as a slow model's (default 0); `environments`, those whose policies
+            play, separated by commas (default: all installed).
 
     Raises:
         UsageError: the latency is no number of seconds.
@@ -49,7 +50,22 @@ class ScriptedBackend(Backend):
         super().__init__(model, options)
         self._latency = number(self.name, options, "latency", 0.0, smallest=0)
         self._label = f"scripted:{model}" if model else "scripted"
+        self._environments: str | None = options.get("environments")
         self._policies: dict[str, _Policy] = {}
+
+    async def start(self) -> None:
+        """Load the environments.
+
+        Raises:
+            UnknownName, UsageError: one that is named cannot be loaded.
+        """
+        for name, made in load_environments(self._environments).items():
+            act = getattr(made, "policy", None)
+            if act is not None:
+                arguments = wanted(act)
+                self._policies[name] = _Policy(
+                    act, "messages" in arguments, "task" in arguments, inspect.iscoroutinefunction(act)
+                )
 
     def needs_task(self, environment: str) -> bool:
         """Return whether the environment's policy takes the task."""
@@ -62,7 +78,13 @@ class ScriptedBackend(Backend):
         Raises:
             CallError: `model`: no policy, or it failed, or returned no message; `model_unavailable`: it says so..
         """
-        policy = self._policies.get(request.environment) or self._find(request.environment)
+        policy = self._policies.get(request.environment)
+        if policy is None:
+            raise CallError(
+                "model",
+                f"environment {request.environment} has no policy on this worker; use another model, or define "
+                "policy(messages, task)",
+            )
         if self._latency:
             await asyncio.sleep(self._latency)
         arguments: JsonObject = {}
@@ -85,16 +107,3 @@ class ScriptedBackend(Backend):
             )
         finish = "tool_calls" if message.tool_calls else "stop"
         return Generated(encode_message(message), finish, Usage(), None, self._label)
-
-    def _find(self, name: str) -> _Policy:
-        """Look up a policy, once per environment."""
-        try:
-            act = getattr(environment(name), "policy", None)
-        except UsageError as error:
-            raise CallError("model", str(error)) from None
-        if act is None:
-            raise CallError("model", f"environment {name} ships no policy; use another model, or define policy(messages, task)")
-        arguments = wanted(act)
-        policy = _Policy(act, "messages" in arguments, "task" in arguments, inspect.iscoroutinefunction(act))
-        self._policies[name] = policy
-        return policy

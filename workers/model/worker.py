@@ -179,5 +179,5 @@ class _Refusing(Backend):
 
 def _make(spec: str, options: JsonObject) -> Backend:
     if not spec:
-        raise UsageError("a model worker needs a model; write --model SPEC, for example --model openai:NAME")
+        raise UsageError("a model worker needs --model SPEC, for example --model openai:NAME")
     return plugins.backend(spec, options)

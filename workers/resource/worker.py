@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from gymq import environment_file, plugins
+from gymq import plugins
 from gymq.api.environment import EnvironmentSpec
-from gymq.errors import CallError, GymqError, UnknownName
+from gymq.errors import CallError, GymqError
 from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallWorker
 from gymq.runtime.worker_host import RoleOptions
@@ -48,19 +48,13 @@ class ResourceWorker(CallWorker):
     def __init__(
         self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False, threads: ToolThreads | None = None
     ) -> None:
-        chosen = [text for text in (options.get("environments") or "").split(",") if text]
-        chosen = [plugins.add_environment(text) if environment_file.is_file(text) else text for text in chosen]
-        known = plugins.environment_names()
-        for name in chosen:
-            if name not in known:
-                raise UnknownName(f"unknown environment {name!r}; installed: {', '.join(known) or 'none'}")
-        self._environments: list[str] = chosen or known
+        # Before any mail is taken; and a message must not choose what is imported.
+        self._specs = {name: type(made).spec() for name, made in plugins.load_environments(options.get("environments")).items()}
         capacity = int(options.get("concurrency") or DEFAULT_CONCURRENCY)
         super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
         self._threads = threads or ToolThreads()
         self._isolated = IsolatedCalls(self.connection, settings.liveness)
         self._sessions = Sessions(self._threads, self.counts)
-        self._specs: dict[str, EnvironmentSpec] = {}
 
     @classmethod
     def on_shards(cls, settings: list[Settings], options: RoleOptions) -> list[Actor]:
@@ -70,7 +64,7 @@ class ResourceWorker(CallWorker):
 
     def mailboxes(self) -> list[str]:
         """Return one mailbox for each environment."""
-        return [f"resource:{name}" for name in self._environments]
+        return [f"resource:{name}" for name in self._specs]
 
     async def prepare(self) -> None:
         """Watch the loop, so that a blockage is named before other workers take this one for dead."""
@@ -103,12 +97,7 @@ class ResourceWorker(CallWorker):
         """Run the hook or tool; see `CallWorker`."""
         spec = self._specs.get(call.environment)
         if spec is None:
-            # A message must not choose what is imported.
-            if call.environment not in self._environments:
-                raise CallError("environment", f"this worker does not serve environment {call.environment[:60]!r}")
-            # An import may take seconds, in which the loop must renew the liveness.
-            environment = await asyncio.to_thread(plugins.environment, call.environment)
-            spec = self._specs[call.environment] = type(environment).spec()
+            raise CallError("environment", f"this worker does not serve environment {call.environment[:60]!r}")
         timeout, isolated, once = call_terms.limits(spec, call)
         wants = call_terms.wants(call)
         task = await self.task(call) if "task" in wants or (call.kind == "open" and "messages" in wants) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -109,7 +110,7 @@ class Worker:
 
 @pytest.fixture
 def worker(redis_url, spawn, tmp_path):
-    """Start a worker: `worker(role, *arguments, pool=...)`."""
+    """Start a worker: `worker(role, *arguments)`."""
     site = tmp_path / "site"
     # In the name of gymq itself, so that its own roles are not found.
     info = site / "gymq-0.dist-info"
@@ -118,12 +119,13 @@ def worker(redis_url, spawn, tmp_path):
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     (site / "fake_role.py").write_text(ROLE)
 
-    def start(role: str | None, *arguments: str, pool: str = "threads", ready: bool = True) -> Worker:
+    def start(role: str, *arguments: str, ready: bool = True) -> Worker:
         log = tmp_path / f"{role}.log"
-        argv = [sys.executable, "-m", "celery", "-A", "gymq", "worker", "-P", pool, "-c", "1", "-n", f"{role}@test"]
-        argv += ["-l", "INFO", "--without-gossip", "--without-mingle", *(("--role", role) if role else ()), *arguments]
+        argv = [sys.executable, "-P", "-m", "gymq.cli", "worker", role, "--name", role, "--log-level", "debug", *arguments]
         env = {"PYTHONPATH": str(site), "GYMQ_REDIS_URL": redis_url}
-        found = Worker(spawn(argv, env, stdout=log.open("wb"), stderr=-2, cwd=tmp_path), redis_url, log, f"{role}@test")
+        found = Worker(
+            spawn(argv, env, stdout=log.open("wb"), stderr=-2, cwd=tmp_path), redis_url, log, f"{role}@{socket.gethostname()}"
+        )
         found.env = env
         if ready:
             wait_until(lambda: "ready." in found.text or found.process.poll() is not None, limit=20)

@@ -94,21 +94,9 @@ def test_other_roles_read_no_queue(worker, role):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("role", "pool", "arguments", "says"),
-    [
-        ("agent", "prefork", (), "--role agent needs -P threads, not prefork"),
-        ("executor", "threads", (), "--role executor needs -P prefork, not threads"),
-        ("poet", "threads", (), "unknown role 'poet'; say --role agent, model, resource, executor"),
-        (None, "threads", (), "no --role given"),
-        ("agent", "threads", ("--option", "x"), "--option 'x': write KEY=VALUE"),
-    ],
-)
-def test_a_command_line_that_makes_no_sense_is_refused_in_one_line(worker, role, pool, arguments, says):
-    found = worker(role, *arguments, pool=pool, ready=False)
-    assert found.process.wait(20) == 2
-    assert says in found.text
-    assert "Traceback" not in found.text
+def test_celerys_own_command_line_starts_no_worker(worker):
+    agent = worker("agent")
+    assert "start workers by `gymq worker agent|model|resource|executor`" in agent.celery("worker")
 
 
 def test_the_worker_goes_on_when_redis_comes_back(worker, redis_server):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from gymq.celery import flower
 from gymq.settings import Settings
+from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 #: Stands in for `gymq.celery.enqueue_task`.
@@ -42,7 +40,9 @@ def test_any_celery_client_enqueues_rollouts(worker, redis_url, tmp_path, client
     # Given an agent worker
     (tmp_path / "site").mkdir(exist_ok=True)
     (tmp_path / "site" / "fake_admission.py").write_text(ADMISSION)
-    agent = worker("agent", "-I", "fake_admission")
+    with (tmp_path / "site" / "gymq-0.dist-info" / "entry_points.txt").open("a") as points:
+        points.write("[gymq.tasks]\nadmission = fake_admission\n")
+    agent = worker("agent")
 
     # When a client sends rows: one with gymq's app, one that knows only names
     rows = [{"id": "1", "question": "π?"}]
@@ -70,12 +70,16 @@ WRONG = {"Authorization": "Basic " + base64.b64encode(b"gymq:wrong").decode()}
 
 @pytest.mark.slow
 def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spawn, tmp_path):
-    # Given Flower, and a worker whose actor says that a rollout went well
-    port = 20000 + os.getpid() % 10000
-    argv, env = flower.command(Settings(redis_url=redis_url), port, "secret")
+    # Given Flower, started where a file of its name lies, and a worker whose actor says that a rollout went well
+    port = free_port()
+    argv = [sys.executable, "-P", "-m", "gymq.cli", "flower", "--port", str(port)]
     log = tmp_path / "flower.log"
-    spawn(argv, env, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
-    wait_until(lambda: "Connected to redis" in log.read_text(), limit=20, what="flower")
+    (tmp_path / "flowerconfig.py").write_text("open('executed', 'w').close()")
+    environment = {"GYMQ_REDIS_URL": redis_url, "GYMQ_FLOWER_PASSWORD": "secret"}
+    spawn(argv, environment, stdout=log.open("wb"), stderr=-2, cwd=tmp_path)
+    wait_until(lambda: "the password of GYMQ_FLOWER_PASSWORD" in log.read_text(), limit=20, what="flower")
+    with Redis.from_url(redis_url) as redis:
+        wait_until(redis.pubsub_numpat, limit=20, what="flower at the events")
     agent = worker("agent")
 
     def ask(path: str, **arguments):
@@ -94,23 +98,18 @@ def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spaw
     assert (task["name"], task["result"], task["worker"]) == ("rollout:weather", "reward=1.0", agent.name)
     assert get("/api/workers?status=1") == {agent.name: True}
     # And nothing is told without the password, and nothing can be changed with it
-    for path in ("/", "/workers", f"/worker/{agent.name}", "/task/r1", "/api/tasks", "/api/workers"):
+    pages = ("/", "/workers", f"/worker/{agent.name}", "/task/r1", "/api/tasks", "/api/workers", "/login", "/nosuch")
+    for path in (*pages, "/metrics", "/healthcheck", "/static/css/flower.css"):
         assert refused(lambda path=path: ask(path)) == 401
         assert refused(lambda path=path: ask(path, headers=WRONG)) == 401
     for path in (f"/api/worker/shutdown/{agent.name}", "/api/task/send-task/gymq.enqueue", "/api/task/revoke/r1"):
         assert refused(lambda path=path: ask(path, headers=KNOWN, method="POST", data=b"{}")) == 403
+    # And it gives no numbers that would count a sample of the rollouts
+    assert refused(lambda: ask("/metrics", headers=KNOWN)) == 404
+    assert not (tmp_path / "executed").exists()
 
 
 def refused(ask) -> int:
     with pytest.raises(urllib.error.HTTPError) as refusal:
         ask()
     return refusal.value.code
-
-
-def test_flowers_command_line_holds_no_password():
-    argv, env = flower.command(Settings(redis_url="redis://:secret@localhost/0"), 5555, "hidden")
-    assert "secret" not in " ".join(argv)
-    assert "hidden" not in " ".join(argv)
-    assert env["GYMQ_REDIS_URL"] == "redis://:secret@localhost/0"
-    assert env["FLOWER_BASIC_AUTH"] == "gymq:hidden"
-    assert Path(argv[0]) == Path(sys.executable)

@@ -47,6 +47,6 @@ def test_drain_and_shutdown_let_the_actor_finish_first(worker, command):
 
 @pytest.mark.slow
 def test_drain_shuts_an_executor_down_too(worker):
-    executor = worker("executor", pool="prefork")
+    executor = worker("executor")
     executor.celery("control", "drain")
     assert executor.process.wait(15) == 0, executor.text

@@ -402,7 +402,7 @@ def test_a_killed_worker_is_started_again_and_said(cli, slow_model: str):
     process = cli.start(*slow_run(slow_model))
     cli.wait_rows(10)
     for one in family(process):
-        if "--role" in one.cmdline() and "model" in one.cmdline():
+        if "worker" in one.cmdline() and "model" in one.cmdline():
             one.kill()
     assert process.wait(60) == 0
     rows = cli.rows()

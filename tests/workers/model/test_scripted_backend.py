@@ -7,7 +7,6 @@ import time
 import pytest
 from gymq_workers.model.scripted_backend import ScriptedBackend
 
-from gymq import plugins
 from gymq.api.environment import Environment
 from gymq.errors import CallError, UsageError
 from gymq.wire.message import Function, Message, ToolCall, decode_message
@@ -42,11 +41,12 @@ class Broken(Environment):
 
 
 @pytest.fixture
-def backend(monkeypatch):
+async def backend(monkeypatch):
     known = {cls.name: cls() for cls in (Quiet, Polite, Patient, Broken)}
-    real = plugins.environment
-    monkeypatch.setattr("gymq_workers.model.scripted_backend.environment", lambda name: known.get(name) or real(name))
-    return ScriptedBackend("", {})
+    monkeypatch.setattr("gymq_workers.model.scripted_backend.load_environments", lambda names: known)
+    backend = ScriptedBackend("", {})
+    await backend.start()
+    return backend
 
 
 async def fault(backend, request):
@@ -71,21 +71,13 @@ async def test_an_async_policy_sees_the_task(backend):
 
 
 async def test_the_task_is_asked_for_only_by_policies_that_want_it(backend):
-    assert backend.needs_task("polite")  # nobody has looked yet
-    await backend.generate(ask("cake", environment="polite"))
     assert not backend.needs_task("polite")
-    request = ask("Hi", environment="patient")
-    request.task = Task("t", "patient", [], b'{"expected":"yes"}')
-    await backend.generate(request)
     assert backend.needs_task("patient")
 
 
-async def test_an_environment_without_a_policy_says_so(backend):
-    assert "environment quiet ships no policy" in await fault(backend, ask("Hi", environment="quiet"))
-
-
-async def test_an_unknown_environment_says_so(backend):
-    assert "unknown environment 'nowhere'" in await fault(backend, ask("Hi", environment="nowhere"))
+@pytest.mark.parametrize("environment", ["quiet", "nowhere"])
+async def test_an_environment_without_a_policy_says_so(backend, environment):
+    assert f"environment {environment} has no policy on this worker" in await fault(backend, ask("Hi", environment=environment))
 
 
 async def test_a_policy_that_fails_is_named(backend):
@@ -96,6 +88,7 @@ async def test_a_policy_that_fails_is_named(backend):
 
 async def test_latency_imitates_a_slow_model(backend):
     slow = ScriptedBackend("slow", {"latency": "0.05"})
+    await slow.start()
     began = time.monotonic()
     answer = await slow.generate(ask("cake", environment="polite"))
     assert time.monotonic() - began >= 0.05
