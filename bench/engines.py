@@ -161,7 +161,11 @@ class Engines:
         with ThreadPoolExecutor() as threads:
             beside = [threads.submit(during)] if during else []
             beside.append(threads.submit(lambda: asyncio.run(Producer(self.settings, made, "bench").run(placed))))
-            found = [rollout.data for rollout in consume(made.name, "bench", settings=self.settings)]
+            results = consume(made.name, "bench", settings=self.settings)
+            rollouts = list(results)
+            results.ack(*rollouts)
+            results.close()
+            found = [rollout.data for rollout in rollouts]
             for future in beside:
                 future.result()
         wrong = [(one["rollout_id"], one["status"], one["error"]) for one in found if one["status"] not in ends]

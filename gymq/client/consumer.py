@@ -6,9 +6,11 @@ Every declared consumer sees everything, at its own pace. Unacknowledged rollout
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from gymq.aio import cancel_and_wait
@@ -19,6 +21,8 @@ from gymq.errors import UsageError
 from gymq.settings import Settings
 from gymq.store.topology import parse
 from gymq.wire.rollout import Group, Rollout
+
+log = logging.getLogger(__name__)
 
 #: Milliseconds that a read waits for more.
 BLOCK_MS = 500
@@ -88,6 +92,8 @@ class Results:
         self.stale = 0
         self._limit = None if max_staleness is None else StalenessLimit(settings, run, max_staleness)
         self._passed: list[Rollout] = []
+        # Warns once, when the consumer is closed or forgotten, or the process ends; it must not keep the consumer alive.
+        self._warn: weakref.finalize[..., Results] | None = None
 
     async def connect(self) -> int:
         """Connect, and see that the run exists.
@@ -196,6 +202,9 @@ class Results:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         await self.start()
+        if self._warn is None:
+            undelivered = (self._waiting, self._open, self._passed)
+            self._warn = weakref.finalize(self, _warn_of_unacknowledged, self.run, self.consumer, self._streams, *undelivered)
         batch: list[Rollout] | None = await self.unacknowledged()
         while batch is not None:
             # Rollouts that were read and not yielded outlive the iteration: a second one begins with them.
@@ -205,16 +214,20 @@ class Results:
                 item = rollout if self._unit == "rollout" else self._gather(rollout)
                 if item is not None and not await self._too_old(item):
                     yield item
-            passed, self._passed = self._passed, []
-            if passed:
-                await self.acknowledge(passed)
+            if self._passed:
+                await self._pass_over()
             batch = await self.read()
         while self._open:
             group = self._group(next(iter(self._open)))
             if not await self._too_old(group):
                 yield group
+        await self._pass_over()
+        await self._disconnect()  # what was delivered may still be acknowledged
+
+    async def _pass_over(self) -> None:
+        """Acknowledge what was too old to be delivered."""
         await self.acknowledge(self._passed)
-        await self.close()
+        self._passed.clear()  # in place: the warning counts them
 
     async def _too_old(self, item: Rollout | Group) -> bool:
         """Return whether an item is too old to be delivered; if so, it is acknowledged before more is read."""
@@ -235,13 +248,47 @@ class Results:
         return Group(name, members, complete=len(members) == self._samples)
 
     async def close(self) -> None:
-        """Close the connections; unacknowledged rollouts are delivered again to the next process."""
+        """Close the connections, and warn of unacknowledged rollouts: they are delivered again to the next process."""
+        if self._warn is not None:
+            self._warn()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         await cancel_and_wait([*self._reads.values(), *self._acknowledging])
         self._reads.clear()
         for stream in self._streams:
             await stream.close()
         if self._limit is not None:
             await self._limit.close()
+
+
+def _warn_of_unacknowledged(
+    run: str,
+    consumer: str,
+    streams: Sequence[ShardStream],
+    waiting: Sequence[Rollout],
+    gathering: dict[str, list[Rollout]],
+    passed: Sequence[Rollout],
+) -> None:
+    """Warn of the rollouts that the iteration has yielded and that were not acknowledged.
+
+    Args:
+        run: the run's name.
+        consumer: the consumer's name.
+        streams: what was delivered, by shard.
+        waiting: the rollouts among that which were not yielded yet.
+        gathering: likewise, those of groups that are not whole.
+        passed: likewise, those that were too old.
+    """
+    count = sum(stream.held for stream in streams) - len(waiting) - sum(map(len, gathering.values())) - len(passed)
+    if count > 0:
+        log.warning(
+            "consumer %r of run %r ends with %d rollouts that were delivered and not acknowledged: the run keeps them, and the "
+            "next consumer of that name gets them again; call .ack(item) once an item is used",
+            consumer,
+            run,
+            count,
+        )
 
 
 class SyncResults:
@@ -274,7 +321,7 @@ class SyncResults:
         self._runner.run(self._results.ack(*items))
 
     def close(self) -> None:
-        """Close the connection; unacknowledged rollouts are delivered again to the next process."""
+        """Close the connection, and warn of unacknowledged rollouts: they are delivered again to the next process."""
         self._runner.run(self._results.close())
         self._runner.close()
 

@@ -129,6 +129,11 @@ class ShardStream:
             except Outage:
                 await self._connection.reconnect()
 
+    @property
+    def held(self) -> int:
+        """Rollouts that were delivered and not acknowledged."""
+        return len(self._held)
+
     def resume(self, seen: RolloutSet, newest: int) -> None:
         """Resume where another process has stopped.
 

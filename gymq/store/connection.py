@@ -16,7 +16,7 @@ from gymq.settings import Settings
 from gymq.store import outages
 from gymq.store.keys import Keys
 from gymq.store.scripts import ScriptCall
-from gymq.store.topology import locate, parse
+from gymq.store.topology import NAME_IT, locate, parse
 
 T = TypeVar("T")
 
@@ -88,7 +88,8 @@ class Connection:
         try:
             await self._connection.connect()
         except (redis.RedisError, OSError) as error:
-            raise ServerUnreachable(f"Redis cannot be reached: {error}") from None
+            reason = str(error).rstrip(".")
+            raise ServerUnreachable(f"Redis cannot be reached: {reason}; {NAME_IT}") from None
 
     async def reconnect(self) -> None:
         """Open the connection again, however long that takes; other users of it wait meanwhile."""

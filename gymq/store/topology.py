@@ -22,6 +22,9 @@ from redis.retry import Retry
 
 from gymq.errors import ServerUnreachable, UsageError
 
+#: The remedy where no server answers.
+NAME_IT = "start it, or name another one by --redis or GYMQ_REDIS_URL, or a running `gymq run` by --of OUT"
+
 #: Seconds that one Sentinel or node of a Cluster may take to say where a shard is.
 ASK_TIMEOUT = 2.0
 
@@ -115,7 +118,7 @@ def locate(address: Address) -> str:
             where = urlsplit(seed)
             reasons.append(f"{where.hostname}:{where.port}: {error}")
     who = "no node of the Cluster" if address.kind == "cluster" else f"no Sentinel of {address.master!r}"
-    raise ServerUnreachable(f"Redis cannot be reached: {who} tells where the shard is: {'; '.join(reasons)}")
+    raise ServerUnreachable(f"Redis cannot be reached: {who} tells where the shard is: {'; '.join(reasons)}; {NAME_IT}")
 
 
 def tag_in_cluster(shard: int) -> int:

@@ -142,7 +142,7 @@ OPTIONS: list[tuple[str, tuple[str, ...], dict[str, str], int, str]] = [
     ("a parameter that nobody knows", ("status",), {"REDIS_URL": "redis://h?nonsense=1"}, 2, "--redis: unexpected keyword argument 'nonsense'; correct what stands behind '?' in the URL"),
     ("a protocol that nobody speaks", ("status",), {"REDIS_URL": "redis://h?protocol=9"}, 2, "--redis: protocol must be either 2 or 3; correct what stands behind '?' in the URL"),
     ("a time-out of letters", ("status",), {"REDIS_URL": "redis://h?socket_timeout=x"}, 2, "--redis: Invalid value for 'socket_timeout' in connection URL.; docs/operations.md lists the forms"),
-    ("a password with @ and nobody there", ("status",), {"REDIS_URL": "redis://:p@:ss@127.0.0.1:1/0"}, 4, "Redis cannot be reached: Error 111 connecting to 127.0.0.1:1. Connect call failed ('127.0.0.1', 1)."),
+    ("a password with @ and nobody there", ("status",), {"REDIS_URL": "redis://:p@:ss@127.0.0.1:1/0"}, 4, "Redis cannot be reached: Error 111 connecting to 127.0.0.1:1. Connect call failed ('127.0.0.1', 1); start it, or name another one by --redis or GYMQ_REDIS_URL, or a running `gymq run` by --of OUT"),
     ("a socket that is not there", ("status",), {"REDIS_URL": "unix:///nope.sock"}, 4, "Redis cannot be reached: {any}"),
     ("a liveness of NaN", ("status",), {"LIVENESS": "nan"}, 2, "GYMQ_LIVENESS: Expected float > 0.0; correct the variable, or unset it"),
     ("an infinite liveness", ("status",), {"LIVENESS": "inf"}, 2, "GYMQ_LIVENESS: Expected float <= 86400.0; correct the variable, or unset it"),

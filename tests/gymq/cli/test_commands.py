@@ -213,7 +213,7 @@ def test_workers_tell_what_they_did_and_drain_when_asked(cli, server: Redis, wor
         (("produce", *WEATHER, "--run", "a b"), 2, "run name 'a b'"),
         (("sink", "jsonl", "--run", "r1", "--out", "out.jsonl"), 4, "Redis cannot be reached"),
         (("sink", "nosuch", "--run", "r1", "--out", "out.jsonl"), 2, "unknown sink 'nosuch'; installed: jsonl"),
-        (("status",), 4, "Redis cannot be reached"),
+        (("status",), 4, "or name another one by --redis or GYMQ_REDIS_URL, or a running `gymq run` by --of OUT"),
         (("status", "--of", "nosuch.jsonl"), 4, "no `gymq run` with --out nosuch.jsonl is running"),
         (("flower",), 4, "Redis cannot be reached"),
         (("control", "stats"), 4, "Redis cannot be reached"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 
@@ -251,6 +252,50 @@ async def test_an_iteration_that_was_broken_off_goes_on_where_it_was_left(run, s
     assert [rollout.id for rollout in first + rest] == [f"r.{i}.0" for i in range(10)]
     assert await state(run) == "done"
     await results.close()
+
+
+WARNING = "consumer 'trainer' of run 'r' ends with {} rollouts that were delivered and not acknowledged"
+
+
+@pytest.mark.parametrize("how", ["closed", "forgotten"])
+async def test_what_was_not_acknowledged_is_warned_of_when_the_consumer_ends(run, settings, caplog, how):
+    # Given a trainer that was given three of ten rollouts, which it has read, and acknowledged one
+    await run.finish(10)
+    results = Results("r", "trainer", settings=settings)
+    first = await take(results, 3)
+    await results.ack(first[0])
+    assert not caplog.text
+    # When it is closed, or just forgotten
+    if how == "closed":
+        await results.close()
+        await results.close()
+    del results
+    gc.collect()
+    # Then it is told once how many come again, and what to do
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert WARNING.format(2) in caplog.text
+    assert "call .ack(item) once an item is used" in caplog.text
+
+
+async def test_members_of_a_group_that_is_not_whole_were_not_delivered(pairs, settings, caplog):
+    await pairs.enqueue(2)
+    await pairs.admit()
+    await pairs.end("r.0.0", "r.1.0", "r.1.1")
+    results = Results("r", "trainer", "group", settings)
+    await take(results, 1)
+    await results.close()
+    assert WARNING.format(2) in caplog.text
+
+
+async def test_what_is_acknowledged_after_the_loop_is_not_warned_of(run, settings, caplog):
+    await run.finish(10)
+    results = Results("r", "trainer", settings=settings)
+    everything = [rollout async for rollout in results]
+    await results.ack(*everything)
+    await results.close()
+    del results
+    gc.collect()
+    assert not caplog.text
 
 
 async def test_every_key_of_a_done_run_has_a_ttl(run, settings, no_leaks):

@@ -60,6 +60,9 @@ _NO_ACCESS = frozenset({401, 403})
 #: The remedy where the server does not have the path or the model (404).
 _UNKNOWN = "check --model and --base-url, which for most servers ends in /v1"
 
+#: The end of the path of a base URL that has a version, as most servers' have.
+_VERSIONED = re.compile(r"/v\d\w*$")
+
 #: Statuses of answers to a prompt that does not fit.
 _OVERFLOW_STATUSES = frozenset({400, 413, 422})
 
@@ -150,12 +153,15 @@ class Endpoint(Limited):
             return CallError("context_overflow", self.line(f"{self.host}: {text}"))
         line = self.line(f"HTTP {status} from {self.host}: {text}")
         if status in _NO_ACCESS or status == 404:
-            return CallError("model_access", f"{line}; {_UNKNOWN if status == 404 else self._key_remedy()}")
+            return CallError("model_access", f"{line}; {self._path_remedy() if status == 404 else self._key_remedy()}")
         if status == 429 and _NO_QUOTA.search(text):
             return CallError("model_access", line)
         if not passes(status):
             return CallError("model", line)
         return Transient(line, after, limited=status == 429)
+
+    def _path_remedy(self) -> str:
+        return _UNKNOWN
 
     def _key_remedy(self) -> str:
         return f"correct the key in {self.key_variable}" if self._secret else f"{self.key_variable} is not set: set it"
@@ -189,6 +195,7 @@ class HttpEndpoint(Endpoint):
         # vLLM's own routes stand beside its `/v1`.
         root = base.rstrip("/").removesuffix("/v1")
         super().__init__(join("openai", root if api is generate_api else base, api.PATH), api, model, secret, timeout)
+        self._base = base.rstrip("/")
         self._models = join("openai", base, "/models")
         self._derender = join("openai", root, generate_api.DERENDER)
         self._session: aiohttp.ClientSession | None = None
@@ -199,12 +206,18 @@ class HttpEndpoint(Endpoint):
         assert self._session is not None
         try:
             async with self._session.get(self._models, timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT)) as answer:
-                refused = answer.status in _NO_ACCESS
-                return f"{self.host} refuses the key (HTTP {answer.status}); {self._key_remedy()}" if refused else ""
+                if answer.status in _NO_ACCESS:
+                    return f"{self.host} refuses the key (HTTP {answer.status}); {self._key_remedy()}"
+                if answer.status == 404 and not _VERSIONED.search(self._base):
+                    return f"{self.host} has no {self._models.path} (HTTP 404); {self._path_remedy()}"
+                return ""
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Transient(self.line(f"{self.host} does not answer ({error or type(error).__name__})")) from None
         finally:
             await self.stop()
+
+    def _path_remedy(self) -> str:
+        return _UNKNOWN if _VERSIONED.search(self._base) else f"try --base-url {self._base}/v1"
 
     async def start(self) -> None:
         """Make the session, once for all calls."""

@@ -344,6 +344,20 @@ async def test_a_redirect_never_carries_the_key_elsewhere(backend):
     assert not any(KEY.encode() in head for head in thief.heads)
 
 
+@pytest.mark.parametrize(
+    ("path", "remedy"), [("", "try --base-url {url}/v1"), ("/", "try --base-url {url}/v1"), ("/v1", "which for most")]
+)
+async def test_an_address_without_its_version_is_told_with_the_remedy(backend, path, remedy):
+    async with Endpoint(http(b"<html>not here</html>", 404, kind="text/html")).running() as url:
+        root = url.removesuffix("/v1")
+        one = await backend(base_url=root + path)
+        with pytest.raises(CallError) as caught:
+            await one.generate(ask("Hello"))
+        assert remedy.format(url=root) in caught.value.fault.message
+        told = f"{root.removeprefix('http://')} has no /models (HTTP 404); try --base-url {root}/v1"
+        assert await one.probe() == ("" if path == "/v1" else told)
+
+
 async def test_tls_to_a_plain_port_is_a_fault(backend, monkeypatch):
     monkeypatch.setattr(endpoint, "CONNECT_TIMEOUT", 1.0)
     async with Endpoint(js(GOOD["chat"])).running() as url:
