@@ -66,7 +66,7 @@ class ActivityRecorder:
             now.refused += 1
         else:
             now.errors += 1
-        now.fault = f"HTTP {event.status} from {event.endpoint}" if event.status else f"no answer from {event.endpoint}"
+        now.fault = f"HTTP {event.status} from {event.endpoint}" if event.status else f"no usable answer from {event.endpoint}"
 
     def activity(self, working: dict[str, InWork]) -> Activity:
         """Return the activity of the last minute.

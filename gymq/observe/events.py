@@ -389,7 +389,7 @@ class ModelRequested(Event, frozen=True, gc=False):
 
     Args:
         endpoint: the server's address without user, password and query.
-        status: the HTTP status; 0: there was no answer.
+        status: the HTTP status; 0: there was no answer, or none that can be read.
         seconds: how long it took.
         retry_after: seconds that the server asked to wait; 0: it asked for none.
     """

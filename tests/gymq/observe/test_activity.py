@@ -56,7 +56,7 @@ def test_requests_that_failed_are_counted_and_the_newest_is_named(recorder):
     for status in (200, 400, 429, 429, 503, 0):
         recorder.model_requested(events.ModelRequested("h:1", status, 0.1))
     recorder.call_retried(events.CallRetried("r.0.0", "generate", "model_unavailable"))
-    assert recorder.activity({}) == Activity(refused=2, errors=2, resent=1, fault="no answer from h:1")
+    assert recorder.activity({}) == Activity(refused=2, errors=2, resent=1, fault="no usable answer from h:1")
 
 
 def test_a_recorder_hears_what_its_process_emits(recorder):

@@ -14,6 +14,7 @@ import msgspec
 from gymq.api.backend import Backend, Request
 from gymq.api.limiter import Limited
 from gymq.errors import CallError, UsageError
+from gymq.observe.events import ModelRequested, emit
 from gymq.wire.calls import Generated
 from gymq.wire.json_types import JsonObject
 
@@ -25,7 +26,7 @@ from .answer import Answer
 from .endpoint import Endpoint, HttpEndpoint
 from .endpoint_pool import EndpointPool
 from .request_pacing import RequestPacing, SizeEstimate
-from .retry import RETRIES, RetrySchedule, Transient
+from .retry import RETRIES, Refusal, RetrySchedule, Transient
 from .token_client import TokenClient
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -169,7 +170,7 @@ class OpenAIBackend(Backend):
             pool.began(index)
             try:
                 await pace.enter(endpoint.limiter, endpoint.host)
-                answer = await attempt(endpoint, body)
+                answer = await _told(endpoint, body, attempt)
                 pool.answered(index)
                 pace.answered(answer.usage)
                 return answer
@@ -199,6 +200,31 @@ class OpenAIBackend(Backend):
 
 def _ask(endpoint: Endpoint, body: bytes) -> Awaitable[Answer]:
     return endpoint.ask(body)
+
+
+async def _told(endpoint: Endpoint, body: bytes, attempt: _Try) -> Answer:
+    """Make one try, and emit how it ended; one that is cancelled is not told of.
+
+    Args:
+        endpoint: where.
+        body: the request.
+        attempt: the try.
+    """
+    began, status, after = time.monotonic(), 200, 0.0
+    try:
+        return await attempt(endpoint, body)
+    except Transient as failure:
+        status, after = failure.status, failure.retry_after or 0.0
+        raise
+    except Refusal as refusal:
+        status = refusal.status
+        raise
+    except asyncio.CancelledError:
+        status = -1
+        raise
+    finally:
+        if status >= 0:
+            emit(ModelRequested(endpoint.host, status, time.monotonic() - began, after))
 
 
 def secret(backend: str, variable: str) -> str:

@@ -22,7 +22,7 @@ from gymq.runtime.rate_limit import digest
 
 from . import chat_api, generate_api
 from .answer import Answer, InterruptedAnswer, MalformedAnswer, error_text
-from .retry import Transient, passes, retry_after
+from .retry import Refusal, Transient, passes, retry_after
 
 #: Seconds until a connection is established at most; a host that does not answer to SYN is down.
 CONNECT_TIMEOUT = 10.0
@@ -150,15 +150,15 @@ class Endpoint(Limited):
             after: the seconds of its Retry-After, or None.
         """
         if status in _OVERFLOW_STATUSES and _OVERFLOW.search(text):
-            return CallError("context_overflow", self.line(f"{self.host}: {text}"))
+            return Refusal(status, "context_overflow", self.line(f"{self.host}: {text}"))
         line = self.line(f"HTTP {status} from {self.host}: {text}")
         if status in _NO_ACCESS or status == 404:
-            return CallError("model_access", f"{line}; {self._path_remedy() if status == 404 else self._key_remedy()}")
+            return Refusal(status, "model_access", f"{line}; {self._path_remedy() if status == 404 else self._key_remedy()}")
         if status == 429 and _NO_QUOTA.search(text):
-            return CallError("model_access", line)
+            return Refusal(status, "model_access", line)
         if not passes(status):
-            return CallError("model", line)
-        return Transient(line, after, limited=status == 429)
+            return Refusal(status, "model", line)
+        return Transient(line, after, limited=status == 429, status=status)
 
     def _path_remedy(self) -> str:
         return _UNKNOWN

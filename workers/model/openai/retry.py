@@ -41,6 +41,7 @@ class Transient(Exception):
         retry_after: seconds in which the server wants no request, or None.
         kind: the kind of the fault once no try is left.
         limited: whether the server refused it because there are too many requests.
+        status: HTTP's; 0: there was no answer, or one that cannot be read.
     """
 
     def __init__(
@@ -49,12 +50,28 @@ class Transient(Exception):
         retry_after: float | None = None,
         kind: FaultKind = "model_unavailable",
         limited: bool = False,
+        status: int = 0,
     ) -> None:
         super().__init__(message)
+        self.status = status
         self.message = message
         self.retry_after = retry_after
         self.kind: FaultKind = kind
         self.limited = limited
+
+
+class Refusal(CallError):
+    """The refusal of a request that stays.
+
+    Args:
+        status: HTTP's.
+        kind: the kind of the fault.
+        message: one line without secrets.
+    """
+
+    def __init__(self, status: int, kind: FaultKind, message: str) -> None:
+        super().__init__(kind, message)
+        self.status = status
 
 
 class RetrySchedule:

@@ -12,6 +12,7 @@ from gymq_workers.model.openai import backend as openai_backend
 from gymq_workers.model.openai import endpoint
 
 from gymq.errors import CallError
+from gymq.observe import events
 from gymq.wire.message import Message, decode_message
 from tests.support.model_server import ask, fault, run_server
 
@@ -235,3 +236,20 @@ async def test_a_probe_tells_a_server_that_is_not_there_and_says_nothing_of_one_
         with pytest.raises(CallError, match="does not answer") as caught:
             await openai_backend.OpenAIBackend("mock", {"base_url": base}).probe()
     assert "\n" not in str(caught.value)
+
+
+async def test_each_try_is_told_of_with_its_status(backend):
+    told: list[events.ModelRequested] = []
+    events.subscribe(events.ModelRequested, told.append)
+    try:
+        await (await backend("mock-503/1/told")).generate(ask("Hello"))
+        await (await backend("mock-429/1/told")).generate(ask("Hello"))
+        await fault(await backend("mock-401"), ask("Hello"))
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            base = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+            await fault(await backend(base_url=base, retries=0), ask("Hello"))
+    finally:
+        events.unsubscribe(told.append)
+    assert [one.status for one in told] == [503, 200, 429, 200, 401, 0]
+    assert len({one.endpoint for one in told}) == 2
