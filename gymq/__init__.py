@@ -30,8 +30,11 @@ if TYPE_CHECKING:
         tool as tool,
     )
     from gymq.client.consumer import Results as Results, consume as consume
-    from gymq.client.producer import Producer as Producer, produce as produce
-    from gymq.client.publish_weights import publish_weights as publish_weights
+    from gymq.client.producer import Producer as Producer, produce as produce, produce_async as produce_async
+    from gymq.client.publish_weights import (
+        publish_weights as publish_weights,
+        publish_weights_async as publish_weights_async,
+    )
     from gymq.client.sink_loop import Sink as Sink
     from gymq.errors import GymqError as GymqError, TaskError as TaskError, ToolError as ToolError, Unavailable as Unavailable
     from gymq.process.sandbox import ProgramResult as ProgramResult, run_program as run_program
@@ -83,7 +86,9 @@ PUBLIC = {
     "consume": "client.consumer",
     "hook": "api.environment",
     "produce": "client.producer",
+    "produce_async": "client.producer",
     "publish_weights": "client.publish_weights",
+    "publish_weights_async": "client.publish_weights",
     "run": "script.run",
     "run_async": "script.run",
     "run_program": "process.sandbox",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -53,7 +54,7 @@ def publish(model: str, version: int, path: str, mode: Any, rolling: bool, wait:
     from gymq.client.publish_weights import publish_and_see
     from gymq.client.replica_status import check_loaded
 
-    wanted, found = publish_and_see(settings, model, version, path, mode=mode, rolling=rolling, wait=wait or 0.0)
+    wanted, found = asyncio.run(publish_and_see(settings, model, version, path, mode=mode, rolling=rolling, wait=wait or 0.0))
     click.echo(f"model {model}: version {version} is wanted, from {wanted.path}")
     if wait is None:
         return

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from gymq.aio import cancel_and_wait
+from gymq.aio import LoopThread, cancel_and_wait
 from gymq.client.rollout_set import RolloutSet
 from gymq.client.staleness import StalenessLimit
 from gymq.client.stream import ShardStream
@@ -292,11 +292,11 @@ def _warn_of_unacknowledged(
 
 
 class SyncResults:
-    """`Results` for synchronous code: iterate over it, and `ack` each item that was used."""
+    """`Results` for scripts and notebooks: `for` and `async for` work, whether a loop is running or not."""
 
     def __init__(self, results: Results) -> None:
         self._results = results
-        self._runner = asyncio.Runner()
+        self._loop = LoopThread("gymq-consumer")
 
     @property
     def missed(self) -> int:
@@ -310,20 +310,31 @@ class SyncResults:
 
     def __iter__(self) -> Iterator[Any]:
         items = aiter(self._results)
-        while True:
-            try:
-                yield self._runner.run(anext(items))  # type: ignore[arg-type]
-            except StopAsyncIteration:
-                return
+        while (item := self._loop.run(anext(items, None))) is not None:
+            yield item
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        items = aiter(self._results)
+        while (item := await self._loop.run_async(anext(items, None))) is not None:
+            yield item
 
     def ack(self, *items: Rollout | Group) -> None:
         """Acknowledge rollouts or groups: they are not delivered again."""
-        self._runner.run(self._results.ack(*items))
+        self._loop.run(self._results.ack(*items))
+
+    async def ack_async(self, *items: Rollout | Group) -> None:
+        """Acknowledge rollouts or groups, while the caller's loop goes on."""
+        await self._loop.run_async(self._results.ack(*items))
 
     def close(self) -> None:
         """Close the connection, and warn of unacknowledged rollouts: they are delivered again to the next process."""
-        self._runner.run(self._results.close())
-        self._runner.close()
+        self._loop.run(self._results.close())
+        self._loop.close()
+
+    async def close_async(self) -> None:
+        """Close the connection, while the caller's loop goes on."""
+        await self._loop.run_async(self._results.close())
+        self._loop.close()
 
 
 def consume(
@@ -333,7 +344,7 @@ def consume(
     settings: Settings | None = None,
     max_staleness: int | None = None,
 ) -> SyncResults:
-    """Stream a run's finished rollouts, or its groups as they become whole.
+    """Stream a run's finished rollouts, or its groups as they become whole; for `for` and `async for`.
 
     Args:
         run: the run's name.

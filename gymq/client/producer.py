@@ -12,6 +12,7 @@ import msgspec
 from kombu.exceptions import OperationalError
 
 from gymq import plugins
+from gymq.aio import run_blocking
 from gymq.errors import DataError, ServerUnreachable, UsageError
 from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.row_parser import TaskIds, parse_row
@@ -177,10 +178,24 @@ def produce(run: RunConfig, rows: Iterable[dict[str, Any]], *, source: str = "sc
         DataError: a row is bad; the rows before it are enqueued. Or the run's sampling parameters are.
         UsageError, RunClosed, ServerUnreachable: the run or the server is not as needed.
     """
+    return run_blocking(produce_async(run, rows, source=source, last=last))
+
+
+async def produce_async(
+    run: RunConfig, rows: Iterable[dict[str, Any]], *, source: str = "script", last: bool = True
+) -> Produced:
+    """Enqueue rows like `produce`, while the caller's loop goes on.
+
+    Args:
+        run, rows, source, last: as of `produce`.
+
+    Raises:
+        DataError, UsageError, RunClosed, ServerUnreachable: as `produce`.
+    """
 
     def refuse(line: str) -> None:
         raise DataError(line)
 
     run = msgspec.structs.replace(run, sampling=check_sampling(run.sampling, "sampling"))
     producer = Producer(Settings.from_environment(), run, source, on_bad=refuse)
-    return asyncio.run(producer.run(((f"{source}:{i}", row) for i, row in enumerate(rows, 1)), last=last))
+    return await producer.run(((f"{source}:{i}", row) for i, row in enumerate(rows, 1)), last=last)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from gymq.aio import run_blocking
 from gymq.client.replica_status import ModelWeights, check_loaded, wait_until_loaded
 from gymq.errors import UsageError
 from gymq.settings import Settings
@@ -115,15 +116,35 @@ def publish_weights(
         UsageError: an argument makes no sense, or the version is not above the one that is wanted.
         GymqError: `wait`, and some replica could not load them, or has not within the time.
     """
-    wanted, found = publish_and_see(
-        settings or Settings.from_environment(), model, version, path, mode=mode, rolling=rolling, wait=wait
-    )
+    return run_blocking(publish_weights_async(model, version, path, mode=mode, rolling=rolling, wait=wait, settings=settings))
+
+
+async def publish_weights_async(
+    model: str,
+    version: int,
+    path: str,
+    *,
+    mode: Mode = "keep",
+    rolling: bool = True,
+    wait: float = 0.0,
+    settings: Settings | None = None,
+) -> ModelWeights:
+    """Do as `publish_weights`, while the caller's loop goes on.
+
+    Args:
+        model, version, path, mode, rolling, wait, settings: as of `publish_weights`.
+
+    Raises:
+        UsageError, GymqError: as `publish_weights`.
+    """
+    used = settings or Settings.from_environment()
+    wanted, found = await publish_and_see(used, model, version, path, mode=mode, rolling=rolling, wait=wait)
     if wait:
         check_loaded(found, wanted)
     return found
 
 
-def publish_and_see(settings: Settings, model: str, version: int, path: str, **how: Any) -> tuple[Weights, ModelWeights]:
+async def publish_and_see(settings: Settings, model: str, version: int, path: str, **how: Any) -> tuple[Weights, ModelWeights]:
     """Publish weights and see who takes them; see `publish_weights`.
 
     Args:
@@ -140,6 +161,6 @@ def publish_and_see(settings: Settings, model: str, version: int, path: str, **h
             return await work(shards)
 
     wait = how.pop("wait")
-    wanted = asyncio.run(connected(lambda shards: publish(shards, model, version, path, **how)))
-    wake(settings)
-    return wanted, asyncio.run(connected(lambda shards: wait_until_loaded(shards, wanted, wait)))
+    wanted = await connected(lambda shards: publish(shards, model, version, path, **how))
+    await asyncio.to_thread(wake, settings)
+    return wanted, await connected(lambda shards: wait_until_loaded(shards, wanted, wait))
