@@ -26,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True):
         ttl: seconds for which the remains of a finished run are kept.
         log_level: the least that the process's log lines are about.
         log_format: lines for people, or a JSON object a line.
+        metrics_port: where the process serves `/metrics`; 0: at any free port; None: nowhere.
+        metrics_host: the address at which it listens.
         shard: the shard that the settings are for; set by `at`, never by the environment.
     """
 
@@ -35,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True):
     ttl: Annotated[int, msgspec.Meta(ge=0, le=10_000 * DAY)] = 7 * DAY
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
+    metrics_host: str = "127.0.0.1"
     shard: int = 0
 
     def at(self, shard: int) -> Settings:
@@ -45,6 +49,14 @@ class Settings(msgspec.Struct, frozen=True):
         """
         return msgspec.structs.replace(self, shard=shard)
 
+    def metrics_from(self, index: int) -> Settings:
+        """Return the settings of one of several processes of one machine: each serves its metrics at a port of its own.
+
+        Args:
+            index: the process's number; it is added to the port, unless there is none or any free one will do.
+        """
+        return msgspec.structs.replace(self, metrics_port=self.metrics_port + index) if self.metrics_port else self
+
     def environment(self) -> dict[str, str]:
         """Return the variables that give a child process the same settings; they may hold passwords."""
         return {
@@ -54,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True):
             f"{PREFIX}TTL": str(self.ttl),
             f"{PREFIX}LOG_LEVEL": self.log_level,
             f"{PREFIX}LOG_FORMAT": self.log_format,
+            f"{PREFIX}METRICS_PORT": "" if self.metrics_port is None else str(self.metrics_port),
+            f"{PREFIX}METRICS_HOST": self.metrics_host,
         }
 
     @classmethod

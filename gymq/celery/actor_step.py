@@ -31,6 +31,7 @@ from gymq import plugins
 from gymq.celery.queues import EXECUTOR, QUEUES, ROLLOUTS_QUEUE
 from gymq.errors import GymqError, UsageError
 from gymq.observe import logs
+from gymq.observe.metrics import WorkerGauges
 from gymq.runtime import interpreter
 from gymq.runtime.multi_shard import host_role
 from gymq.runtime.worker_host import Event, HostedActor, RoleOptions
@@ -124,6 +125,10 @@ class ActorThread:
     def stats(self) -> dict[str, Any]:
         """Return the actor's numbers."""
         return self._actor.stats()
+
+    def gauges(self) -> WorkerGauges:
+        """Return what the actor has in hand."""
+        return self._actor.gauges()
 
     @property
     def events(self) -> deque[Event]:

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import CPendingDeprecationWarning
 from celery.loaders.app import AppLoader
 from celery.platforms import SecurityWarning
+from celery.worker.consumer import consumer
 from kombu.entity import Queue
 
 from gymq import plugins
 from gymq.celery import broker, control
 from gymq.celery.actor_step import ActorStep
 from gymq.celery.executor_step import DrainStep
+from gymq.celery.metrics_step import MetricsStep
 from gymq.celery.outage_step import OutageStep
 from gymq.celery.queues import ENQUEUE, ISOLATED, ISOLATED_QUEUE, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
@@ -111,7 +114,7 @@ def create(settings: Settings) -> Any:
         worker_max_memory_per_child=MAX_MEMORY_PER_CHILD,
         include=sorted(point.module for point in plugins.points(TASKS).values()),
     )
-    made.steps["worker"].update({ActorStep, DrainStep, OutageStep})
+    made.steps["worker"].update({ActorStep, DrainStep, MetricsStep, OutageStep})
     return made
 
 
@@ -122,11 +125,22 @@ def set_up_logs(loglevel: int, **_: object) -> None:
     Args:
         loglevel: of all loggers that are not gymq's.
     """
-    logs.configure(Settings.from_environment(), loglevel)
+    settings = Settings.from_environment()
+    logs.configure(settings, loglevel)
+    if not settings.broker_url:
+        logging.getLogger(consumer.__name__).addFilter(_is_no_outage)
+
+
+def _is_no_outage(record: logging.LogRecord) -> bool:
+    """Return whether a line of Celery's is not of the broker's outage, which each of its tries to connect tells again."""
+    # The broker is the first shard, whose outage an event tells.
+    return record.msg not in (consumer.CONNECTION_RETRY, consumer.CONNECTION_ERROR)
 
 
 # Celery warns of root because of pickle, which is not accepted here; in a container everybody is root.
 warnings.filterwarnings("ignore", category=SecurityWarning)
+# And of a default that may change, at each outage, though the app says what it wants.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 app: Any = create(Settings.from_environment())
 control.install()

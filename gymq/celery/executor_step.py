@@ -20,6 +20,7 @@ from celery.worker import state
 from gymq.celery.actor_step import Hub, drain_limit
 from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
 from gymq.observe.events import Draining, emit
+from gymq.observe.metrics import WorkerGauges
 from gymq.runtime.worker_host import RoleOptions
 
 #: Seconds between two looks at whether the calls have ended.
@@ -77,6 +78,11 @@ class DrainStep(_Step):
     def stats(self) -> dict[str, Any]:
         """Return the numbers for `celery inspect stats`."""
         return {"role": EXECUTOR, "held": len(state.reserved_requests), "draining": self._deadline is not None}
+
+    def gauges(self) -> WorkerGauges:
+        """Return how many calls it has in hand."""
+        processes = self._worker.concurrency
+        return WorkerGauges(EXECUTOR, len(state.reserved_requests), processes, self._deadline is None)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM and self._deadline is None:

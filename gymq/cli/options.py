@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import click
 
@@ -94,6 +94,33 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Log lines for people, or a JSON object a line.  [default: text]",
     )
     return level(form(with_logs))
+
+
+def metrics_options(command: F) -> F:
+    """Give a command `--metrics-port` and `--metrics-host`, of which its settings are made."""
+
+    @functools.wraps(command)
+    def with_metrics(*arguments: Any, metrics_port: int | None, metrics_host: str | None, **options: Any) -> Any:
+        given = {"GYMQ_METRICS_PORT": metrics_port, "GYMQ_METRICS_HOST": metrics_host}
+        os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+        return command(*arguments, **options)
+
+    port = click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        envvar="GYMQ_METRICS_PORT",
+        show_envvar=True,
+        metavar="PORT",
+        help="Serve Prometheus metrics at /metrics; 0: at any free port, which a log line names.  [default: not served]",
+    )
+    host = click.option(
+        "--metrics-host",
+        envvar="GYMQ_METRICS_HOST",
+        show_envvar=True,
+        metavar="ADDRESS",
+        help="Where metrics are served; whoever reaches it can read them.  [default: 127.0.0.1]",
+    )
+    return cast(F, port(host(with_metrics)))
 
 
 def run_options(*receivers: Receiver) -> Callable[[F], F]:

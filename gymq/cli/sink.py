@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import click
 
-from gymq.cli.options import log_options, redis_options
+from gymq.cli.options import log_options, metrics_options, redis_options
 from gymq.errors import UsageError
 from gymq.settings import Settings
 
 #: Seconds between two looks for a run that does not exist yet.
 WAIT = 0.5
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -24,6 +27,7 @@ WAIT = 0.5
 @click.option("--out", required=True, metavar="PATH", help="jsonl: a file. parquet: a folder of parts.")
 @click.option("--consumer", metavar="NAME", help="Under which name it reads; each name gets everything.  [default: KIND]")
 @log_options
+@metrics_options
 @redis_options
 def sink(kind: str, run: str, out: str, consumer: str | None, settings: Settings) -> int:
     """Write a run's finished rollouts to files: KIND is jsonl, parquet, or another installed sink.
@@ -46,6 +50,12 @@ def sink(kind: str, run: str, out: str, consumer: str | None, settings: Settings
     made = plugins.load(plugins.SINKS, kind)(Path(out), run)
     check_name(run)
     check_consumer(consumer or kind)
+    if settings.metrics_port is not None:
+        from gymq.observe.metrics import ProcessMetrics
+        from gymq.observe.metrics_server import MetricsServer
+
+        server = MetricsServer(ProcessMetrics().registry, settings.metrics_host, settings.metrics_port)
+        log.info("metrics at %s", server.address)
     return asyncio.run(_feed(made, consumer or kind, settings))
 
 

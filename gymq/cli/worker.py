@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from gymq.celery.worker_command import ROLES
-from gymq.cli.options import log_options, redis_options, run_options
+from gymq.cli.options import log_options, metrics_options, redis_options, run_options
 from gymq.errors import UsageError
 from gymq.settings import Settings
 
@@ -24,6 +24,7 @@ POLL_INTERVAL = 0.2
 @click.command()
 @click.argument("role", type=click.Choice(ROLES))
 @log_options
+@metrics_options
 @redis_options
 @click.option("--model", metavar="SPEC", help="model: which model it serves: vllm:NAME, openai:NAME, replay:FILE or scripted.")
 @run_options("model")
@@ -96,9 +97,10 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
     from gymq.process.supervisor import ChildSpec, Supervisor
 
     specs: list[ChildSpec] = []
-    for gpu in shares(options.pop("gpus"), options):
+    for index, gpu in enumerate(shares(options.pop("gpus"), options)):
         worker_name = f"{name}-{gpu.replace(',', '-')}"
-        argv, env = command(settings, "model", options | {"gpu": gpu}, worker_name)
+        own = settings.metrics_from(index)
+        argv, env = command(own, "model", options | {"gpu": gpu}, worker_name)
         specs.append(ChildSpec(name=worker_name, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -22,6 +22,7 @@ from gymq.aio import cancel_and_wait
 from gymq.errors import ServerUnreachable, one_line
 from gymq.observe.activity import recorder
 from gymq.observe.events import Draining, Lapsed, MailParked, WorkerLeft, WorkerReady, emit
+from gymq.observe.metrics import WorkerGauges
 from gymq.runtime import newer_mail
 from gymq.runtime.announcement import announced
 from gymq.runtime.intake import Intake
@@ -154,6 +155,11 @@ class Actor:
             **self.counts,
             **self.intake.counts,
         }
+
+    def gauges(self) -> WorkerGauges:
+        """Return what it has in hand now."""
+        taking = bool(self.worker) and not self.intake.closed and not self.intake.on_hold
+        return WorkerGauges(self.role, len(self.intake.held), self.intake.capacity, taking)
 
     # What a role calls, on the loop.
 

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any
 
 from gymq.aio import cancel_and_wait
+from gymq.observe.metrics import WorkerGauges
 from gymq.runtime.actor import Actor
 from gymq.runtime.worker_host import EVENT_LIMIT, Event, HostedActor, RoleOptions
 from gymq.settings import Settings
@@ -94,6 +95,15 @@ class MultiShardActor:
                 else:
                     merged[key] = value
         return merged
+
+    def gauges(self) -> WorkerGauges:
+        """Return the sums over the actors; the backend is one for all of them."""
+        first, *others = (actor.gauges() for actor in self._actors)
+        for other in others:
+            first.held += other.held
+            first.capacity += other.capacity
+            first.taking |= other.taking
+        return first
 
 
 def host_role(role: type[Actor], settings: Settings, options: RoleOptions) -> HostedActor:

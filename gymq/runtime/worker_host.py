@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Protocol
 
+from gymq.observe.metrics import WorkerGauges
+
 #: A Celery event: its type and its fields.
 Event = tuple[str, dict[str, Any]]
 
@@ -28,6 +30,10 @@ class WorkerHost(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers for `celery inspect stats`."""
+        ...
+
+    def gauges(self) -> WorkerGauges:
+        """Return what it has in hand now; may be called from any thread."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gymq.observe.events import Admitted, emit
 from gymq.store import scripts
 from gymq.store.connection import Connection
 
@@ -31,5 +32,7 @@ async def admit(connection: Connection) -> int:
     while True:
         done = await connection.run(scripts.admit(ADMIT, INLINE, SKIP, BACKLOG_BYTES))
         total += done.admitted
+        if done.admitted:
+            emit(Admitted(done.admitted))
         if done.admitted < ADMIT and done.skipped < SKIP:
             return total

@@ -11,7 +11,6 @@ from gymq.cache import byte_cache
 from gymq.errors import UNREADABLE, Fault, UnknownName, one_line
 from gymq.observe import traces
 from gymq.observe.events import (
-    Admitted,
     CallRetried,
     DeadLettered,
     MailRefused,
@@ -298,10 +297,7 @@ class AgentWorker(Actor):
     async def _admit(self) -> None:
         try:
             if not self.intake.closed:
-                admitted = await admit(self._admission)
-                self.counts["admitted"] += admitted
-                if admitted:
-                    emit(Admitted(admitted))
+                self.counts["admitted"] += await admit(self._admission)
         except Outage:
             await self._admission.reconnect()
         except ServerFull:

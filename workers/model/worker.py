@@ -10,6 +10,7 @@ from gymq.aio import cancel_and_wait
 from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, GymqError, UsageError, one_line
 from gymq.observe.events import CallFinished, wanted
+from gymq.observe.metrics import WorkerGauges
 from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallWorker
 from gymq.runtime.mailbox import Mail
@@ -101,6 +102,13 @@ class ModelWorker(CallWorker):
         status = self._backend.status()
         load = status.pop("load", {})
         return super().stats() | load | {key: str(value) for key, value in status.items() if value is not None}
+
+    def gauges(self) -> WorkerGauges:
+        """Return what it has in hand, and its backend's load and weights."""
+        status = self._backend.status()
+        gauges = super().gauges()
+        gauges.load, gauges.policy_version = status.get("load", {}), status.get("version")
+        return gauges
 
     async def _publish_status(self) -> None:
         status = self._backend.status()
