@@ -46,7 +46,7 @@ async def invoke(
     Args:
         call: the call, with its state.
         task: its task; None: absent, a fault if the function asks for it.
-        messages: the conversation so far; None: absent, likewise.
+        messages: the conversation so far; None: absent, likewise; of no account in `open`, which gets the task's.
         threads: runs functions that are not `async`; None: they block the loop.
         session: the rollout's live session; None: absent, likewise.
 
@@ -108,6 +108,8 @@ class _Invocation:
     ) -> None:
         self.environment = environment
         self.call = call
+        if call.kind == "open" and task is not None:
+            messages = task.messages  # the conversation has not begun
         self.injectable: dict[str, Any] = {"task": task, "messages": messages}
         if call.answer is not None:
             self.injectable["answer"] = decode_message(call.answer)

@@ -110,7 +110,26 @@ def state(value: object) -> bytes:
     try:
         return msgspec.msgpack.encode(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise CallError("environment", f"the state cannot be stored: {error}") from error
+        raise CallError(
+            "environment", f"the state cannot be stored: {type(value).__name__}{_culprit(value)}: {error}"
+        ) from error
+
+
+def _culprit(value: object) -> str:
+    """Return where in a value the part is that msgpack cannot encode, such as `.cards[2].owner`; "": the value itself."""
+    parts: list[tuple[str, object]] = []
+    if isinstance(value, msgspec.Struct):
+        parts = [(f".{name}", getattr(value, name)) for name in value.__struct_fields__]
+    elif isinstance(value, dict):
+        parts = [(f"[{key!r}]", part) for key, part in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = [(f"[{i}]", part) for i, part in enumerate(value)]
+    for name, part in parts:
+        try:
+            msgspec.msgpack.encode(part)
+        except (TypeError, ValueError, OverflowError):
+            return name + _culprit(part)
+    return ""
 
 
 def number(noun: str, value: object) -> float:

@@ -100,8 +100,9 @@ class ResourceWorker(CallWorker):
             raise CallError("environment", f"this worker does not serve environment {call.environment[:60]!r}")
         timeout, isolated, once = call_terms.limits(spec, call)
         wants = call_terms.wants(call)
-        task = await self.task(call) if "task" in wants or (call.kind == "open" and "messages" in wants) else None
-        messages = await self._messages(call, task) if "messages" in wants else []
+        opening = call.kind == "open"  # then the conversation has not begun: the messages are the task's
+        task = await self.task(call) if "task" in wants or (opening and "messages" in wants) else None
+        messages = (await self.conversation(call)).messages if "messages" in wants and not opening else []
         if call.has_state and call.state is None:
             call.state = await self.environment_state(call)
         if once and not await self._first(call):
@@ -121,12 +122,6 @@ class ResourceWorker(CallWorker):
                 self.done_with(call)
             if call.kind == "close":
                 self._sessions.drop(call.rollout)
-
-    async def _messages(self, call: Call, task: Task | None) -> list[bytes]:
-        """Return the conversation; that of a rollout which is being opened is its task's, and not yet begun."""
-        if call.kind == "open" and task is not None:
-            return task.encoded
-        return (await self.conversation(call)).messages
 
     async def _invoke(
         self, call: Call, task: Task | None, messages: Conversation, timeout: float, session: Session | None = None

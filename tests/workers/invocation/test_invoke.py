@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pytest
@@ -116,6 +117,33 @@ async def test_open_gives_state_messages_and_tools():
     assert msgspec.msgpack.decode(opened.state) == {"seen": ["w"]}
     assert decode_message(opened.messages[0]).text == "hello"
     assert opened.tools == b"[]"
+
+
+async def test_open_gets_the_messages_of_the_task_for_the_conversation_has_not_begun(monkeypatch):
+    class Greeter(Environment):
+        def open(self, messages):
+            return Opening(messages=[Message("system", f"{len(messages)} from {messages.last.text}")])
+
+    monkeypatch.setattr(plugins, "environment", lambda name: Greeter())
+    call = Call("r", 1, 0, "open", "demo", "greeter", 0, time.time())
+    task = Task("t", "greeter", [encode_message(Message("user", "Ann"))])
+    opened = msgspec.msgpack.decode(await invoke(call, task, Conversation([])), type=Opened)
+    assert decode_message(opened.messages[0]).text == "1 from Ann"
+
+
+async def test_a_state_that_cannot_be_stored_is_a_fault_that_names_the_part(monkeypatch):
+    class Shelf(msgspec.Struct):
+        books: dict[str, list[Any]] = {}
+
+    class Library(Environment):
+        State = Shelf
+
+        def open(self):
+            return Opening(state=Shelf({"a": [1], "b": [2, Shelf({"c": [object()]})]}))
+
+    monkeypatch.setattr(plugins, "environment", lambda name: Library())
+    with pytest.raises(CallError, match=r"the state cannot be stored: Shelf\.books\['b'\]\[1\]\.books\['c'\]\[0\]: .*object"):
+        await invoke(Call("r", 1, 0, "open", "demo", "library", 0, time.time()), None, None)
 
 
 async def test_a_tool_changes_the_state_and_other_results_than_text_are_json_text():
