@@ -72,7 +72,8 @@ def _show(state: Overview) -> None:
         show("", f"{name} waits for {words}")
     show(*_time_lines(state))
     workers = ", ".join(f"{role} {count}" for role, count in state.workers.items()) or "none"
-    show("", f"workers alive: {workers}")
+    starting = ", ".join(f"{name} ({clock(seconds)} so far)" for name, seconds in state.starting.items())
+    show("", f"workers alive: {workers}" + (f"; starting: {starting}" if starting else ""))
     boxes = make_table("mailbox", ">waiting", ">oldest", ">taken", ">workers")
     for box in state.mailboxes:
         oldest = clock(box.oldest) if box.oldest else "-"

@@ -115,9 +115,9 @@ def _missing(situation: Situation) -> Bottleneck | None:
     if not unserved:
         return None
     late = [name for name in unserved if name in starting]
-    parts = [f"{name}, which loads for {clock(starting[name])}" for name in late if name.startswith("model:")]
-    parts += [f"the worker of {name}, which starts for {clock(starting[name])}" for name in late if name[:6] != "model:"]
-    parts += [f"the worker of {', '.join(absent)}, which starts"] if absent else []
+    parts = [f"{name} to load ({clock(starting[name])} so far)" for name in late if name.startswith("model:")]
+    parts += [f"the worker of {name} to start ({clock(starting[name])} so far)" for name in late if name[:6] != "model:"]
+    parts += [f"the worker of {', '.join(absent)} to start"] if absent else []
     return Bottleneck("starting", " and ".join(parts))
 
 

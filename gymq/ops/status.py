@@ -38,6 +38,7 @@ class Overview(msgspec.Struct):
         seconds: where the time of all calls went in the last minute, by stage.
         activity: what all workers did in the last minute.
         limits: rate limits that were used of late.
+        starting: mailboxes whose workers load what they need, with the seconds that they have taken so far.
     """
 
     runs: list[RunStatus]
@@ -52,6 +53,7 @@ class Overview(msgspec.Struct):
     seconds: dict[str, float] = {}
     activity: Activity = msgspec.field(default_factory=Activity)
     limits: list[RateLimitStatus] = []
+    starting: dict[str, float] = {}
 
 
 async def overview(shards: Shards, name: str | None = None) -> Overview:
@@ -103,7 +105,7 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
             warnings.append(f"{failed}; `gymq weights status --model {model.model}` says why")
     return Overview(
         runs, workforce.roles, mailboxes, paused, dead, weights, workforce.loads, warnings, waits,
-        stage_seconds(workforce.activity, mailboxes, limits), workforce.activity, limits,
+        stage_seconds(workforce.activity, mailboxes, limits), workforce.activity, limits, workforce.starting,
     )  # fmt: skip
 
 

@@ -54,13 +54,13 @@ BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
         pytest.param(
             wait(mailboxes=boxes(**{MODEL: {"workers": 0}}), starting={MODEL: 125.0}),
             "starting",
-            "model:openai:qwen, which loads for 2:05",
+            "model:openai:qwen to load (2:05 so far)",
             id="the model loads",
         ),
         pytest.param(
             wait(mailboxes=boxes(**{name: {"workers": 0} for name in ("agent", MODEL, RESOURCE)}), attended=True),
             "starting",
-            "the worker of agent, model:openai:qwen, resource:dice, which starts",
+            "the worker of agent, model:openai:qwen, resource:dice to start",
             id="the workers of this command start",
         ),
         pytest.param(
