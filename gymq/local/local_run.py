@@ -153,6 +153,7 @@ class LocalRun:
         if failed := _failed(total):
             first = f"; the first to fail says: {total.first_error}" if total.first_error else ""
             lines.append(f"{failed} rollouts failed or were cancelled; their `error` in {self.folder.out} says why{first}")
+            lines.append("the same command with --retry-failed does them again")
         if unrewarded := total.unrewarded.total():
             first = f"; the first says: {total.first_unrewarded}"
             lines.append(f"{unrewarded} rollouts have no reward, though their environment has a verifier{first}")

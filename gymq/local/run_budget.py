@@ -32,27 +32,30 @@ class RunBudget:
     """The budget of one command.
 
     Args:
-        max_cost: what its rollouts may cost, in the currency of the prices; None: no limit, here and below.
-        max_time: seconds that it may last.
-        prices: the prices of tokens.
+        options: its options, with the limits and the prices.
         before: the run's status when the command began.
     """
 
-    def __init__(self, max_cost: float | None, max_time: float | None, prices: Prices | None, before: RunStatus) -> None:
-        self._max_cost = max_cost
-        self._max_time = max_time
-        self._prices = prices
+    def __init__(self, options: RunOptions, before: RunStatus) -> None:
+        self._max_cost = options.max_cost
+        self._max_time = options.max_time
+        self._concurrency = options.concurrency
+        self._prices = options.price_table
         self._before = before
 
     def room(self, status: RunStatus) -> int | None:
-        """Return how many more rollouts, those in flight among them, the money is enough for; None: any number, or unknown.
+        """Return how many more rollouts, those in flight among them, the money is enough for; None: any number.
 
         Args:
             status: the run's status now.
         """
-        spent, ended = self._spent(status), _ended(status) - _ended(self._before)
-        if self._max_cost is None or not spent or not ended:
+        if self._max_cost is None:
             return None
+        spent, ended = self._spent(status), _ended(status) - _ended(self._before)
+        if not ended:
+            return self._concurrency  # what one costs will be known when one has ended
+        if not spent:
+            return None  # the server counts no tokens, or they cost nothing
         return max(0, int((self._max_cost - spent) * ended / spent))
 
     def over(self, status: RunStatus, lasted: float) -> str:

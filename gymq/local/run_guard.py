@@ -40,14 +40,14 @@ class RunGuard:
 
     def __init__(self, options: RunOptions, before: RunStatus) -> None:
         self._run = before.config.name
-        self._concurrency = options.concurrency
+        self._before = before
         self._trial = Trial(before, options.concurrency)
-        self._budget = RunBudget(options.max_cost, options.max_time, options.price_table, before)
+        self._budget = RunBudget(options, before)
         self._began = time.monotonic()
 
     async def enter(self, shards: Shards) -> None:
-        """Bound what may fail before the first verdict, before a rollout begins."""
-        await shards.cap(self._run, self._trial.allowed)
+        """Bound what may fail, or be spent, before the first verdict; called before a rollout begins."""
+        await shards.bound(self._run, self._trial.allowed, self._budget.room(self._before))
 
     async def judge(self, shards: Shards, status: RunStatus) -> Stop | None:
         """Return why the run is to be stopped now, if it is, and admit no more then; else bound it by its budget, if at all.
@@ -66,11 +66,9 @@ class RunGuard:
             stop = Stop(LIMITED, f"stopping: {over}; calls in flight may end (again to stop at once)")
         with suppress(Outage):
             if stop is not None:
-                await shards.cap(self._run, 0)
-            elif verdict is Verdict.PASSED and room is not None and room < self._concurrency:
-                await shards.cap(self._run, room)
-            elif verdict is Verdict.PASSED and status.capped:
-                await shards.cap(self._run, None)
+                await shards.bound(self._run, failures=0)
+            elif verdict is Verdict.PASSED and (room is not None or status.bounded):
+                await shards.bound(self._run, rollouts=room)
         return stop
 
 

@@ -32,7 +32,7 @@ class RunStatus(msgspec.Struct):
         unread: finished rollouts that each consumer has not acknowledged.
         paused: nothing more of it is admitted for the time being.
         failures: rollouts that failed, by the kind of their fault.
-        capped: its admission is bounded by its watch.
+        bounded: its admission is bounded by the guard of a `gymq run`.
         tokens: those of rollouts that have ended, by the model's SPEC; a judge's stand under its own.
     """
 
@@ -47,7 +47,7 @@ class RunStatus(msgspec.Struct):
     paused: bool = False
     tokens: dict[str, Usage] = {}
     failures: dict[str, int] = {}
-    capped: bool = False
+    bounded: bool = False
 
     @property
     def total(self) -> int:
@@ -78,7 +78,7 @@ async def read_status(connection: Connection, name: str) -> RunStatus:
         paused="paused" in fields,
         tokens=_tokens(fields),
         failures={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("f:")},
-        capped="cap" in fields,
+        bounded="cap" in fields or "quota" in fields,
     )
 
 
@@ -117,5 +117,5 @@ def merge(parts: list[RunStatus]) -> RunStatus:
         paused=any(part.paused for part in parts),
         tokens=tokens,
         failures=dict(sorted(failures.items())),
-        capped=any(part.capped for part in parts),
+        bounded=any(part.bounded for part in parts),
     )

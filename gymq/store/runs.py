@@ -262,20 +262,26 @@ async def pause(connection: Connection, name: str, paused: bool) -> None:
         await connection.send("HDEL", connection.keys.run(name), "paused")
 
 
-async def cap(connection: Connection, name: str, failures: int | None) -> None:
-    """Bound how many rollouts may be in flight or fail from now on; the run's watch lifts the bound.
+async def bound(connection: Connection, name: str, failures: int | None, rollouts: int | None) -> None:
+    """Bound what a run admits from now on, besides its credits; the guard of a `gymq run` does that, and lifts it.
 
     Args:
         connection: a connection.
         name: the run's name.
-        failures: how many, on this shard, 0: admit no more; None: no bound.
+        failures: rollouts that may be in flight or fail, on this shard; 0: admit no more; None: no such bound.
+        rollouts: rollouts that may be in flight or end; None: no such bound.
     """
     key = connection.keys.run(name)
-    if failures is None:
-        await connection.send("HDEL", key, "cap")
-        return
-    failed = int(await connection.send("HGET", key, "n:failed") or 0)
-    await connection.send("HSET", key, "cap", failed + failures if failures else 0)
+    failed, ended, kept = (int(n or 0) for n in await connection.send("HMGET", key, "n:failed", "ended", "n:kept"))
+    bounds: dict[str, int] = {}
+    if failures is not None:
+        bounds["cap"] = failed + failures if failures else 0
+    if rollouts is not None:
+        bounds["quota"] = ended - kept + rollouts
+    if len(bounds) < 2:
+        await connection.send("HDEL", key, *({"cap", "quota"} - bounds.keys()))
+    if bounds:
+        await connection.send("HSET", key, *(part for pair in bounds.items() for part in pair))
 
 
 async def remove(connection: Connection, name: str) -> None:

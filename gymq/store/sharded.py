@@ -130,10 +130,10 @@ class Shards:
         """Pause a run, or let it go on; see `runs.pause`."""
         await self._where_open(lambda connection: runs.pause(connection, name, paused))
 
-    async def cap(self, name: str, failures: int | None) -> None:
-        """Bound how many rollouts of a run may be in flight or fail, together over the shards; see `runs.cap`."""
-        part = None if failures is None else -(-failures // len(self.connections))
-        await self.each(lambda connection: runs.cap(connection, name, part))
+    async def bound(self, name: str, failures: int | None = None, rollouts: int | None = None) -> None:
+        """Bound what a run admits, each shard a part of it; see `runs.bound`."""
+        parts = [None if most is None else -(-most // len(self.connections)) for most in (failures, rollouts)]
+        await self.each(lambda connection: runs.bound(connection, name, *parts))
 
     async def _where_open(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
         """Run work on the shards on which a run goes on: it may be done on one before the others.

@@ -4,7 +4,7 @@
 --   open         LIST    runs that have something to admit
 --   paused       STRING  exists while nothing may be admitted
 --   run:<run>    HASH    state, paused, cursor, rows, samples, concurrency, backlog, ahead, partial, ended, from:<c>,
---                        acked:<c>, shards, shard, cap, n:failed
+--                        acked:<c>, shards, shard, cap, quota, n:failed, n:kept
 --   rows:<run>   HASH    row -> task
 --   skip:<run>   SET     rollouts that need not be done again; complete before the first row
 --   cancel:<run> SET     rollouts that were cancelled before they began: their first mail says so
@@ -43,7 +43,7 @@ for turn = 1, count do
   local runk = P .. 'run:' .. run
   local h = call(
     'HMGET', runk, 'state', 'cursor', 'rows', 'samples', 'concurrency', 'backlog', 'partial', 'shards', 'shard', 'paused',
-    'ahead', 'cap', 'n:failed'
+    'ahead', 'cap', 'n:failed', 'quota', 'ended', 'n:kept'
   )
   local state, cursor, samples = h[1], tonumber(h[2] or 0), tonumber(h[4] or 1)
   local total = tonumber(h[3] or 0) * samples
@@ -71,6 +71,8 @@ for turn = 1, count do
     if h[10] then credit = 0 end
     -- Under a cap a rollout that failed keeps its credit.
     if h[12] then credit = math.min(credit, tonumber(h[12]) - tonumber(h[13] or 0) - flying) end
+    -- Under a quota each that ended does, but for those that a file had already.
+    if h[14] then credit = math.min(credit, tonumber(h[14]) - tonumber(h[15] or 0) + tonumber(h[16] or 0) - flying) end
     local quota = math.min(math.ceil(left / (count - turn + 1)), credit, stop - cursor)
     local skips = quota > 0 and call('EXISTS', P .. 'skip:' .. run) == 1
     local cancels = quota > 0 and call('EXISTS', P .. 'cancel:' .. run) == 1

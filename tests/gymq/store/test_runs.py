@@ -212,21 +212,33 @@ async def test_removing_a_run_leaves_nothing_of_it(connection, redis_url):
 async def test_under_a_cap_a_rollout_that_failed_keeps_its_credit(connection):
     # Given a run whose rollouts all fail
     pretender = await make_run(connection, rows=20, concurrency=4)
-    await runs.cap(connection, "r", 4)
+    await runs.bound(connection, "r", 4, None)
     assert await pretender.admit() == 4
     await pretender.end("r.0.0", "r.1.0", status="failed")
     # Then those that failed make no room, one that succeeded does
     assert await pretender.admit() == 0
     await pretender.end("r.2.0")
     assert await pretender.admit() == 1
-    assert (await read_status(connection, "r")).capped
+    assert (await read_status(connection, "r")).bounded
     # A later command's cap counts from there on, 0 admits nothing, and without it all is as before
-    await runs.cap(connection, "r", 3)
+    await runs.bound(connection, "r", 3, None)
     await pretender.end("r.3.0", status="failed")
     assert await pretender.admit() == 1
-    await runs.cap(connection, "r", 0)
+    await runs.bound(connection, "r", 0, None)
     await pretender.end("r.4.0")
     assert await pretender.admit() == 0
-    await runs.cap(connection, "r", None)
+    await runs.bound(connection, "r", None, None)
     assert await pretender.admit() == 3
-    assert not (await read_status(connection, "r")).capped
+    assert not (await read_status(connection, "r")).bounded
+
+
+async def test_under_a_quota_no_rollout_that_ended_makes_room(connection):
+    pretender = await make_run(connection, rows=20, concurrency=4)
+    await pretender.admit()
+    await pretender.end("r.0.0")
+    await runs.bound(connection, "r", None, 6)
+    assert await pretender.admit() == 1
+    await pretender.end(*pretender.live)
+    assert await pretender.admit() == 2
+    await pretender.end(*pretender.live)
+    assert await pretender.admit() == 0
