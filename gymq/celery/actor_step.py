@@ -57,6 +57,12 @@ EXIT_LIMIT = 10.0
 #: Seconds for which the watcher leaves it to Celery's loop to begin the shutdown; it does not turn while Redis is away.
 LOOP_LIMIT = 2.0
 
+#: Seconds between two notes that the loop turns.
+PULSE_INTERVAL = 1.0
+
+#: Seconds without one after which a worker says that it is not alive: its lease has lapsed long before.
+STILL_LIMIT = 30.0
+
 # The words that end an actor; signal handlers put them on a queue and do nothing else.
 _TERM, _INT, _DRAIN, _STOP, _FINISHED = "TERM", "INT", "drain", "stop", "finished"
 
@@ -102,6 +108,7 @@ class ActorThread:
         self.draining = threading.Event()
         self._limit = drain_limit
         self._begin_shutdown = begin_shutdown
+        self._turned = time.monotonic()
         # SimpleQueue.put may be called from a signal handler.
         self._words: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -130,6 +137,10 @@ class ActorThread:
         """Return what the actor has in hand."""
         return self._actor.gauges()
 
+    def alive(self) -> bool:
+        """Return whether the actor's loop has turned within the last half a minute."""
+        return time.monotonic() - self._turned < STILL_LIMIT
+
     @property
     def events(self) -> deque[Event]:
         """The actor's events that wait to be sent."""
@@ -150,12 +161,19 @@ class ActorThread:
 
     async def _life(self) -> None:
         interpreter.tune()
+        pulse = asyncio.create_task(self._pulse())
         await self._actor.main()
+        pulse.cancel()
         if not self.draining.is_set():
             die(f"{type(self._actor).__name__} returned from main without a drain or stop")
         # Said before the loop is closed: closing waits for the threads that its tools still run in.
         self.finished.set()
         self._words.put(_FINISHED)
+
+    async def _pulse(self) -> None:
+        while True:
+            self._turned = time.monotonic()
+            await asyncio.sleep(PULSE_INTERVAL)
 
     def _watch(self) -> None:
         deadline: float | None = None

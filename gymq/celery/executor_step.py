@@ -84,6 +84,10 @@ class DrainStep(_Step):
         processes = self._worker.concurrency
         return WorkerGauges(EXECUTOR, len(state.reserved_requests), processes, self._deadline is None)
 
+    def alive(self) -> bool:
+        """Return True: it is asked on the loop that would have to turn."""
+        return True
+
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM and self._deadline is None:
             self.drain()

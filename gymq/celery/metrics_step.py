@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from celery import bootsteps, signals
 
 from gymq.celery.queues import EXECUTOR
+from gymq.observe.health import Health
 from gymq.observe.metrics import ProcessMetrics
 from gymq.observe.metrics_server import MetricsServer
 from gymq.settings import Settings
@@ -54,7 +55,8 @@ class MetricsStep(_Step):
         metrics.watch(parent.gymq.gauges)
         assert self._settings.metrics_port is not None
         host, port = self._settings.metrics_host, self._settings.metrics_port
-        self._server = MetricsServer(metrics.registry, host, port, threads=not self._on_loop)
+        health = Health(parent.gymq.alive, lambda: parent.gymq.gauges().taking)
+        self._server = MetricsServer(metrics.registry, host, port, threads=not self._on_loop, health=health)
         if self._on_loop:
             signals.worker_process_init.connect(self._in_child, weak=False)
         log.info("metrics at %s", self._server.address)

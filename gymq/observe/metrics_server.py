@@ -1,4 +1,4 @@
-"""The HTTP server of `/metrics`: in a thread, or, in a process that must have no other thread, on Celery's loop."""
+"""The HTTP server of `/metrics` and health: in a thread, or on Celery's loop in a process that must have no other thread."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from gymq.errors import UsageError
+from gymq.observe.health import Health, with_health
 
 #: Seconds that a client may take for its request: one that says nothing must not hold up the loop.
 CLIENT_LIMIT = 1.0
+
+_HEALTHY = Health()
 
 
 class _Handler(WSGIRequestHandler):
@@ -41,19 +44,22 @@ class _ThreadingServer(ThreadingMixIn, _Server):
 
 
 class MetricsServer:
-    """Serves a registry at `/metrics`; it listens from the moment it is made.
+    """Serves a registry at `/metrics`, and the process's health; it listens from the moment it is made.
 
     Args:
         registry: the metrics.
         host: where it listens.
         port: the port; 0: any free one.
         threads: False: whoever made it calls `handle` when `fileno` can be read.
+        health: what it answers at `/healthz` and `/readyz`.
 
     Raises:
         UsageError: it cannot listen there.
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int, threads: bool = True) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, host: str, port: int, threads: bool = True, health: Health = _HEALTHY
+    ) -> None:
         kind = _ThreadingServer if threads else _Server
         try:
             self._server = kind((host, port), _Handler)
@@ -62,7 +68,7 @@ class MetricsServer:
             raise UsageError(
                 f"--metrics-port: nothing can listen at {host}:{port}: {reason}; choose another port, or 0 for any free one"
             ) from None
-        self._server.set_app(make_wsgi_app(registry))
+        self._server.set_app(with_health(make_wsgi_app(registry), health))
         self._server.timeout = 0
         self.address = f"http://{host}:{self._server.server_port}/metrics"
         if threads:
