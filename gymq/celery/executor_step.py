@@ -99,7 +99,9 @@ class DrainStep(_Step):
             return
         if not self._cancelled:
             self._cancelled = True
-            emit(Draining(EXECUTOR, "", len(state.reserved_requests)))  # not in `drain`, which a signal's handler calls
+            if state.should_stop is None:
+                # Not in `drain`, which a signal's handler calls.
+                emit(Draining(EXECUTOR, "", len(state.reserved_requests)))
             self._worker.consumer.cancel_task_queue(ISOLATED_QUEUE)
         if not state.reserved_requests:
             state.should_stop = EX_OK

@@ -18,6 +18,7 @@ COMMANDS = {
     "produce": ("produce", "produce", "Enqueue tasks, and nothing else."),
     "sink": ("sink", "sink", "Write finished rollouts to files, and nothing else."),
     "status": ("status", "status", "Show runs, workers, waiting mail, and what is missing."),
+    "metrics": ("metrics", "metrics", "Print or serve Prometheus metrics of what Redis knows."),
     "cancel": ("cancel", "cancel", "Stop a run; what has ended is kept."),
     "rm": ("status", "remove", "Forget a run and all that Redis holds of it."),
     "consumer": ("consumer", "consumer", "List or drop the consumers of a run."),

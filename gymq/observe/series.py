@@ -7,7 +7,7 @@ event's thread adds to a number in a dictionary, and only a look at the metrics 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -29,12 +29,20 @@ class Series(Collector):
     def __init__(self, name: str, told: str, labels: Iterable[str] = ()) -> None:
         self.name = name
         self._told = told
-        self._labels = tuple(labels)
+        self.label_names = tuple(labels)
         self._values: dict[Labels, float] = {}
 
     def describe(self) -> list[Metric]:
         """Return nothing: a registry would collect once to find the names."""
         return []
+
+    def show(self, values: Mapping[Labels, float]) -> None:
+        """Put other values in the place of all.
+
+        Args:
+            values: by the labels' values.
+        """
+        self._values = dict(values)
 
     def _items(self) -> list[tuple[Labels, float]]:
         return list(self._values.items())  # in one step of the interpreter, whatever other threads add
@@ -54,7 +62,7 @@ class Count(Series):
 
     def collect(self) -> list[Metric]:
         """Return the family."""
-        family = CounterMetricFamily(self.name, self._told, labels=self._labels)
+        family = CounterMetricFamily(self.name, self._told, labels=self.label_names)
         for labels, value in self._items():
             family.add_metric(labels, value)
         return [family]
@@ -72,13 +80,9 @@ class Level(Series):
         """
         self._values[labels] = to
 
-    def clear(self) -> None:
-        """Drop all values."""
-        self._values = {}
-
     def collect(self) -> list[Metric]:
         """Return the family."""
-        family = GaugeMetricFamily(self.name, self._told, labels=self._labels)
+        family = GaugeMetricFamily(self.name, self._told, labels=self.label_names)
         for labels, value in self._items():
             family.add_metric(labels, value)
         return [family]
@@ -115,7 +119,7 @@ class Distribution(Series):
 
     def collect(self) -> list[Metric]:
         """Return the family."""
-        family = HistogramMetricFamily(self.name, self._told, labels=self._labels)
+        family = HistogramMetricFamily(self.name, self._told, labels=self.label_names)
         for labels, total in self._items():
             buckets: list[tuple[str, float]] = []
             seen = 0

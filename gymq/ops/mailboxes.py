@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
 from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
-from gymq.errors import GymqError
+from gymq.errors import UNREADABLE, GymqError
 from gymq.settings import Settings
 from gymq.store.connection import Connection
 from gymq.store.sharded import Shards
+from gymq.wire.calls import decode_call
 
 #: What kombu puts behind a queue's name for the tasks of normal priority; those of the highest stand under the name alone.
 _NORMAL_PRIORITY = "\x06\x169"
@@ -90,13 +93,47 @@ async def executor_queue(shards: Shards, executors: int) -> Mailbox:
         Outage, ServerUnreachable: the broker or a shard is away.
     """
     taken = sum(await shards.each(lambda connection: connection.send("HLEN", connection.keys.isolated)))
+    async with _broker(shards) as broker:
+        return Mailbox(EXECUTOR, await _queued(broker), taken, executors)
+
+
+async def oldest_isolated(shards: Shards) -> float:
+    """Return for how many seconds the oldest isolated call has waited for an executor; 0: none waits.
+
+    Args:
+        shards: connections to all shards.
+
+    Raises:
+        Outage, ServerUnreachable: the broker is away.
+    """
+    oldest = now = time.time()
+    async with _broker(shards) as broker:
+        for priority in ("", _NORMAL_PRIORITY):
+            task = await broker.send("LINDEX", ISOLATED_QUEUE + priority, -1)
+            with suppress(*UNREADABLE):
+                if task is not None:
+                    arguments, *_ = msgspec.json.decode(msgspec.json.decode(task, type=_Task).body)
+                    oldest = min(oldest, decode_call(b64decode(arguments[0])).queued)
+    return now - oldest
+
+
+class _Task(msgspec.Struct):
+    """A task as kombu keeps it in a list."""
+
+    body: str
+
+
+@asynccontextmanager
+async def _broker(shards: Shards) -> AsyncIterator[Connection]:
+    """Connect to Celery's broker: the first shard, unless it is a server of its own."""
     settings = shards.settings
     if not settings.broker_url:
-        return Mailbox(EXECUTOR, await _queued(shards.first), taken, executors)
+        yield shards.first
+        return
     broker = Connection(Settings(redis_url=settings.broker_url), "gymq-broker")
     try:
         await broker.connect()
-        return Mailbox(EXECUTOR, await _queued(broker), taken, executors)
+        yield broker
     finally:
         await broker.close()
 
