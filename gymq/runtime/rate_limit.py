@@ -92,11 +92,11 @@ class SharedLimiter:
             CallError: `timeout`.
         """
         permit = Permit([costs.get(limit.name, 1.0) for limit in self._limits])
-        began = time.monotonic()
         if self._limits or self.learned is not None:
+            began = time.monotonic()
             await self._wait(permit, patience, place)
+            permit.waited = time.monotonic() - began
         permit.sent = time.monotonic()
-        permit.waited = permit.sent - began
         self._window.sent(permit.sent)
         return permit
 

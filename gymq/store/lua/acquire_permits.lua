@@ -181,8 +181,10 @@ local granted, wait = 0, 0
 if #asks > 0 then
   local before = {}
   for i, bucket in ipairs(buckets) do before[i] = bucket.level end
+  local holds -- the bucket that holds requests, also where it is the others' share that does
   for _, ask in ipairs(asks) do
-    if lack(ask) then break end
+    holds = lack(ask)
+    if holds then break end
     granted = granted + 1
     for i, bucket in ipairs(buckets) do bucket.level = bucket.level - cost(ask, i) end
   end
@@ -192,13 +194,13 @@ if #asks > 0 then
     for n = 1, granted do bucket.level = bucket.level - cost(asks[n], i) end
   end
   if granted < #asks then
-    local which, soon, each = lack(asks[granted + 1])
+    local _, soon, each = lack(asks[granted + 1])
     -- A process that got permits comes again when the others had theirs.
-    if granted > 0 then soon = (soon or 0) + others * (each or 0) end
-    wait = math.min(LATEST, math.max(SOONEST, soon or 0))
-    if which then
-      put('by', which[1]) put('per', which[2])
-      if which[1] == '' then put('bound', now) end
+    if granted > 0 then soon = soon + others * each end
+    wait = math.min(LATEST, math.max(SOONEST, soon))
+    if holds then
+      put('by', holds[1]) put('per', holds[2])
+      if holds[1] == '' then put('bound', now) end
     end
   end
 end

@@ -290,6 +290,15 @@ async def test_it_climbs_by_steps_that_double(script):
     assert rates == pytest.approx([105, 115.5, 138.6, 194.04, 349.272, 908.107], rel=1e-4)
 
 
+async def test_it_climbs_among_processes_that_share_it(script):
+    await script.begin(accepted=20.0)
+    for _ in range(100):
+        for who in ("a", "b"):
+            reply = await script.ask(50, who=who)
+            script.pass_seconds(0.05)
+    assert reply.learned > 200
+
+
 async def test_it_never_falls_below_the_stated_bound(script):
     await script.begin(accepted=64.0)
     for _ in range(40):
