@@ -18,8 +18,8 @@ BURST = 2.0
 #: Seconds that a request waits for permits, over all its tries; less than the hour after which its call is overdue.
 PERMIT_WAIT = 3000.0
 
-#: Seconds that a request waits longer at most because requests of rollouts that are further along go first: less than half of
-#: PERMIT_WAIT, so that none times out for that reason where a queue in order of arrival would serve it in the other half.
+#: Seconds by which a request may come later than another, and go first because its rollout is further along: a third of
+#: PERMIT_WAIT, so that hardly one times out for that reason where a queue in order of arrival would serve it.
 HEAD_START = 1000.0
 
 #: Seconds of a server's Retry-After that are honoured; longer ones (quotas by the hour) would only hold a place.
@@ -71,8 +71,8 @@ class Permit(msgspec.Struct):
 def turn_in_queue(arrived: float, step: int) -> float:
     """Return the place of a request among those that wait for permits; the lowest goes first.
 
-    A rollout that is further along goes first, so that rollouts end instead of advancing side by side. The head start that it
-    has is bounded: a request waits at most HEAD_START longer than in order of arrival, whatever comes behind it.
+    A rollout that is further along goes first, so that rollouts end instead of advancing side by side. Its head start is
+    bounded: a request that comes more than HEAD_START later never goes ahead, so that none waits for ever.
 
     Args:
         arrived: when its call came to the backend, seconds of any clock.

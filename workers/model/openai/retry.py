@@ -116,12 +116,20 @@ def passes(status: int) -> bool:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds of a Retry-After; None without a sensible one.
+    """Return the seconds of a Retry-After; None without a sensible one. `retry-after-ms`, OpenAI's and Azure's, is exacter.
 
     Args:
         headers: the answer's headers.
         now: seconds since the epoch.
     """
+    milliseconds = headers.get("retry-after-ms")
+    if milliseconds is not None:
+        try:
+            exact = float(milliseconds) / 1000
+        except ValueError:
+            exact = math.nan
+        if not math.isnan(exact):
+            return max(0.0, exact)
     value = headers.get("Retry-After")
     if value is None:
         return None

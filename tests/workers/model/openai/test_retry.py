@@ -95,9 +95,12 @@ def test_retry_after_is_seconds_or_a_date():
     assert retry_after({"Retry-After": date}, now) == 30.0
     assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, now) == 0.0
     assert retry_after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 -0000"}, now) == 0.0
+    assert retry_after({"retry-after-ms": "1250", "Retry-After": "2"}, now) == 1.25
+    assert retry_after({"retry-after-ms": "soon", "Retry-After": "2"}, now) == 2.0
 
 
 @given(st.text())
 def test_any_retry_after_is_survived(value):
-    seconds = retry_after({"Retry-After": value}, 0.0)
-    assert seconds is None or seconds >= 0.0
+    for name in ("Retry-After", "retry-after-ms"):
+        seconds = retry_after({name: value}, 0.0)
+        assert seconds is None or seconds >= 0.0
