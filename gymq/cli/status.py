@@ -68,8 +68,8 @@ def _show(state: Overview) -> None:
         unread = ", ".join(f"{name} {count}" for name, count in run.unread.items()) or "no consumers"
         runs.add_row(run.config.name, run.state, str(run.rows), f"{run.ended}/{run.total}", str(run.live), ended, unread)
     show(runs if state.runs else "no runs")
-    for name, words in state.waits.items():
-        show("", f"{name} waits for {words}")
+    for name, found in state.waits.items():
+        show("", f"{name} waits for {found.words}")
     show(*_time_lines(state))
     workers = ", ".join(f"{role} {count}" for role, count in state.workers.items()) or "none"
     starting = ", ".join(f"{name} ({clock(seconds)} so far)" for name, seconds in state.starting.items())

@@ -19,12 +19,11 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
-    Tracer,
     set_span_in_context,
 )
 
 from gymq.observe import events
-from gymq.observe.spans import SpanFacts, call_span, rollout_span
+from gymq.observe.spans import SpanFacts, call_span, rollout_span, trace_id
 
 
 class RolloutSpans:
@@ -37,7 +36,7 @@ class RolloutSpans:
     def __init__(self, exporters: list[SpanExporter]) -> None:
         self._ids = _GivenIds()
         self._processors = [BatchSpanProcessor(exporter) for exporter in exporters]
-        self._tracers: dict[str, tuple[TracerProvider, Tracer]] = {}
+        self._providers: dict[str, TracerProvider] = {}
         self._lock = threading.Lock()
 
     def subscribe(self) -> None:
@@ -47,23 +46,23 @@ class RolloutSpans:
 
     def step_committed(self, event: events.StepCommitted) -> None:
         """Make a span for each call whose reply a step took in."""
-        for call in event.calls:
-            self.add(call_span(event, call))
+        if event.calls and self._sampled(trace_id(event.rollout, event.born)):
+            for call in event.calls:
+                self.add(call_span(event, call))
 
     def rollout_finished(self, event: events.RolloutFinished) -> None:
         """Make the span of a whole rollout."""
-        self.add(rollout_span(event))
+        if self._sampled(trace_id(event.rollout, event.born)):
+            self.add(rollout_span(event))
 
     def add(self, facts: SpanFacts) -> None:
-        """Give a span to the SDK, unless it is not sampled: all spans of a trace are, or none."""
+        """Give a span of a trace that is sampled to the SDK."""
         with self._lock:
-            provider, tracer = self._tracer(facts.role)
+            tracer = self._provider(facts.role).get_tracer("gymq")
             parent = None
             if facts.parent:
-                # As the sampler decides on the trace's first span, wherever that was made or will be.
-                sampled = provider.sampler.should_sample(None, facts.trace, facts.name).decision is Decision.RECORD_AND_SAMPLE
-                flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
-                parent = set_span_in_context(NonRecordingSpan(SpanContext(facts.trace, facts.parent, True, flags)))
+                above = SpanContext(facts.trace, facts.parent, True, TraceFlags(TraceFlags.SAMPLED))
+                parent = set_span_in_context(NonRecordingSpan(above))
             self._ids.trace, self._ids.span = facts.trace, facts.span
             kind = SpanKind.CLIENT if facts.client else SpanKind.INTERNAL
             span = tracer.start_span(facts.name, parent, kind, facts.attributes, start_time=_nanoseconds(facts.start))
@@ -79,17 +78,21 @@ class RolloutSpans:
         for processor in self._processors:
             processor.force_flush()
 
-    def _tracer(self, role: str) -> tuple[TracerProvider, Tracer]:
-        """Return the tracer of a service: the workers of a role are one, unless the environment names another."""
-        found = self._tracers.get(role)
+    def _sampled(self, trace: int) -> bool:
+        """Return the sampler's decision on a trace's first span, wherever that is made: it is that of all its spans."""
+        return self._provider("agent").sampler.should_sample(None, trace, "").decision is Decision.RECORD_AND_SAMPLE
+
+    def _provider(self, role: str) -> TracerProvider:
+        """Return the provider of a service: the workers of a role are one, unless the environment names another."""
+        found = self._providers.get(role)
         if found is None:
             resource = Resource.create()
             if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
                 resource = resource.merge(Resource({SERVICE_NAME: f"gymq-{role}"}))
-            provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
+            found = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
             for processor in self._processors:
-                provider.add_span_processor(processor)
-            found = self._tracers[role] = provider, provider.get_tracer("gymq")
+                found.add_span_processor(processor)
+            self._providers[role] = found
         return found
 
 

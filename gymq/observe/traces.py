@@ -29,6 +29,9 @@ SWITCHES = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_
 #: The name of OTLP's exporter by protocol.
 _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
+#: What brings an exporter.
+_PACKAGES = {"otlp_proto_http": "'gymq[otel]'", "otlp_proto_grpc": "opentelemetry-exporter-otlp-proto-grpc"}
+
 
 def switch(environment: Mapping[str, str]) -> str:
     """Return the variable that turns traces on, with its value; empty: they are off."""
@@ -58,10 +61,11 @@ def missing(environment: Mapping[str, str] = os.environ) -> str:
     absent = [name for name, point in exporters(environment).items() if point is None]
     if not absent:
         return ""
-    package = "opentelemetry-exporter-otlp-proto-grpc" if absent == ["otlp_proto_grpc"] else "'gymq[otel]'"
+    packages = [_PACKAGES[name] for name in absent if name in _PACKAGES]
+    remedy = f"`pip install {' '.join(packages)}`" if packages else "install its package"
     return (
         f"no traces: {on.partition('=')[0]} is set, and OpenTelemetry's exporter {', '.join(absent)} is not installed; "
-        f"`pip install {package}`, or unset it"
+        f"{remedy}, or unset it"
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from gymq.client.replica_status import ModelWeights, weights_status
 from gymq.errors import UnknownName
-from gymq.ops.bottleneck import bottleneck, stage_seconds
+from gymq.ops.bottleneck import Bottleneck, bottleneck, stage_seconds
 from gymq.ops.mailboxes import Mailbox, private_mailboxes
 from gymq.ops.situation import Situation, admission_paused, needs, rate_limits, read_need, remedy
 from gymq.ops.workforce import read_workforce
@@ -34,7 +34,7 @@ class Overview(msgspec.Struct):
         weights: of models whose workers take new ones.
         loads: figures of model workers that host their model, by the worker's host and process.
         warnings: one line each.
-        waits: what each run that is not over waits for, in words, by its name.
+        waits: what each run that is not over waits for, by its name.
         seconds: where the time of all calls went in the last minute, by stage.
         activity: what all workers did in the last minute.
         limits: rate limits that were used of late.
@@ -49,7 +49,7 @@ class Overview(msgspec.Struct):
     weights: list[ModelWeights]
     loads: dict[str, dict[str, float]]
     warnings: list[str]
-    waits: dict[str, str] = {}
+    waits: dict[str, Bottleneck] = {}
     seconds: dict[str, float] = {}
     activity: Activity = msgspec.field(default_factory=Activity)
     limits: list[RateLimitStatus] = []
@@ -79,11 +79,11 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
     boxes = {box: await read_need(shards, box, workforce) for box in names}
     mailboxes = [*boxes.values(), *(box for private in await shards.each(private_mailboxes) for box in private)]
     paused, limits = await admission_paused(shards), await rate_limits(shards)
-    waits: dict[str, str] = {}
+    waits: dict[str, Bottleneck] = {}
     for run in going:
         its = {box: boxes[box] for box in needed[run.config.name] if box in boxes}
         if its:
-            waits[run.config.name] = bottleneck(Situation(run, its, workforce, limits, paused)).words
+            waits[run.config.name] = bottleneck(Situation(run, its, workforce, limits, paused))
     dead: int = sum(await shards.each(lambda connection: connection.send("XLEN", connection.keys.dead)))
     weights = await weights_status(shards)
     warnings = [

@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 
 def waits(farm, name: str) -> str:
     """What a run waits for, as `gymq status` says it."""
-    return with_shards(farm.settings, overview).waits[name]
+    return with_shards(farm.settings, overview).waits[name].words
 
 
 def executor_row(farm) -> Mailbox:
