@@ -174,7 +174,7 @@ def check_filled(cls: type, name: str, filled: frozenset[str]) -> None:
             raise refusal(cls, name, f"{problem}; name those it needs, of {known} (in a decorator, use functools.wraps)")
         if parameter.name not in filled and parameter.default is parameter.empty:
             problem = f"has the parameter {parameter.name!r}, for which gymq has no value"
-            raise refusal(cls, name, f"{problem}; name some of {known}, or give it a default")
+            raise refusal(cls, name, f"{problem}; name some of {known}, give it a default, or rename a method that is no hook")
 
 
 def check_calls(cls: type, name: str, *arguments: str) -> None:

@@ -94,7 +94,8 @@ def test_a_hook_may_name_what_is_filled_in_and_nothing_else(name):
     environment(**{name: scope["everything"]}, **({} if name == "session" else {"session": lambda self: None}))
     said = refused(**{name: lambda self, message: None})
     assert said.endswith(
-        f"Dice.{name} has the parameter 'message', for which gymq has no value; name some of {known}, or give it a default"
+        f"Dice.{name} has the parameter 'message', for which gymq has no value; name some of {known}, give it a default, "
+        "or rename a method that is no hook"
     )
 
 
