@@ -124,7 +124,7 @@ def _missing(situation: Situation) -> Bottleneck | None:
 def _retries(situation: Situation) -> Bottleneck | None:
     """Return the pauses before new tries, if most rollouts are in one: they have no call anywhere."""
     boxes = situation.mailboxes.values()
-    busy = sum(box.waiting + box.taken for box in boxes if box.name != EXECUTOR)
+    busy = sum(box.waiting + box.taken for box in boxes if box.name != EXECUTOR) + situation.private
     resting, activity = situation.run.live - busy, situation.workforce.activity
     if not activity.resent or resting <= situation.run.live / 2:
         return None

@@ -6,7 +6,7 @@ import msgspec
 
 from gymq.api.environment import EnvironmentSpec
 from gymq.celery.queues import EXECUTOR
-from gymq.ops.mailboxes import Mailbox, executor_queue, read_mailbox
+from gymq.ops.mailboxes import Mailbox, executor_queue, private_mailboxes, read_mailbox
 from gymq.ops.workforce import Workforce, read_workforce
 from gymq.store import scripts
 from gymq.store.run_status import RunStatus
@@ -24,6 +24,7 @@ class Situation(msgspec.Struct):
         limits: the rate limits that were used of late.
         paused: no rollouts of any run are admitted.
         attended: the one who asks has started the workers itself, so that missing ones are on their way.
+        private: messages in the private mailboxes of workers.
     """
 
     run: RunStatus
@@ -32,6 +33,7 @@ class Situation(msgspec.Struct):
     limits: list[RateLimitStatus] = []
     paused: bool = False
     attended: bool = False
+    private: int = 0
 
 
 async def read_situation(shards: Shards, run: RunStatus, attended: bool = False) -> Situation:
@@ -48,7 +50,9 @@ async def read_situation(shards: Shards, run: RunStatus, attended: bool = False)
     workforce = await read_workforce(shards)
     mailboxes = [await read_need(shards, need, workforce) for need in await needs(shards, run)]
     by_name = {box.name: box for box in mailboxes}
-    return Situation(run, by_name, workforce, await rate_limits(shards), await admission_paused(shards), attended)
+    limits, paused = await rate_limits(shards), await admission_paused(shards)
+    private = sum(box.waiting + box.taken for boxes in await shards.each(private_mailboxes) for box in boxes)
+    return Situation(run, by_name, workforce, limits, paused, attended, private)
 
 
 async def needs(shards: Shards, run: RunStatus) -> list[str]:

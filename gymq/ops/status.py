@@ -77,13 +77,14 @@ async def overview(shards: Shards, name: str | None = None) -> Overview:
                 dependents[need].append(run.config.name)
     names = sorted({*workforce.readers, *dependents})
     boxes = {box: await read_need(shards, box, workforce) for box in names}
-    mailboxes = [*boxes.values(), *(box for private in await shards.each(private_mailboxes) for box in private)]
+    private = [box for some in await shards.each(private_mailboxes) for box in some]
+    mailboxes, lying = [*boxes.values(), *private], sum(box.waiting + box.taken for box in private)
     paused, limits = await admission_paused(shards), await rate_limits(shards)
     waits: dict[str, Bottleneck] = {}
     for run in going:
         its = {box: boxes[box] for box in needed[run.config.name] if box in boxes}
         if its:
-            waits[run.config.name] = bottleneck(Situation(run, its, workforce, limits, paused))
+            waits[run.config.name] = bottleneck(Situation(run, its, workforce, limits, paused, private=lying))
     dead: int = sum(await shards.each(lambda connection: connection.send("XLEN", connection.keys.dead)))
     weights = await weights_status(shards)
     warnings = [

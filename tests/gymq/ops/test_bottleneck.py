@@ -110,6 +110,13 @@ BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
             id="all rollouts pause before a new try",
         ),
         pytest.param(
+            wait(Activity({"generate": CallTimes(9, 1, 0, 0, 9)}, BUSY_MODEL.working, resent=1), private=256),
+            "model",
+            "model:openai:qwen: 256 calls in work, the oldest for 0:42, 9 answered in the last minute after 1.0 s each "
+            "(100% of the last minute's time)",
+            id="calls in private mailboxes are no pause",
+        ),
+        pytest.param(
             wait(Activity(working={"tool": InWork(252, 5000, 20)}), boxes(executor=(240, 12))),
             "executor",
             "executors: 12 isolated calls run, 240 wait; start more: `gymq worker executor`",
