@@ -12,6 +12,7 @@ from typing import Any
 
 from gymq.aio import cancel_and_wait
 from gymq.client.rollout_set import RolloutSet
+from gymq.client.sink_loop import Ended
 from gymq.errors import DataError
 from gymq.local.launch import check_isolated
 from gymq.local.model_probe import probe_models
@@ -84,11 +85,19 @@ class LocalRun:
             UsageError: the file is another run's.
         """
         kept = RolloutSet(self.config.name)
-        for row, sample, environment in self.folder.kept(self.config.name, self._identity, self._options.retry_failed):
+        for row, sample, environment in self.folder.kept(self.config.name, self._identity, self._gone):
             check_kept(self._rows.environments, row, environment)
             if sample < self.config.samples and (not wanted_only or row < self._rows.rows):
                 kept.add(str(RolloutId(self.config.name, row, sample)))
         return kept
+
+    def _gone(self, ended: Ended) -> bool:
+        """Return whether a rollout is to leave the file: it failed, and this command does it again, or it is another run's."""
+        place = RolloutId.check(ended.rollout_id)
+        if place is None or not self._options.retry_failed or not ended.failed:
+            return False
+        wanted = place.row < self._rows.rows and place.sample < self.config.samples
+        return wanted or place.run != self.config.name
 
     def go(self) -> Stop | None:
         """Do what the file lacks, until all is there, or `stop` is called; on the main thread a signal calls it.
@@ -107,7 +116,7 @@ class LocalRun:
         asyncio.run(self._probe())
         with self.folder.locked():
             kept = self.kept()  # again: another process may have written until now
-            if self._options.retry_failed and (failed := self.folder.drop_failed()):
+            if self._options.retry_failed and (failed := self.folder.drop(self._gone)):
                 self._say(f"{out}: {failed} rollouts had failed or were cancelled; they are done again")
             if kept:
                 self._say(f"{out}: {len(kept)} rollouts are there; the others are to do")

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from gymq.client.output import output_kind, output_sink
+from gymq.client.sink_loop import Ended
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
 from gymq.local.run_identity import differences
 from gymq.wire.ids import RolloutId
@@ -60,20 +61,22 @@ class RunDir:
         self._record = self.folder / "run.json"
         self._lock = self.folder / "run.lock"
 
-    def kept(self, run: str, identity: dict[str, Any] | None = None, retry: bool = False) -> Iterator[tuple[int, int, str]]:
+    def kept(
+        self, run: str, identity: dict[str, Any] | None = None, gone: Callable[[Ended], bool] = lambda _: False
+    ) -> Iterator[tuple[int, int, str]]:
         """Yield row, sample and environment of each finished rollout in OUT.
 
         Args:
             run: the name of the run that they must belong to.
             identity: what defines that run, for the error about another run's.
-            retry: leave out those that failed or were cancelled, whosever they are.
+            gone: says of a rollout whether it is to leave OUT, and so does not count, whosever it is.
 
         Raises:
             UsageError: OUT holds something else, or cannot be read.
         """
         try:
             for ended in output_sink(self.out).ended():
-                if retry and ended.failed:
+                if gone(ended):
                     continue
                 place = RolloutId.check(ended.rollout_id)
                 if place is None:
@@ -84,12 +87,12 @@ class RunDir:
         except DataError as error:
             raise UsageError(str(error)) from None
 
-    def drop_failed(self) -> int:
-        """Remove from OUT what failed or was cancelled, while the folder is locked; return how many rollouts that were."""
+    def drop(self, gone: Callable[[Ended], bool]) -> int:
+        """Remove rollouts from OUT, while the folder is locked; return how many went."""
         sink = output_sink(self.out)
         _insist(sink.claim)
         try:
-            return sink.drop(lambda ended: ended.failed)
+            return sink.drop(gone)
         finally:
             sink.close()
 

@@ -123,7 +123,7 @@ def test_planted_secrets_are_nowhere_to_be_found(spawn, tmp_path, redis_url):
         wait_until(lambda: list((tmp_path / "out.jsonl.gymq" / "logs").glob("model*")), 30, "the workers")
         wait_until(lambda: _look(process, seen), 90, "the run to end")
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(out) == 20
+    assert 3 <= len(out) <= 20  # it stops when the first have failed alike
     assert all(record["status"] == "failed" and "401" in record["error"]["message"] for record in out)
     control = [[GYMQ, "status"], [GYMQ, "control", "stats"]]
     seen += [subprocess.run(c, env={**os.environ, **env}, capture_output=True, text=True, check=False).stdout for c in control]

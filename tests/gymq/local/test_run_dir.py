@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gymq.client.sink_loop import Ended
 from gymq.errors import UsageError
 from gymq.local.run_dir import RunDir
 from tests.support.rollouts import finished
@@ -18,13 +19,17 @@ def folder(tmp_path: Path, *rollouts: tuple[str, str]) -> RunDir:
     return RunDir(out)
 
 
+def failed(ended: Ended) -> bool:
+    return ended.failed
+
+
 def test_what_failed_gives_way_and_so_does_what_failed_of_another_run(tmp_path: Path):
     mixed = folder(tmp_path, ("a.0.0", "completed"), ("a.1.0", "failed"), ("a.2.0", "cancelled"), ("b.0.0", "failed"))
     with pytest.raises(UsageError, match="holds rollouts of another run"):
         list(mixed.kept("a"))
-    assert [row for row, _, _ in mixed.kept("a", retry=True)] == [0]
+    assert [row for row, _, _ in mixed.kept("a", gone=failed)] == [0]
     with mixed.locked():
-        assert mixed.drop_failed() == 3
+        assert mixed.drop(failed) == 3
     assert [row for row, _, _ in mixed.kept("a")] == [0]
 
 
@@ -32,7 +37,7 @@ def test_another_runs_results_are_never_dropped(tmp_path: Path):
     other = folder(tmp_path, ("b.0.0", "completed"))
     with pytest.raises(UsageError, match=r"another run \(ENV: weather → dice; --max-turns: 30 → 9\)"), other.locked():
         other.enter("b", {"environment": "weather", "max_turns": 30})
-        list(other.kept("a", {"environment": "dice", "max_turns": 9}, retry=True))
+        list(other.kept("a", {"environment": "dice", "max_turns": 9}, failed))
     (tmp_path / "out.jsonl.gymq" / "run.json").unlink()
     with pytest.raises(UsageError, match=r"another run \(ENV: weather → dice\)"):
         list(other.kept("a", {"environment": "dice", "max_turns": 9}))
