@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 from gymq.observe import events
-from gymq.wire.activity import WINDOW, Activity, CallTimes, InWork, merge
+from gymq.wire.activity import WINDOW, Activity, CallTimes, InWork, merge, rounded
 
 #: Seconds of events that are counted together; by as much the window may be too long.
 SLICE = 5.0
@@ -79,7 +79,7 @@ class ActivityRecorder:
             self._slices.popleft()
         total = merge([counted for _, counted in self._slices])
         total.working = working
-        return total
+        return rounded(total)
 
     def _slice(self) -> Activity:
         now = self._clock()

@@ -34,11 +34,11 @@ _PACKAGES = {"otlp_proto_http": "'gymq[otel]'", "otlp_proto_grpc": "opentelemetr
 
 
 def switch(environment: Mapping[str, str]) -> str:
-    """Return the variable that turns traces on, with its value; empty: they are off."""
+    """Return the variable that turns traces on; empty: they are off."""
     off = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     if off or environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
         return ""
-    return next((f"{name}={environment[name]}" for name in SWITCHES if environment.get(name)), "")
+    return next((name for name in SWITCHES if environment.get(name)), "")
 
 
 def exporters(environment: Mapping[str, str]) -> dict[str, metadata.EntryPoint | None]:
@@ -63,10 +63,7 @@ def missing(environment: Mapping[str, str] = os.environ) -> str:
         return ""
     packages = [_PACKAGES[name] for name in absent if name in _PACKAGES]
     remedy = f"`pip install {' '.join(packages)}`" if packages else "install its package"
-    return (
-        f"no traces: {on.partition('=')[0]} is set, and OpenTelemetry's exporter {', '.join(absent)} is not installed; "
-        f"{remedy}, or unset it"
-    )
+    return f"no traces: {on} is set, and OpenTelemetry's exporter {', '.join(absent)} is not installed; {remedy}, or unset it"
 
 
 @cache

@@ -156,7 +156,8 @@ def _consumer(situation: Situation) -> Bottleneck | None:
     """Return the slowest consumer, if admission or the run's end waits for it."""
     run = situation.run
     name, unread = max(run.unread.items(), key=lambda each: each[1], default=("", 0))
-    if run.admitted < run.total and unread >= run.config.backlog:
+    ahead = run.config.ahead  # of trainers that bound staleness: rollouts in flight and unused ones
+    if run.admitted < run.total and (unread >= run.config.backlog or (ahead and run.live + unread >= ahead and unread)):
         return Bottleneck("consumer", f"consumer {name}: it has not acknowledged {unread} finished rollouts")
     if run.state != "open" and run.ended >= run.total and unread:
         return Bottleneck("consumer", f"consumer {name} to take the last {unread} rollouts")

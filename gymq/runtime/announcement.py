@@ -22,8 +22,11 @@ async def announced(settings: Settings, connection: Connection, entry: WorkerEnt
     Args:
         settings: the limit of liveness.
         connection: the connection of the worker's membership, which begins afterwards.
-        entry: the entry; its `starting` names the mailboxes.
+        entry: the entry; its `starting` names the mailboxes. A quarantine stands beside a worker, and announces nothing.
     """
+    if entry.quarantine:
+        yield
+        return
     ready = asyncio.Event()
     announcement = asyncio.create_task(_announce(settings, connection, entry, ready))
     try:

@@ -90,6 +90,18 @@ class Activity(msgspec.Struct, omit_defaults=True):
         return sum(times.calls - times.faults for kind, times in self.ended.items() if stage(kind) == "model")
 
 
+def rounded(activity: Activity) -> Activity:
+    """Return an activity with its seconds rounded to milliseconds: every worker reads the registry once a second."""
+    ended = {
+        kind: CallTimes(times.calls, times.faults, round(times.queued, 3), round(times.limited, 3), round(times.worked, 3))
+        for kind, times in activity.ended.items()
+    }
+    working = {
+        kind: InWork(work.calls, round(work.seconds, 3), round(work.oldest, 3)) for kind, work in activity.working.items()
+    }
+    return msgspec.structs.replace(activity, ended=ended, working=working)
+
+
 def merge(activities: list[Activity]) -> Activity:
     """Return the sum of the activities of several processes."""
     total = Activity()

@@ -52,6 +52,12 @@ def test_calls_are_counted_by_kind_for_a_minute(clock, recorder):
     assert recorder.activity({}) == Activity()
 
 
+def test_seconds_are_published_as_milliseconds(recorder):
+    recorder.step_committed(step(CallRecord("0.0", "tool", 1.0, 1.00049, 2.12345678, "t", waited=0.1234567)))
+    told = recorder.activity({"tool": InWork(1, 1.23456789, 1.23456789)})
+    assert told == Activity({"tool": CallTimes(1, 0, 0.0, 0.123, 1.0)}, {"tool": InWork(1, 1.235, 1.235)})
+
+
 def test_requests_that_failed_are_counted_and_the_newest_is_named(recorder):
     for status in (200, 400, 429, 429, 503, 0):
         recorder.model_requested(events.ModelRequested("h:1", status, 0.1))

@@ -21,8 +21,8 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
     ("environment", "switch"),
     [
         ({}, ""),
-        (ENDPOINT, "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318"),
-        ({"OTEL_TRACES_EXPORTER": "console"}, "OTEL_TRACES_EXPORTER=console"),
+        (ENDPOINT, "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ({"OTEL_TRACES_EXPORTER": "console"}, "OTEL_TRACES_EXPORTER"),
         (ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}, ""),
         (ENDPOINT | {"OTEL_SDK_DISABLED": "true"}, ""),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, ""),

@@ -17,9 +17,11 @@ from gymq.wire.activity import Activity, CallTimes, InWork
 MODEL, RESOURCE = "model:openai:qwen", "resource:dice"
 
 
-def run(**fields: object) -> RunStatus:
+CONFIG = RunConfig("r", "dice", "tool", "openai:qwen", concurrency=300, backlog=1000)
+
+
+def run(config: RunConfig = CONFIG, **fields: object) -> RunStatus:
     """A run of 300 rollouts, all of them in flight but for what the fields say."""
-    config = RunConfig("r", "dice", "tool", "openai:qwen", concurrency=300, backlog=1000)
     standing = RunStatus(config, "closed", 300, 300, 0, 300, {}, {"jsonl": 0})
     return msgspec.structs.replace(standing, **fields)
 
@@ -144,6 +146,16 @@ BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
             "consumer",
             "consumer trainer: it has not acknowledged 1000 finished rollouts",
             id="a consumer that does not read",
+        ),
+        pytest.param(
+            wait(
+                status=run(
+                    RunConfig("r", "dice", "tool", "m", max_staleness=1, batch=16), live=0, admitted=32, unread={"t": 32}
+                )
+            ),
+            "consumer",
+            "consumer t: it has not acknowledged 32 finished rollouts",
+            id="a trainer that bounds staleness",
         ),
         pytest.param(
             wait(status=run(live=0, ended=300, unread={"jsonl": 7})),
