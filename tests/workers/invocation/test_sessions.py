@@ -182,7 +182,7 @@ async def test_a_session_that_a_thread_still_uses_is_closed_when_that_returns(li
 
 async def test_a_session_that_is_made_too_late_is_closed(live, worker, monkeypatch):
     monkeypatch.setattr(Live, "session", hook(timeout=0.1)(slowly))
-    worker._specs.clear()
+    worker._specs["live"] = Live.spec()
     with pytest.raises(CallError, match=r"live\.session took longer than 0\.1 s"):
         await worker.serve(call(way=1))
     live.blocked.set()
