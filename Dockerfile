@@ -8,11 +8,14 @@ COPY workers workers
 COPY environments environments
 COPY producers producers
 COPY sinks sinks
-RUN pip install --no-cache-dir '.[data]' && rm -rf /src/*
+# data,vllm for model workers that host vLLM on GPUs.
+ARG EXTRAS=data
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ".[$EXTRAS]" && rm -rf /src/*
 
 # Nothing here needs root. What is written goes to /out, a mounted folder that this user must be able to write.
 RUN useradd --uid 1000 --create-home gymq && mkdir -p /out /data && chown gymq /out
-USER gymq
+USER 1000
 WORKDIR /home/gymq
 
 # Worker processes drain on SIGTERM; gymq becomes them, so the signal reaches them as it is.

@@ -89,6 +89,8 @@ class Compose:
             source, target = mount.split(":")[:2]
             argv = [argument.replace(target, str(self.folder / source.removeprefix("./")), 1) for argument in argv]
         env = {key: value.replace("@redis:6379", f"@127.0.0.1:{self.port}") for key, value in service["environment"].items()}
+        # Containers have a port 9400 each, processes of one machine do not.
+        env |= {"GYMQ_METRICS_PORT": "0", "GYMQ_METRICS_HOST": "127.0.0.1"} if "GYMQ_METRICS_PORT" in env else {}
         log = (self.folder / f"{name}.log").open("wb")
         return self.spawn(argv, env, cwd=self.folder, stdout=log, stderr=-2)
 
@@ -103,9 +105,11 @@ def compose(spawn, tmp_path):
 
 def test_every_part_of_the_design_is_a_service():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    assert set(services) == {"redis", "agent", "model", "resource", "executor", "sink", "flower", "produce"}
-    # And what `docker compose up` starts does not produce
-    assert [name for name, service in services.items() if "profiles" in service] == ["produce"]
+    started = {"redis", "agent", "model", "resource", "executor", "sink", "flower"}
+    assert {name for name, service in services.items() if "profiles" not in service} == started
+    # And what `docker compose up` starts neither produces nor is Prometheus
+    profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
+    assert profiles == {"produce": ["produce"], **{key: ["monitoring"] for key in ("metrics", "prometheus", "grafana")}}
     # And the server keeps what it confirmed, and lets nobody in without a password
     for words in ("--appendonly yes", "--maxmemory-policy noeviction", "--requirepass ${GYMQ_PASSWORD:?"):
         assert words in services["redis"]["command"]
