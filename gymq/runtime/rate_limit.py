@@ -21,6 +21,7 @@ import msgspec
 from gymq.aio import cancel_and_wait
 from gymq.api.limiter import PERMIT_WAIT, Learning, Limit, Permit
 from gymq.errors import CallError, GymqError
+from gymq.runtime.limit_teller import LimitTeller
 from gymq.runtime.request_window import RequestWindow
 from gymq.store import scripts
 from gymq.store.connection import Connection
@@ -78,6 +79,7 @@ class SharedLimiter:
         self._back = [0.0] * (len(limits) + 1)
         self._refused: list[float] = []
         self._window = RequestWindow()
+        self._teller = LimitTeller(label)
         self._task: asyncio.Task[None] | None = None
 
     async def enter(self, patience: float = PERMIT_WAIT, place: float = 0.0, **costs: float) -> Permit:
@@ -206,6 +208,7 @@ class SharedLimiter:
             reply = await self._connection.insist(scripts.acquire_permits(request))
             self.learned = reply.learned
             granted = reply.granted
+            self._teller.replied(reply, len(batch) - granted + len(self._waiting), time.monotonic())
             for one in batch[:granted]:
                 one.permit.at = reply.now
                 if one.granted.done():

@@ -31,7 +31,8 @@
 --   refused  the ms of each permit that was refused since the last call, 0: it was sent freely
 --   free     nil, or what the process sent freely of late: [requests, refused ones, accepted ones per second]
 --   now      nil: by the server's clock; else ms, so that tests need not wait
--- Returns how many asks are granted; ms until asking again makes sense; the ms; the learned rate, '': none is in force.
+-- Returns how many asks are granted; ms until asking again makes sense; the ms; the learned rate, '': none is in force; the limit
+-- that holds the next ask back, '': none does, and its rate.
 local P = KEYS[1]
 local call = redis.call
 local a = cmsgpack.unpack(ARGV[1])
@@ -177,13 +178,12 @@ for name, value in pairs(h) do
     end
   end
 end
-local granted, wait = 0, 0
+local granted, wait, holds = 0, 0, nil
 if #asks > 0 then
   local before = {}
   for i, bucket in ipairs(buckets) do before[i] = bucket.level end
-  local holds -- the bucket that holds requests, also where it is the others' share that does
   for _, ask in ipairs(asks) do
-    holds = lack(ask)
+    holds = lack(ask) -- also where it is the others' share that holds more of them
     if holds then break end
     granted = granted + 1
     for i, bucket in ipairs(buckets) do bucket.level = bucket.level - cost(ask, i) end
@@ -221,4 +221,6 @@ if #set > 0 then
   call('PEXPIRE', key, math.ceil(math.min(keep, 86400000)))
 end
 if #gone > 0 then call('HDEL', key, unpack(gone)) end
-return {granted, math.ceil(wait), now, rate and string.format('%.6f', rate) or ''}
+local by, per = '', '0'
+if holds then by, per = holds[1] == '' and 'learned' or holds[1], string.format('%.6f', holds[2]) end
+return {granted, math.ceil(wait), now, rate and string.format('%.6f', rate) or '', by, per}

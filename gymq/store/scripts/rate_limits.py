@@ -64,12 +64,16 @@ class PermitReply(msgspec.Struct):
         wait: ms until asking again makes sense.
         now: the ms at which they were granted.
         learned: the learned rate that is in force, requests per second; None: none is.
+        limit: the limit that holds the next request back: `requests`, `tokens` or `learned`; "": none does.
+        rate: that limit's units per second.
     """
 
     granted: int
     wait: int
     now: int
     learned: float | None
+    limit: str
+    rate: float
 
 
 class RateLimitStatus(msgspec.Struct):
@@ -99,7 +103,7 @@ def acquire_permits(request: PermitRequest) -> ScriptCall[PermitReply]:
     return ScriptCall(
         "acquire_permits",
         (pack(request),),
-        lambda reply: PermitReply(reply[0], reply[1], reply[2], float(reply[3]) if reply[3] else None),
+        _reply,
     )
 
 
@@ -114,6 +118,11 @@ def read_rate_limits(now: float | None = None) -> ScriptCall[list[RateLimitStatu
         ("" if now is None else f"{now:.0f}",),
         lambda reply: [_status(*one) for one in reply],
     )
+
+
+def _reply(reply: tuple[int, int, int, bytes, bytes, bytes]) -> PermitReply:
+    granted, wait, now, learned, limit, rate = reply
+    return PermitReply(granted, wait, now, float(learned) if learned else None, limit.decode(), float(rate))
 
 
 def _status(
