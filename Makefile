@@ -37,12 +37,18 @@ help:
 	@echo "make bench        the benchmarks; results in bench/results.json"
 	@echo "make clean        remove the environments of this folder and what was built"
 
+# A Python that is too old is refused before pip searches, for minutes, for versions of the packages that suit it.
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; old = sys.version_info < (3, 11); \
+  sys.exit("$(PYTHON) is Python %d.%d; gymq needs 3.11 or newer: make PYTHON=python3.11 ..." % sys.version_info[:2] if old else 0)'
+
 $(VENV)/user: pyproject.toml
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
@@ -80,6 +86,7 @@ test-redis62: $(REDIS62)
 	PATH="$(REDIS62):$$PATH" $(PYTEST) $(PROTOCOL) $(TESTS)
 
 vllm:
+	$(CHECK_PYTHON)
 	PYTHON=$(PYTHON) .ci/vllm-environment
 
 test-vllm: vllm

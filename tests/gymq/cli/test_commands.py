@@ -276,3 +276,7 @@ def test_flower_is_started_where_it_says(cli, server: Redis):
 
     wait_until(answers, 20)
     assert f"http://127.0.0.1:{port}/  user gymq, password " in (cli.folder / "flower.log").read_text()
+    # And a second one says that the port is taken, and nothing else
+    done = cli("flower", "--port", port, code=2)
+    assert done.stderr == f"gymq: --port {port}: another process listens there; name another port\n"
+    assert done.stdout == ""
