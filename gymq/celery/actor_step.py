@@ -51,8 +51,9 @@ DRAIN_LIMIT = 60.0
 #: Seconds that an actor may take to stop; what it holds is handed back by others if it does not make it.
 STOP_LIMIT = 10.0
 
-#: Seconds that Celery and the interpreter may take to end after that; a tool's thread that hangs would hold them for ever.
-EXIT_LIMIT = 10.0
+#: Seconds that Celery and the interpreter may take to end after that; a tool's thread that hangs would hold them for ever,
+#: and Celery waits for a Redis that is away.
+EXIT_LIMIT = 7.0
 
 #: Seconds for which the watcher leaves it to Celery's loop to begin the shutdown; it does not turn while Redis is away.
 LOOP_LIMIT = 2.0
@@ -153,8 +154,6 @@ class ActorThread:
     def _live(self) -> None:
         try:
             asyncio.run(self._life())
-        except GymqError as error:
-            die(f"{type(self._actor).__name__} ended: {error}", error.exit_code)
         except BaseException as error:
             log.critical("a defect of gymq ends this worker", exc_info=True)
             die(f"{type(self._actor).__name__} died: {type(error).__name__}: {error}")
@@ -162,11 +161,14 @@ class ActorThread:
     async def _life(self) -> None:
         interpreter.tune()
         pulse = asyncio.create_task(self._pulse())
-        await self._actor.main()
+        # Its end is said before the loop is closed: closing waits for the threads that its tools still run in.
+        try:
+            await self._actor.main()
+        except GymqError as error:
+            die(f"{type(self._actor).__name__} ended: {error}", error.exit_code)
         pulse.cancel()
         if not self.draining.is_set():
             die(f"{type(self._actor).__name__} returned from main without a drain or stop")
-        # Said before the loop is closed: closing waits for the threads that its tools still run in.
         self.finished.set()
         self._words.put(_FINISHED)
 

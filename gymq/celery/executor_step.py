@@ -7,6 +7,7 @@ from __future__ import annotations
 
 # Celery and kombu have no stubs.
 # pyright: reportMissingTypeStubs=false
+import atexit
 import os
 import signal
 import time
@@ -17,14 +18,19 @@ from celery import bootsteps
 from celery.platforms import EX_OK
 from celery.worker import state
 
-from gymq.celery.actor_step import Hub, drain_limit
+from gymq.celery.actor_step import EXIT_LIMIT, Hub, die, drain_limit
 from gymq.celery.queues import EXECUTOR, ISOLATED_QUEUE
+from gymq.errors import ServerUnreachable
 from gymq.observe.events import Draining, emit
 from gymq.observe.metrics import WorkerGauges
 from gymq.runtime.worker_host import RoleOptions
+from gymq.store.connection import OUTAGE_LIMIT
 
 #: Seconds between two looks at whether the calls have ended.
 CHECK_INTERVAL = 0.1
+
+#: Seconds between two looks at whether Celery's loop turns, once the executor is to end.
+ALARM_INTERVAL = 0.5
 
 #: Celery's base of steps, seen as untyped.
 _Step: Any = bootsteps.StartStopStep
@@ -47,6 +53,7 @@ class DrainStep(_Step):
         self._limit = drain_limit(role_options or {})
         self._deadline: float | None = None
         self._cancelled = False
+        self._looked = 0.0
 
     def create(self, parent: Any) -> None:
         """Stand where remote control finds the worker's host."""
@@ -69,6 +76,7 @@ class DrainStep(_Step):
         """Take no more calls, and end when those in work have ended; may be called again."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self._limit
+            self._bound_end()
             if not state.reserved_requests:
                 state.should_stop = EX_OK
 
@@ -94,9 +102,29 @@ class DrainStep(_Step):
         else:
             self._kill()
 
+    def _bound_end(self) -> None:
+        """See to it that the process ends: Celery's loop stands still while Redis is away.
+
+        By an alarm, as a process that forks should have no thread for it.
+        """
+        self._looked = time.monotonic()
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, ALARM_INTERVAL, ALARM_INTERVAL)
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # the interpreter's end forgets the handler
+
+    def _on_alarm(self, _number: int, _frame: object) -> None:
+        still = time.monotonic() - self._looked
+        if state.should_stop is not None or state.should_terminate is not None:
+            if still > EXIT_LIMIT:
+                die(f"the executor did not end within {EXIT_LIMIT:g} s of its calls")
+        elif still > OUTAGE_LIMIT:
+            # Its children die with it; other executors run their calls again.
+            die(f"the executor's loop stands still, as Redis has been away for {OUTAGE_LIMIT:g} s", ServerUnreachable.exit_code)
+
     def _look(self) -> None:
         if self._deadline is None:
             return
+        self._looked = time.monotonic()
         if not self._cancelled:
             self._cancelled = True
             if state.should_stop is None:
@@ -110,6 +138,8 @@ class DrainStep(_Step):
 
     def _kill(self) -> None:
         # Calls whose children are killed now get no answer from here: once this executor has lapsed they are sent to others.
+        if not state.should_terminate:
+            self._bound_end()
         state.should_terminate = True
         for child in getattr(getattr(self._worker.pool, "_pool", None), "_pool", None) or ():
             with suppress(ProcessLookupError, PermissionError):

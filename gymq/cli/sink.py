@@ -60,7 +60,8 @@ def sink(kind: str, run: str, out: str, consumer: str | None, settings: Settings
 
 
 async def _feed(made: Any, consumer: str, settings: Any) -> int:
-    from gymq.client.sink_loop import feed
+    from gymq.aio import cancel_and_wait
+    from gymq.store.connection import OUTAGE_LIMIT
 
     stop = asyncio.Event()
     code = 0
@@ -74,15 +75,31 @@ async def _feed(made: Any, consumer: str, settings: Any) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ask, number)
-    if not await _claim(made, consumer, settings, stop):
+    work = asyncio.create_task(_write(made, consumer, settings, stop))
+    asked = asyncio.create_task(stop.wait())
+    await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([work], timeout=OUTAGE_LIMIT)
+    answered = work.done()
+    await cancel_and_wait([asked] if answered else [asked, work])
+    if not answered:
+        click.echo(f"{made.path}: Redis is away; what is written is kept, and the same command goes on", err=True)
         return code
-    over = await feed(made, consumer, settings, stop)
+    over = work.result()
+    if over is None:
+        return code
     again = f", {made.repeated} came again" if made.repeated else ""
     if made.rolled_back:
         again += f" ({made.rolled_back} had been lost by Redis)"
     missed = f", {made.missed} had been deleted before it was declared" if made.missed else ""
     click.echo(f"{made.path}: {made.written} rollouts written{again}{missed}" + ("" if over else "; the same command goes on"))
     return 0 if over else code
+
+
+async def _write(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -> bool | None:
+    """Wait for the run and feed the sink; return whether the run is over, None: asked to stop before it began."""
+    from gymq.client.sink_loop import feed
+
+    return await feed(made, consumer, settings, stop) if await _claim(made, consumer, settings, stop) else None
 
 
 async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -> bool:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 
+from gymq.aio import cancel_and_wait
 from gymq.client.output import output_kind
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import GymqError, UsageError
@@ -221,9 +222,26 @@ class RunSession:
         if _on_main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, _once, self._stop, number)
+        look = asyncio.create_task(self._look_after(settings, supervisor, producer, server, progress))
+        try:
+            # Not by turns: a look may wait for a Redis that does not answer.
+            await asyncio.wait((look, stop), return_when=asyncio.FIRST_COMPLETED)
+            return look.result() if look.done() else Stop(128 + stop.result())
+        finally:
+            await cancel_and_wait([look])
+
+    async def _look_after(
+        self,
+        settings: Settings,
+        supervisor: Supervisor,
+        producer: ProducerThread,
+        server: EmbeddedRedis | None,
+        progress: RunProgress,
+    ) -> Stop | None:
+        """Look after all processes until the sink is finished, or a verdict stops the run."""
         restarts, due = 0, 0.0
         async with Shards(settings, "gymq-watch") as shards:
-            while not stop.done():
+            while True:
                 for event in supervisor.poll():
                     if event != f"{SINK}: finished":
                         self.troubled = True
@@ -252,8 +270,7 @@ class RunSession:
                         producer.start()
                 if finished:
                     return None
-                await asyncio.wait([stop], timeout=POLL_INTERVAL)
-            return Stop(128 + stop.result())
+                await asyncio.sleep(POLL_INTERVAL)
 
     async def _read_status(self, shards: Shards, progress: RunProgress, last: bool) -> None:
         try:

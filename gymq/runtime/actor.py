@@ -28,10 +28,11 @@ from gymq.runtime.announcement import announced
 from gymq.runtime.intake import Intake
 from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.runtime.membership import Membership
+from gymq.runtime.outage_watch import outlasted
 from gymq.runtime.quarantine import Quarantine
 from gymq.runtime.worker_host import EVENT_LIMIT, Event, RoleOptions
 from gymq.settings import Settings
-from gymq.store.connection import RECONNECT_PAUSE, Connection, Outage, ServerFull
+from gymq.store.connection import OUTAGE_LIMIT, RECONNECT_PAUSE, Connection, Outage, ServerFull
 from gymq.store.sharded import check
 from gymq.store.worker_registry import WorkerEntry
 from gymq.wire.activity import InWork
@@ -42,6 +43,9 @@ SWEEP = 1.0
 
 #: Seconds that a draining actor waits for what it holds; then it hands the rest back.
 DRAIN = 25.0
+
+#: Seconds that a role may take to close what it has open while Redis is away.
+CLOSE_LIMIT = 2.0
 
 #: Seconds between two looks at whether a draining actor still holds mail.
 DRAIN_POLL = 0.02
@@ -216,10 +220,31 @@ class Actor:
     # The life.
 
     async def main(self) -> None:
-        """Live until drained or stopped; an exception means that the process must end."""
+        """Live until drained or stopped; an exception means that the process must end.
+
+        Raises:
+            ServerUnreachable: Redis was away when the actor was to end.
+        """
         self._loop = asyncio.get_running_loop()
         if not await self._connect():
             return
+        life = asyncio.create_task(self._live())
+        watch = asyncio.create_task(outlasted(self.life.connection, lambda: self.intake.closed))
+        try:
+            await asyncio.wait((life, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not life.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_LIMIT):
+                        await cancel_and_wait([life])
+                reason = f"Redis has been away for {OUTAGE_LIMIT:g} s; other workers take up what this one held"
+                emit(WorkerLeft(self.role, self.worker, 0, reason))
+                raise ServerUnreachable(reason)
+            life.result()
+        finally:
+            life.cancel()
+            await cancel_and_wait([watch] if watch.done() else [life, watch])
+
+    async def _live(self) -> None:
         async with announced(self.settings, self.life.connection, self._starting):
             await self.prepare()
         await self.boxes.create(self.connection)

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any
 
 from gymq.aio import cancel_and_wait
+from gymq.errors import ServerUnreachable
 from gymq.observe.metrics import WorkerGauges
 from gymq.runtime.actor import Actor
 from gymq.runtime.worker_host import EVENT_LIMIT, Event, HostedActor, RoleOptions
@@ -30,6 +31,7 @@ class MultiShardActor:
     def __init__(self, role: type[Actor], settings: Settings, options: RoleOptions) -> None:
         shards = range(len(parse(settings.redis_url)))
         self._settings = settings
+        self._draining = False
         self._events: deque[Event] = deque(maxlen=EVENT_LIMIT)
         self._actors = role.on_shards([settings.at(shard) for shard in shards], options)
 
@@ -45,16 +47,18 @@ class MultiShardActor:
         """Live until all are drained or stopped; an exception of one means that the process must end.
 
         Raises:
-            ServerUnreachable: no shard can be reached.
+            ServerUnreachable: no shard can be reached, or one is away when the actors are to end.
         """
         await self._reach()
         lives = [asyncio.create_task(actor.main()) for actor in self._actors]
         try:
             await asyncio.gather(*lives)
-        except Exception:
-            # What the others hold is not to blame.
-            self.stop()
-            await asyncio.wait(lives, timeout=HAND_BACK_LIMIT)
+        except Exception as error:
+            # What the others hold is not to blame; while they drain, a shard that is away is no reason to hurry.
+            hurry = not (isinstance(error, ServerUnreachable) and self._draining)
+            if hurry:
+                self.stop()
+            await asyncio.wait(lives, timeout=HAND_BACK_LIMIT if hurry else None)
             raise
         finally:
             await cancel_and_wait(lives)
@@ -70,6 +74,7 @@ class MultiShardActor:
 
     def drain(self) -> None:
         """Take no more mail; `main` returns when what is held is finished or handed back."""
+        self._draining = True
         for actor in self._actors:
             actor.drain()
 

@@ -29,6 +29,10 @@ CONNECT_TIMEOUT = 5.0
 #: Seconds between two tries to connect again.
 RECONNECT_PAUSE = 0.25
 
+#: Seconds for which a process that was asked to end waits for a shard that is away. What it holds is handed back by others, so
+#: it loses nothing; and the workers and the sink of a `gymq run`, one after the other, end within ten seconds.
+OUTAGE_LIMIT = 3.0
+
 #: Error codes of a server that cannot serve the shard now: it is starting, or is a replica, or the slot lies elsewhere.
 _ELSEWHERE = ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 
