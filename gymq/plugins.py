@@ -50,6 +50,9 @@ class _Added:
 #: Environments that are not installed, by name; they come before installed ones.
 _added: dict[str, _Added] = {}
 
+#: Classes in files that are to be added when an environment is asked for that is not among those above.
+_later: list[str] = []
+
 
 @cache
 def points(group: str) -> dict[str, EntryPoint]:
@@ -87,6 +90,8 @@ def environment(name: str) -> Environment:
     Raises:
         UnknownName, UsageError: as `load`; or it cannot be made.
     """
+    while name not in _added and _later:
+        add_environment(_later.pop())
     if name in _added:
         return _added[name].instance
     made: Environment = _make("environment", name, load(ENVIRONMENTS, name))
@@ -127,6 +132,15 @@ def add_environment(given: type[Environment] | str) -> str:
         _added[name] = _Added(_make("environment", name, given), source)
     environment.cache_clear()
     return given.name
+
+
+def add_environments_later(names: str | None) -> None:
+    """Add the environments in files once one is asked for: in the child of an executor, whose parent loads none.
+
+    Args:
+        names: as of `load_environments`.
+    """
+    _later.extend(name for name in (names or "").split(",") if environment_file.is_file(name))
 
 
 def environment_source(name: str) -> str | None:

@@ -87,6 +87,9 @@ def test_every_command_of_the_readme_works(project: Path, spawn, tmp_path: Path)
     }  # fmt: skip
     demo = next(text for body, text in said.items() if body.startswith("make demo"))
     assert demo.strip().splitlines()[-1].strip().endswith("out/demo.jsonl")
+    five = next(text for body, text in said.items() if body.startswith("python out/five.py"))
+    assert five.startswith("1.0 ")
+    assert len(five.splitlines()) == 5  # and a table with a head and three rows
     groups = next(text for body, text in said.items() if body.startswith("python out/train.py"))
     assert groups.startswith("first.")
     assert "dice" in next(text for body, text in said.items() if "gymq env list" in body)

@@ -29,7 +29,11 @@ POLL_INTERVAL = 0.2
 @click.option("--model", metavar="SPEC", help="model: which model it serves: vllm:NAME, openai:NAME, replay:FILE or scripted.")
 @run_options("model")
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", help="model, resource: calls in flight at once.")
-@click.option("--environments", metavar="A,B", help="Which it serves; of model scripted: plays.  [default: all installed]")
+@click.option(
+    "--environments",
+    metavar="A,B",
+    help="Names and FILE.py:CLASS that it serves; of model scripted: plays.  [default: all installed]",
+)
 @click.option("--processes", type=click.IntRange(min=1), metavar="N", help="executor: calls that run at once.  [default: 2]")
 @click.option(
     "--option", "pairs", multiple=True, metavar="KEY=VALUE", help="A further option of the role or backend; may be repeated."

@@ -118,6 +118,15 @@ def test_a_worker_refuses_what_is_named_and_cannot_be_loaded(plugin):
     assert {"react", "tool"} <= set(plugins.load_agents("tool"))
 
 
+def test_classes_in_files_are_added_when_one_is_asked_for(tmp_path):
+    (tmp_path / "later.py").write_text(PLUGIN.replace('"fine"', '"later"'))
+    plugins.add_environments_later(f"weather,{tmp_path}/later.py:Fine")
+    assert plugins.environment("weather").name == "weather"
+    assert "later" in plugins.environment_names()
+    assert plugins.environment("later").name == "later"
+    assert plugins.environment_source("later") == f"{tmp_path}/later.py:Fine"
+
+
 def test_agents_are_found_by_name():
     assert plugins.agent("tool").name == "tool"
     with pytest.raises(UnknownName, match=r"unknown agent 'nobody'; installed: .*react, .*tool"):

@@ -21,6 +21,7 @@ import redis
 from celery import bootsteps, signals
 from celery.worker import state
 
+from gymq import plugins
 from gymq.celery.queues import EXECUTOR
 from gymq.observe.events import CallFinished, WorkerLeft, WorkerReady, emit
 from gymq.process.lifetime import adopt_orphans, die_with
@@ -267,6 +268,7 @@ class ExecutorStep(bootsteps.StartStopStep):
             UsageError: an environment that is to be served cannot be loaded.
         """
         try_loading(self._environments)
+        plugins.add_environments_later(self._environments)
         current().open()
 
     def start(self, parent: WorkController) -> None:
