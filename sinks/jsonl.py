@@ -101,7 +101,8 @@ class JsonlSink(Sink):
     def drop(self, unwanted: Callable[[Ended], bool]) -> int:
         """Write the other lines to a new file, which then takes the place of this one; see `Sink`."""
         gone = 0
-        new = self.path.with_name(f".{self.path.name}.new")
+        place = self.path.resolve()  # a link stays one
+        new = place.with_name(f".{place.name}.new")
         try:
             with new.open("wb") as file:
                 for ended, line in self._lines():
@@ -113,8 +114,8 @@ class JsonlSink(Sink):
                 os.fsync(file.fileno())
             os.chmod(new, stat.S_IMODE(os.fstat(self._file).st_mode))
             if gone:
-                new.replace(self.path)
-                sync_folder(self.path.parent)
+                new.replace(place)
+                sync_folder(place.parent)
         except OSError as error:
             raise GymqError(f"{self.path}: {error.strerror}; make room and run the same command again") from None
         finally:

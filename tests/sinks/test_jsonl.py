@@ -135,6 +135,18 @@ def test_what_is_dropped_gives_way_and_the_others_stay_as_they_were(path):
     assert write(path, 5).written == 2
 
 
+def test_a_link_to_the_file_stays_a_link(path):
+    write(path, 3)
+    link = path.with_name("link.jsonl")
+    link.symlink_to(path)
+    sink = JsonlSink(link, "r")
+    sink.claim()
+    assert sink.drop(lambda ended: ended.rollout_id == "r.0.0") == 1
+    sink.close()
+    assert link.is_symlink()
+    assert len(path.read_bytes().splitlines()) == 2
+
+
 def dies_after(lines: int) -> Callable[[Ended], bool]:
     left = itertools.count(lines, -1)
     return lambda ended: os._exit(0) if next(left) == 0 else True
