@@ -90,7 +90,12 @@ class Hub(Protocol):
     """Celery's event loop."""
 
     def call_repeatedly(self, delay: float, callback: Callable[[], None]) -> object:
-        """Call `callback` every `delay` seconds."""
+        """Call `callback` every `delay` seconds.
+
+        Args:
+            delay: seconds.
+            callback: called without arguments.
+        """
         ...
 
 
@@ -148,7 +153,12 @@ class ActorThread:
         return self._actor.events
 
     def on_signal(self, number: int, _frame: object) -> None:
-        """Handle SIGTERM and SIGINT."""
+        """Handle SIGTERM and SIGINT.
+
+        Args:
+            number: the signal's number.
+            _frame: the frame that it interrupted.
+        """
         self._words.put(_TERM if number == signal.SIGTERM else _INT)
 
     def _live(self) -> None:
@@ -259,7 +269,12 @@ class ActorStep(_Step):
             signal.signal(number, self._host.on_signal)
 
     def register_with_event_loop(self, parent: object, hub: Hub) -> None:
-        """Send the actor's events from Celery's main thread; Celery calls this on every connection."""
+        """Send the actor's events from Celery's main thread; Celery calls this on every connection.
+
+        Args:
+            parent: the worker's consumer.
+            hub: its event loop.
+        """
         hub.call_repeatedly(EVENT_PERIOD, self._tick)
 
     def stop(self, parent: object) -> None:

@@ -49,34 +49,65 @@ class PanelState(Protocol):
 
 
 def stats(state: PanelState, **_: object) -> Reply:
-    """Request worker statistics/information; `gymq` holds the actor's own."""
+    """Request worker statistics/information; `gymq` holds the actor's own.
+
+    Args:
+        state: Celery's.
+        **_: the command's other arguments, of no account.
+    """
     return state.consumer.controller.stats() | {"gymq": state.consumer.controller.gymq.stats()}
 
 
 def pause(state: PanelState, **_: object) -> Reply:
-    """Stop admitting rollouts; those in flight go on."""
+    """Stop admitting rollouts; those in flight go on.
+
+    Args:
+        state: Celery's.
+        **_: the command's other arguments, of no account.
+    """
     return _want(state, paused=True)
 
 
 def resume(state: PanelState, **_: object) -> Reply:
-    """Admit rollouts again."""
+    """Admit rollouts again.
+
+    Args:
+        state: Celery's.
+        **_: the command's other arguments, of no account.
+    """
     return _want(state, paused=False)
 
 
 def look(state: PanelState, **_: object) -> Reply:
-    """Look now at what is wanted: weights, admissions."""
+    """Look now at what is wanted: weights, admissions.
+
+    Args:
+        state: Celery's.
+        **_: the command's other arguments, of no account.
+    """
     state.consumer.controller.gymq.wake()
     return _control.ok("looking")
 
 
 def drain(state: PanelState, **_: object) -> Reply:
-    """Finish what the worker holds, then shut it down."""
+    """Finish what the worker holds, then shut it down.
+
+    Args:
+        state: Celery's.
+        **_: the command's other arguments, of no account.
+    """
     state.consumer.controller.gymq.drain()
     return _control.ok("draining")
 
 
 def shutdown(state: PanelState, msg: str = "", **_: object) -> Reply:
-    """Shutdown worker(s), once what they hold is finished."""
+    """Shutdown worker(s), once what they hold is finished.
+
+    Args:
+        state: Celery's.
+        msg: the reason, for the log.
+        **_: the command's other arguments, of no account.
+    """
     return drain(state)
 
 

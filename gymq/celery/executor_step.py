@@ -68,7 +68,12 @@ class DrainStep(_Step):
         """End without more: the drain is over by now."""
 
     def register_with_event_loop(self, parent: object, hub: Hub) -> None:
-        """Set the timer; Celery calls this on every connection."""
+        """Set the timer; Celery calls this on every connection.
+
+        Args:
+            parent: the worker's consumer.
+            hub: its event loop.
+        """
         self._cancelled = False
         hub.call_repeatedly(CHECK_INTERVAL, self._look)
 

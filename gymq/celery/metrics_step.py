@@ -25,7 +25,12 @@ class Hub(Protocol):
     """Celery's event loop."""
 
     def add_reader(self, fd: int, callback: Any) -> None:
-        """Call `callback` when a descriptor can be read."""
+        """Call `callback` when a descriptor can be read.
+
+        Args:
+            fd: the descriptor.
+            callback: called without arguments.
+        """
         ...
 
 
@@ -68,7 +73,12 @@ class MetricsStep(_Step):
         """Serve on: the process ends soon."""
 
     def register_with_event_loop(self, parent: object, hub: Hub) -> None:
-        """Answer on the loop, if threads must not; Celery calls this on every connection."""
+        """Answer on the loop, if threads must not; Celery calls this on every connection.
+
+        Args:
+            parent: the worker's consumer.
+            hub: its event loop.
+        """
         if self._server is not None and self._on_loop:
             hub.add_reader(self._server.fileno(), self._server.handle)
 

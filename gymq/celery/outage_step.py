@@ -22,7 +22,12 @@ class OutageStep(_Step):
     requires = ("celery.worker.components:Hub",)
 
     def register_with_event_loop(self, parent: Any, hub: object) -> None:
-        """Forbid it on the new connection; Celery calls this on every one."""
+        """Forbid it on the new connection; Celery calls this on every one.
+
+        Args:
+            parent: the worker's consumer.
+            hub: its event loop.
+        """
         parent.consumer.task_consumer.channel.do_restore = False
 
     def close(self, parent: Any) -> None:

@@ -66,6 +66,10 @@ async def _elsewhere(shards: Shards, work: Callable[[Connection], Awaitable[Any]
 async def forget(shards: Shards, model: str) -> bool:
     """Forget a model's published weights: replicas keep theirs, and new ones get none.
 
+    Args:
+        shards: all shards.
+        model: the model's SPEC.
+
     Returns:
         True if some had been published.
     """

@@ -307,5 +307,10 @@ def _variables(variables: dict[str, str]) -> Iterator[None]:
 
 
 def terminate(number: int, _frame: object) -> None:
-    """Handle SIGTERM outside an event loop: `finally` clauses stop the processes that were started."""
+    """Handle SIGTERM outside an event loop: `finally` clauses stop the processes that were started.
+
+    Args:
+        number: the signal's number.
+        _frame: the frame that it interrupted.
+    """
     raise SystemExit(128 + number)

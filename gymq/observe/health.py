@@ -28,7 +28,12 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def with_health(metrics: WSGIApplication, health: Health) -> WSGIApplication:
-    """Return an application that answers `/healthz` and `/readyz` by 200 or 503, and all else as `metrics` does."""
+    """Return an application that answers `/healthz` and `/readyz` by 200 or 503, and all else as `metrics` does.
+
+    Args:
+        metrics: the application that has `/metrics`.
+        health: tells whether the worker lives, and whether it is ready.
+    """
     answers = {"/healthz": health.alive, "/readyz": health.ready}
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

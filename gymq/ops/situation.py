@@ -56,7 +56,12 @@ async def read_situation(shards: Shards, run: RunStatus, attended: bool = False)
 
 
 async def needs(shards: Shards, run: RunStatus) -> list[str]:
-    """Return the mailboxes, and perhaps `executor`, without which a run stands still."""
+    """Return the mailboxes, and perhaps `executor`, without which a run stands still.
+
+    Args:
+        shards: all shards.
+        run: the run's name.
+    """
     found = ["agent", *(f"model:{spec}" for spec in (run.config.model, run.config.judge) if spec)]
     for fields in await shards.each(lambda connection: connection.send("HGETALL", connection.keys.run(run.config.name))):
         for field, value in zip(fields[::2], fields[1::2], strict=True):

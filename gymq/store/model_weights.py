@@ -72,6 +72,10 @@ class LoadFailure(msgspec.Struct):
 async def read_weights(connection: Connection, model: str) -> Weights | None:
     """Return the weights that a model is to sample with, as a shard knows them; None: none were published.
 
+    Args:
+        connection: a connection to the shard.
+        model: the model's SPEC.
+
     Raises:
         Outage: the connection broke.
         GymqError: the stored description cannot be read.
@@ -85,6 +89,10 @@ async def read_weights(connection: Connection, model: str) -> Weights | None:
 
 async def read_version(connection: Connection, model: str) -> int:
     """Return the version that a model is to sample with, as a shard knows it; 0: none was published.
+
+    Args:
+        connection: a connection to the shard.
+        model: the model's SPEC.
 
     Raises:
         Outage: the connection broke.

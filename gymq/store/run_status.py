@@ -58,6 +58,10 @@ class RunStatus(msgspec.Struct):
 async def read_status(connection: Connection, name: str) -> RunStatus:
     """Read a run's progress from one shard.
 
+    Args:
+        connection: a connection to the shard.
+        name: the run's name.
+
     Raises:
         UnknownName: there is no such run.
     """

@@ -139,6 +139,10 @@ async def create(connection: Connection, config: RunConfig) -> bool:
 async def load_config(connection: Connection, name: str) -> RunConfig:
     """Read a run's definition.
 
+    Args:
+        connection: a connection.
+        name: the run's name.
+
     Raises:
         UnknownName: there is no such run.
     """
@@ -149,18 +153,34 @@ async def load_config(connection: Connection, name: str) -> RunConfig:
 
 
 async def add_environment(connection: Connection, name: str, spec: EnvironmentSpec) -> None:
-    """Write an environment's description into the run's record, where agents find it."""
+    """Write an environment's description into the run's record, where agents find it.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
+        spec: the environment's description.
+    """
     await connection.send("HSET", connection.keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
 
 
 async def load_environment(connection: Connection, name: str, environment: str) -> EnvironmentSpec | None:
-    """Read an environment's description from the run's record."""
+    """Read an environment's description from the run's record.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
+        environment: the environment's name.
+    """
     data = await connection.send("HGET", connection.keys.run(name), f"spec:{environment}")
     return None if data is None else msgspec.json.decode(data, type=EnvironmentSpec)
 
 
 async def close(connection: Connection, name: str) -> None:
     """Say that the run gets no more rows.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
 
     Raises:
         RunClosed: it was cancelled.
@@ -171,6 +191,10 @@ async def close(connection: Connection, name: str) -> None:
 
 async def reopen(connection: Connection, name: str) -> None:
     """Let a closed run take rows again.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
 
     Raises:
         RunClosed: it was cancelled, or is done.
@@ -201,6 +225,10 @@ async def drop_consumer(connection: Connection, name: str, consumer: str, ttl: i
 
 async def cancel(connection: Connection, name: str) -> int:
     """Stop admitting rollouts and end those in flight.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
 
     Returns:
         How many rollouts were in flight.
@@ -248,6 +276,11 @@ async def cancel_some(connection: Connection, name: str, which: list[PartId]) ->
 async def pause(connection: Connection, name: str, paused: bool) -> None:
     """Admit no more rollouts of a run, or admit them again; those in flight go on.
 
+    Args:
+        connection: a connection.
+        name: the run's name.
+        paused: False: admit them again.
+
     Raises:
         UnknownName: there is no such run.
         RunClosed: it was cancelled, or is done.
@@ -286,6 +319,10 @@ async def bound(connection: Connection, name: str, failures: int | None, rollout
 
 async def remove(connection: Connection, name: str) -> None:
     """Forget a run and all that it holds, results too.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
 
     Raises:
         UnknownName: there is no such run.

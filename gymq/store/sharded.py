@@ -95,7 +95,12 @@ class Shards:
         return new
 
     async def declare(self, name: str, consumer: str) -> int | None:
-        """Declare a consumer; return the number of finished rollouts that it will not see, None without such a run."""
+        """Declare a consumer; return the number of finished rollouts that it will not see, None without such a run.
+
+        Args:
+            name: the run's name.
+            consumer: the consumer's name.
+        """
         missed = await self.each(lambda connection: connection.insist(scripts.declare_consumer(name, consumer)))
         known = [count for count in missed if count is not None]
         return sum(known) if len(known) == len(missed) else None
@@ -109,7 +114,13 @@ class Shards:
         await self.each(lambda connection: runs.reopen(connection, name))
 
     async def drop_consumer(self, name: str, consumer: str, ttl: int) -> None:
-        """Forget a consumer; see `runs.drop_consumer`."""
+        """Forget a consumer; see `runs.drop_consumer`.
+
+        Args:
+            name: the run's name.
+            consumer: the consumer's name.
+            ttl: seconds for which the run is kept if it is done by this.
+        """
         await self.each(lambda connection: runs.drop_consumer(connection, name, consumer, ttl))
 
     async def cancel(self, name: str) -> int:
@@ -117,7 +128,12 @@ class Shards:
         return sum(await self._where_open(lambda connection: runs.cancel(connection, name)))
 
     async def cancel_some(self, name: str, which: list[PartId]) -> tuple[int, int]:
-        """Cancel groups and rollouts, each on its shard; see `runs.cancel_some`."""
+        """Cancel groups and rollouts, each on its shard; see `runs.cancel_some`.
+
+        Args:
+            name: the run's name.
+            which: the groups and rollouts.
+        """
         live = waiting = 0
         for connection in self.connections:
             part = [target for target in which if target.shard(connection.shards) == connection.shard]
@@ -127,11 +143,22 @@ class Shards:
         return live, waiting
 
     async def pause(self, name: str, paused: bool) -> None:
-        """Pause a run, or let it go on; see `runs.pause`."""
+        """Pause a run, or let it go on; see `runs.pause`.
+
+        Args:
+            name: the run's name.
+            paused: False: let it go on.
+        """
         await self._where_open(lambda connection: runs.pause(connection, name, paused))
 
     async def bound(self, name: str, failures: int | None = None, rollouts: int | None = None) -> None:
-        """Bound what a run admits, each shard a part of it; see `runs.bound`."""
+        """Bound what a run admits, each shard a part of it; see `runs.bound`.
+
+        Args:
+            name: the run's name.
+            failures: see `runs.bound`.
+            rollouts: see `runs.bound`.
+        """
         parts = [None if most is None else -(-most // len(self.connections)) for most in (failures, rollouts)]
         await self.each(lambda connection: runs.bound(connection, name, *parts))
 

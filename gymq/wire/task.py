@@ -46,7 +46,12 @@ class Task(msgspec.Struct, array_like=True, dict=True):
         return self.data[field]
 
     def get(self, field: str, default: Any = None) -> Any:
-        """Return a field of the row, or a default."""
+        """Return a field of the row, or a default.
+
+        Args:
+            field: the field's name.
+            default: the value where the row has no such field.
+        """
         return self.data.get(field, default)
 
 

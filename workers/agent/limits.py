@@ -37,22 +37,45 @@ def reached(state: State, config: RunConfig, now: float, *, generate: bool) -> s
 
 
 def out_of_time(state: State, config: RunConfig, now: float) -> bool:
-    """Return whether the conversation has reached `max_seconds`, or will in a moment."""
+    """Return whether the conversation has reached `max_seconds`, or will in a moment.
+
+    Args:
+        state: the rollout's state.
+        config: its run.
+        now: seconds since the epoch.
+    """
     return bool(config.max_seconds) and state.phase not in _OVER and now >= state.started_at + config.max_seconds - SKEW / 10
 
 
 def tools_left(state: State, config: RunConfig, most: int) -> int:
-    """Return how many tool calls may be sent now, at most `most`."""
+    """Return how many tool calls may be sent now, at most `most`.
+
+    Args:
+        state: the rollout's state.
+        config: its run.
+        most: calls.
+    """
     return min(most, config.max_tool_calls - state.tool_calls) if config.max_tool_calls else most
 
 
 def overdue(state: State, now: float) -> bool:
-    """Return whether the pending calls were sent too long ago."""
+    """Return whether the pending calls were sent too long ago.
+
+    Args:
+        state: the rollout's state.
+        now: seconds since the epoch.
+    """
     return now >= state.queued + OVERDUE - SKEW
 
 
 def due(state: State, config: RunConfig, now: float) -> float:
-    """Return when a rollout without mail must be looked at: a wait is over, a limit is reached, or its calls are overdue."""
+    """Return when a rollout without mail must be looked at: a wait is over, a limit is reached, or its calls are overdue.
+
+    Args:
+        state: the rollout's state.
+        config: its run.
+        now: seconds since the epoch, as what is returned.
+    """
     when = state.resume or now + OVERDUE
     if config.max_seconds and state.phase not in _OVER:
         when = min(when, state.started_at + config.max_seconds)

@@ -82,7 +82,12 @@ class Machine:
         return self._done()
 
     def abandon(self, fault: Fault, status: str = "failed") -> Step:
-        """End the rollout now, whatever it was doing."""
+        """End the rollout now, whatever it was doing.
+
+        Args:
+            fault: the cause.
+            status: its status, `failed` or `cancelled`.
+        """
         self.state.started_at = self.state.started_at or self.context.now
         self.state.fault, self.state.status = fault, status
         self.context.end()

@@ -37,5 +37,10 @@ class ReActAgent(Agent):
         return [CallTool(actions[-1][0], actions[-1][1] or "{}")] if actions else Finish()
 
     def observe(self, call: CallTool, content: str | list[dict]) -> Message:
-        """Show a result as an observation."""
+        """Show a result as an observation.
+
+        Args:
+            call: the call.
+            content: its result: text or content parts.
+        """
         return Message(role="user", content=f"Observation: {content}")

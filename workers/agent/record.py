@@ -54,7 +54,13 @@ def call_record(
 
 
 def header(live: LiveRollout, config: RunConfig, finished_at: float) -> bytes:
-    """Encode the header of a rollout that has ended, without its closing brace."""
+    """Encode the header of a rollout that has ended, without its closing brace.
+
+    Args:
+        live: the rollout.
+        config: its run.
+        finished_at: when its last step ran, seconds since the epoch.
+    """
     run, row, sample = live.id
     state = live.state
     score = state.score

@@ -51,5 +51,10 @@ def take(state: State, config: RunConfig, call: str, fault: Fault, now: float) -
 
 
 def last_fault(state: State, fault: Fault) -> Fault:
-    """Return a fault that ends the retries, with how often the call was sent."""
+    """Return a fault that ends the retries, with how often the call was sent.
+
+    Args:
+        state: the rollout's state.
+        fault: the last try's fault.
+    """
     return fault if not state.tries else Fault(fault.kind, f"{fault.message} (sent {state.tries + 1} times)")

@@ -41,7 +41,14 @@ class Step(msgspec.Struct):
     drop: bool = False
 
     def commit(self, live: LiveRollout, stream: bytes, mail: bytes, must: bool) -> CommitStep:
-        """Return the step as the commit script takes it."""
+        """Return the step as the commit script takes it.
+
+        Args:
+            live: the rollout.
+            stream: the stream of the mail that caused the step.
+            mail: the mail's id in it.
+            must: True: the step happens whatever the version is, as a cancellation does.
+        """
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
         return CommitStep(

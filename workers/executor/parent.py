@@ -279,7 +279,12 @@ class ExecutorStep(bootsteps.StartStopStep):
         current().renew()
 
     def register_with_event_loop(self, parent: Consumer, hub: Hub) -> None:
-        """Set the timers; Celery calls this on every connection."""
+        """Set the timers; Celery calls this on every connection.
+
+        Args:
+            parent: the worker's consumer.
+            hub: its event loop.
+        """
         executor = current()
         executor.pool = parent.pool
         executor.renew()

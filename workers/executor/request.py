@@ -41,7 +41,12 @@ class IsolatedRequest(Request):
     _answered = False
 
     def on_success(self, failed__retval__runtime: tuple[bool, object, float], **kwargs: object) -> None:
-        """Tell what a child has done; see `gymq.isolated`, whose result comes here as the text of its `repr`."""
+        """Tell what a child has done; see `gymq.isolated`, whose result comes here as the text of its `repr`.
+
+        Args:
+            failed__retval__runtime: whether the child failed, the text of the result, and its seconds.
+            **kwargs: as of the base.
+        """
         failed, result, runtime = failed__retval__runtime
         if not failed and wanted(CallFinished) and (outcome := str(result).strip("'")) != "None":
             call = read_call(self.args[0])
@@ -52,7 +57,13 @@ class IsolatedRequest(Request):
         super().on_success(failed__retval__runtime, **kwargs)
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Reply for a child that died, was killed at its limit, or could not deliver its reply."""
+        """Reply for a child that died, was killed at its limit, or could not deliver its reply.
+
+        Args:
+            exc_info: the failure.
+            send_failed_event: as of the base.
+            return_ok: as of the base.
+        """
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc

@@ -52,7 +52,12 @@ class ModelWorker(CallWorker):
 
     @classmethod
     def on_shards(cls, settings: list[Settings], options: RoleOptions) -> list[Actor]:
-        """Make an actor for each shard, all with one backend; see `Actor`."""
+        """Make an actor for each shard, all with one backend; see `Actor`.
+
+        Args:
+            settings: where Redis is.
+            options: the command line's options.
+        """
         spec = options.get("model") or ""
         shared = SharedBackend(_make(spec, options), settings[0], spec, len(settings))
         return [cls(shard_settings, options, backend=shared) for shard_settings in settings]

@@ -58,7 +58,12 @@ class ResourceWorker(CallWorker):
 
     @classmethod
     def on_shards(cls, settings: list[Settings], options: RoleOptions) -> list[Actor]:
-        """Make an actor for each shard, all with one pool of threads; see `Actor`."""
+        """Make an actor for each shard, all with one pool of threads; see `Actor`.
+
+        Args:
+            settings: where Redis is.
+            options: the command line's options.
+        """
         threads = ToolThreads()
         return [cls(one, options, threads=threads) for one in settings]
 

@@ -70,7 +70,13 @@ class VllmBackend(Backend):
         self._engine.stop()
 
     async def update_weights(self, path: str, version: int, mode: str) -> None:
-        """Load new weights; see `Engine.update_weights`."""
+        """Load new weights; see `Engine.update_weights`.
+
+        Args:
+            path: the weights, an existing path.
+            version: their policy version.
+            mode: `keep`, `wait` or `abort`.
+        """
         await self._engine.update_weights(path, version, mode)
         self.version = version
 

@@ -175,6 +175,10 @@ class Pictures:
     async def expand(self, ids: list[int], first: int) -> tuple[list[int], list[tuple[int, int]]]:
         """Put each image's ids in its placeholder's place; see `token_prompt.Pictures`.
 
+        Args:
+            ids: the prompt's token ids, with a placeholder for each image.
+            first: the index of the first image that they hold.
+
         Raises:
             CallError: `model`: the processor refuses an image, or finds no placeholder for it.
         """
