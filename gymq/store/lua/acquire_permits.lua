@@ -139,7 +139,12 @@ elseif free then
   end
 end
 if h.rate and not rate then
-  for _, name in ipairs({'rate', 'more', 'cut', 'bound', 'round', 'sent', 'no', 'clear', 'bad', 'l:', 't:'}) do gone[#gone + 1] = name end
+  for name in pairs(h) do
+    if string.sub(name, 1, 2) == 'p:' then gone[#gone + 1] = name end
+  end
+  for _, name in ipairs({'rate', 'more', 'cut', 'bound', 'round', 'sent', 'no', 'clear', 'bad', 'l:', 't:'}) do
+    gone[#gone + 1] = name
+  end
 end
 if rate then put('rate', rate) end
 

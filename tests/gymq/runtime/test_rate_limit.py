@@ -321,6 +321,7 @@ async def test_the_learned_rate_ends_when_it_holds_nobody(script):
     reply = await script.ask(1000)
     assert (reply.granted, reply.wait, reply.learned) == (1000, 0, None)
     assert not {"rate", "round", "l:"} & set(await script.notes())
+    assert not await script.connection.send("HEXISTS", KEY, "p:p")
 
 
 # What it shows.
