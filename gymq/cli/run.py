@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gymq.cli import EXIT_CODES
-from gymq.cli.options import log_options, run_options
+from gymq.cli.options import log_options, metrics_options, run_options
 
 
 @click.command(epilog=EXIT_CODES)
@@ -16,6 +16,7 @@ from gymq.cli.options import log_options, run_options
 @run_options("task")
 @run_options("model", "judge", "run")
 @log_options
+@metrics_options
 def run(env: str, **given: Any) -> int:
     """Roll out tasks in environment ENV, an installed one's name or FILE.py:CLASS: everything in one command.
 

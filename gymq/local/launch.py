@@ -40,7 +40,8 @@ def children(
 ) -> list[ChildSpec]:
     """Return the sink and a worker of each role: a model for each of `gpus`, a judge, an executor if a call is isolated.
 
-    Left out is what `served_here` returns.
+    Left out is what `served_here` returns. With metrics, one more serves those of the installation at the port of the
+    settings; the others follow it at the next ports, in their order.
 
     Args:
         settings: where Redis is.
@@ -57,7 +58,7 @@ def children(
         options["resource"] = served
     if any(spec.needs_executor for spec in environments):
         options["executor"] = served
-    specs = [sink(settings, config.name, out, logs)]
+    specs = [*_metrics(settings, logs), sink(settings.metrics_from(1), config.name, out, logs)]
     here = _played_here(models, environments)
     for spec, backend_options in models.items():
         if spec in here:
@@ -71,7 +72,7 @@ def children(
             options |= {f"{name}-{gpu.replace(',', '-')}": model_options | {"gpu": gpu} for gpu in shares(gpus, model_options)}
     for name, role_options in options.items():
         role = "model" if name.partition("-")[0] in ("model", "judge") else name
-        argv, env = worker_command.command(settings, role, role_options, f"{name}-{config.name}")
+        argv, env = worker_command.command(settings.metrics_from(len(specs)), role, role_options, f"{name}-{config.name}")
         specs.append(
             ChildSpec(
                 name=name,
@@ -84,6 +85,22 @@ def children(
             )
         )
     return specs
+
+
+def _metrics(settings: Settings, logs: Path) -> list[ChildSpec]:
+    """Return the process that serves the metrics of the installation, if the settings name a port."""
+    if settings.metrics_port is None:
+        return []
+    where = ("--host", settings.metrics_host, "--port", str(settings.metrics_port))
+    return [
+        ChildSpec(
+            name="metrics",
+            argv=(sys.executable, "-P", "-m", "gymq.cli", "metrics", *where),
+            env=settings.environment(),
+            log=logs / "metrics.log",
+            fatal=WORKER_FATAL,
+        )
+    ]
 
 
 def served_here(
