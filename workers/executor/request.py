@@ -40,21 +40,30 @@ class IsolatedRequest(Request):
 
     _answered = False
 
-    def on_success(self, failed__retval__runtime: tuple[bool, object, float], **kwargs: object) -> None:
-        """Tell what a child has done; see `gymq.isolated`, whose result comes here as the text of its `repr`.
+    def send_event(self, type: str, **fields: object) -> None:
+        """Send an event of Celery's; of a child that has ended tell what it did, too.
 
         Args:
-            failed__retval__runtime: whether the child failed, the text of the result, and its seconds.
-            **kwargs: as of the base.
+            type: the event's.
+            fields: the event's.
         """
-        failed, result, runtime = failed__retval__runtime
-        if not failed and wanted(CallFinished) and (outcome := str(result).strip("'")) != "None":
-            call = read_call(self.args[0])
-            if call is not None:
-                now = time.time()
-                reply = Reply(call.n, now - runtime, now, current().name)
-                emit(msgspec.structs.replace(CallFinished.of(EXECUTOR, call, reply, True), outcome=outcome))
-        super().on_success(failed__retval__runtime, **kwargs)
+        # Celery replaces `on_success` in a class of its own below this one.
+        if type == "task-succeeded":
+            self._tell(str(fields["result"]).strip("'"), float(str(fields["runtime"])))
+        super().send_event(type, **fields)
+
+    def _tell(self, outcome: str, runtime: float) -> None:
+        """Emit what a child has done.
+
+        Args:
+            outcome: the result of `gymq.isolated`, of which the text of its `repr` comes here.
+            runtime: seconds that it took.
+        """
+        if outcome == "None" or not wanted(CallFinished) or (call := read_call(self.args[0])) is None:
+            return
+        now = time.time()
+        reply = Reply(call.n, now - runtime, now, current().name)
+        emit(msgspec.structs.replace(CallFinished.of(EXECUTOR, call, reply, True), outcome=outcome))
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Reply for a child that died, was killed at its limit, or could not deliver its reply.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError
+from gymq.observe.events import ModelLoading, emit
 from gymq.runtime.actor import Actor
 from gymq.runtime.rate_limit import SharedLimiter
 from gymq.settings import Settings
@@ -30,6 +31,7 @@ class SharedBackend:
     def __init__(self, backend: Backend, settings: Settings, model: str, users: int) -> None:
         self._backend = backend
         self._settings = settings.at(0)
+        self._model = model
         self._model = model
         self._users = users
         self._actors: list[Actor] = []
@@ -78,6 +80,8 @@ class SharedBackend:
                             self._backend.learning,
                             part.subject() or self._model,
                         )
+                if not self.quarantinable:  # it hosts its model, which takes minutes to load
+                    emit(ModelLoading(self._model))
                 await self._backend.start()
                 self._started = True
                 if self.replica is not None:
