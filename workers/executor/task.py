@@ -22,6 +22,7 @@ from gymq.celery import app
 from gymq.celery.queues import EXECUTOR, ISOLATED, ISOLATED_QUEUE
 from gymq.errors import CallError, FaultKind
 from gymq.observe.events import outcome
+from gymq.observe.work import work_in_hand
 from gymq.runtime.reply import send_sync
 from gymq.store import scripts
 from gymq.store.sync_connection import SyncConnection, sync_connections
@@ -79,11 +80,13 @@ def isolated(body: str, schema: int = 1) -> str | None:
         return None
     started = time.time()
     value, fault = b"", None
+    in_hand = work_in_hand.set(call)
     try:
         value = _work(call)
     except CallError as error:
         fault = error.fault
     finally:
+        work_in_hand.reset(in_hand)
         if processes.has_children():
             processes.kill_children()
         current().tidy()
