@@ -113,7 +113,7 @@ async def test_a_conversation_that_moves_keeps_its_tokens(make):
         ("429", "model_unavailable"),
         ("close", "model_unavailable"),
         ("overflow", "context_overflow"),
-        ("404", "model"),
+        ("404", "model_access"),
         ("nochoices", "model"),
     ],
 )
