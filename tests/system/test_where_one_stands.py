@@ -58,16 +58,19 @@ def install(folder: Path, **modules: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_is_the_same_in_a_folder_full_of_files_named_like_modules(cli):
+@pytest.mark.parametrize("environment", ["dice", "dice/dice.py:Dice"])
+def test_a_run_is_the_same_in_a_folder_full_of_files_named_like_modules(cli, environment):
     # Given a folder that holds the distribution `dice`, a clone named gymq, and scripts named like modules
-    cli.env["PYTHONPATH"] = install(cli.folder / "dice", dice=DICE)
+    path = install(cli.folder / "dice", dice=DICE)
+    if environment == "dice":
+        cli.env["PYTHONPATH"] = path
     (cli.folder / "gymq").mkdir()
     for name in TRAPS:
         (cli.folder / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the working directory was imported')")
     (cli.folder / "rows.jsonl").write_text(json.dumps({"prompt": "roll"}) + "\n")
 
     # When a run is started there, then no process imports anything of it
-    cli("run", "dice", "--data", "rows.jsonl", "--samples", 4, "--model", "scripted", "--out", "out.jsonl")
+    cli("run", environment, "--data", "rows.jsonl", "--samples", 4, "--model", "scripted", "--out", "out.jsonl")
     assert [row["reward"] for row in cli.rows()] == [1.0] * 4
 
 
