@@ -101,8 +101,7 @@ class JsonlSink(Sink):
     def drop(self, unwanted: Callable[[Ended], bool]) -> int:
         """Write the other lines to a new file, which then takes the place of this one; see `Sink`."""
         gone = 0
-        place = self.path.resolve()  # a link stays one
-        new = place.with_name(f".{place.name}.new")
+        place, new = self._places()
         try:
             with new.open("wb") as file:
                 for ended, line in self._lines():
@@ -122,6 +121,11 @@ class JsonlSink(Sink):
             new.unlink(missing_ok=True)
         return gone
 
+    def _places(self) -> tuple[Path, Path]:
+        """Return the file, behind all links, and the one beside it that may take its place."""
+        place = self.path.resolve()
+        return place, place.with_name(f".{place.name}.new")
+
     def discard(self) -> bool:
         """Delete an empty file; see `Sink`."""
         try:
@@ -133,7 +137,8 @@ class JsonlSink(Sink):
         return True
 
     def _mend(self) -> None:
-        """Read the file, and cut off a torn line."""
+        """Read the file, and cut off a torn line and what a death while lines were dropped has left."""
+        self._places()[1].unlink(missing_ok=True)
         end, last = 0, b""
         for line, rollout in lines(self.path):
             try:

@@ -164,6 +164,7 @@ def test_a_death_while_lines_are_dropped_leaves_the_old_file_or_the_new_one(path
         os.waitpid(child, 0)
         assert path.read_bytes() == whole
     assert write(path, 201).written == 1
+    assert [entry.name for entry in path.parent.iterdir()] == ["out.jsonl"]
 
 
 def test_who_waits_for_the_lock_of_a_file_that_gave_way_writes_the_new_one(path, monkeypatch):
