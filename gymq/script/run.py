@@ -162,7 +162,8 @@ class _Running:
         checked = check_options(values, lambda name: f"gymq.run: {name}")
 
         def say(line: str) -> None:
-            print(line.replace(str(rows), _ROWS), file=sys.stderr, flush=True)
+            line = line.replace(str(rows), _ROWS)
+            print(line if out is not None else line.replace(target, "the result"), file=sys.stderr, flush=True)
 
         try:
             local = self._local = LocalRun(plugins.add_environment(environment), checked, say)

@@ -105,7 +105,18 @@ asyncio.run(main())
         "<RunResult: 6 of 6 rollouts, mean reward 1.000, 6 completed>",
     ]
     assert "complete: all 6 rollouts are there" in done.stderr
-    assert sorted(path.name for path in script.folder.iterdir()) == ["out.jsonl", "script.py"]
+    assert sorted(path.name for path in script.folder.iterdir()) == ["out.jsonl", "out.jsonl.gymq", "script.py"]
+    assert [path.name for path in (script.folder / "out.jsonl.gymq").iterdir()] == ["run.json"]
+
+
+@pytest.mark.heavy
+def test_a_call_that_kills_the_program_ends_alone_after_five_deaths(script: Script):
+    deadly = DICE.replace("        return f", "        if sides == 2:\n            os._exit(9)\n        return f")
+    call = 'import gymq\nresults = gymq.run(Dice, tasks, model="scripted", out="out.jsonl")\n'
+    text = deadly + TASKS + call + 'print([r.data["error"] and r.data["error"]["kind"] for r in results])\n'
+    for _ in range(5):
+        script(text, code=9)
+    assert script(text).stdout.strip() == "[None, None, 'poison']"
 
 
 @pytest.mark.heavy
