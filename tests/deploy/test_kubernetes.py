@@ -120,6 +120,13 @@ def test_each_worker_has_time_to_drain_and_is_asked_whether_it_lives(overlay: st
 
 
 @OVERLAY
+def test_every_image_has_a_tag_and_gymqs_own_are_named_in_the_overlay(overlay: str):
+    images = {container["image"] for _, container in containers(overlay)}
+    assert all(re.search(r":[\w.-]+$", image) for image in images)
+    assert "registry.example/gymq:1" in images
+
+
+@OVERLAY
 def test_secrets_come_from_secrets_alone(overlay: str):
     for name, container in containers(overlay):
         for variable in container.get("env", ()):
