@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry
 
+from gymq.aio import cancel_and_wait
 from gymq.celery.queues import EXECUTOR
 from gymq.client.replica_status import ModelWeights, weights_status
 from gymq.errors import ServerUnreachable, UnknownName
@@ -111,16 +112,17 @@ class InstallationMetrics:
             shards: connections to all shards.
             stop: set it to stop.
         """
-        while not stop.is_set():
+        stopped = asyncio.create_task(stop.wait())
+        while not stopped.done():
             try:
                 await self.look(shards)
             except (Outage, ServerUnreachable):
                 self.lost()
-                reconnecting = asyncio.ensure_future(shards.reconnect())
-                await asyncio.wait([reconnecting, asyncio.ensure_future(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
-                reconnecting.cancel()
+                reconnecting = asyncio.create_task(shards.reconnect())
+                await asyncio.wait([reconnecting, stopped], return_when=asyncio.FIRST_COMPLETED)
+                await cancel_and_wait([reconnecting])
                 continue
-            await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=LOOK_PERIOD)
+            await asyncio.wait([stopped], timeout=LOOK_PERIOD)
 
     def lost(self) -> None:
         """Show that Redis cannot be read, and nothing of before."""

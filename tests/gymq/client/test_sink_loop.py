@@ -16,6 +16,7 @@ from gymq_sinks.parquet import ParquetSink
 from gymq.client.consumer import Results
 from gymq.client.sink_loop import COMMIT_EVERY, Sink, feed
 from gymq.errors import GymqError, SinkBusy, UnknownName
+from gymq.observe.events import RolloutsStored, subscribe, unsubscribe
 from gymq.store import scripts
 from gymq.store.runs import RunConfig
 from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
@@ -143,6 +144,18 @@ async def test_a_sink_that_is_told_to_stop_keeps_what_it_has_and_goes_on_later(s
     await run.finish(3)
     assert await feed(KINDS[kind](path, "r"), "sink", settings, asyncio.Event()) is True
     assert ids(kind, path) == names(7)
+
+
+async def test_a_sink_tells_how_many_rollouts_it_has_made_durable(settings, run, tmp_path):
+    stored: list[RolloutsStored] = []
+    subscribe(RolloutsStored, stored.append)
+    try:
+        await run.finish(5)
+        await feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event())
+    finally:
+        unsubscribe(stored.append)
+    assert {event.run for event in stored} == {"r"}
+    assert sum(event.rollouts for event in stored) == 5
 
 
 async def test_a_slow_trickle_is_on_the_disk_at_once(settings, run, tmp_path):
