@@ -83,7 +83,6 @@ def worker(
     options |= parse_pairs(pairs, "--option")
     name = name or f"{role}-{os.getpid()}"
     if role == "model" and "gpus" in options:
-        asyncio.run(_reach(settings))
         return _run_each(settings, options, name)
     os.environ.update(settings.environment())  # the app is made of the environment's settings
     from gymq.celery.worker_process import WorkerProcess
@@ -106,6 +105,7 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
         own = settings.metrics_from(index)
         argv, env = command(own, "model", options | {"gpu": gpu}, worker_name)
         specs.append(ChildSpec(name=worker_name, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
+    asyncio.run(_reach(settings))
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: received.append(number))
