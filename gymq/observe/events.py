@@ -231,8 +231,9 @@ class CallFinished(Event, frozen=True, gc=False):
     Args:
         role: of the worker: `model`, `resource` or `executor`.
         worker: its name.
-        call: the call's id, `rollout:step:n`.
         rollout: the rollout's id.
+        step: the rollout's step that sent the call.
+        n: the call's number within the step.
         run: the run's name.
         environment: the environment's name.
         kind: the call's kind.
@@ -248,8 +249,9 @@ class CallFinished(Event, frozen=True, gc=False):
 
     role: str
     worker: str
-    call: str
     rollout: str
+    step: int
+    n: int
     run: str
     environment: str
     kind: str
@@ -274,7 +276,7 @@ class CallFinished(Event, frozen=True, gc=False):
             usage: of a model's answer: its tokens.
         """
         return cls(
-            role, reply.worker, call.id, call.rollout, call.run, call.environment, call.kind, call.name, call.queued,
+            role, reply.worker, call.rollout, call.step, call.n, call.run, call.environment, call.kind, call.name, call.queued,
             reply.started, reply.finished, reply.waited, outcome(reply, merged), reply.attempt, usage,
         )  # fmt: skip
 
