@@ -141,7 +141,8 @@ def test_a_signal_stops_in_order_says_what_was_kept_and_leaves_nothing_running(c
     assert ids(cli.rows()) == expected(60, 2)
 
 
-@pytest.mark.parametrize(("option", "value"), [*slow(("--max-cost", 0.5)), *heavy(("--max-time", 4))])
+@pytest.mark.heavy
+@pytest.mark.parametrize(("option", "value"), [("--max-cost", 0.5), ("--max-time", 4)])
 def test_a_limit_of_the_command_stops_in_order_and_the_same_command_goes_on(cli, slow_model: str, option: str, value: float):
     (cli.folder / "prices.yaml").write_text("models: {'openai:*': {input: 100, output: 100}}\n")
     args = slow_run(slow_model, "--prices", "prices.yaml")
