@@ -68,8 +68,8 @@ def test_a_table_that_makes_no_sense_is_refused_in_one_line(tmp_path, text, word
 def test_a_files_tokens_are_told_by_model_and_a_judges_apart(tmp_path):
     path = tmp_path / "out.jsonl"
     record = {
-        "environment": "e", "model": "openai:big", "group_id": "r.0", "status": "completed", "reward": 1.0, "turns": 1,
-        "usage": {"input_tokens": 10, "output_tokens": 3, "cached_tokens": 4}, "error": None,
+        "environment": "e", "model": "openai:big", "group_id": "r.0", "status": "completed", "reward": 1.0,
+        "no_reward": None, "turns": 1, "usage": {"input_tokens": 10, "output_tokens": 3, "cached_tokens": 4}, "error": None,
         "started_at": 1.0, "finished_at": 2.0,
         "calls": [
             {"call": "1.0", "kind": "generate", "input_tokens": 10, "output_tokens": 3},
