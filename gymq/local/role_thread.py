@@ -44,7 +44,7 @@ class RoleThread:
             actor.quarantine = None  # another process, which could not import what is served here
         self._actors = [*actors, *(kind(shard, options, suspects_only=True) for shard in shards)]
         self._failure: BaseException | None = None
-        # A tool that hangs must not hold up the end of the program.
+        # Its end is awaited in `drain`, and no longer.
         self._thread = threading.Thread(target=self._live, name=f"gymq-{role}", daemon=True)
 
     def start(self) -> None:

@@ -37,6 +37,9 @@ from gymq.wire.json_types import JsonObject
 #: Where tasks come from: a source as of `--data`, or rows.
 Tasks = str | Path | Iterable[JsonObject]
 
+#: Seconds between two looks of `run_async`: Jupyter's stop button cancels a cell, but does not wake a loop that sleeps.
+POLL_INTERVAL = 0.1
+
 #: The name under which errors speak of rows that are not in a file.
 _ROWS = "tasks"
 
@@ -100,7 +103,9 @@ async def run_async(
     running = _Running(environment, tasks, model, out, options)
     future = asyncio.wrap_future(running.future)
     try:
-        return await asyncio.shield(future)
+        while not future.done():
+            await asyncio.wait([future], timeout=POLL_INTERVAL)
+        return future.result()
     except asyncio.CancelledError:
         running.stop()
         with suppress(Exception):
