@@ -79,6 +79,7 @@ def test_several_environments_have_a_column_each(cli):
     assert sorted(row["environment"] for row in cli.rows()) == ["counter", "weather"]
 
 
+@pytest.mark.slow
 def test_a_model_server_is_asked_and_its_tokens_are_counted(cli, model: str):
     args = ("run", "weather", "--data", data("weather"), "--limit", 10, "--model", "openai:mock", "--base-url", model)
     done = cli(*args, "--api", "responses", "--temperature", 0.5, "--max-tokens", 100, "--out", "deep/er/out.jsonl")

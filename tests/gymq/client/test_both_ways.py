@@ -76,6 +76,7 @@ async def test_rows_are_enqueued_in_a_running_loop_and_awaited(settings, monkeyp
     assert (await asyncio.to_thread(status, settings, "r")).state == "closed"
 
 
+@pytest.mark.slow
 async def test_weights_are_published_in_a_running_loop_and_awaited(settings, tmp_path):
     assert publish_weights("toy", 1, str(tmp_path), settings=settings).wanted.version == 1
     assert (await publish_weights_async("toy", 2, str(tmp_path), settings=settings)).wanted.version == 2

@@ -237,6 +237,7 @@ async def test_runs_take_turns(settings):
         assert order in ("a" * 10 + "b" * 10, "b" * 10 + "a" * 10)
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     samples=st.integers(1, 4),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PLUGIN = "gymq_workers.inline.pytest_plugin"
 
 TEST = """
@@ -28,6 +30,7 @@ def test_in_a_loop(gymq_play):
 """
 
 
+@pytest.mark.slow
 def test_a_project_tests_its_environment_with_the_fixture(tmp_path: Path):
     (tmp_path / "test_echo.py").write_text(TEST)
     done = subprocess.run(

@@ -213,6 +213,7 @@ async def test_json_that_is_nested_without_end_is_nonsense(backend):
         assert (await fault(await backend(base_url=url), ask("Hello"))).kind == "model"
 
 
+@pytest.mark.slow
 async def test_an_endless_body_is_not_read_to_its_end(backend):
     found = await fault(await backend("mock-huge"), ask("Hello"))
     assert (found.kind, "more than 64 MiB" in found.message) == ("model", True)

@@ -14,6 +14,7 @@ from gymq.errors import CallError, UsageError
 from gymq.runtime.affinity import ENDPOINT_MARGIN, ENDPOINT_START_MARGIN
 from gymq.wire.message import Message, decode_message
 from tests.support.model_server import ask, servers
+from tests.support.tiers import slow
 
 NAMES = [f"http://host{i}:8000/v1" for i in range(4)]
 
@@ -113,6 +114,7 @@ def test_only_so_many_conversations_are_remembered():
 # With servers
 
 
+@pytest.mark.slow
 async def test_the_turns_of_a_conversation_reach_one_server_and_groups_are_spread(backend):
     with servers((), (), ()) as urls:
         one = await backend(base_url=",".join(urls))
@@ -131,7 +133,7 @@ async def test_the_turns_of_a_conversation_reach_one_server_and_groups_are_sprea
     assert len(set.union(*told.values())) == 3
 
 
-@pytest.mark.parametrize("dead", ["503", "killed"])
+@pytest.mark.parametrize("dead", ["503", *slow("killed")])
 async def test_a_server_that_fails_loses_its_conversations_to_the_others_and_nothing_is_lost(backend, dead):
     flags = ("--fail-rate", "1", "--status", "503") if dead == "503" else ()
     with servers(flags, (), ()) as urls:
@@ -158,6 +160,7 @@ async def test_a_server_that_hangs_is_left_after_one_time_out(backend):
         await one.stop()
 
 
+@pytest.mark.slow
 async def test_a_server_that_comes_back_gets_calls_again(backend, monkeypatch):
     monkeypatch.setattr("gymq_workers.model.openai.endpoint_pool.FIRST_REST", 0.05)
     with servers(("--fail-rate", "1", "--status", "500", "--times", "3"), ()) as urls:

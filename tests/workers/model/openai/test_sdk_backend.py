@@ -14,11 +14,17 @@ from gymq_workers.model.openai.sdk_backend import AzureBackend, SdkBackend
 from gymq.errors import UsageError
 from gymq.wire.message import Message, decode_message
 from tests.support.model_server import ask, fault
+from tests.support.tiers import slow
 
 QUESTION = "What is the weather in Paris?"
 
-#: Both kinds of client, both forms, whole and streamed.
-WAYS = [(kind, api, stream) for kind in ("sdk", "azure") for api in ("chat", "responses") for stream in ("false", "true")]
+#: Both kinds of client, both forms, whole and streamed: each once in the quick tests.
+WAYS = [
+    ("sdk", "chat", "false"),
+    ("azure", "responses", "true"),
+    *slow(("sdk", "chat", "true"), ("sdk", "responses", "false"), ("sdk", "responses", "true")),
+    *slow(("azure", "chat", "false"), ("azure", "chat", "true"), ("azure", "responses", "false")),
+]
 
 
 @pytest.fixture
@@ -112,6 +118,7 @@ async def test_a_redirect_is_not_followed(make):
     assert (found.kind, found.message[:8]) == ("model", "HTTP 302")
 
 
+@pytest.mark.slow
 async def test_an_endless_body_is_not_read_to_its_end(make):
     found = await fault(await make("sdk", "mock-huge"), ask("Hello"))
     assert (found.kind, "more than 64 MiB" in found.message) == ("model", True)
@@ -134,6 +141,7 @@ async def test_a_stream_that_stops_ends_long_before_the_whole_answer_would_be_la
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 async def test_a_stream_may_take_longer_than_a_pause_if_it_goes_on(make):
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
