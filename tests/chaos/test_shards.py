@@ -90,7 +90,7 @@ def test_kill_9_of_one_of_each_role_and_of_the_sink_over_shards(farm, servers, t
     roles = {role: [farm.start(role, model="homely", environments="slow") for _ in range(2)] for role in ROLES}
     wait_for_workers(farm.settings, 6)
     config = RunConfig("kills", "slow", "tool", "homely", samples=2, concurrency=60)
-    farm.produce(config, slow_rows(journal, 150, SCRIPT, seconds=0.02, latency=0.02))
+    farm.produce(config, slow_rows(journal, 150, SCRIPT, seconds=0.05, latency=0.05))
     sink = farm.sink("kills", out)
     wait_until(lambda: farm.status("kills").ended > 30, 60, "some rollouts")
     # When one of each role is killed while it holds started calls, and the sink

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -130,7 +131,8 @@ class Farm:
                 # Its last read may have been answered after it was counted.
                 return max(held, self.holds(process))
             os.kill(process.pid, signal.SIGCONT)
-            time.sleep(0.05)
+            # An agent holds mail for a millisecond at a time: other moments than those of its own rhythm.
+            time.sleep(random.uniform(0.002, 0.03))
         raise AssertionError("the worker never held a call")
 
     def kill_group(self, process: subprocess.Popen[bytes]) -> None:

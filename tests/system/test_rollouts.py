@@ -36,14 +36,14 @@ def test_two_resource_workers_serve_one_stateful_rollout(farm, tmp_path, no_leak
 
 @pytest.mark.slow
 def test_two_resource_workers_serve_one_rollout_of_the_counter(farm, tmp_path, no_leaks):
-    # Given the counter's own rows, and two resource workers that share its mailbox
+    # Given the counter's own rows, each eight times, and two resource workers that share its mailbox
     farm.start_roles("counter", resources=2)
     rows = [json.loads(line) for line in (ENVIRONMENTS / "counter/data/train.jsonl").read_text().splitlines()]
     # When they run
-    farm.produce(RunConfig("counted", "counter", "tool", "scripted"), rows)
+    farm.produce(RunConfig("counted", "counter", "tool", "scripted", samples=8), rows)
     rollouts = farm.finish("counted", tmp_path / "out.jsonl")
     # Then every count is right, although rollouts went from one worker to the other
-    assert len(rollouts) == len(rows)
+    assert len(rollouts) == 8 * len(rows)
     assert {rollout["reward"] for rollout in rollouts} == {1.0}
     served = [{call["worker"] for call in rollout["calls"] if call["kind"] == "tool"} for rollout in rollouts]
     assert max(map(len, served)) == 2

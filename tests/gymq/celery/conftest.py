@@ -50,6 +50,8 @@ class Fake:
             if self.stopped.is_set():
                 break
             await asyncio.sleep(0.02)
+        while "held" in self.options and not self.stopped.is_set() and not self.client.exists("test:let-go"):
+            await asyncio.sleep(0.02)
         self.events.append(("task-failed", {"uuid": "r2", "exception": "last words"}))
         self.say("done")
 
@@ -100,6 +102,10 @@ class Worker:
     @property
     def said(self) -> list[str]:
         return [word.decode() for word in self.redis.lrange("test:said", 0, -1)]
+
+    def let_go(self) -> None:
+        """Let an actor with the option `held` end its drain."""
+        self.redis.set("test:let-go", 1)
 
     def celery(self, *arguments: str) -> str:
         """Run a command of Celery's command line against it."""

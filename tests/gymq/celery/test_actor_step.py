@@ -27,24 +27,25 @@ def test_the_actors_events_are_sent_in_the_workers_name(worker, listener):
 
 @pytest.mark.slow
 def test_sigterm_drains_the_actor_while_the_worker_stays_visible(worker, listener):
-    # Given an agent that needs 12 s to drain
-    agent = worker("agent", "--option", "work=12")
+    # Given an agent that drains until it is let go
+    agent = worker("agent", "--option", "held=1")
     wait_until(lambda: listener.kinds(type="worker-heartbeat"))
 
     # When it gets SIGTERM
     agent.process.terminate()
     wait_until(lambda: agent.said == ["main", "drain"])
-    began, heartbeats = time.monotonic(), len(listener.kinds(type="worker-heartbeat"))
+    heartbeats = len(listener.kinds(type="worker-heartbeat"))
 
     # Then it still answers remote control, and takes no more tasks
     assert '"draining": true' in agent.celery("inspect", "stats", "--json")
     wait_until(lambda: "gymq.rollouts" not in agent.celery("inspect", "active_queues", "--json"))
+    # with its heart beating all the while
+    wait_until(lambda: len(listener.kinds(type="worker-heartbeat")) >= heartbeats + 2, 20, "two heartbeats")
     assert agent.process.poll() is None
-    # And when the actor is done it ends well, its last events sent, its heart beating all the while
+    # And when the actor is done it ends well, its last events sent
+    agent.let_go()
     assert agent.process.wait(25) == 0, agent.text
     assert agent.said == ["main", "drain", "done"]
-    assert time.monotonic() - began > 11
-    assert len(listener.kinds(type="worker-heartbeat")) >= heartbeats + 2
     wait_until(lambda: listener.kinds(uuid="r2") == ["task-failed"])
     kinds = listener.kinds()
     assert kinds.index("worker-offline") > len(kinds) - 1 - kinds[::-1].index("worker-heartbeat")
