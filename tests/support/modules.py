@@ -14,7 +14,7 @@ ROOTS = ("gymq", "gymq_workers", "gymq_environments", "gymq_producers", "gymq_si
 CLONE_ONLY = {"tests", "data", "conftest", "__main__", "record", "demo"}
 
 #: Modules that need what only an extra installs.
-EXTRAS = {"datasets", "numpy", "pyarrow", "reasoning_gym", "torch", "transformers", "vllm"}
+EXTRAS = {"datasets", "numpy", "opentelemetry", "pyarrow", "reasoning_gym", "torch", "transformers", "vllm"}
 
 
 def modules() -> Iterator[str]:
