@@ -19,7 +19,7 @@ BURST = 1.0
 
 
 class Gate:
-    """What a server lets through.
+    """The limit of a server on requests that it lets through.
 
     Args:
         limit: units a second at a time since the gate's first request; None: no limit.

@@ -1,4 +1,4 @@
-"""What KEDA and the Kubernetes autoscaler do with a ScaledObject, in a few lines: how many replicas are wanted now.
+"""The replicas that KEDA and the Kubernetes autoscaler want of a ScaledObject now, in a few lines.
 
 KEDA reads each trigger's number; the autoscaler takes, of all triggers, the most replicas that one asks for:
 `ceil(ready x number / target)`, unless the two are within a tenth of each other. The policies bound how fast they grow, and

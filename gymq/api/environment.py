@@ -147,7 +147,7 @@ class EnvironmentSpec(msgspec.Struct, frozen=True):
 
     @property
     def needs_executor(self) -> bool:
-        """Whether it has calls that must run in a process that can be killed."""
+        """Whether the environment has calls that must run in a process that can be killed."""
         hooks = (self.open, self.respond, self.verify, self.close)
         return any(tool.isolated for tool in self.tools) or any(hook.isolated for hook in hooks)
 

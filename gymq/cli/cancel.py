@@ -87,12 +87,13 @@ async def find_groups(shards: Shards, run: str, names: tuple[str, ...]) -> list[
         part = PartId.check(name, run)
         row = rows.get(name) if name in plain else None
         numbered = part.row if part is not None and part.sample is None else None
-        if row is None and numbered is None:
+        group = row if numbered is None else numbered
+        if group is None:
             raise UnknownName(
                 f"--group {name}: run {run!r} has no task of that id that is not finished, and it is no row's number"
             )
         if row is not None and numbered is not None and row != numbered:
             both = f"is a row's number, and the id of the task in row {row}"
             raise UsageError(f"--group {name}: {both}; write {run}.{numbered} or {run}.{row}")
-        groups.append(PartId(row if numbered is None else numbered))  # type: ignore[arg-type]
+        groups.append(PartId(group))
     return groups

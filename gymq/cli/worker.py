@@ -86,9 +86,10 @@ def worker(
         return _run_each(settings, options, name)
     os.environ.update(settings.environment())  # the app is made of the environment's settings
     from gymq.celery.worker_process import WorkerProcess
+    from gymq.store.sharded import reach
 
     process = WorkerProcess(role, options, name, processes or 2)
-    asyncio.run(_reach(settings))
+    asyncio.run(reach(settings))
     return process.run()
 
 
@@ -98,6 +99,7 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
     from gymq.local.gpus import shares
     from gymq.local.launch import WORKER_FATAL, WORKER_GRACE
     from gymq.process.supervisor import ChildSpec, Supervisor
+    from gymq.store.sharded import reach
 
     specs: list[ChildSpec] = []
     for index, gpu in enumerate(shares(options.pop("gpus"), options)):
@@ -105,7 +107,7 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
         own = settings.metrics_from(index)
         argv, env = command(own, "model", options | {"gpu": gpu}, worker_name)
         specs.append(ChildSpec(name=worker_name, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
-    asyncio.run(_reach(settings))
+    asyncio.run(reach(settings))
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: received.append(number))
@@ -121,10 +123,3 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
             signal.signal(number, signal.default_int_handler)  # a second one ends all at once
         supervisor.stop()
     return 0
-
-
-async def _reach(settings: Settings) -> None:
-    from gymq.store.sharded import Shards
-
-    async with Shards(settings, "gymq-check"):
-        pass

@@ -29,7 +29,7 @@ FAILED = frozenset({"failed", "cancelled"})
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """What a place says of a rollout that is there, without its conversation.
+    """A rollout that a place holds, without its conversation.
 
     Args:
         rollout_id: `run.row.sample`.
@@ -43,7 +43,7 @@ class Ended(msgspec.Struct, frozen=True):
 
     @property
     def failed(self) -> bool:
-        """Whether it gave no result: it failed, or was cancelled."""
+        """Whether the rollout gave no result: it failed, or was cancelled."""
         return self.status in FAILED
 
 

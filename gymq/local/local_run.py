@@ -27,7 +27,7 @@ from gymq.local.run_session import RunSession
 from gymq.ops import summary
 from gymq.ops.summary import Report, Summary
 from gymq.settings import Settings
-from gymq.store.sharded import Shards
+from gymq.store.sharded import reach
 from gymq.wire.ids import RolloutId
 
 #: Exit codes of a run that came to its end: some rows were bad; rollouts failed; rollouts lack the reward of their verifier.
@@ -192,8 +192,7 @@ class LocalRun:
     async def _probe(self) -> None:
         """Wait until the models answer, unless the run is stopped before; a server of one's own that is away is told first."""
         if self._options.redis:
-            async with Shards(Settings.from_environment(redis_url=self._options.redis), "gymq-check"):
-                pass
+            await reach(Settings.from_environment(redis_url=self._options.redis))
         probe = asyncio.create_task(probe_models(self._options, self._say))
         either: list[asyncio.Future[Any]] = [probe, asyncio.wrap_future(self._stop)]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What the run of a command waits for, read now and then for its progress."""
+"""The wait of a command's run, read now and then for its progress."""
 
 from __future__ import annotations
 

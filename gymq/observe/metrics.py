@@ -31,7 +31,7 @@ _ROLES = frozenset({"agent", "model", "resource", "executor"})
 
 
 class WorkerGauges(msgspec.Struct):
-    """What a worker has in hand now.
+    """A worker's load now.
 
     Args:
         role: its role.

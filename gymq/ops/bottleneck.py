@@ -18,7 +18,7 @@ MANY_FAILURES = 0.2
 
 
 class Bottleneck(msgspec.Struct):
-    """What a run waits for.
+    """The cause for which a run waits.
 
     Args:
         cause: one word for programs: `paused`, `no_worker`, `starting`, `consumer`, `rows`, `limit`, `errors`, `retries`,

@@ -95,9 +95,7 @@ class SharedLimiter:
         """
         permit = Permit([costs.get(limit.name, 1.0) for limit in self._limits])
         if self._limits or self.learned is not None:
-            began = time.monotonic()
             await self._wait(permit, patience, place)
-            permit.waited = time.monotonic() - began
         permit.sent = time.monotonic()
         self._window.sent(permit.sent)
         return permit
@@ -122,7 +120,8 @@ class SharedLimiter:
                 ) from None
             raise
         finally:
-            self._waited += time.monotonic() - began
+            permit.waited = time.monotonic() - began
+            self._waited += permit.waited
 
     def correct(self, permit: Permit, **used: float) -> None:
         """Report a request's true cost; the next script call passes the difference on.

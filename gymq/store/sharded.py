@@ -211,6 +211,17 @@ class Shards:
         return list(dict.fromkeys(name for names in await self.each(runs.names) for name in names))
 
 
+async def reach(settings: Settings) -> None:
+    """Reach every shard once, and check it, before anything is started.
+
+    Raises:
+        ServerUnreachable: a shard does not answer.
+        UsageError: it is another shard.
+    """
+    async with Shards(settings, "gymq-check"):
+        pass
+
+
 async def check(connection: Connection) -> None:
     """Check that a server is the shard as which it is named here; the first process decides.
 
