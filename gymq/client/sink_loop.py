@@ -25,7 +25,7 @@ COMMIT_EVERY = 0.25
 log = logging.getLogger(__name__)
 
 #: Statuses of rollouts without a result.
-FAILED = frozenset({"failed", "cancelled"})
+RESULTLESS = frozenset({"failed", "cancelled"})
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class Ended(msgspec.Struct, frozen=True):
     @property
     def failed(self) -> bool:
         """Whether the rollout gave no result: it failed, or was cancelled."""
-        return self.status in FAILED
+        return self.status in RESULTLESS
 
 
 class Sink:

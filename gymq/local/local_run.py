@@ -12,7 +12,7 @@ from typing import Any
 
 from gymq.aio import cancel_and_wait
 from gymq.client.rollout_set import RolloutSet
-from gymq.client.sink_loop import Ended
+from gymq.client.sink_loop import RESULTLESS, Ended
 from gymq.errors import DataError
 from gymq.local.launch import check_isolated
 from gymq.local.model_probe import probe_models
@@ -203,4 +203,4 @@ class LocalRun:
 
 def _failed(total: Summary) -> int:
     """Return the number of rollouts that failed or were cancelled."""
-    return total.by_status["failed"] + total.by_status["cancelled"]
+    return sum(total.by_status[status] for status in RESULTLESS)

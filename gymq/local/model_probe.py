@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from gymq import plugins
 from gymq.errors import CallError, GymqError
+from gymq.local.run_guard import HOPELESS
 from gymq.local.run_options import RunOptions
 
 #: Seconds to wait for a model that does not answer: a server that is being started needs them, a wrong address wastes them.
@@ -20,7 +21,7 @@ INTERVAL = 1.0
 class ModelSilent(GymqError):
     """A model does not answer, so that no rollout can succeed."""
 
-    exit_code = 7
+    exit_code = HOPELESS
 
 
 async def probe_models(options: RunOptions, say: Callable[[str], None], patience: float = PATIENCE) -> None:
