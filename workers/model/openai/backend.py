@@ -170,13 +170,19 @@ class OpenAIBackend(Backend):
             pool.began(index)
             try:
                 await pace.enter(endpoint.limiter, endpoint.host)
-                answer = await _told(endpoint, body, attempt)
+                sent = time.monotonic()
+                answer = await attempt(endpoint, body)
+                emit(ModelRequested(endpoint.host, 200, time.monotonic() - sent))
                 pool.answered(index)
                 pace.answered(answer.usage)
                 return answer
+            except Refusal as refusal:
+                emit(ModelRequested(endpoint.host, refusal.status, time.monotonic() - sent))
+                raise
             except Transient as failure:
-                gated = pace.failed(failure)
                 now = time.monotonic()
+                emit(ModelRequested(endpoint.host, failure.status, now - sent, failure.retry_after or 0.0))
+                gated = pace.failed(failure)
                 wait = retries.wait(failure, now - gated, random.random())
                 if failure.limited:
                     request.waited += wait
@@ -200,31 +206,6 @@ class OpenAIBackend(Backend):
 
 def _ask(endpoint: Endpoint, body: bytes) -> Awaitable[Answer]:
     return endpoint.ask(body)
-
-
-async def _told(endpoint: Endpoint, body: bytes, attempt: _Try) -> Answer:
-    """Make one try, and emit how it ended; one that is cancelled is not told of.
-
-    Args:
-        endpoint: where.
-        body: the request.
-        attempt: the try.
-    """
-    began, status, after = time.monotonic(), 200, 0.0
-    try:
-        return await attempt(endpoint, body)
-    except Transient as failure:
-        status, after = failure.status, failure.retry_after or 0.0
-        raise
-    except Refusal as refusal:
-        status = refusal.status
-        raise
-    except asyncio.CancelledError:
-        status = -1
-        raise
-    finally:
-        if status >= 0:
-            emit(ModelRequested(endpoint.host, status, time.monotonic() - began, after))
 
 
 def secret(backend: str, variable: str) -> str:

@@ -137,7 +137,7 @@ class Endpoint(Limited):
         except InterruptedAnswer as error:
             raise self.refused(error.status, str(error), None) from None
         except (msgspec.ValidationError, MalformedAnswer, RecursionError) as error:
-            raise CallError("model", self.line(f"nonsense from {self.host}: {error}")) from None
+            raise Refusal(0, "model", self.line(f"nonsense from {self.host}: {error}")) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
 
@@ -176,7 +176,7 @@ class Endpoint(Limited):
 
     def too_large(self) -> CallError:
         """Return the failure of an answer that is larger than any."""
-        return CallError("model", f"{self.host} sent more than {LARGEST_BODY >> 20} MiB")
+        return Refusal(0, "model", f"{self.host} sent more than {LARGEST_BODY >> 20} MiB")
 
     def late(self) -> Transient:
         """Return the failure of an answer that is not there in time."""
@@ -268,7 +268,7 @@ class HttpEndpoint(Endpoint):
         except TimeoutError as error:
             raise (self.unreached() if isinstance(error, aiohttp.ConnectionTimeoutError) else self.late()) from None
         except aiohttp.ClientConnectorCertificateError as error:
-            raise CallError("model_unavailable", self.line(f"cannot trust {self.host}: {error}")) from None
+            raise Refusal(0, "model_unavailable", self.line(f"cannot trust {self.host}: {error}")) from None
         except (aiohttp.ClientError, OSError) as error:
             raise Transient(self.line(f"cannot reach {self.host}: {type(error).__name__}: {error}")) from None
         if "json" not in kind and not content.lstrip().startswith(b"{"):

@@ -64,7 +64,7 @@ class Refusal(CallError):
     """The refusal of a request that stays.
 
     Args:
-        status: HTTP's.
+        status: HTTP's; 0: the answer cannot be read or trusted.
         kind: the kind of the fault.
         message: one line without secrets.
     """

@@ -18,7 +18,7 @@ import msgspec
 import openai
 from yarl import URL
 
-from gymq.errors import CallError, UsageError
+from gymq.errors import UsageError
 from gymq.wire.json_types import JsonObject
 
 from ..options import flag, number
@@ -26,7 +26,7 @@ from . import responses_api
 from .answer import Answer, InterruptedAnswer, MalformedAnswer, error_text, server_error
 from .backend import DEFAULT_BASE_URL, OpenAIBackend, secret
 from .endpoint import CONNECT_TIMEOUT, LARGEST_BODY, Endpoint, join, read_up_to
-from .retry import Transient, retry_after
+from .retry import Refusal, Transient, retry_after
 from .sse import ChatStream, ResponsesStream
 
 #: Seconds between two pieces of a streamed answer; servers send something now and then while a model thinks.
@@ -119,7 +119,7 @@ class SdkEndpoint(Endpoint):
         except _http.TransportError as error:
             raise self._unreachable(error) from None
         except (MalformedAnswer, openai.OpenAIError) as error:
-            raise CallError("model", self.line(f"nonsense from {self.host}: {error}")) from None
+            raise Refusal(0, "model", self.line(f"nonsense from {self.host}: {error}")) from None
         except ValueError as error:  # from the library's decoder
             raise Transient(self.line(f"broken JSON from {self.host}: {error}")) from None
         return self.read_answer(content)
@@ -161,7 +161,7 @@ class SdkEndpoint(Endpoint):
 
     def _unreachable(self, error: BaseException) -> Exception:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return CallError("model_unavailable", self.line(f"cannot trust {self.host}: {error}"))
+            return Refusal(0, "model_unavailable", self.line(f"cannot trust {self.host}: {error}"))
         return Transient(self.line(f"cannot reach {self.host}: {type(error).__name__}: {error}"))
 
 

@@ -246,11 +246,12 @@ async def test_each_try_is_told_of_with_its_status(backend):
         await (await backend("mock-503/1/told")).generate(ask("Hello"))
         await (await backend("mock-429/1/told")).generate(ask("Hello"))
         await fault(await backend("mock-401"), ask("Hello"))
+        await fault(await backend("mock-nonsense/1/told"), ask("Hello"))
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             base = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
             await fault(await backend(base_url=base, retries=0), ask("Hello"))
     finally:
         events.unsubscribe(told.append)
-    assert [one.status for one in told] == [503, 200, 429, 200, 401, 0]
+    assert [one.status for one in told] == [503, 200, 429, 200, 401, 0, 0]
     assert len({one.endpoint for one in told}) == 2
