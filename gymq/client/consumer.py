@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from gymq.aio import LoopThread, cancel_and_wait
+from gymq.client.group_assembly import GroupAssembly
 from gymq.client.rollout_set import RolloutSet
 from gymq.client.staleness import StalenessLimit
 from gymq.client.stream import ShardStream
@@ -88,7 +89,8 @@ class Results:
         self._acknowledging: set[asyncio.Task[None]] = set()
         self._waiting: deque[Rollout] = deque()
         self._open: dict[str, list[Rollout]] = {}
-        self._samples = 1
+        self._groups = GroupAssembly(self._open)
+        self._ended_again: deque[str] = deque()
         self.stale = 0
         self._limit = None if max_staleness is None else StalenessLimit(settings, run, max_staleness)
         self._passed: list[Rollout] = []
@@ -106,7 +108,7 @@ class Results:
             ServerUnreachable: Redis cannot be reached.
         """
         shards = await asyncio.gather(*(stream.connect() for stream in self._streams))
-        self._samples = shards[0][0]
+        self._groups.samples = shards[0][0]
         return sum(backlog for _, backlog in shards)
 
     async def start(self) -> None:
@@ -126,7 +128,9 @@ class Results:
             block: milliseconds to wait for more.
         """
         if len(self._streams) == 1:
-            return await self._streams[0].read(block)
+            rollouts = await self._streams[0].read(block)
+            self._note_ended_again(self._streams[0])
+            return rollouts
         # A read of each shard is always under way: none waits for another, and one whose server is away holds up nobody.
         for stream in self._streams:
             if stream not in self._reads and not stream.over:
@@ -136,12 +140,21 @@ class Results:
         batch: list[Rollout] = []
         for stream in [stream for stream, task in self._reads.items() if task.done()]:
             batch += self._reads.pop(stream).result() or []
+            self._note_ended_again(stream)
         return batch if batch or not all(stream.over for stream in self._streams) else None
 
     async def unacknowledged(self) -> list[Rollout]:
         """Return the rollouts that were delivered before and not acknowledged, unless this process has them already."""
         parts = await asyncio.gather(*(stream.unacknowledged() for stream in self._streams))
+        for stream in self._streams:
+            self._note_ended_again(stream)
         return [rollout for part in parts for rollout in part]
+
+    def _note_ended_again(self, stream: ShardStream) -> None:
+        # With the rollouts that were read before them, never ahead of these.
+        groups = stream.take_ended_again()
+        if self._unit == "group":
+            self._ended_again += groups
 
     @property
     def repeated(self) -> int:
@@ -209,20 +222,29 @@ class Results:
         while batch is not None:
             # Rollouts that were read and not yielded outlive the iteration: a second one begins with them.
             self._waiting += batch
-            while self._waiting:
-                rollout = self._waiting.popleft()
-                item = rollout if self._unit == "rollout" else self._gather(rollout)
-                if item is not None and not await self._too_old(item):
+            for item in self._deliverable():
+                if not await self._too_old(item):
                     yield item
             if self._passed:
                 await self._pass_over()
             batch = await self.read()
-        while self._open:
-            group = self._group(next(iter(self._open)))
+        while group := self._groups.take_any():
             if not await self._too_old(group):
                 yield group
         await self._pass_over()
         await self._disconnect()  # what was delivered may still be acknowledged
+
+    def _deliverable(self) -> Iterator[Rollout | Group]:
+        """Yield the rollouts that wait, or the groups that get no more members."""
+        while self._waiting:
+            rollout = self._waiting.popleft()
+            item = rollout if self._unit == "rollout" else self._groups.add(rollout)
+            if item is not None:
+                yield item
+        while self._ended_again:
+            group = self._groups.take(self._ended_again.popleft())
+            if group is not None:
+                yield group
 
     async def _pass_over(self) -> None:
         """Acknowledge what was too old to be delivered."""
@@ -237,15 +259,6 @@ class Results:
         self.stale += len(members)
         self._passed += members
         return True
-
-    def _gather(self, rollout: Rollout) -> Group | None:
-        self._open.setdefault(rollout.group, []).append(rollout)
-        # The member that ended last is read last: the stream keeps the order of the commits.
-        return self._group(rollout.group) if rollout.last else None
-
-    def _group(self, name: str) -> Group:
-        members = sorted(self._open.pop(name), key=lambda rollout: rollout.sample)
-        return Group(name, members, complete=len(members) == self._samples)
 
     async def close(self) -> None:
         """Close the connections, and warn of unacknowledged rollouts: they are delivered again to the next process."""

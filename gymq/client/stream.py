@@ -51,6 +51,7 @@ class ShardStream:
         )
         self.repeated = 0
         self.rolled_back = 0
+        self._ended_again: list[str] = []
         self._seen = seen
         self._newest = 0
         # The entries of each delivered and unacknowledged rollout: more than one after a roll-back.
@@ -134,6 +135,11 @@ class ShardStream:
         """Rollouts that were delivered and not acknowledged."""
         return len(self._held)
 
+    def take_ended_again(self) -> list[str]:
+        """Return the groups whose last member came again since this was last asked: they get no more members."""
+        groups, self._ended_again = self._ended_again, []
+        return groups
+
     def resume(self, seen: RolloutSet, newest: int) -> None:
         """Resume where another process has stopped.
 
@@ -168,6 +174,8 @@ class ShardStream:
                 self._held[rollout.id] = [rollout.entry]
                 continue
             self.repeated += 1
+            if rollout.last:
+                self._ended_again.append(rollout.group)
             if rollout.id in self._held:
                 self._held[rollout.id].append(rollout.entry)
             else:

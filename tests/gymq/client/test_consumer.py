@@ -84,6 +84,13 @@ async def take(results: Results, count: int) -> list:
     return found
 
 
+def cut(redis: Redis) -> None:
+    """Break the connections of the trainer, as the end of a server does."""
+    for client in redis.client_list():
+        if client["name"] == "gymq-consumer-trainer":
+            redis.client_kill_filter(_id=client["id"])
+
+
 # Real workers.
 
 
@@ -359,9 +366,7 @@ async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told
     await results.ack(first[1], *second[:2])
     # When Redis goes back to where two had ended, and the others end again in another order
     roll_back(redis, before)
-    for client in redis.client_list():
-        if client["name"] == "gymq-consumer-trainer":
-            redis.client_kill_filter(_id=client["id"])
+    cut(redis)
     run.live = live
     await run.end("r.7.0", "r.5.0", "r.4.0", "r.3.0", "r.2.0", "r.6.0")
     await close(run.connection, "r")
@@ -376,3 +381,35 @@ async def test_after_a_roll_back_nothing_is_delivered_twice_and_the_loss_is_told
     assert await run.connection.run(scripts.consumer_lag("r")) == {"trainer": 0}
     assert await state(run) == "done"
     await results.close()
+
+
+@pytest.mark.parametrize("kept", [0, 1], ids=["whole", "of which a file has a member"])
+async def test_after_a_roll_back_a_group_comes_whose_member_ends_last_and_was_delivered_before(settings, kept):
+    redis = Redis.from_url(settings.redis_url)
+    async with linked(settings) as connection:
+        pairs = Pretender(connection, config(samples=2 + kept))
+        await pairs.create("trainer")
+        if kept:
+            await connection.send("SADD", keys.skip("r"), "r.0.2")
+        await pairs.enqueue(1)
+        await pairs.admit()
+        # Given a consumer of groups that has one member of a group
+        before, live = snapshot(redis), list(pairs.live)
+        await pairs.end("r.0.1")
+        results = Results("r", "trainer", "group", settings)
+        waiting = asyncio.ensure_future(anext(aiter(results)))
+        async with asyncio.timeout(5):
+            while not (await connection.send("XPENDING", keys.results("r"), "trainer"))[0]:
+                await asyncio.sleep(0.02)
+        # When Redis loses that, and the same member ends again, as the last one
+        roll_back(redis, before)
+        cut(redis)
+        pairs.live = live
+        await pairs.end("r.0.0", "r.0.1")
+        # Then the group comes, and the run does not wait for its consumer
+        group = await asyncio.wait_for(waiting, 5)
+        assert ([rollout.sample for rollout in group.rollouts], group.complete) == ([0, 1], not kept)
+        await close(connection, "r")
+        await results.ack(group)
+        assert await state(pairs) == "done"
+        await results.close()
