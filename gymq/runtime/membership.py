@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import Any, TypeVar
 
 import msgspec
 
 from gymq.errors import UNREADABLE
+from gymq.loop_clock import Clock, loop_clock
 from gymq.observe.events import HandedBack, emit
 from gymq.settings import Settings
 from gymq.store import scripts
@@ -38,9 +40,17 @@ class Membership:
         connection: a connection of its own, so that nothing delays the renewal but the loop itself.
         entry: this worker's entry in the registry.
         private: it has a private mailbox.
+        clock: by which it judges; None: that of the loop, for a judge that stood still knows of nobody's silence.
     """
 
-    def __init__(self, settings: Settings, connection: Connection, entry: WorkerEntry, private: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        entry: WorkerEntry,
+        private: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
         self.connection = connection
         self.worker = ""
         self.handed_back = 0
@@ -50,12 +60,15 @@ class Membership:
         self._open_for = msgspec.json.encode(entry.mailboxes)
         self._shut = False
         self._doubt = False
-        self._connected = time.monotonic()
+        self._clock = clock
+        self._connected = math.inf
         self._until = 0.0
         self._missing: dict[str, float] = {}
 
     async def begin(self) -> None:
         """Enter the registry under a new name."""
+        if self._connected == math.inf:
+            self._connected = self._now()
         self.worker = new_name(self._entry.role, self._entry.host, self._entry.pid)
         while True:
             try:
@@ -98,7 +111,7 @@ class Membership:
                 alive = self.connection.keys.alive(self.worker)
                 if not self._doubt and await self.connection.send("PEXPIRE", alive, self._milliseconds):
                     if time.monotonic() - started > self._limit / 3:
-                        self._connected = time.monotonic()
+                        self._connected = self._now()
                 elif not await self.connection.run(scripts.renew_worker(self.worker, self._milliseconds, self._private)):
                     return False
                 self._until, self._doubt = started + self._limit, False
@@ -132,8 +145,8 @@ class Membership:
     async def _judge(self) -> bool:
         started = time.monotonic()
         dead = [one for one in await registrations(self.connection) if not one.alive and one.worker != self.worker]
-        now = time.monotonic()
-        if now - started > self._limit / 3:
+        now = self._now()
+        if time.monotonic() - started > self._limit / 3:
             self._connected = now
         if now - self._connected <= self._limit:
             self._missing.clear()
@@ -204,8 +217,11 @@ class Membership:
     async def recover(self) -> None:
         """Connect again after an outage, and count from now on how long this worker has been connected."""
         await self.connection.reconnect()
-        self._connected = time.monotonic()
+        self._connected = self._now()
         self._missing.clear()
+
+    def _now(self) -> float:
+        return (self._clock or loop_clock()).now()
 
     @property
     def _milliseconds(self) -> int:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gymq.aio import cancel_and_wait
+from gymq.loop_clock import LoopClock
 from gymq.runtime.mailbox import Mailboxes
 from gymq.runtime.membership import HANDBACK_BATCH, Membership
 from gymq.settings import Settings
@@ -41,11 +42,13 @@ async def connection(settings):
 async def join(settings, connection):
     """Makes members: `await join("a")`; each has its own connection and stands in the registry."""
     members = []
+    # This process may stand still for longer than the short limit; as with the real one, a step is short beside a look's time.
+    clock = LoopClock(LIMIT / 30)
 
     async def make(name: str) -> Membership:
         own = Connection(settings, name)
         await own.connect()
-        life = Membership(settings, own, WorkerEntry("resource", name, 1, [BOX]))
+        life = Membership(settings, own, WorkerEntry("resource", name, 1, [BOX]), clock=clock)
         await life.begin()
         members.append(life)
         return life
@@ -137,6 +140,21 @@ async def test_workers_that_renew_keep_their_mail_under_each_others_eyes(connect
         await asyncio.sleep(5 * LIMIT)
     assert set(await registry(connection)) == names
     assert await held(connection, first) == 1
+
+
+async def test_a_judge_that_stood_still_between_two_looks_declares_nobody_dead(connection, join):
+    # Given a worker and a judge that may judge
+    worker, judge = await join("w"), await join("judge")
+    await hold(connection, worker)
+    await connected(worker, judge)
+    # When their machine stands still, so that the lease lapses, and again between two looks of the judge
+    time.sleep(1.5 * LIMIT)
+    await judge.sweep()
+    time.sleep(LIMIT)
+    await judge.sweep()
+    # Then the worker, whose turn comes only now, is alive and has its mail
+    assert await worker.renew()
+    assert await held(connection, worker) == 1
 
 
 async def test_a_worker_that_lapsed_rejoins_when_nobody_declared_it_dead(connection, join):
