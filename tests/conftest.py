@@ -59,8 +59,8 @@ def heard(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """The server of this xdist worker."""
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+    """The server of this xdist worker; at a port, as a shared one is."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), "127.0.0.1") as server:
         yield server
 
 

@@ -11,14 +11,13 @@ import click
 
 @click.command()
 @click.option("--folder", metavar="DIR", required=True, help="Where its data and its address lie; what is there is continued.")
-@click.option(
-    "--host", metavar="NAME", help="A name or address of this machine by which others reach it.  [default: loopback only]"
-)
+@click.option("--host", metavar="NAME", help="A name or address of this machine by which others reach it.  [default: a socket]")
 def server(folder: str, host: str | None) -> None:
-    """Run the server that comes with gymq: with a password of its own, its data in a folder.
+    """Run the server that comes with gymq, its data in a folder that is yours alone.
 
-    Its address, with the password, is in DIR/server.url, readable by you alone. Ctrl-C stops it; the data stays.
-    It listens on loopback; with --host at that address too, without TLS: for a network that you trust.
+    Its address is in DIR/server.url. Ctrl-C stops it; the data stays. It listens at the socket DIR/server.sock, which no
+    other user reaches; with --host at a port of that address and of loopback, with a password and without TLS: for a network
+    that you trust.
 
     \b
     Examples:

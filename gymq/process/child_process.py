@@ -56,7 +56,9 @@ def _starter(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "gymq-starter")
 
 
-def _popen(command: Sequence[str], env: Mapping[str, str], log: Path | None, inherit: Sequence[int]) -> subprocess.Popen[bytes]:
+def _popen(
+    command: Sequence[str], env: Mapping[str, str], log: Path | None, inherit: Sequence[int], umask: int
+) -> subprocess.Popen[bytes]:
     with nullcontext() if log is None else log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -66,6 +68,7 @@ def _popen(command: Sequence[str], env: Mapping[str, str], log: Path | None, inh
             stderr=None if output is None else subprocess.STDOUT,
             start_new_session=True,
             pass_fds=inherit,
+            umask=umask,
         )
 
 
@@ -90,6 +93,7 @@ class ChildProcess:
         log: the file to which its output and errors are appended; None: they go where this process's go.
         death_signal: the signal it receives at this process's death.
         inherit: file descriptors that it keeps open.
+        umask: the permissions that its new files lack; -1: as those of this process.
 
     Raises:
         GymqError: the program does not exist.
@@ -104,6 +108,7 @@ class ChildProcess:
         *,
         death_signal: int = signal.SIGKILL,
         inherit: Sequence[int] = (),
+        umask: int = -1,
     ) -> None:
         self.name = name
         self.log = log
@@ -118,9 +123,9 @@ class ChildProcess:
             self._log_start = log.stat().st_size if log.exists() else 0
         command = [sys.executable, "-I", "-S", "-c", WRAPPER, str(os.getpid()), str(int(death_signal)), *argv]
         if threading.current_thread() is threading.main_thread():
-            self._process = _popen(command, environment, log, inherit)
+            self._process = _popen(command, environment, log, inherit, umask)
         else:
-            self._process = _starter(os.getpid()).submit(_popen, command, environment, log, inherit).result()
+            self._process = _starter(os.getpid()).submit(_popen, command, environment, log, inherit, umask).result()
         self.pid = self._process.pid
         self._ended = False
 

@@ -1,10 +1,12 @@
 """A Redis-compatible server as a child process, so that gymq runs without any set-up.
 
-It listens on loopback, and at one more address if it is told to; requires a random password; and keeps its data in its
-folder, where a later server continues with them. The folder has
+It listens at a socket that only its user can reach; told an address, at ports of that address and of loopback instead, where
+it requires a random password. No password reaches a port before the server has it: a stranger may hold the port. It keeps its
+data in its folder, where a later server continues with them. The folder is its user's alone, and has
 
-    server.conf    its configuration, with the password: mode 0600
-    server.url     where it listens, with the password: mode 0600; for other commands of the same user
+    server.sock    its socket; a link to one in a temporary folder if none can be here: a long path, some network disks
+    server.conf    its configuration, with the password
+    server.url     where it listens, with the password; for other commands of the same user
     server.lock    locked while a server runs here; the server holds the lock, so it lapses with its process
     server.log     its log
     appendonlydir  its data
@@ -22,9 +24,13 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -58,10 +64,15 @@ STOP_GRACE = 10.0
 
 LOOPBACK = "127.0.0.1"
 
+#: The socket's name.
+SOCKET = "server.sock"
+
+#: Permissions that the server's new files lack: other users read and write none of them.
+UMASK = 0o077
+
 CONFIG = """\
-bind {addresses}
-port {port}
-requirepass {password}
+unixsocket {socket}
+unixsocketperm 700
 dir {folder}
 appendonly yes
 appendfsync everysec
@@ -72,20 +83,30 @@ loglevel warning
 daemonize no
 """
 
+NO_PORT = "port 0\n"
+
+PORT = """\
+bind {addresses}
+port {port}
+requirepass {password}
+"""
+
 
 class EmbeddedRedis:
     """One server in one folder. A restart keeps its address, so that clients find it again.
 
     Args:
         folder: the folder of its data; made if it does not exist.
-        host: a name or address of this machine by which others reach it; it listens there too. None: loopback only.
+        host: a name or address of this machine by which others reach it, at a port; None: it has only its socket.
     """
 
     def __init__(self, folder: Path, host: str | None = None) -> None:
         self.folder = folder.absolute()
-        self._host = host or LOOPBACK
-        self._password = secrets.token_hex(16)
+        self._host = host
+        self._socket: Path | None = None
         self._port: int | None = None
+        self._password = ""
+        self._started = False
         self._child: ChildProcess | None = None
 
     @property
@@ -95,9 +116,11 @@ class EmbeddedRedis:
         Raises:
             GymqError: the server was never started.
         """
-        if self._port is None:
-            raise GymqError(f"the server in {self.folder} was not started; call start() first")
-        return f"redis://:{self._password}@{self._host}:{self._port}/0"
+        if self._started and self._socket is not None:
+            if self._host is None:
+                return f"unix://{quote(str(self._socket))}"
+            return f"redis://:{self._password}@{self._host}:{self._port}/0"
+        raise GymqError(f"the server in {self.folder} was not started; call start() first")
 
     @property
     def pid(self) -> int | None:
@@ -113,17 +136,18 @@ class EmbeddedRedis:
         """Start the server if it does not run, and wait until it has loaded its data and answers.
 
         Raises:
-            GymqError: no server program is installed, another server runs in the folder, or the server does not come up.
+            GymqError: no server program is installed, the folder is not this user's, another server runs in it, or the server
+                does not come up.
         """
         if self.alive:
             return
         binary = server_binary()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_own(self.folder)
         lock = _lock(self.folder)
         try:
-            # Left by a server that is gone.
-            (self.folder / "server.url").unlink(missing_ok=True)
-            self._launch(binary, lock)
+            (self.folder / "server.url").unlink(missing_ok=True)  # left by a server that is gone
+            self._socket = self._socket or _place_of_socket(self.folder)
+            self._launch(binary, lock, self._socket)
         finally:
             os.close(lock)  # the server inherited it, and keeps it
         _write_secret(self.folder / "server.url", self.url)
@@ -134,6 +158,9 @@ class EmbeddedRedis:
             self._child.terminate(STOP_GRACE)
             self._child = None
             (self.folder / "server.url").unlink(missing_ok=True)
+            if self._socket is not None and self._socket.parent != self.folder:
+                shutil.rmtree(self._socket.parent, ignore_errors=True)
+                self._socket = None
 
     def __enter__(self) -> EmbeddedRedis:
         self.start()
@@ -142,20 +169,15 @@ class EmbeddedRedis:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _launch(self, binary: Path, lock: int) -> None:
-        """Try ports until the server answers on one."""
-        config = self.folder / "server.conf"
+    def _launch(self, binary: Path, lock: int, place: Path) -> None:
+        """Start the server with its socket at a place; at an address try ports, each with a new password, until one is free."""
         log: list[str] = []
-        for port in [self._port] if self._port else random.sample(PORTS, PORT_TRIES):
-            addresses = " ".join(dict.fromkeys((LOOPBACK, _address(self._host))))
-            parts = {"addresses": addresses, "password": self._password, "folder": _quoted(self.folder)}
-            _write_secret(config, CONFIG.format(port=port, **parts))
-            # At this process's death SIGTERM, after which the server still syncs its data.
-            argv, log_file = [str(binary), str(config)], self.folder / "server.log"
-            child = ChildProcess(argv, {}, "server", log_file, death_signal=signal.SIGTERM, inherit=[lock])
+        for port in [None] if self._host is None else [self._port] if self._port else random.sample(PORTS, PORT_TRIES):
+            password = "" if port is None else self._password or secrets.token_hex(16)
+            child = self._spawn(binary, lock, place, port, password)
             try:
-                if _answers(child, port, self._password):
-                    self._child, self._port = child, port
+                if _answers(child, place, password):
+                    self._child, self._port, self._password, self._started = child, port, password, True
                     return
             except BaseException:
                 child.kill()
@@ -166,6 +188,19 @@ class EmbeddedRedis:
                 break
         end = " | ".join(line.strip() for line in log) or "(nothing)"
         raise GymqError(f"{binary.name} does not come up; {self.folder / 'server.log'} ends with: {end}")
+
+    def _spawn(self, binary: Path, lock: int, place: Path, port: int | None, password: str) -> ChildProcess:
+        config = CONFIG.format(socket=_quoted(place), folder=_quoted(self.folder))
+        if port is None:
+            config += NO_PORT
+        else:
+            addresses = " ".join(dict.fromkeys((LOOPBACK, _address(self._host or LOOPBACK))))
+            config += PORT.format(addresses=addresses, port=port, password=password)
+        _write_secret(self.folder / "server.conf", config)
+        # At this process's death SIGTERM, after which the server still syncs its data.
+        argv, log_file = [str(binary), str(self.folder / "server.conf")], self.folder / "server.log"
+        log_file.touch(mode=0o600)
+        return ChildProcess(argv, {}, "server", log_file, death_signal=signal.SIGTERM, inherit=[lock], umask=UMASK)
 
 
 def _address(host: str) -> str:
@@ -223,10 +258,12 @@ def server_binary() -> Path:
     )
 
 
-def _answers(child: ChildProcess, port: int, password: str) -> bool:
-    """Wait until the server answers; return False if it ends or takes too long."""
+def _answers(child: ChildProcess, place: Path, password: str) -> bool:
+    """Wait until the server answers at its socket, which it has after its ports; return False if it ends or takes too long."""
     retry = Retry(NoBackoff(), 0)
-    client = Redis(LOOPBACK, port, password=password, socket_timeout=1, socket_connect_timeout=1, retry=retry)
+    client = Redis(
+        unix_socket_path=str(place), password=password or None, socket_timeout=1, socket_connect_timeout=1, retry=retry
+    )
     began, limit = time.monotonic(), START_LIMIT
     try:
         while child.alive and time.monotonic() < began + limit:
@@ -235,11 +272,49 @@ def _answers(child: ChildProcess, port: int, password: str) -> bool:
             except BusyLoadingError:
                 limit = LOAD_LIMIT
             except RedisError:
-                pass  # not up yet; or a stranger has the port, and the child ends soon
+                pass  # not up yet; or another process has the port, and the child ends soon
             time.sleep(POLL_INTERVAL)
         return False
     finally:
         client.close()
+
+
+def _make_own(folder: Path) -> None:
+    """Make a folder, or close an existing one to other users.
+
+    Raises:
+        GymqError: it is another user's, or holds files that are no server's and is open.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise GymqError(f"{folder}: is another user's, who could read all that the server stores; name a folder of your own")
+    if stat.S_IMODE(found.st_mode) & UMASK:
+        if not (folder / "server.lock").exists() and any(folder.iterdir()):
+            raise GymqError(
+                f"{folder}: other users may enter it, and it holds other files; name a new folder, or `chmod 700` it"
+            )
+        folder.chmod(0o700)
+
+
+def _place_of_socket(folder: Path) -> Path:
+    """Return a place for the socket: in the folder, or in a new temporary one to which a link in the folder leads."""
+    place = folder / SOCKET
+    if place.is_symlink():  # left by a server that is gone
+        with suppress(OSError):
+            place.readlink().unlink(missing_ok=True)
+            place.readlink().parent.rmdir()
+    place.unlink(missing_ok=True)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(place))
+    except OSError:
+        elsewhere = Path(tempfile.mkdtemp(prefix="gymq-server-")) / SOCKET
+        with suppress(OSError):
+            place.symlink_to(elsewhere)
+        return elsewhere
+    place.unlink()
+    return place
 
 
 def _lock(folder: Path) -> int:

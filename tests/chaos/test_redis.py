@@ -39,7 +39,7 @@ LOST = 1.5
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A server of the test's own, which it may kill."""
-    with EmbeddedRedis(tmp_path / "server") as server:
+    with EmbeddedRedis(tmp_path / "server", "127.0.0.1") as server:
         yield server
         with Redis.from_url(server.url) as client:
             wait_until(lambda: not leaked_keys(client), 5, "no key without a TTL")

@@ -40,7 +40,7 @@ class Servers:
         if form == "cluster":
             cluster = Cluster(folder)
             stack.callback(cluster.kill)
-            self.embedded = [stack.enter_context(EmbeddedRedis(folder / "broker"))]
+            self.embedded = [stack.enter_context(EmbeddedRedis(folder / "broker", "127.0.0.1"))]
             self.url, self.broker = cluster.url(), self.embedded[0].url
             self.clients = [node.client() for node in cluster.nodes]
         elif form == "sentinel":
@@ -49,7 +49,9 @@ class Servers:
             self.url = self.watched.url
             self.clients = [self.watched.replica.client()]
         else:
-            self.embedded = [stack.enter_context(EmbeddedRedis(folder / str(n))) for n in range({"one": 1, "two": 2}[form])]
+            self.embedded = [
+                stack.enter_context(EmbeddedRedis(folder / str(n), "127.0.0.1")) for n in range({"one": 1, "two": 2}[form])
+            ]
             self.url = ",".join(server.url for server in self.embedded)
             self.clients = [Redis.from_url(server.url) for server in self.embedded]
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import NoPermissionError
 
-from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 from tests.support.redis_server import leaked_keys
@@ -66,20 +65,6 @@ def test_a_user_with_the_documented_rights_can_do_everything_and_nothing_else(fa
         wait_until(lambda: leaked_keys(admin) == [], what="the last mail to be acknowledged")
     finally:
         admin.execute_command("ACL", "DELUSER", "gymq")
-
-
-def test_the_embedded_server_listens_on_loopback_and_asks_for_its_random_password(tmp_path):
-    with EmbeddedRedis(tmp_path / "one") as one, EmbeddedRedis(tmp_path / "two") as two:
-        passwords = {re.search(r":(\w+)@", server.url)[1] for server in (one, two)}
-        assert len(passwords) == 2
-        assert all(len(password) >= 32 for password in passwords)
-        listening = [c for c in psutil.Process(one.pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
-        assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
-        with pytest.raises(AuthenticationError):
-            Redis.from_url(re.sub(r"//.*@", "//:wrong@", one.url)).ping()
-        for file in (tmp_path / "one").iterdir():
-            if file.is_file() and file.suffix in (".conf", ".url"):
-                assert file.stat().st_mode & 0o077 == 0, file
 
 
 class Echo(http.server.BaseHTTPRequestHandler):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import kombu
 import pytest
 
+from gymq.celery.application import TRANSPORT_OPTIONS
 from gymq.celery.broker import Broker, find
 from gymq.errors import UsageError
+from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.settings import Settings
 
 
@@ -20,6 +25,13 @@ from gymq.settings import Settings
 )
 def test_the_broker_is_the_first_shards_server(given, expected):
     assert find(Settings(given)) == Broker(expected)
+
+
+def test_kombu_finds_a_socket_whatever_its_folder_is_called(tmp_path: Path):
+    with EmbeddedRedis(tmp_path / "a b;c,d#?%41 ü") as server:
+        broker = find(Settings(server.url))
+        with kombu.Connection(broker.url, transport_options=TRANSPORT_OPTIONS | broker.options) as connection:
+            assert connection.default_channel.client.ping()
 
 
 def test_a_broker_of_its_own_comes_first():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socketserver
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -21,6 +26,7 @@ from gymq.errors import GymqError
 from gymq.process import embedded_redis
 from gymq.process.embedded_redis import EmbeddedRedis, running_url, server_binary
 from tests.support.redis_server import leaked_keys, running
+from tests.support.servers import free_port
 from tests.support.shard import keys
 from tests.support.waiting import wait_until
 
@@ -51,9 +57,9 @@ def test_data_survives_a_stop_and_a_start(tmp_path: Path):
         redis.xadd("stream", {"a": "1"})
     # When another server starts in its folder
     with EmbeddedRedis(tmp_path) as second, client(second.url) as redis:
-        # Then it has the key, and a password of its own
+        # Then it has the key, at the same address
         assert redis.xlen("stream") == 1
-        assert first.url != second.url
+        assert first.url == second.url
 
 
 def test_it_is_configured_to_lose_nothing_and_refuse_when_full(server: EmbeddedRedis):
@@ -62,18 +68,126 @@ def test_it_is_configured_to_lose_nothing_and_refuse_when_full(server: EmbeddedR
         assert {name: redis.config_get(name)[name] for name in wanted} == wanted
 
 
-def test_a_client_without_the_password_is_refused(server: EmbeddedRedis):
-    address = server.url.rpartition("@")[2]
-    with client(f"redis://{address}") as redis, pytest.raises(AuthenticationError):
-        redis.ping()
-    with client(f"redis://:wrong@{address}") as redis, pytest.raises(AuthenticationError):
-        redis.ping()
-
-
-def test_it_listens_on_loopback_only(server: EmbeddedRedis):
+def test_it_listens_at_a_socket_that_no_other_user_reaches_and_at_no_port(server: EmbeddedRedis):
+    assert server.url == f"unix://{server.folder}/server.sock"
     assert server.pid
     listening = [each for each in psutil.Process(server.pid).net_connections() if each.status == psutil.CONN_LISTEN]
-    assert [each.laddr.ip for each in listening] == ["127.0.0.1"]
+    assert listening == []
+    assert stat.S_IMODE((server.folder / "server.sock").stat().st_mode) == 0o700
+
+
+def test_where_no_socket_can_be_it_is_in_a_temporary_folder_which_goes_with_it(tmp_path: Path):
+    # Given a folder whose path is too long for a socket
+    folder = tmp_path / ("long" * 30)
+    with EmbeddedRedis(folder) as server, client(server.url) as redis:
+        redis.set("key", "value")
+        place = Path(urlsplit(server.url).path).parent
+        assert place.is_relative_to(tempfile.gettempdir())
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        assert running_url(folder) == server.url
+        # When it is killed and starts again, it is found at the same place
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not server.alive)
+        server.start()
+        assert redis.get("key") == "value"
+    assert not place.exists()
+
+
+def test_it_forgets_the_temporary_folder_of_a_server_that_was_killed(tmp_path: Path, spawn):
+    folder = tmp_path / ("long" * 30)
+    parent = spawn([sys.executable, "-c", PARENT, str(folder)], stdout=subprocess.PIPE)
+    pid = int(parent.stdout.readline())
+    place = Path(urlsplit(running_url(folder) or "").path).parent
+    parent.kill()
+    wait_until(lambda: not running(pid), 5)
+    assert place.exists()
+    with EmbeddedRedis(folder) as server:
+        assert not place.exists()
+        assert str(place) not in server.url
+
+
+def test_at_a_port_a_client_without_the_password_is_refused(tmp_path: Path):
+    with EmbeddedRedis(tmp_path, "127.0.0.1") as server:
+        address = server.url.rpartition("@")[2]
+        with client(f"redis://{address}") as redis, pytest.raises(AuthenticationError):
+            redis.ping()
+        with client(f"redis://:wrong@{address}") as redis, pytest.raises(AuthenticationError):
+            redis.ping()
+
+
+class Impostor(socketserver.StreamRequestHandler):
+    """A server of another user that says yes to all, and remembers what it heard."""
+
+    heard: ClassVar[list[bytes]] = []
+
+    def handle(self) -> None:
+        while line := self.rfile.readline():
+            self.heard.append(line)
+            if line.startswith(b"*"):
+                self.wfile.write(b"+PONG\r\n")
+
+
+@pytest.fixture
+def impostor() -> Iterator[int]:
+    Impostor.heard.clear()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Impostor) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_another_process_that_holds_all_its_ports_hears_no_password_and_is_not_taken_for_it(
+    tmp_path: Path, impostor: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(embedded_redis.random, "sample", lambda *_: [impostor, impostor])
+    with pytest.raises(GymqError, match=r"ends with: .*listening on"):
+        EmbeddedRedis(tmp_path, "127.0.0.1").start()
+    assert Impostor.heard == []
+
+
+def test_a_password_that_was_tried_is_not_used_again(tmp_path: Path, impostor: int, monkeypatch: pytest.MonkeyPatch):
+    tried: list[str] = []
+    write = embedded_redis._write_secret
+    monkeypatch.setattr(embedded_redis, "_write_secret", lambda path, text: (tried.append(text), write(path, text)))
+    free = free_port()
+    monkeypatch.setattr(embedded_redis.random, "sample", lambda *_: [impostor, free])
+    with EmbeddedRedis(tmp_path, "127.0.0.1"):
+        first, second = (re.findall(r"requirepass (\w+)", config)[0] for config in tried[:2])
+        assert first != second
+
+
+def test_a_folder_that_others_may_enter_is_closed_to_them(tmp_path: Path):
+    # Given a folder that others may read, with the files of a server in it
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o755)
+    with EmbeddedRedis(folder) as server:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        with client(server.url) as redis:
+            redis.set("key", "value")
+    folder.chmod(0o755)
+    # When a server starts in it
+    with EmbeddedRedis(folder) as server:
+        # Then it is closed, and what the server writes would be closed in any folder
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) & 0o077 for path in folder.rglob("*")}
+        assert {name for name, mode in modes.items() if mode} == set()
+
+
+def test_an_open_folder_of_other_files_is_refused(tmp_path: Path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "open" / "other").touch()
+    with pytest.raises(GymqError, match="holds other files; name a new folder, or `chmod 700` it"):
+        EmbeddedRedis(tmp_path / "open").start()
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_the_folder_of_another_user_is_refused(tmp_path: Path):
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    with pytest.raises(GymqError, match="is another user's"):
+        EmbeddedRedis(tmp_path / "theirs").start()
 
 
 def test_told_an_address_it_listens_there_too(tmp_path: Path):
@@ -93,7 +207,12 @@ def test_an_address_of_another_machine_is_refused_in_one_line(tmp_path: Path, ho
         pass
 
 
-def test_the_password_is_in_no_command_line_and_in_no_file_that_others_may_read(server: EmbeddedRedis):
+def test_the_password_is_in_no_command_line_and_in_no_file_that_others_may_read(tmp_path: Path):
+    with EmbeddedRedis(tmp_path / "run", "127.0.0.1") as server:
+        _check_password(server)
+
+
+def _check_password(server: EmbeddedRedis) -> None:
     assert server.pid
     password = server.url.split(":")[2].partition("@")[0]
     process = psutil.Process(server.pid)
@@ -200,12 +319,11 @@ def test_data_that_cannot_be_read_is_an_error_with_the_end_of_the_log(tmp_path: 
     assert "\n" not in str(failed.value)
 
 
-def test_a_port_that_somebody_has_is_passed_over(server: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    taken = int(server.url.rpartition(":")[2].partition("/")[0])
-    free = taken + 1 if taken + 1 in embedded_redis.PORTS else taken - 1
-    monkeypatch.setattr(embedded_redis.random, "sample", lambda *_: [taken, free])
-    with EmbeddedRedis(tmp_path / "other") as other:
-        assert f":{free}/" in other.url
+def test_a_port_that_another_process_has_is_passed_over(tmp_path: Path, impostor: int, monkeypatch: pytest.MonkeyPatch):
+    free = free_port()
+    monkeypatch.setattr(embedded_redis.random, "sample", lambda *_: [impostor, free])
+    with EmbeddedRedis(tmp_path, "127.0.0.1") as server:
+        assert f":{free}/" in server.url
 
 
 def test_a_folder_with_blanks_and_quotes_in_its_name_will_do(tmp_path: Path):
