@@ -13,16 +13,17 @@ from kombu.exceptions import OperationalError
 
 from gymq import plugins
 from gymq.aio import run_blocking
-from gymq.errors import DataError, ServerUnreachable, UsageError
+from gymq.errors import DataError, ServerUnreachable
 from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.row_parser import TaskIds, parse_row
 from gymq.ingest.sampling import check_sampling
 from gymq.settings import Settings
 from gymq.store.connection import Outage
 from gymq.store.runs import RunConfig
+from gymq.store.scripts import ChunkContent
 from gymq.store.sharded import Shards
-from gymq.store.task_ledger import CHUNK_ROWS, TaskLedger, deal
-from gymq.wire.task import Task
+from gymq.store.task_ledger import CHUNK_ROWS, TaskLedger, deal, other_content
+from gymq.wire.task import Task, encode_task
 
 #: A row and its place, for errors.
 Row = tuple[str, bytes | dict[str, Any]]
@@ -113,16 +114,10 @@ class Producer:
             name = f"{self._source}:{number * CHUNK_ROWS}"
             tasks, bad = self._parse(chunk)
             before = self._first + self.produced.rows
-            known = 0
             dealt = deal(tasks, before, len(have))
-            for there, part in zip(have, dealt, strict=True):
-                if name in there and there[name] != len(part):
-                    first, were = number * CHUNK_ROWS, sum(chunks.get(name, 0) for chunks in have)
-                    raise UsageError(
-                        f"{self._source}: rows {first + 1} to {first + len(chunk)} were {were} good rows when they were "
-                        f"enqueued, and are {len(tasks)} now; leave the source as it was, or use a new run"
-                    )
-                known += there.get(name, 0)
+            known = sum(there[name].rows for there in have if name in there)
+            if known:
+                self._compare(name, f"rows {number * CHUNK_ROWS + 1} to {number * CHUNK_ROWS + len(chunk)}", have, dealt)
             self.produced.known += known
             if known < len(tasks):
                 await ledger.write(name, tasks, before, after=after)
@@ -132,6 +127,23 @@ class Producer:
             after = [name if part else last for part, last in zip(dealt, after, strict=True)]
             if self._on_progress:
                 self._on_progress(self.produced)
+
+    def _compare(self, name: str, rows: str, have: list[dict[str, ChunkContent]], dealt: list[list[Task]]) -> None:
+        """Compare a chunk with what the ledger has under its name; a part that a roll-back took is written again.
+
+        Args:
+            name: the chunk's name.
+            rows: what its rows are called.
+            have: of each shard the chunks that it has.
+            dealt: of each shard the rows that are its part.
+
+        Raises:
+            UsageError: the contents differ.
+        """
+        for there, part in zip(have, dealt, strict=True):
+            now = ChunkContent.of([encode_task(task) for task in part])
+            if name in there and there[name] != now:
+                raise other_content(self._config.name, f"{self._source}: {rows}", there[name], now)
 
     def _parse(self, chunk: list[Row]) -> tuple[list[Task], int]:
         known = plugins.environment_names()
@@ -171,12 +183,13 @@ def produce(run: RunConfig, rows: Iterable[dict[str, Any]], *, source: str = "sc
     Args:
         run: the run; it is created if there is none of that name.
         rows: rows as in a file of tasks, in an order that is always the same: what was enqueued before is skipped.
-        source: what these rows are called; another name for other rows.
+        source: what these rows are called; another name for other rows: `f"step {n}"` in a loop.
         last: True: the run gets no more rows afterwards.
 
     Raises:
         DataError: a row is bad; the rows before it are enqueued. Or the run's sampling parameters are.
-        UsageError, RunClosed, ServerUnreachable: the run or the server is not as needed.
+        UsageError: the run exists and is another one, or it has other rows under that source.
+        RunClosed, ServerUnreachable: the run or the server is not as needed.
     """
     return run_blocking(produce_async(run, rows, source=source, last=last))
 

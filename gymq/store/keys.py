@@ -39,7 +39,7 @@ class Keys:
         return f"{self.prefix}rows:{run_name}"
 
     def chunks(self, run_name: str) -> str:
-        """HASH chunk id -> number of rows: which chunks the ledger has."""
+        """HASH chunk id -> number of rows and a digest of them: which chunks the ledger has."""
         return f"{self.prefix}chunks:{run_name}"
 
     def live(self, run_name: str) -> str:

@@ -11,11 +11,11 @@ import msgspec
 
 from gymq import plugins
 from gymq.api.environment import Environment, EnvironmentSpec
-from gymq.errors import RunClosed
+from gymq.errors import RunClosed, UsageError
 from gymq.store import scripts
 from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.runs import add_environment
-from gymq.store.scripts import EnqueueRefusal
+from gymq.store.scripts import ChunkContent, EnqueueRefusal
 from gymq.wire.task import Task, encode_task
 
 #: Rows of one chunk: one script, one Celery message; a few milliseconds of the server's time.
@@ -47,12 +47,13 @@ class TaskLedger:
         self._run = run
         self._described: set[str] = set()
 
-    async def chunks(self) -> list[dict[str, int]]:
-        """Return for each shard the ids of its chunks, each with the number of its rows there."""
-        chunks: list[dict[str, int]] = []
+    async def chunks(self) -> list[dict[str, ChunkContent]]:
+        """Return for each shard the ids of its chunks, each with its content there."""
+        chunks: list[dict[str, ChunkContent]] = []
         for connection in self._connections:
             flat = await connection.send("HGETALL", connection.keys.chunks(self._run))
-            chunks.append({chunk.decode(): int(rows) for chunk, rows in zip(flat[::2], flat[1::2], strict=True)})
+            pairs = zip(flat[::2], flat[1::2], strict=True)
+            chunks.append({chunk.decode(): ChunkContent.parse(content.decode()) for chunk, content in pairs})
         return chunks
 
     async def write(
@@ -73,7 +74,7 @@ class TaskLedger:
 
         Raises:
             RunClosed: the run takes no rows.
-            UnknownName, UsageError: an environment cannot be described here.
+            UnknownName, UsageError: an environment cannot be described here, or the ledger has other rows under this id.
             Outage: Redis came back without the chunk before this one; all of them are to be written again, in order.
         """
         for environment in {task.environment for task in tasks} - self._described:
@@ -101,6 +102,9 @@ class TaskLedger:
                 written = EnqueueRefusal.FULL
             if written is EnqueueRefusal.CLOSED:
                 raise RunClosed(f"run {self._run!r} takes no more rows: it was closed, cancelled or removed")
+            if written is EnqueueRefusal.OTHER:
+                there = await connection.send("HGET", connection.keys.chunks(self._run), chunk)
+                raise other_content(self._run, chunk, ChunkContent.parse(there.decode()), ChunkContent.of(rows))
             if not isinstance(written, EnqueueRefusal):
                 return written
             await asyncio.sleep(FULL_RETRY_PAUSE)
@@ -116,6 +120,21 @@ class TaskLedger:
                 return await add_environment(connection, self._run, spec)
             except Outage:
                 await connection.reconnect()
+
+
+def other_content(run: str, rows: str, was: ChunkContent, now: ChunkContent) -> UsageError:
+    """Return the error about rows that the ledger has with other content; it names both.
+
+    Args:
+        run: the run's name.
+        rows: what the rows are called.
+        was: the content in the ledger.
+        now: the content that was to be written.
+    """
+    return UsageError(
+        f"{rows}: run {run!r} has {was.rows} good rows with digest {was.digest[:12]} under this name, and these are {now.rows} "
+        f"with digest {now.digest[:12]}; give other rows another `source`, or leave the source as it was"
+    )
 
 
 class _TaskHead(msgspec.Struct, array_like=True):

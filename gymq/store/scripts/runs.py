@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, IntEnum
+from hashlib import blake2b
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -18,6 +20,42 @@ class EnqueueRefusal(Enum):
     CLOSED = -1
     #: The ledger is full.
     FULL = -2
+    #: The ledger has the chunk with other content.
+    OTHER = -3
+
+
+#: Bytes of a content's digest: two contents with the same one are less likely than a broken disk.
+_DIGEST_SIZE = 16
+
+
+class ChunkContent(NamedTuple):
+    """The content of a chunk, or of one shard's part of it; as text `rows:digest`.
+
+    Args:
+        rows: how many rows it has.
+        digest: of the encoded rows, in their order.
+    """
+
+    rows: int
+    digest: str
+
+    @classmethod
+    def of(cls, tasks: Sequence[bytes]) -> Self:
+        """Return the content of encoded rows."""
+        digest = blake2b(digest_size=_DIGEST_SIZE)
+        for task in tasks:
+            digest.update(b"%d:" % len(task))
+            digest.update(task)
+        return cls(len(tasks), digest.hexdigest())
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Split the text."""
+        rows, _, digest = text.partition(":")
+        return cls(int(rows), digest)
+
+    def __str__(self) -> str:
+        return f"{self.rows}:{self.digest}"
 
 
 def enqueue(run: str, chunk: str, max_bytes: int, tasks: Sequence[bytes]) -> ScriptCall[int | EnqueueRefusal]:
@@ -29,7 +67,10 @@ def enqueue(run: str, chunk: str, max_bytes: int, tasks: Sequence[bytes]) -> Scr
         max_bytes: bytes of unfinished rows that the ledger may hold.
         tasks: encoded tasks.
     """
-    return ScriptCall("enqueue", (run, chunk, max_bytes, *tasks), lambda rows: EnqueueRefusal(rows) if rows < 0 else int(rows))
+    content = str(ChunkContent.of(tasks))
+    return ScriptCall(
+        "enqueue", (run, chunk, max_bytes, content, *tasks), lambda rows: EnqueueRefusal(rows) if rows < 0 else int(rows)
+    )
 
 
 class Admitted(msgspec.Struct):

@@ -15,9 +15,9 @@ from gymq.ingest.row_parser import parse_row
 from gymq.settings import Settings
 from gymq.store import task_ledger
 from gymq.store.runs import RunConfig, cancel, close
-from gymq.store.task_ledger import CHUNK_ROWS
-from gymq.wire.task import encode_task
-from tests.support.rollouts import Pretender, Workers, ask, produce, status, weather, with_link
+from gymq.store.task_ledger import CHUNK_ROWS, TaskLedger
+from gymq.wire.task import Task, encode_task
+from tests.support.rollouts import Pretender, Workers, ask, make_run, produce, status, weather, with_link
 from tests.support.shard import keys
 from tests.support.waiting import wait_until
 
@@ -61,8 +61,35 @@ def test_other_rows_under_another_name_are_added(settings):
 
 def test_a_source_that_has_changed_is_refused_and_not_passed_over(settings):
     produce(settings, CONFIG, weather(5), last=False)
-    with pytest.raises(UsageError, match="rows: rows 1 to 7 were 5 good rows when they were enqueued, and are 7 now"):
+    with pytest.raises(UsageError, match=r"rows: rows 1 to 7: run 'r' has 5 good rows with digest .*, and these are 7 with"):
         produce(settings, CONFIG, weather(7))
+
+
+def test_a_loop_that_produces_other_rows_under_one_source_is_told_and_under_its_own_each_step_enters(settings, monkeypatch):
+    monkeypatch.setenv("GYMQ_REDIS_URL", settings.redis_url)
+    first, second = weather(3), weather(6)[3:]
+    produce_rows(CONFIG, first, last=False)
+    # When as many other rows come under the same name
+    with pytest.raises(
+        UsageError, match=r"script: rows 1 to 3: run 'r' has 3 good rows with digest \w{12} .* 3 with digest \w{12}"
+    ):
+        produce_rows(CONFIG, second, last=False)
+    assert status(settings, "r").rows == 3
+    # Then the same ones are known, and the others enter under another name
+    assert produce_rows(CONFIG, first, last=False).known == 3
+    assert produce_rows(CONFIG, second, source="step 2").known == 0
+    assert status(settings, "r").rows == 6
+
+
+async def test_a_chunk_with_other_rows_is_refused_by_the_ledger_too(connection):
+    # As a Celery client writes it, which has not looked before
+    run = await make_run(connection)
+    book = TaskLedger([connection], "r")
+    await book.write("mine:0", [Task("a", "weather", [])])
+    with pytest.raises(UsageError, match="mine:0: run 'r' has 1 good rows"):
+        await book.write("mine:0", [Task("b", "weather", [])])
+    assert await book.write("mine:0", [Task("a", "weather", [])]) == 0
+    assert await connection.send("HGET", keys.run(run.config.name), "rows") == b"1"
 
 
 def test_bad_rows_are_told_counted_and_passed_over(settings):
