@@ -21,7 +21,7 @@ from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.batching import Batcher
-from gymq.store.scripts import CallKey, LoadedRollout, LoadRequest, ReplyEntry
+from gymq.store.scripts import CallKey, LoadedRollout, LoadRequest, ReplyEntry, ReplyOutcome
 from gymq.wire.activity import WINDOW, InWork
 from gymq.wire.calls import SCHEMA, Call, Reply, Tokens, Usage, call_schema, decode_call, encode
 from gymq.wire.recorded_tokens import past
@@ -153,7 +153,7 @@ class CallWorker(Actor):
                 self.spawn(self._serve(one, call))
             else:
                 self.counts["unwanted"] += 1
-                self._acknowledge(one)
+                self._acknowledge(one, call)
 
     async def _serve(self, mail: Mail, call: Call) -> None:
         key = (mail.stream, mail.id)
@@ -178,7 +178,7 @@ class CallWorker(Actor):
         except asyncio.CancelledError:
             if serving.unwanted:
                 self.counts["unwanted"] += 1
-                self._acknowledge(mail)
+                self._acknowledge(mail, call)
             raise
         except Exception as error:
             log.exception("a defect of gymq: call %r ended with what no call may raise", call.id)
@@ -186,7 +186,7 @@ class CallWorker(Actor):
         finally:
             self._serving.pop(key, None)
         if value is None:
-            return self._acknowledge(mail)
+            return self._acknowledge(mail, call)
         if fault is not None:
             self.counts["faults"] += 1
         self.reply(mail, call, started, fault, value, letter)
@@ -220,9 +220,12 @@ class CallWorker(Actor):
             pending += answers
         return pending
 
-    def _acknowledge(self, mail: Mail) -> None:
-        """Acknowledge mail without a reply."""
-        self._replies.put(_Answer(mail, ReplyEntry("", 0, 0, b"", mail.stream, mail.id), None, None, None))
+    def _acknowledge(self, mail: Mail, call: Call | None = None) -> None:
+        """Acknowledge mail without a reply: it is none, or its call is not pending any more."""
+        entry = ReplyEntry("", 0, 0, None, mail.stream, mail.id)
+        if call is not None:
+            entry.rollout, entry.step, entry.n, entry.token = call.rollout, call.step, call.n, call.idempotency_token
+        self._replies.put(_Answer(mail, entry, None, None, None))
 
     def reply(
         self, mail: Mail, call: Call, started: float, fault: Fault | None, value: bytes, letter: bytes | None = None
@@ -244,10 +247,14 @@ class CallWorker(Actor):
             entry.letter, entry.letter_ttl = letter, self.settings.ttl
         self._replies.put(_Answer(mail, entry, call, reply, self.usages.pop(call.id, None) if self.usages else None))
 
-    async def _send_replies(self, batch: list[_Answer]) -> list[bool]:
-        merged = await self.connection.insist(scripts.reply([answer.entry for answer in batch]))
+    async def _send_replies(self, batch: list[_Answer]) -> list[ReplyOutcome]:
+        outcomes = await self.connection.insist(scripts.reply([answer.entry for answer in batch]))
         told = events.wanted(CallFinished)
-        for answer, applied in zip(batch, merged, strict=True):
+        for answer, outcome in zip(batch, outcomes, strict=True):
+            if outcome is ReplyOutcome.WANTED:
+                self.spawn(self.handle([answer.mail]))
+                continue
+            applied = outcome is ReplyOutcome.MERGED
             self.intake.release(answer.mail)
             self.counts["served" if applied else "stale"] += 1
             if answer.call is not None and answer.reply is not None:
@@ -255,7 +262,7 @@ class CallWorker(Actor):
                     emit(CallFinished.of(self.role, answer.call, answer.reply, applied, answer.usage))
                 if applied and answer.entry.letter:
                     emit(self._dead_letter(answer.mail, answer.call))
-        return merged
+        return outcomes
 
     def _dead_letter(self, mail: Mail, call: Call) -> DeadLettered:
         name = call.name or self.boxes.of(mail).partition(":")[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gymq.store import scripts
-from gymq.store.scripts import ReplyEntry
+from gymq.store.scripts import ReplyEntry, ReplyOutcome
 from gymq.store.sync_connection import SyncConnection
 from gymq.wire.calls import Call, Reply, encode
 
@@ -24,5 +24,5 @@ def send_sync(client: SyncConnection, call: Call, reply: Reply) -> bool:
     """
 
     entry = ReplyEntry(call.rollout, call.step, call.n, encode(reply), token=call.idempotency_token)
-    (merged,) = client.run(scripts.reply([entry]))
-    return merged
+    (outcome,) = client.run(scripts.reply([entry]))
+    return outcome is ReplyOutcome.MERGED

@@ -21,6 +21,10 @@ INLINE = 4096
 #: conversations are a megabyte each, and then their number bounds nothing.
 BACKLOG_BYTES = 256 * 2**20
 
+#: Milliseconds after which a rollout is looked at that has not begun: its mail may be lost. Mail that only waits that long is
+#: doubled, and the second one finds the rollout begun.
+BEGIN_MS = 60_000
+
 
 async def admit(connection: Connection) -> int:
     """Start rollouts while their runs have credits, and return how many.
@@ -30,7 +34,7 @@ async def admit(connection: Connection) -> int:
     """
     total = 0
     while True:
-        done = await connection.run(scripts.admit(ADMIT, INLINE, SKIP, BACKLOG_BYTES))
+        done = await connection.run(scripts.admit(ADMIT, INLINE, SKIP, BACKLOG_BYTES, BEGIN_MS))
         total += done.admitted
         if done.admitted:
             emit(Admitted(done.admitted))

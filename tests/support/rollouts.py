@@ -21,7 +21,7 @@ from gymq.client.producer import Produced, Producer
 from gymq.ops.dead_letters import StoredLetter, list_letters
 from gymq.settings import Settings
 from gymq.store import runs, scripts
-from gymq.store.admission import ADMIT, BACKLOG_BYTES, INLINE, SKIP
+from gymq.store.admission import ADMIT, BACKLOG_BYTES, BEGIN_MS, INLINE, SKIP
 from gymq.store.connection import Connection
 from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
@@ -254,7 +254,7 @@ class Pretender:
 
     async def admit(self, most: int = ADMIT) -> int:
         """Admit what credits allow, at most so many; they stand in `live`, in order."""
-        admission = await self.connection.run(scripts.admit(most, INLINE, SKIP, BACKLOG_BYTES))
+        admission = await self.connection.run(scripts.admit(most, INLINE, SKIP, BACKLOG_BYTES, BEGIN_MS))
         mailbox = keys.mailbox("agent")
         for entry, fields in await self.connection.send("XRANGE", mailbox, "-", "+"):
             self.live.append(fields[1].decode())

@@ -116,3 +116,13 @@ class Step(msgspec.Struct):
 def acknowledge(mail: Mail) -> CommitStep:
     """Return a commit that only acknowledges mail, because its version is one that no rollout has."""
     return CommitStep(mail.fields[1], -1, mail.stream, mail.id)
+
+
+def pass_over(mail: Mail, must: bool = False) -> CommitStep:
+    """Return a commit that acknowledges mail whose rollout has ended or gone on; a conflict if that is not so any more.
+
+    Args:
+        mail: the mail.
+        must: True: it cancels, and its rollout has ended.
+    """
+    return CommitStep(mail.fields[1], int(mail.fields[3]), mail.stream, mail.id, None, must=must)

@@ -38,7 +38,7 @@ from .events import RolloutEvents
 from .machine import Machine
 from .run_cache import RunCache
 from .state import WEIGHT, LiveRollout, NewerSchema, decode_state
-from .step import Step, acknowledge
+from .step import Step, acknowledge, pass_over
 from .step_context import StepContext
 from .tool_turn import MAX_PARALLEL_TOOLS
 
@@ -58,6 +58,10 @@ CANCELLED = frozenset({"run", "group", "rollout"})
 MAX_REPLY_FIELDS = 2 * MAX_PARALLEL_TOOLS + 20
 
 log = logging.getLogger(__name__)
+
+
+class Unreadable:
+    """Stands in for a rollout of which something else is stored than gymq writes."""
 
 
 class AgentWorker(Actor):
@@ -120,16 +124,18 @@ class AgentWorker(Actor):
         self._runs.forget_versions()
         commits: list[CommitStep] = []
         done: list[tuple[Mail, LiveRollout | None, Step | None]] = []
-        for mail, live in zip(batch, known, strict=True):
-            step = None
+        for mail, found in zip(batch, known, strict=True):
             must = b"x" in mail.fields[4::2]
-            version = int(mail.fields[3])
-            if live is not None and (live.version == version or must):
-                step = await self._advance(mail, live, must)
-            if live is None or step is None:
+            live = found if isinstance(found, LiveRollout) else None
+            step = None
+            if isinstance(found, Unreadable):
                 commits.append(acknowledge(mail))
+            elif live is None or not (live.version == int(mail.fields[3]) or must):
+                # What this was read from may be ahead of Redis.
+                commits.append(pass_over(mail, must))
             else:
-                commits.append(step.commit(live, mail.stream, mail.id, must))
+                step = await self._advance(mail, live, must)
+                commits.append(acknowledge(mail) if step is None else step.commit(live, mail.stream, mail.id, must))
             done.append((mail, live, step))
         outcomes = await self.connection.insist(scripts.commit(commits, CALL))
         again: list[Mail] = []
@@ -214,13 +220,10 @@ class AgentWorker(Actor):
         except UNREADABLE as error:
             self._refuse(mail, error)
             return None
-        due = b"d" in fields[4::2]
+        due = b"d" in fields[4::2] and live.state.phase != "new"  # one that has not begun begins: its mail was lost
         pending = 0 if due else live.state.pending
         if len(replies) != pending:
             self._refuse(mail, f"it has {len(replies)} replies and {pending} calls are pending")
-            return None
-        if due and live.state.phase == "new":
-            self._refuse(mail, "nothing is due before the rollout has begun")
             return None
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
@@ -234,9 +237,9 @@ class AgentWorker(Actor):
             log.exception("a defect of gymq fails rollout %s", live.rid)
             return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
-    async def _gather(self, batch: list[Mail]) -> list[LiveRollout | NewerSchema | None]:
+    async def _gather(self, batch: list[Mail]) -> list[LiveRollout | NewerSchema | Unreadable | None]:
         """Return the rollouts of mail: cached since the last step, begun by the mail itself, or loaded; None: gone."""
-        lives: list[LiveRollout | NewerSchema | None] = []
+        lives: list[LiveRollout | NewerSchema | Unreadable | None] = []
         missing: list[tuple[int, str]] = []
         for i, mail in enumerate(batch):
             fields = mail.fields
@@ -255,17 +258,18 @@ class AgentWorker(Actor):
             wanted = [LoadRequest(rid, 0, *RolloutId.parse(rid)[:2]) for _, rid in missing]
             loaded = await self.connection.insist(scripts.load_rollouts(wanted))
             for (i, rid), kept in zip(missing, loaded, strict=True):
-                if kept.version is not None and kept.task is not None:
+                if kept.version is not None:
                     weight = WEIGHT + sum(map(len, kept.messages))
                     try:
                         lives[i] = LiveRollout(
-                            rid, int(kept.version), decode_state(kept.state), kept.messages, decode_task(kept.task), kept.task,
-                            kept.environment_state, kept.parameters, weight,
+                            rid, int(kept.version), decode_state(kept.state), kept.messages, decode_task(kept.task or b""),
+                            kept.task or b"", kept.environment_state, kept.parameters, weight,
                         )  # fmt: skip
                     except NewerSchema as error:
                         lives[i] = error
                     except UNREADABLE as error:
                         self._refuse(batch[i], f"what is stored of {rid} cannot be read: {error}")
+                        lives[i] = Unreadable()
         return lives
 
     # Duties besides the mail.

@@ -12,9 +12,11 @@
 --   groups:<run> HASH    row -> members ended
 --   out:<run>    STREAM  finished rollouts that some consumer has not acknowledged
 --   r:<rollout>  HASH    version 0
+--   due          ZSET    rollout -> ms
 --   m:agent      STREAM  mail of the agents
 -- ARGV[1]  how many to admit at most, ARGV[2] up to how many bytes a task travels in the mail, ARGV[3] how many to skip at most
 -- ARGV[4]  bytes of a run's finished rollouts beyond which it has to wait for its consumers
+-- ARGV[5]  ms after which a rollout is looked at that has not begun
 -- Returns how many were admitted, how many were skipped.
 local P = KEYS[1]
 local call = redis.call
@@ -35,6 +37,8 @@ local function unread(run, runk)
   return most or made
 end
 
+local time = call('TIME')
+local due = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[5])
 local count = call('LLEN', P .. 'open')
 local admitted, skipped = 0, 0
 for turn = 1, count do
@@ -108,6 +112,7 @@ for turn = 1, count do
       else
         call('HSET', P .. 'r:' .. rid, 'v', 0)
         call('SADD', P .. 'live:' .. run, rid)
+        call('ZADD', P .. 'due', due, rid)
         if cancels and call('SREM', P .. 'cancel:' .. run, rid) == 1 then
           call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0, 'x', 'rollout')
         elseif task and #task <= inline then

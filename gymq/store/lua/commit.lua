@@ -17,11 +17,11 @@
 --   dead            STREAM  dead letters
 -- ARGV[1]  msgpack list of commits, each:
 --   1 rollout  2 version it was decided on  3 stream and  4 id of the mail to acknowledge
---   5 flat list of hash fields to set  6 messages to append  7 call records to append
+--   5 flat list of hash fields to set; nil: no step, the mail is found to be of no use  6 messages to append  7 call records to append
 --   8 list of sends: mailbox, body, and perhaps workers whose private mailboxes are preferred, and a margin: the first
 --     worker gets the call, unless its mailbox is longer than the shortest of the others by more than the margin and a
 --     quarter; if none is open, the mailbox gets it; all calls of a step that name workers go to the same place
---   9 due, ms
+--   9 due, ms; without a step: 0, or when the rollout is due again, as its mail came too early
 --   10 final: nil, or run, row, samples, status, header of the record (JSON without its closing brace), and perhaps
 --      a flat list of the run's counters, each followed by its increment
 --   11 true: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
@@ -29,8 +29,10 @@
 --   13 true: the calls that are pending are given up: late replies will find nothing
 --   14 idempotency token of its calls, which their replies must bear; may be missing
 -- ARGV[2]  the field of the calls that are sent, which tells their schema; "c" if not given
--- Mail that is not pending any more changes nothing: it was handed back, or lost in a roll-back with its cause.
--- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens).
+-- Mail that is not pending any more changes nothing, and stays as it is: it was handed back, or lost in a roll-back with its
+-- cause; or only its delivery was lost, and it will be delivered again.
+-- Returns a list: 1 applied, 0 stale (the mail is acknowledged, nothing else happens), 2 conflict (nothing happens): also if
+-- mail is of use that was found to be of none: what was read has been lost since, in a roll-back.
 local P = KEYS[1]
 local call = redis.call
 local batch = cmsgpack.unpack(ARGV[1])
@@ -69,12 +71,16 @@ for i = 1, #batch do
   local outcome, taken = 1, 1
   if not v then
     outcome = 0
+  elseif not c[5] then
+    local useful = c[11] or tonumber(v) == want
+    outcome = useful and c[9] == 0 and 2 or 0
+    if useful and c[9] > 0 then call('ZADD', P .. 'due', 'XX', c[9], rid) end
   elseif tonumber(v) ~= want then
     outcome = (tonumber(v) > want and not c[11]) and 0 or 2
   end
   if outcome ~= 2 and c[4] ~= '' then
     taken = call('XACK', c[3], 'g', c[4])
-    call('XDEL', c[3], c[4])
+    if taken == 1 then call('XDEL', c[3], c[4]) end
   end
   if taken == 0 then outcome = 0 end
   if outcome == 1 then

@@ -10,12 +10,22 @@ import msgspec
 from gymq.store.scripts.script import ScriptCall, pack
 
 
+class ReplyOutcome(IntEnum):
+    """The outcome of one reply, or of the acknowledgement of a call's mail."""
+
+    #: The call was answered before, or its rollout has ended or gone on; the mail is acknowledged.
+    STALE = 0
+    MERGED = 1
+    #: The entry brings no reply, and the call is wanted after all, as Redis was rolled back: the mail stays.
+    WANTED = 2
+
+
 class ReplyEntry(msgspec.Struct):
     """The reply to one call, or the acknowledgement of its mail.
 
     Args:
-        rollout, step, n: the call; an empty rollout only acknowledges the mail.
-        body: the encoded reply.
+        rollout, step, n: the call; an empty rollout: mail that is none.
+        body: the encoded reply; None: none, as the call was found to be unwanted or answered.
         stream, mail: stream and id of the call's mail; empty: none, as an executor has no mail.
         token: the call's idempotency token.
         letter: the call's encoded dead letter.
@@ -25,7 +35,7 @@ class ReplyEntry(msgspec.Struct):
     rollout: str
     step: int
     n: int
-    body: bytes
+    body: bytes | None
     stream: str | bytes = b""
     mail: str | bytes = b""
     token: str = ""
@@ -33,9 +43,12 @@ class ReplyEntry(msgspec.Struct):
     letter_ttl: int | None = None
 
 
-def reply(entries: Sequence[ReplyEntry]) -> ScriptCall[list[bool]]:
-    """Merge replies into their rollouts; False: stale, as the call was answered before or its rollout has gone on."""
-    return ScriptCall("reply", (pack(entries),), lambda reply: [merged == 1 for merged in reply])
+_OUTCOMES = tuple(ReplyOutcome)
+
+
+def reply(entries: Sequence[ReplyEntry]) -> ScriptCall[list[ReplyOutcome]]:
+    """Merge replies into their rollouts, and acknowledge their calls' mail."""
+    return ScriptCall("reply", (pack(entries),), lambda reply: [_OUTCOMES[outcome] for outcome in reply])
 
 
 class CallKey(msgspec.Struct):

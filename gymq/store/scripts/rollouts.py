@@ -16,7 +16,7 @@ class CommitOutcome(IntEnum):
     #: Its rollout has ended or gone on: the mail is acknowledged, nothing else happens.
     STALE = 0
     APPLIED = 1
-    #: The rollout is at another version, and nothing happens: decide the step again.
+    #: The rollout is at another version, or at one at which its mail is of use after all: nothing happens, decide again.
     CONFLICT = 2
 
 
@@ -75,11 +75,12 @@ class CommitStep(msgspec.Struct):
         rollout: the rollout's id.
         version: version that the step was decided on; -1 only acknowledges the mail.
         stream, mail: stream and id of the mail to acknowledge; empty: none.
-        fields: names and values of the rollout's hash fields, in turn.
+        fields: names and values of the rollout's hash fields, in turn; None: no step, the mail was found to be of no use.
         messages: encoded messages to append.
         records: encoded call records to append.
         sends: calls to send.
-        due: ms since the epoch at which the rollout is looked at if nothing has happened until then.
+        due: ms since the epoch at which the rollout is looked at if nothing has happened until then; without a step: 0, or
+            when it is due again.
         final: the rollout's end; None: it goes on.
         must: True for a cancellation: another version is a conflict, even a newer one.
         letter: the mail's dead letter.
@@ -91,7 +92,7 @@ class CommitStep(msgspec.Struct):
     version: int
     stream: str | bytes = b""
     mail: str | bytes = b""
-    fields: Sequence[str | bytes] = ()
+    fields: Sequence[str | bytes] | None = ()
     messages: Sequence[bytes] = ()
     records: Sequence[bytes] = ()
     sends: Sequence[Send] = ()

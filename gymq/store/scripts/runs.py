@@ -85,7 +85,7 @@ class Admitted(msgspec.Struct):
     skipped: int
 
 
-def admit(limit: int, inline: int, skips: int, backlog_bytes: int) -> ScriptCall[Admitted]:
+def admit(limit: int, inline: int, skips: int, backlog_bytes: int, due: int) -> ScriptCall[Admitted]:
     """Start rollouts while their runs have credits.
 
     Args:
@@ -93,8 +93,9 @@ def admit(limit: int, inline: int, skips: int, backlog_bytes: int) -> ScriptCall
         inline: bytes up to which a task travels inside the mail.
         skips: most rollouts that are skipped.
         backlog_bytes: bytes of a run's finished rollouts beyond which it waits for its consumers.
+        due: ms after which a rollout is looked at that has not begun.
     """
-    return ScriptCall("admit", (limit, inline, skips, backlog_bytes), lambda reply: Admitted(*reply))
+    return ScriptCall("admit", (limit, inline, skips, backlog_bytes, due), lambda reply: Admitted(*reply))
 
 
 def cancel_run(run: str) -> ScriptCall[int | None]:

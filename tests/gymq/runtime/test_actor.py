@@ -167,3 +167,20 @@ async def test_mail_is_put_aside_once_by_whoever_holds_it(connection):
     assert await connection.run(scripts.park([scripts.ParkEntry(BOX, stream, entry, 9)])) == 0
     assert await connection.send("XLEN", keys.newer(BOX)) == 1
     assert await connection.send("XLEN", stream) == 0
+
+
+async def test_a_call_whose_answer_redis_has_lost_is_served_again(settings, connection):
+    # Given a call that another process has answered, and Redis has lost that answer
+    class Submitter(Server):
+        async def serve(self, call):
+            value = await super().serve(call)
+            return None if len(self.started) == 1 else value
+
+    worker = Submitter(settings)
+    async with living(worker):
+        one = await call(connection, 1)
+        # Then its mail is not acknowledged before it has an answer
+        assert (await replies(connection, 1))["r.1.0"].value == b"value"
+        await until(lambda: worker.stats()["held"] == 0)
+    assert worker.started == [one.id] * 2
+    assert await connection.send("XLEN", keys.mailbox(BOX)) == 0

@@ -111,7 +111,8 @@ class Protocol(Operators, Outages):
             if yes:
                 assert (rid, int(step), int(n)) not in self.world.history.answered
             else:
-                self.world.script(scripts.reply([scripts.ReplyEntry("", 0, 0, b"", mail.stream, mail.id, "")]))
+                entry = scripts.ReplyEntry(rid, int(step), int(n), None, mail.stream, mail.id, "")
+                assert self.world.script(scripts.reply([entry])) == [scripts.ReplyOutcome.STALE]
                 worker.release(mail)
 
     @rule()

@@ -60,7 +60,7 @@ async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(conn
         await connection.send("XDEL", keys.mailbox("agent"), entry)
     # Then those that had not begun are told so as they begin, and the others are not
     await pretender.end("r.0.1", "r.1.0", status="cancelled")
-    assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40)) == scripts.Admitted(3, 0)
+    assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40, 60_000)) == scripts.Admitted(3, 0)
     begun = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert [(fields[1], b"x" in fields) for fields in begun] == [(b"r.1.1", True), (b"r.2.0", False), (b"r.2.1", True)]
     assert await connection.send("EXISTS", keys.cancelled("r")) == 0
@@ -120,7 +120,7 @@ async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_
     assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
     assert all(fields[2:] == [b"v", b"0", b"x", b"run"] for fields in mail)
     await pretender.end("r.0.0", status="cancelled")
-    assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40)) == scripts.Admitted(0, 0)
+    assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40, 60_000)) == scripts.Admitted(0, 0)
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

@@ -54,10 +54,10 @@ async def test_a_shards_rows_and_rollouts_carry_the_numbers_of_all(shards):
     admitted: list[set[str]] = []
     for connection in shards.connections:
         assert await connection.send("HMGET", connection.keys.run("r"), "concurrency", "backlog") == [b"3", b"5"]
-        await connection.run(scripts.admit(100, 4096, 100, 1 << 40))
+        await connection.run(scripts.admit(100, 4096, 100, 1 << 40, 60_000))
         admitted.append({rid.decode() for rid in await connection.send("SMEMBERS", connection.keys.live("r"))})
         await connection.send("HSET", connection.keys.run("r"), "concurrency", 100)
-        await connection.run(scripts.admit(100, 4096, 100, 1 << 40))
+        await connection.run(scripts.admit(100, 4096, 100, 1 << 40, 60_000))
     # The first three of each: half of the concurrency, rounded up.
     assert admitted == [{"r.0.0", "r.0.1", "r.2.0"}, {"r.1.0", "r.1.1", "r.3.0"}]
     rows = [
@@ -84,7 +84,7 @@ async def test_a_run_is_done_when_it_is_done_on_every_shard(shards):
     for connection, rows in zip(shards.connections, ([0, 2], [1]), strict=True):
         assert (await shards.status("r")).state == "closed"
         agent = Pretender(connection, config())
-        await connection.run(scripts.admit(100, 4096, 100, 1 << 40))
+        await connection.run(scripts.admit(100, 4096, 100, 1 << 40, 60_000))
         agent.live = [f"r.{row}.0" for row in rows]
         await agent.end(*agent.live)
         entries = [entry for entry, _ in await connection.send("XRANGE", connection.keys.results("r"), "-", "+")]
@@ -106,7 +106,7 @@ async def test_a_run_is_cancelled_and_removed_everywhere(shards):
     assert await shards.names() == ["r"]
     await TaskLedger(shards.connections, "r").write("a", tasks(4), 0)
     for connection in shards.connections:
-        await connection.run(scripts.admit(100, 4096, 100, 1 << 40))
+        await connection.run(scripts.admit(100, 4096, 100, 1 << 40, 60_000))
     assert await shards.cancel("r") == 4
     assert (await shards.status("r")).state == "cancelled"
     await shards.remove("r")

@@ -115,9 +115,9 @@ async def test_finished_rollouts_bound_a_run_by_their_bytes_too(run):
     await run.end(*run.live)
     held = await run.connection.send("MEMORY", "USAGE", keys.results("r"))
     # When they are more than the run may keep
-    assert await run.connection.run(scripts.admit(5, 0, 100, held - 1)) == scripts.Admitted(0, 0)
+    assert await run.connection.run(scripts.admit(5, 0, 100, held - 1, 60_000)) == scripts.Admitted(0, 0)
     # Then nothing is admitted until they are fewer, or may be more
-    assert await run.connection.run(scripts.admit(5, 0, 100, held)) == scripts.Admitted(5, 0)
+    assert await run.connection.run(scripts.admit(5, 0, 100, held, 60_000)) == scripts.Admitted(5, 0)
 
 
 async def test_a_chunk_larger_than_the_ledger_enters_an_empty_one(run, monkeypatch):
@@ -219,9 +219,9 @@ async def test_what_a_sink_has_is_skipped_in_steps_that_do_not_hold_up_the_serve
         await run.create()
         await connection.send("SADD", keys.skip("r"), *[f"r.{row}.{sample}" for row in range(9) for sample in range(4)])
         await run.enqueue(10)
-        assert await connection.run(scripts.admit(128, 0, 10, 1 << 40)) == scripts.Admitted(0, 10)
-        assert await connection.run(scripts.admit(128, 0, 10, 1 << 40)) == scripts.Admitted(0, 10)
-        assert await connection.run(scripts.admit(128, 0, 100, 1 << 40)) == scripts.Admitted(4, 16)
+        assert await connection.run(scripts.admit(128, 0, 10, 1 << 40, 60_000)) == scripts.Admitted(0, 10)
+        assert await connection.run(scripts.admit(128, 0, 10, 1 << 40, 60_000)) == scripts.Admitted(0, 10)
+        assert await connection.run(scripts.admit(128, 0, 100, 1 << 40, 60_000)) == scripts.Admitted(4, 16)
         assert (await read_status(connection, "r")).by_status == {"kept": 36}
         assert await connection.send("HKEYS", keys.rows("r")) == [b"9"]
 

@@ -45,7 +45,7 @@ class Operators(RuleBasedStateMachine):
     @rule(most=st.integers(1, 4))
     def admit(self, most: int) -> None:
         runs = self.world.history.runs.values()
-        admission = self.world.script(scripts.admit(most, 4096, 100, 1 << 40))
+        admission = self.world.script(scripts.admit(most, 4096, 100, 1 << 40, 60_000))
         before = sum(run.cursor for run in runs)
         for run in runs:
             count = int(self.world.redis.hget(keys.run(run.name), "cursor") or 0) - run.cursor

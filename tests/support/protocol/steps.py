@@ -22,8 +22,8 @@ CALLS = [1, 2, None]
 #: Of steps and of replies: a merged reply compares equal to an applied step.
 APPLIED, CONFLICT = CommitOutcome.APPLIED, CommitOutcome.CONFLICT
 
-#: When a rollout is due, ms; the model's sweeps come later.
-DUE, SWEEP = 5, 10
+#: When a rollout is due, ms; the model's sweeps come after all due times, those from its admission among them.
+DUE, SWEEP = 5, 1 << 50
 
 
 def decide(world: World, worker: Worker, mail: Mail) -> Any:
@@ -87,11 +87,12 @@ def _step(world: World, worker: Worker, mail: Mail) -> scripts.CommitStep:
     names = mail.fields[4::2]
     must, due = b"x" in names, b"d" in names
     nothing = scripts.CommitStep(rid, -1, mail.stream, mail.id)
+    useless = scripts.CommitStep(rid, version, mail.stream, mail.id, None, must=must)
     head = worker.heads.get(rid)
     if head is None or head.version != version:
         head = _load(world, rid)
     if head is None or (head.version != version and not must):
-        return nothing
+        return useless
     number = next(world.ids)
     drop, phase, calls, status = False, "going", 0, ""
     if must:

@@ -77,7 +77,7 @@ def _goes_on(world: World, rid: str, told: set[Any], cancelled: set[Any], asked:
     pending = {tuple(name[1:].split(b".")) for name in fields if name[:1] == b"c"}
     waits = {name for name in fields if name[:1] == b"y"}
     due = world.redis.zscore(keys.due, rid)
-    assert version == 0 or (due is not None and due >= DUE), f"{rid} is never due"
+    assert due is not None and due >= DUE, f"{rid} is never due"
     if fields.get(b"s") == b"waiting":
         assert not pending and not waits, f"{rid} waits, and calls are pending"
     elif not pending:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from gymq_workers.agent import limits
 from gymq_workers.agent.machine import Machine
 from gymq_workers.agent.worker import STRIKES, AgentWorker
+from redis import Redis
 
 from gymq.api.environment import EnvironmentSpec
 from gymq.runtime.mailbox import Mail
@@ -16,6 +18,7 @@ from gymq.store.runs import RunConfig
 from gymq.wire.calls import Generated, Reply, Usage, decode_call, encode
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
+from tests.support.redis_server import roll_back, snapshot
 from tests.support.rollouts import letters
 from tests.support.shard import keys
 
@@ -244,3 +247,49 @@ async def test_a_run_that_took_a_removed_ones_name_is_rolled_out_as_what_it_is(w
     await work(worker)
     # Then it is another
     assert [record["agent"] for record in await ended(connection)] == ["nobody"]
+
+
+async def test_a_rollout_whose_first_mail_was_lost_begins_when_it_is_due(worker, connection, make):
+    # Given a rollout whose mail is gone
+    await make()
+    await worker.duties()
+    await connection.send("XTRIM", AGENT, "MAXLEN", 0)
+    # When it is due
+    await connection.send("ZADD", keys.due, "XX", 1, *await connection.send("ZRANGE", keys.due, 0, -1))
+    await worker.duties()
+    await work(worker)
+    # Then it has asked its model
+    assert await connection.send("XLEN", MODEL) == 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["decided on its mail", "decided on what was read"])
+async def test_no_rollout_is_forgotten_by_a_worker_that_redis_went_back_under(
+    worker, connection, make, redis_url, monkeypatch, known
+):
+    # Given a worker that has taken mail, or has also read that its rollout has ended, when Redis loses all that
+    await make()
+    await worker.duties()
+    with Redis.from_url(redis_url) as client:
+        before = snapshot(client)
+        mail = await worker.boxes.take(worker.reader, worker.worker, 100)
+        before = before if known else snapshot(client)
+        insist = worker.connection.insist
+
+        async def lose(call):
+            if call.name == "commit":
+                roll_back(client, before)
+            elif not known and call.name == "load_rollouts":
+                await connection.send("DEL", *await connection.send("KEYS", keys.rollout("*")))
+            monkeypatch.setattr(worker.connection, "insist", insist if call.name == "commit" else lose)
+            return await insist(call)
+
+        monkeypatch.setattr(worker.connection, "insist", lose)
+        if not known:
+            mail = [msgspec.structs.replace(one, fields=one.fields[:4]) for one in mail]
+        # When it commits what it has decided
+        await worker.intake.accept(mail)
+    # Then the mail is delivered again, or decided again, and the rollout goes on
+    if known:
+        assert await work(worker) == 1
+    assert await connection.send("XLEN", MODEL) == 1
+    assert not worker.intake.held
