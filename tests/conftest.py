@@ -32,8 +32,9 @@ from tests.support.redis_server import leaked_keys, left_by_done_runs
 from tests.support.rollouts import linked
 from tests.support.waiting import wait_until
 
-#: Examples of each Hypothesis test, in percent of the full number; the same in each run, but for `full`.
-for profile, percent in {"quick": 20, "ci": 50, "full": 100}.items():
+#: Examples of each Hypothesis test, in percent of the full number; the same in each run, but for `full`. `search` is for
+#: `make mutations`, which ends at the first example that fails.
+for profile, percent in {"quick": 20, "ci": 50, "full": 100, "search": 1000}.items():
     hypothesis.settings.register_profile(
         profile, max_examples=percent, derandomize=profile != "full", deadline=None, print_blob=True
     )

@@ -175,14 +175,12 @@ class Protocol(Operators, Outages):
     @rule(number=WORKERS, most=st.integers(1, 3), finish=st.booleans(), broken=st.booleans())
     def leave(self, number: int, most: int, finish: bool, broken: bool) -> None:
         """A worker drains, or a defect ends it; it hands back what it holds, and may die over that."""
+        self.take(number, 3, False)
         worker = self.world.workers[number]
-        moved = self.world.hand_back(
-            worker.name, most, scripts.HandBackReason.DEFECT if broken else scripts.HandBackReason.LEAVING
-        )
+        reason = scripts.HandBackReason.DEFECT if broken else scripts.HandBackReason.LEAVING
+        moved = self.world.hand_back(worker.name, most, reason)
         while finish and moved == most:
-            moved = self.world.hand_back(
-                worker.name, most, scripts.HandBackReason.DEFECT if broken else scripts.HandBackReason.LEAVING
-            )
+            moved = self.world.hand_back(worker.name, most, reason)
         self.world.lapse(number, dies=True)
 
     @precondition(lambda self: self.world.zombies)
