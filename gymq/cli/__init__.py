@@ -6,10 +6,14 @@ import os
 import signal
 import sys
 from importlib import import_module
+from traceback import format_exception
+from types import TracebackType
 
 import click
 
 from gymq.errors import GymqError, ServerUnreachable
+from gymq.observe.redaction import Redaction
+from gymq.observe.terminal import say
 
 #: Each command's module within this package, its function there, and what it does in one line.
 COMMANDS = {
@@ -69,7 +73,7 @@ def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from importlib.metadata import version
 
-        click.echo(f"gymq {version('gymq')}")
+        say(f"gymq {version('gymq')}")
         ctx.exit()
 
 
@@ -88,6 +92,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    sys.excepthook = _say_raised
     try:
         code = cli.main(standalone_mode=False) or 0
     except GymqError as error:
@@ -112,8 +117,12 @@ def main() -> None:
 
 
 def _say(line: str, code: int) -> int:
-    click.echo(f"gymq: {line}", err=True)
+    say(f"gymq: {Redaction()(line)}", err=True)
     return code
+
+
+def _say_raised(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    say(Redaction()("".join(format_exception(kind, error, trace))), err=True, end="")
 
 
 def _is_outage(error: Exception) -> bool:

@@ -8,6 +8,7 @@ import click
 
 from gymq.cli.options import redis_options
 from gymq.cli.shards import with_shards
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def cancel(run: str, groups: tuple[str, ...], rollouts: tuple[str, ...], setting
     if groups or rollouts:
         flying, waiting = with_shards(settings, cancel_parts)
         begun = f"; {waiting} have not begun and end when it is their turn" if waiting else ""
-        click.echo(f"run {run}: {flying} rollouts in flight cancelled{begun}")
+        say(f"run {run}: {flying} rollouts in flight cancelled{begun}")
     else:
         flying = with_shards(settings, lambda shards: shards.cancel(run))
-        click.echo(f"run {run}: cancelled; {flying} rollouts were in flight")
+        say(f"run {run}: cancelled; {flying} rollouts were in flight")
 
 
 async def find_groups(shards: Shards, run: str, names: tuple[str, ...]) -> list[PartId]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gymq.cli.options import redis_options
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,18 +61,18 @@ def chaos(
     if not candidates:
         raise GymqError("no worker of this server runs on this machine as this user; `gymq status` shows the workers")
     for victim in candidates:
-        click.echo(f"{victim.role} {victim.pid} ({', '.join(victim.workers)})")
+        say(f"{victim.role} {victim.pid} ({', '.join(victim.workers)})")
     if not yes:
         actions = " and ".join(action for kind, action in _FAULTS if kind in kinds)
         click.confirm(f"{actions} these, and those that take their place, every {every:g} s?", abort=True)
     seed = random.randrange(1 << 32) if seed is None else seed
-    click.echo(f"seed {seed}")
+    say(f"seed {seed}")
 
     def tell(fault: InjectedFault) -> None:
         effect = f"held {len(fault.held)}"
         if fault.held and fault.recovered is not None:
             effect += f", all answered {fault.recovered:.1f} s after"
-        click.echo(f"{fault.kind} {fault.role} {fault.pid}: {effect}")
+        say(f"{fault.kind} {fault.role} {fault.pid}: {effect}")
 
     async def work() -> list[InjectedFault]:
         stop = asyncio.Event()

@@ -6,6 +6,7 @@ import click
 
 from gymq.cli.options import redis_options
 from gymq.cli.shards import with_shards
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 
@@ -32,9 +33,9 @@ def show(run: str, settings: Settings) -> None:
     """
     status = with_shards(settings, lambda shards: shards.status(run))
     for name, unread in sorted(status.unread.items()):
-        click.echo(f"{name}: {unread} of {status.ended} not acknowledged")
+        say(f"{name}: {unread} of {status.ended} not acknowledged")
     if not status.unread:
-        click.echo("no consumers")
+        say("no consumers")
 
 
 @consumer.command("drop")
@@ -49,4 +50,4 @@ def drop(run: str, name: str, settings: Settings) -> None:
       gymq consumer drop try1 trainer
     """
     with_shards(settings, lambda shards: shards.drop_consumer(run, name, settings.ttl))
-    click.echo(f"run {run}: consumer {name} dropped")
+    say(f"run {run}: consumer {name} dropped")

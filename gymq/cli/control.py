@@ -10,6 +10,7 @@ import click
 from gymq.cli.options import redis_options
 from gymq.cli.shards import with_shards
 from gymq.errors import GymqError
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 #: Seconds in which workers answer; those that are busy importing may not.
@@ -63,7 +64,7 @@ def pause(run: str | None, settings: Settings) -> None:
     """
     _want(run, settings, paused=True)
     again = f"gymq control resume {run}" if run else "gymq control resume"
-    click.echo(f"paused: no rollouts{f' of run {run}' if run else ''} are admitted until `{again}`")
+    say(f"paused: no rollouts{f' of run {run}' if run else ''} are admitted until `{again}`")
 
 
 @control.command()
@@ -78,7 +79,7 @@ def resume(run: str | None, settings: Settings) -> None:
       gymq control resume try1
     """
     _want(run, settings, paused=False)
-    click.echo(f"resumed{f': run {run}' if run else ''}")
+    say(f"resumed{f': run {run}' if run else ''}")
 
 
 @control.command()
@@ -98,7 +99,7 @@ def drain(worker: str | None, settings: Settings) -> None:
     answered = sorted(name for reply in replies or [] for name in reply)
     if not answered:
         raise GymqError(f"no worker answered{f' to {worker}' if worker else ''}; `gymq control stats` lists them")
-    click.echo(f"draining: {', '.join(answered)}")
+    say(f"draining: {', '.join(answered)}")
 
 
 @control.command()

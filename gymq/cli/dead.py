@@ -10,6 +10,7 @@ import click
 from gymq.cli.options import redis_options
 from gymq.cli.shards import with_shards
 from gymq.errors import UsageError
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 
@@ -95,7 +96,7 @@ def show_one(id: str, settings: Settings) -> None:
         }
     shown["config"] = msgspec.Raw(letter.config or b"null")
     shown["messages"] = [msgspec.Raw(message) for message in there] or "gone with the rollout; the sinks have them"
-    click.echo(msgspec.json.format(msgspec.json.encode(shown, enc_hook=repr), indent=2))
+    say(msgspec.json.format(msgspec.json.encode(shown, enc_hook=repr), indent=2).decode())
 
 
 @dead.command()
@@ -114,7 +115,7 @@ def replay(id: str, settings: Settings, run: str | None) -> None:
 
     name, new = with_shards(settings, lambda shards: replay_letter(shards, id, run))
     what = "enqueued" if new else "was enqueued before; nothing was done"
-    click.echo(f"run {name}: the task of {id} {what}; `gymq sink jsonl --run {name} --out OUT` writes the rollout")
+    say(f"run {name}: the task of {id} {what}; `gymq sink jsonl --run {name} --out OUT` writes the rollout")
 
 
 @dead.command()
@@ -142,7 +143,7 @@ def drop(id: str | None, settings: Settings, run: str | None, every: bool) -> No
         return await drop_letters([one for one in await list_letters(shards, run) if id in (None, one.letter.id)])
 
     gone = with_shards(settings, forget)
-    click.echo(f"{gone} dead letter{'s' * (gone != 1)} dropped")
+    say(f"{gone} dead letter{'s' * (gone != 1)} dropped")
 
 
 def _when(at: float) -> str:

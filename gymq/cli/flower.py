@@ -8,6 +8,7 @@ import secrets
 import click
 
 from gymq.cli.options import redis_options
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 #: The environment variable that holds Flower's password.
@@ -40,5 +41,5 @@ def flower(settings: Settings, port: int) -> None:
     password = own or secrets.token_urlsafe(12)
     served = Flower(port, password)
     hint = f"the password of {PASSWORD}" if own else f"password {password}"
-    click.echo(f"http://{ADDRESS}:{port}/  user {USER}, {hint}")
+    say(f"http://{ADDRESS}:{port}/  user {USER}, {hint}")
     served.run()

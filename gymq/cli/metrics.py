@@ -9,6 +9,7 @@ import signal
 import click
 
 from gymq.cli.options import log_options, redis_options
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 #: Seconds between the two looks of one print: rates need two.
@@ -52,7 +53,7 @@ async def _print(settings: Settings) -> None:
         await metrics.look(shards)
         await asyncio.sleep(ONE_LOOK)
         await metrics.look(shards)
-    click.echo(generate_latest(metrics.registry).decode(), nl=False)
+    say(generate_latest(metrics.registry).decode(), end="")
 
 
 async def _serve(settings: Settings, host: str, port: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gymq.cli.options import redis_flags, redis_settings, run_options
+from gymq.observe.terminal import say
 
 
 @click.command()
@@ -66,13 +67,13 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
             parts,
             prompt=options.prompt,
             last=not keep_open,
-            on_bad=lambda line: click.echo(line, err=True),
+            on_bad=lambda line: say(line, err=True),
             on_progress=_progress(config.name),
         )
 
     made = asyncio.run(work())
     state = "open for more rows" if keep_open else "closed: it gets no more rows"
-    click.echo(f"run {config.name}: {made.rows - made.known} rows enqueued, {made.known} were there, {made.bad} bad; {state}")
+    say(f"run {config.name}: {made.rows - made.known} rows enqueued, {made.known} were there, {made.bad} bad; {state}")
     return 3 if made.bad else 0
 
 
@@ -88,6 +89,6 @@ def _progress(name: str) -> Any:
         nonlocal spoken
         if time.monotonic() - spoken >= (0.2 if terminal else 10.0):
             spoken = time.monotonic()
-            click.echo(f"run {name}: {made.rows} rows, {made.bad} bad" + ("\r" if terminal else "\n"), err=True, nl=False)
+            say(f"run {name}: {made.rows} rows, {made.bad} bad", err=True, end="\r" if terminal else "\n")
 
     return tell

@@ -9,6 +9,7 @@ import click
 
 from gymq.cli import EXIT_CODES
 from gymq.cli.options import log_options, metrics_options, run_options
+from gymq.observe.terminal import say
 
 
 @click.command(epilog=EXIT_CODES)
@@ -45,17 +46,17 @@ def run(env: str, **given: Any) -> int:
 
     signal.signal(signal.SIGTERM, terminate)
     options = read_run_options(given, needed=("data", "model", "out"))
-    local = LocalRun(add_environment(env), options, say=lambda line: click.echo(line, err=True))
+    local = LocalRun(add_environment(env), options, say=lambda line: say(line, err=True))
     try:
         stopped = local.go()
     except (KeyboardInterrupt, SystemExit) as error:
         stopped = Stop(128 + (signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM))
     if stopped is not None:
         for line in local.told(stopped):
-            click.echo(line, err=True)
+            say(line, err=True)
         return stopped.code
     report.show(local.report, local.config.name, local.config.samples, local.config.prices)
     for line in local.complaints():
-        click.echo(f"gymq: {line}", err=True)
-    click.echo(str(local.folder.out))
+        say(f"gymq: {line}", err=True)
+    say(str(local.folder.out))
     return local.code

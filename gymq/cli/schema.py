@@ -6,6 +6,8 @@ import json
 
 import click
 
+from gymq.observe.terminal import say
+
 
 @click.command()
 @click.argument("what", metavar="rollout", type=click.Choice(["rollout"]))
@@ -18,4 +20,4 @@ def schema(what: str) -> None:
     """
     from gymq.wire.record_schema import rollout_schema
 
-    click.echo(json.dumps(rollout_schema(), indent=2))
+    say(json.dumps(rollout_schema(), indent=2))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from gymq.observe.terminal import say
+
 
 @click.command()
 @click.option("--folder", metavar="DIR", required=True, help="Where its data and its address lie; what is there is continued.")
@@ -37,7 +39,7 @@ def server(folder: str, host: str | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
     with EmbeddedRedis(path, host) as running:
-        click.echo(f"listening; export GYMQ_REDIS_URL=$(cat {path / 'server.url'})")
+        say(f"listening; export GYMQ_REDIS_URL=$(cat {path / 'server.url'})")
         # A wait in slices: a signal's handler runs between two of them.
         while not stop.wait(0.5):
             if not running.alive:

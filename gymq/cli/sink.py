@@ -13,6 +13,7 @@ import click
 
 from gymq.cli.options import log_options, metrics_options, redis_options
 from gymq.errors import UsageError
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 #: Seconds between two looks for a run that does not exist yet.
@@ -82,7 +83,7 @@ async def _feed(made: Any, consumer: str, settings: Any) -> int:
     answered = work.done()
     await cancel_and_wait([asked] if answered else [asked, work])
     if not answered:
-        click.echo(f"{made.path}: Redis is away; what is written is kept, and the same command goes on", err=True)
+        say(f"{made.path}: Redis is away; what is written is kept, and the same command goes on", err=True)
         return code
     over = work.result()
     if over is None:
@@ -91,7 +92,7 @@ async def _feed(made: Any, consumer: str, settings: Any) -> int:
     if made.rolled_back:
         again += f" ({made.rolled_back} had been lost by Redis)"
     missed = f", {made.missed} had been deleted before it was declared" if made.missed else ""
-    click.echo(f"{made.path}: {made.written} rollouts written{again}{missed}" + ("" if over else "; the same command goes on"))
+    say(f"{made.path}: {made.written} rollouts written{again}{missed}" + ("" if over else "; the same command goes on"))
     return 0 if over else code
 
 
@@ -120,7 +121,7 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
         told = False
         while not await connection.send("HEXISTS", key, "config"):
             if not told:
-                click.echo(f"waiting for run {made.run}", err=True)
+                say(f"waiting for run {made.run}", err=True)
                 told = True
             if stop.is_set():
                 return False

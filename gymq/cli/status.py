@@ -9,6 +9,7 @@ import click
 
 from gymq.cli.options import redis_options
 from gymq.cli.shards import with_shards
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def status(run: str | None, settings: Settings, prices: str | None, as_json: boo
     table = None if prices is None else Prices.read(prices)
     state = with_shards(settings, lambda shards: overview(shards, run))
     if as_json:
-        click.echo(msgspec.json.encode(state).decode())
+        say(msgspec.json.encode(state).decode())
     else:
         _show(state)
     if run is not None and not as_json:
@@ -135,4 +136,4 @@ def remove(run: str, settings: Settings, yes: bool) -> None:
         lost = f"{status.total - status.ended} rollouts have not ended, {unread} finished ones were not read"
         click.confirm(f"run {run} is {status.state}: {lost}. Remove it?", abort=True)
     with_shards(settings, lambda shards: shards.remove(run))
-    click.echo(f"run {run}: removed")
+    say(f"run {run}: removed")

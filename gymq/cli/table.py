@@ -6,19 +6,33 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gymq.observe.terminal import printable
+
 #: Characters of a line where no terminal sets the width: cells that are wrapped cannot be searched.
 WIDE = 1000
 
 
-def make_table(*columns: str) -> Table:
+class Cells(Table):
+    """A table of texts."""
+
+    def add_row(self, *texts: str) -> None:  # type: ignore[override]  # other things than text are not shown
+        """Add a row.
+
+        Args:
+            texts: its cells; characters in them that act on a terminal do not.
+        """
+        super().add_row(*map(printable, texts))
+
+
+def make_table(*columns: str) -> Cells:
     """Return an empty table.
 
     Args:
         columns: their names; one that begins with `>` is aligned to the right.
     """
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Cells(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        table.add_column(printable(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold")
     return table
 
 
@@ -32,4 +46,4 @@ def show(*things: Table | str) -> None:
     if not console.is_terminal:
         console.width = WIDE
     for thing in things:
-        console.print(thing, soft_wrap=isinstance(thing, str))
+        console.print(printable(thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))

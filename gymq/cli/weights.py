@@ -10,6 +10,7 @@ import click
 
 from gymq.cli.options import redis_options
 from gymq.cli.shards import with_shards
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 
@@ -55,14 +56,14 @@ def publish(model: str, version: int, path: str, mode: Any, rolling: bool, wait:
     from gymq.client.replica_status import check_loaded
 
     wanted, found = asyncio.run(publish_and_see(settings, model, version, path, mode=mode, rolling=rolling, wait=wait or 0.0))
-    click.echo(f"model {model}: version {version} is wanted, from {wanted.path}")
+    say(f"model {model}: version {version} is wanted, from {wanted.path}")
     if wait is None:
         return
     for one in found.replicas:
         if one.version is not None and one not in found.behind:
-            click.echo(f"{one.name}: took it")
+            say(f"{one.name}: took it")
     for failure in found.failed:
-        click.echo(f"{failure.name}: could not: {failure.error}")
+        say(f"{failure.name}: could not: {failure.error}")
     check_loaded(found, wanted)
 
 
@@ -84,7 +85,7 @@ def status(model: str | None, settings: Settings, as_json: bool) -> None:
 
     found = with_shards(settings, lambda shards: weights_status(shards, model))
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        say(msgspec.json.encode(found).decode())
     else:
         _show(found)
 
@@ -127,4 +128,4 @@ def forget(model: str, settings: Settings) -> None:
 
     if not with_shards(settings, lambda shards: drop(shards, model)):
         raise UnknownName(f"weights: none were published of model {model!r}; `gymq weights status` lists them")
-    click.echo(f"model {model}: forgotten")
+    say(f"model {model}: forgotten")

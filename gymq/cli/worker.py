@@ -15,6 +15,7 @@ import msgspec
 from gymq.celery.worker_command import ROLES
 from gymq.cli.options import log_options, metrics_options, redis_options, run_options
 from gymq.errors import UsageError
+from gymq.observe.terminal import say
 from gymq.settings import Settings
 
 #: Seconds between two looks at the workers of `--gpus`.
@@ -116,7 +117,7 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
     try:
         while not received:
             for event in supervisor.poll():
-                click.echo(f"gymq: {event}", err=True)
+                say(f"gymq: {event}", err=True)
             time.sleep(POLL_INTERVAL)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

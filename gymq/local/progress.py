@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -12,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from gymq.observe.terminal import printable, say
 from gymq.store.run_status import RunStatus
 
 #: Seconds between two lines where there is no terminal.
@@ -30,7 +30,7 @@ class _Bar(Progress):
         """Return the bar, and the line if there is something to say."""
         yield from super().get_renderables()
         if self.waits:
-            yield Text(f"waits for {self.waits}", style="dim", overflow="ellipsis", no_wrap=True)
+            yield Text(printable(f"waits for {self.waits}"), style="dim", overflow="ellipsis", no_wrap=True)
 
 
 class RunProgress:
@@ -77,9 +77,9 @@ class RunProgress:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if self._cell is not None:
-            print(line, file=sys.stderr, flush=True)  # the console would display it as HTML
+            say(line, err=True)  # the console would display it as HTML
         else:
-            self.console.print(line, markup=False, soft_wrap=True)
+            self.console.print(printable(line), markup=False, soft_wrap=True)
 
     def show(self, status: RunStatus, last: bool = False, waits: str = "") -> None:
         """Show the run's status.
@@ -105,7 +105,7 @@ class RunProgress:
         more += f"; waits for {waits}" if waits and not last else ""
         line = f"{self._name}: {status.ended}/{self._total} rollouts, {more}"
         if self._cell is not None:
-            self._cell.update({"text/plain": line}, raw=True)
+            self._cell.update({"text/plain": printable(line)}, raw=True)
         elif now - self._spoken >= LINE_INTERVAL or last:
             self._spoken = now
             self.say(line)

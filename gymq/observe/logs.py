@@ -16,6 +16,7 @@ import msgspec
 from gymq.observe import events
 from gymq.observe.log_lines import line_of
 from gymq.observe.redaction import Redaction
+from gymq.observe.terminal import printable
 from gymq.observe.work import work_in_hand
 from gymq.settings import Settings
 
@@ -116,7 +117,7 @@ class TextLines(logging.Formatter):
             line += f" ({' '.join(f'{name}={value}' for name, value in fields.items())})"
         if raised := _raised(self, record):
             line += f"\n{raised}"
-        return self._redact(line)
+        return printable(self._redact(line))
 
 
 class JsonLines(logging.Formatter):
@@ -142,10 +143,11 @@ class JsonLines(logging.Formatter):
         }
         if raised := _raised(self, record):
             line["exception"] = raised
-        return _encoder.encode({name: self._clean(value) for name, value in line.items()}).decode()
+        return printable(_encoder.encode({name: self._clean(value) for name, value in line.items()}).decode())
 
     def _clean(self, value: Any) -> Any:
-        return self._redact(value) if isinstance(value, str) else value
+        # Half a pair of surrogates has no UTF-8.
+        return self._redact(value).encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _time(record: logging.LogRecord) -> str:

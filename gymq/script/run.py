@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -30,6 +29,7 @@ from gymq.errors import DataError, GymqError, UsageError
 from gymq.local.local_run import LocalRun
 from gymq.local.read_options import check_options
 from gymq.local.run_guard import HOPELESS
+from gymq.observe.terminal import say
 from gymq.script.run_keywords import RunKeywords
 from gymq.script.run_result import RunResult
 from gymq.wire.json_types import JsonObject
@@ -166,12 +166,12 @@ class _Running:
         values: dict[str, Any] = {**options, "data": data, "model": model, "out": target}
         checked = check_options(values, lambda name: f"gymq.run: {name}")
 
-        def say(line: str) -> None:
+        def tell(line: str) -> None:
             line = line.replace(str(rows), _ROWS)
-            print(line if out is not None else line.replace(target, "the result"), file=sys.stderr, flush=True)
+            say(line if out is not None else line.replace(target, "the result"), err=True)
 
         try:
-            local = self._local = LocalRun(plugins.add_environment(environment), checked, say)
+            local = self._local = LocalRun(plugins.add_environment(environment), checked, tell)
         except DataError as error:
             raise DataError(str(error).replace(str(rows), _ROWS)) from None
         if self._stopping:
@@ -180,10 +180,10 @@ class _Running:
         if stop is not None and stop.code == HOPELESS:
             raise GymqError(f"stopped, because all rollouts fail alike: {local.folder.last_failure()}")
         if stop is not None and out is not None:
-            say(local.told(stop)[0])
+            tell(local.told(stop)[0])
         if stop is None:
             for line in local.complaints():
-                say(f"gymq: {line}")
+                tell(f"gymq: {line}")
         return RunResult(Path(target), local.total, local.bad, stop is not None, folder if out is None else None)
 
 

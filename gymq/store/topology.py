@@ -25,6 +25,9 @@ from gymq.errors import ServerUnreachable, UsageError
 #: The remedy where no server answers.
 NAME_IT = "start it, or name another one by --redis or GYMQ_REDIS_URL, or a running `gymq run` by --of OUT"
 
+#: What is said of a URL whose host or port makes no sense: not what stands there, which may be a password.
+UNREADABLE = "host and port cannot be read; write redis://:password@host:6379/0"
+
 #: Seconds that one Sentinel or node of a Cluster may take to say where a shard is.
 ASK_TIMEOUT = 2.0
 
@@ -81,6 +84,7 @@ def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:
     try:
         for url in urls:
             scheme = url.partition("://")[0]
+            _check_parts(url, scheme)
             if scheme in ("redis-cluster", "rediss-cluster"):
                 if len(urls) > 1:
                     raise ValueError("a Cluster stands alone: ?shards=N says how many shards it holds")
@@ -88,8 +92,7 @@ def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:
             if scheme == "sentinel":
                 addresses.append(_sentinel(url, len(addresses)))
             else:
-                if "," in (parse_url(url).get("host") or ""):
-                    raise ValueError("a comma stands between two whole URLs")
+                _check(url)
                 addresses.append(Address("server", url, len(addresses)))
     except ValueError as error:
         raise UsageError(f"{option}: {error}; docs/operations.md lists the forms") from None
@@ -98,6 +101,45 @@ def parse(text: str, option: str = "--redis") -> tuple[Address, ...]:
     if len({(address.url, address.master, address.seeds) for address in addresses}) < len(addresses):
         raise UsageError(f"{option}: the same server stands there twice; each shard needs a server, or a database, of its own")
     return tuple(addresses)
+
+
+def _check_parts(url: str, scheme: str) -> None:
+    """Refuse a URL whose parts are others than were meant, without a word of it: what is not understood may be a password.
+
+    Args:
+        url: the URL.
+        scheme: its scheme.
+
+    Raises:
+        ValueError: it cannot be split, or a password with `#`, `/` or `?` as they are ends the host and stands in the rest.
+    """
+    try:
+        urlsplit(url)
+    except ValueError:
+        raise ValueError(UNREADABLE) from None
+    if scheme == "unix":
+        return
+    rest = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:]
+    if "#" in url or any("@" in part for part in rest):
+        raise ValueError("write the characters # / ? @ of a user or password as %23 %2F %3F %40")
+
+
+def _check(url: str) -> None:
+    """Refuse the URL of one server that redis-py cannot read; its own words may repeat a password.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("a URL begins with redis://, rediss://, unix://, sentinel:// or redis-cluster://")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(UNREADABLE) from None
+    if "," in host:
+        raise ValueError("a comma stands between two whole URLs")
+    parse_url(url)
 
 
 def locate(address: Address) -> str:
@@ -166,7 +208,7 @@ def _split(url: str, port: int) -> tuple[str, str, list[str], str, dict[str, str
 
 def _plain(scheme: str, login: str, host: str, path: str, query: dict[str, str]) -> str:
     url = urlunsplit((scheme, login + host, path, urlencode(query), ""))
-    parse_url(url)
+    _check(url)
     return url
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from gymq.api.backend import Backend, Request
 from gymq.errors import CallError
+from gymq.observe.terminal import say
 from gymq.wire.calls import Generated, Usage
 from gymq.wire.json_types import JsonObject
 from gymq.wire.message import Conversation, Function, Message, ToolCall, encode_message
@@ -83,7 +84,7 @@ class Person:
         for index in range(self._shown, len(messages)):
             message = messages[index]
             if message.role != "assistant":
-                print(f"{message.role}: {message.text}")
+                say(f"{message.role}: {message.text}")
         self._shown = len(messages) + 1
         names = [tool["function"]["name"] for tool in tools]
         while True:
@@ -94,4 +95,4 @@ class Person:
             if name in names:
                 self._calls += 1
                 return Message("assistant", tool_calls=[ToolCall(f"call_{self._calls}", Function(name, arguments or "{}"))])
-            print(f"there is no tool {name!r}")
+            say(f"there is no tool {name!r}")

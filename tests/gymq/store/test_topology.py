@@ -56,7 +56,7 @@ def test_no_two_shards_of_a_cluster_have_the_same_keys_and_the_first_has_those_o
     ("url", "says"),
     [
         ("redis://a:1/0,redis://a:1/0", "stands there twice"),
-        ("redis://a:1/0,http://b", "scheme"),
+        ("redis://a:1/0,http://b", "a URL begins with redis://"),
         ("redis://a:port/0", "port"),
         ("redis-cluster://a,redis://b", "stands alone"),
         ("redis-cluster://a/3", "no database"),
@@ -73,6 +73,34 @@ def test_a_mistake_is_told_in_one_line(url, says):
         parse(url)
     assert says in str(refusal.value) and "--redis" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2#x@h",
+        "redis://:hunter2/x@h:1/0",
+        "redis://:hunter2?x@h",
+        "redis://:2#hunter2@h",
+        "redis://gymq:hunter2",
+        "redis://gymq:hunter2@h:hunter2",
+        "redis://:hunter2\u2100x@h",
+        "redis://[hunter2@h",
+        "hunter2@h",
+        "sentinel://:hunter2#x@h/m",
+        "sentinel://:hunter2@h:hunter2/m",
+        "sentinel://h/m?sentinel_password=hunter2@x",
+        "redis-cluster://:hunter2/x@h",
+        "redis-cluster://gymq:hunter2",
+        "redis-cluster://:hunter2\u2100x@h",
+        "sentinel://[hunter2@h/m",
+    ],
+)
+def test_no_word_of_a_url_that_is_not_understood_is_repeated(url):
+    with pytest.raises(UsageError) as refusal:
+        parse(url)
+    assert "hunter2" not in str(refusal.value)
+    assert "docs/operations.md lists the forms" in str(refusal.value)
 
 
 @pytest.mark.parametrize("url", ["redis-cluster://127.0.0.1:1,127.0.0.1:2", "sentinel://127.0.0.1:1,127.0.0.1:2/main"])
