@@ -43,7 +43,8 @@ def test_what_is_said_shown_in_a_table_told_of_a_run_and_logged_passes_there(cap
     table.show(rows, HOSTILE)
     RunProgress("r", 1, 0).say(HOSTILE)
     for form in (logs.TextLines(), logs.JsonLines()):
-        say(form.format(logging.LogRecord("gymq", logging.INFO, "f", 1, "%s", (HOSTILE,), None)))
+        line = form.format(logging.LogRecord("gymq", logging.INFO, "f", 1, "%s", (HOSTILE,), None))
+        assert printable(line) == line
     printed = capsys.readouterr()
     assert printed.out.count(SAFE) == 4
     assert printed.err.count(SAFE) == 2
