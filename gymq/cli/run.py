@@ -40,7 +40,7 @@ def run(env: str, **given: Any) -> int:
     from gymq.cli import report
     from gymq.local.local_run import LocalRun
     from gymq.local.read_options import read_run_options
-    from gymq.local.run_guard import Stop
+    from gymq.local.run_guard import stopped_by
     from gymq.local.run_session import terminate
     from gymq.plugins import add_environment
 
@@ -50,7 +50,7 @@ def run(env: str, **given: Any) -> int:
     try:
         stopped = local.go()
     except (KeyboardInterrupt, SystemExit) as error:
-        stopped = Stop(128 + (signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM))
+        stopped = stopped_by(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
     if stopped is not None:
         for line in local.told(stopped):
             say(line, err=True)

@@ -20,7 +20,7 @@ from gymq.local.preflight import check_kept, preflight
 from gymq.local.read_options import check_names
 from gymq.local.run_budget import check_prices
 from gymq.local.run_dir import RunDir
-from gymq.local.run_guard import HOPELESS, Stop
+from gymq.local.run_guard import HOPELESS, Stop, stopped_by
 from gymq.local.run_identity import run_name
 from gymq.local.run_options import RunOptions
 from gymq.local.run_session import RunSession
@@ -41,6 +41,7 @@ class LocalRun:
         environment: the environment of rows that name none.
         options: the options; `out` is among them.
         say: told of each bad row, and of what is there, in one line for a person.
+        word: returns a line of the progress in the caller's words, where those are not the command line's.
 
     Attributes:
         config: the run.
@@ -53,13 +54,16 @@ class LocalRun:
         DataError: the data cannot be read, or has no good row.
     """
 
-    def __init__(self, environment: str, options: RunOptions, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, environment: str, options: RunOptions, say: Callable[[str], None], word: Callable[[str], str] = str
+    ) -> None:
         self._began = time.time()
         check_names(environment, options)
         check_prices(options, options.price_table)
         assert options.out is not None
         self._options = options
         self._say = say
+        self._word = word
         self._identity = options.identity(environment)
         self.config = options.config(environment, run_name(self._identity))
         self.folder = RunDir(Path(options.out))
@@ -124,9 +128,9 @@ class LocalRun:
                 self._say(f"{out}: {len(kept)} rollouts are there; the others are to do")
             self.folder.enter(self.config.name, self._identity)
             source = self._identity["data"]
-            session = RunSession(self._options, self.config, source, self._rows, kept, self.folder, self._stop)
+            session = RunSession(self._options, self.config, source, self._rows, kept, self.folder, self._stop, self._word)
             if self._stop.done():
-                return Stop(128 + self._stop.result())
+                return stopped_by(self._stop.result())
             self._session = session
             stopped = session.go()
             if stopped is None:
@@ -183,11 +187,14 @@ class LocalRun:
             stop: why it was stopped.
         """
         kept = sum(1 for _ in self.folder.kept(self.config.name))
-        lines = [f"{kept} of {self.total} rollouts are in {self.folder.out}; the same command continues"]
-        if stop.code == HOPELESS:
-            lines.append(f"gymq: stopped, because all fail alike: {self.folder.last_failure()}")
-            lines.append("gymq: once that is mended, the same command with --retry-failed does them all")
-        return lines
+        there = f"{kept} of {self.total} rollouts are in {self.folder.out}"
+        if stop.code != HOPELESS:
+            return [f"{there}; the same command continues"]
+        return [
+            there,
+            f"gymq: stopped, because all fail alike: {self.folder.last_failure()}",
+            "gymq: once that is mended, the same command with --retry-failed does them all",
+        ]
 
     async def _probe(self) -> None:
         """Wait until the models answer, unless the run is stopped before; a server of one's own that is away is told first."""

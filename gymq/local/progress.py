@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -40,11 +40,13 @@ class RunProgress:
         name: the run's name.
         total: rollouts that the run will have.
         done: rollouts that had ended when the command began.
+        word: returns a line in the words of the caller.
     """
 
-    def __init__(self, name: str, total: int, done: int) -> None:
+    def __init__(self, name: str, total: int, done: int, word: Callable[[str], str] = str) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._name = name
+        self._word = word
         self._total = total
         self._spoken = time.monotonic()
         self._seen = [(time.monotonic(), done)]
@@ -76,6 +78,7 @@ class RunProgress:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
+        line = self._word(line)
         if self._cell is not None:
             say(line, err=True)  # the console would display it as HTML
         else:

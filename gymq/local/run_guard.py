@@ -23,11 +23,24 @@ class Stop(msgspec.Struct, frozen=True):
 
     Args:
         code: the exit code.
-        line: what to tell a person; empty: it was a signal.
+        line: what to tell a person.
     """
 
     code: int
-    line: str = ""
+    line: str
+
+
+#: What becomes of the calls of a run that is stopped in order.
+_IN_ORDER = "calls in flight may end (again to stop at once)"
+
+
+def stopped_by(number: int) -> Stop:
+    """Return the stop by a signal.
+
+    Args:
+        number: the signal's number.
+    """
+    return Stop(128 + number, f"stopping: {_IN_ORDER}")
 
 
 class RunGuard:
@@ -63,7 +76,7 @@ class RunGuard:
             alike = f"{self._trial.failed} rollouts failed alike ({self._trial.kind}), and none has succeeded"
             stop = Stop(HOPELESS, f"stopping: {alike}")
         elif over and not _complete(status):
-            stop = Stop(LIMITED, f"stopping: {over}; calls in flight may end (again to stop at once)")
+            stop = Stop(LIMITED, f"stopping: {over}; {_IN_ORDER}")
         with suppress(Outage):
             if stop is not None:
                 await shards.bound(self._run, failures=0)

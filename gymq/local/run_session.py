@@ -11,11 +11,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from gymq.aio import cancel_and_wait
 from gymq.client.output import output_kind
@@ -27,7 +28,7 @@ from gymq.local.producer_thread import ProducerThread
 from gymq.local.progress import RunProgress
 from gymq.local.role_thread import RoleThread
 from gymq.local.run_dir import RunDir
-from gymq.local.run_guard import RunGuard, Stop
+from gymq.local.run_guard import RunGuard, Stop, stopped_by
 from gymq.local.run_options import RunOptions
 from gymq.local.source_ranges import produce, source_ranges
 from gymq.local.wait_reader import WaitReader
@@ -55,6 +56,24 @@ MAX_RESTARTS = 5
 _BATCH = 1000
 
 
+class _Underway(NamedTuple):
+    """All that a run under way is looked after by.
+
+    Args:
+        settings: where Redis is.
+        supervisor: of the processes.
+        producer: of the rows.
+        server: the embedded server; None: another one is used.
+        progress: what is shown.
+    """
+
+    settings: Settings
+    supervisor: Supervisor
+    producer: ProducerThread
+    server: EmbeddedRedis | None
+    progress: RunProgress
+
+
 class RunSession:
     """One `gymq run`, from when its folder is locked.
 
@@ -66,6 +85,7 @@ class RunSession:
         kept: the rollouts that the file holds.
         folder: the file and the folder beside it.
         stop: set to the signal for which the run is to stop in order; any thread may set it.
+        word: returns a line of the progress in the words of the caller.
     """
 
     def __init__(
@@ -77,6 +97,7 @@ class RunSession:
         kept: RolloutSet,
         folder: RunDir,
         stop: Future[int],
+        word: Callable[[str], str],
     ) -> None:
         self._options = options
         self._config = config
@@ -88,6 +109,7 @@ class RunSession:
         self._consumer = output_kind(folder.out)
         self._parts: list[tuple[int, int | None]] = []
         self._stop = stop
+        self._word = word
         self._supervisor: Supervisor | None = None
         self._roles: list[RoleThread] = []
         #: Whether a process has died: then the logs are worth keeping.
@@ -127,7 +149,7 @@ class RunSession:
             # The Celery app, by which rows are announced, is made of the environment's settings.
             with _variables(settings.environment()):
                 asyncio.run(self._prepare(settings))
-                with RunProgress(self._config.name, self.total, len(self._kept)) as progress:
+                with RunProgress(self._config.name, self.total, len(self._kept), self._word) as progress:
                     if line := traces.missing():
                         progress.say(f"gymq: {line}")
                     return self._work(settings, server, progress)
@@ -197,11 +219,11 @@ class RunSession:
             for role in self._roles:
                 role.start()
             producer.start()
-            stopped = asyncio.run(self._watch(settings, supervisor, producer, server, progress))
+            stopped = asyncio.run(self._watch(_Underway(settings, supervisor, producer, server, progress)))
             if _on_main_thread():
                 signal.signal(signal.SIGTERM, terminate)
             if stopped:
-                progress.say(stopped.line or "stopping: calls in flight may end (again to stop at once)")
+                progress.say(stopped.line)
             return stopped
         finally:
             producer.stop()
@@ -209,36 +231,23 @@ class RunSession:
                 role.drain()
             supervisor.stop()
 
-    async def _watch(
-        self,
-        settings: Settings,
-        supervisor: Supervisor,
-        producer: ProducerThread,
-        server: EmbeddedRedis | None,
-        progress: RunProgress,
-    ) -> Stop | None:
+    async def _watch(self, underway: _Underway) -> Stop | None:
         """Look after all processes until the sink is finished, or a signal or a verdict stops the run."""
         stop = asyncio.wrap_future(self._stop)
         if _on_main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, _once, self._stop, number)
-        look = asyncio.create_task(self._look_after(settings, supervisor, producer, server, progress))
+        look = asyncio.create_task(self._look_after(underway))
         try:
             # Not by turns: a look may wait for a Redis that does not answer.
             await asyncio.wait((look, stop), return_when=asyncio.FIRST_COMPLETED)
-            return look.result() if look.done() else Stop(128 + stop.result())
+            return look.result() if look.done() else stopped_by(stop.result())
         finally:
             await cancel_and_wait([look])
 
-    async def _look_after(
-        self,
-        settings: Settings,
-        supervisor: Supervisor,
-        producer: ProducerThread,
-        server: EmbeddedRedis | None,
-        progress: RunProgress,
-    ) -> Stop | None:
+    async def _look_after(self, underway: _Underway) -> Stop | None:
         """Look after all processes until the sink is finished, or a verdict stops the run."""
+        settings, supervisor, producer, server, progress = underway
         restarts, due = 0, 0.0
         async with Shards(settings, "gymq-watch") as shards:
             while True:

@@ -32,6 +32,7 @@ from gymq.local.run_guard import HOPELESS
 from gymq.observe.terminal import say
 from gymq.script.run_keywords import RunKeywords
 from gymq.script.run_result import RunResult
+from gymq.script.wording import in_python
 from gymq.wire.json_types import JsonObject
 
 #: Where tasks come from: a source as of `--data`, or rows.
@@ -152,6 +153,8 @@ class _Running:
         try:
             result = self._run(*self._given)
         except BaseException as error:
+            if isinstance(error, GymqError):
+                error.args = tuple(in_python(part) if isinstance(part, str) else part for part in error.args)
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -167,18 +170,19 @@ class _Running:
         checked = check_options(values, lambda name: f"gymq.run: {name}")
 
         def tell(line: str) -> None:
-            line = line.replace(str(rows), _ROWS)
+            line = in_python(line).replace(str(rows), _ROWS)
             say(line if out is not None else line.replace(target, "the result"), err=True)
 
         try:
-            local = self._local = LocalRun(plugins.add_environment(environment), checked, tell)
+            local = self._local = LocalRun(plugins.add_environment(environment), checked, tell, in_python)
         except DataError as error:
             raise DataError(str(error).replace(str(rows), _ROWS)) from None
         if self._stopping:
             local.stop(signal.SIGINT)
         stop = local.go()
         if stop is not None and stop.code == HOPELESS:
-            raise GymqError(f"stopped, because all rollouts fail alike: {local.folder.last_failure()}")
+            again = "" if out is None else "; once that is mended, the same call with retry_failed=True does them all"
+            raise GymqError(f"stopped, because all rollouts fail alike: {local.folder.last_failure()}{again}")
         if stop is not None and out is not None:
             tell(local.told(stop)[0])
         if stop is None:

@@ -286,13 +286,20 @@ class _Invocation:
         return None if data == self.call.state else data
 
     def one_line(self, error: BaseException) -> str:
-        """Return an error as one line: type, text, and the innermost place in the environment's own file."""
+        """Return an error as one line: type, text, and the innermost place in the environment's own module."""
         text = " ".join(str(error).split())[:MAX_TEXT]
-        frames = traceback.extract_tb(error.__traceback__)
-        own_file = inspect.getfile(type(self.environment))
-        place = next((frame for frame in reversed(frames) if frame.filename == own_file), frames[-1] if frames else None)
-        where = "" if place is None else f" ({os.path.basename(place.filename)}:{place.lineno})"
+        frames = list(traceback.walk_tb(error.__traceback__))
+        own = [frame for frame in frames if frame[0].f_globals.get("__name__") == type(self.environment).__module__]
+        where = f" ({_place(*(own or frames)[-1])})" if frames else ""
         return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+def _place(frame: FrameType, line: int) -> str:
+    """Return a place in code for a person; a notebook's cell is no file, and its code has a number for a name."""
+    code = frame.f_code
+    return (
+        f"{os.path.basename(code.co_filename)}:{line}" if os.path.exists(code.co_filename) else f"{code.co_name}, line {line}"
+    )
 
 
 def called(frame: FrameType) -> Call | None:

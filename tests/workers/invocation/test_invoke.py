@@ -216,6 +216,18 @@ async def test_what_a_tool_raises_is_a_fault(name, kind):
     assert raised.value.fault.kind == kind
 
 
+async def test_an_error_names_its_place_also_where_no_file_is(monkeypatch):
+    # Given a class whose code was compiled as a notebook's cell is: it names a file that does not exist
+    names: dict[str, Any] = {"__name__": "__main__", "Environment": Environment}
+    cell = "class Cell(Environment):\n    name = 'cell'\n    def verify(self):\n        return 1 / 0\n"
+    exec(compile(cell, "/tmp/ipykernel_1/880288140.py", "exec"), names)
+    monkeypatch.setattr(plugins, "environment", lambda name: names["Cell"]())
+    with pytest.raises(CallError) as raised:
+        await run("verify")
+    assert raised.value.fault.kind == "verifier"
+    assert raised.value.fault.message == "ZeroDivisionError: division by zero (verify, line 4)"
+
+
 async def test_close_sees_the_state_and_answers_nothing():
     assert await run("close", state=msgspec.msgpack.encode(Memory(["x"]))) == b""
     assert CLOSED.pop() == ["x"]
