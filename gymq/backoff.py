@@ -3,7 +3,7 @@
 * a request to a model server: `workers/model/openai/retry.py`; an endpoint that failed rests: `endpoint_pool.py` beside it;
 * a rollout's calls that met an outage: `workers/agent/retry_budget.py`;
 * a child process that died: `gymq/process/supervisor.py`; a quarantine: `gymq/runtime/quarantine.py`;
-* a command to Redis: `gymq/store/connection.py`, at an even pace.
+* a command to Redis: `gymq/store/connection.py`, at an even pace, spread at random.
 """
 
 from __future__ import annotations

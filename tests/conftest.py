@@ -77,6 +77,7 @@ def redis_url(redis_server: EmbeddedRedis) -> Iterator[str]:
         try:
             with Redis.from_url(redis_server.url) as client:
                 client.config_set("maxmemory", 0)
+                client.config_set("min-replicas-to-write", 0)
                 return bool(client.flushall())
         except ConnectionError:
             return False  # the last test killed it, and it is not quite dead

@@ -15,6 +15,8 @@ from celery.loaders.app import AppLoader
 from celery.platforms import SecurityWarning
 from celery.worker.consumer import consumer
 from kombu.entity import Queue
+from kombu.transport import redis as redis_transport
+from redis import ResponseError
 
 from gymq import plugins
 from gymq.celery import broker, control
@@ -26,8 +28,12 @@ from gymq.celery.queues import ENQUEUE, ISOLATED, ISOLATED_QUEUE, ROLLOUTS_QUEUE
 from gymq.errors import GymqError
 from gymq.observe import logs
 from gymq.settings import Settings
+from gymq.store.outages import Refusal, refusal
 
 log = logging.getLogger(__name__)
+
+#: Celery's line on connections that break again and again: while the server refuses, each does.
+_RESTARTS = "Frequent restarts detected: %r"
 
 #: The entry points whose modules define further Celery tasks.
 TASKS = "gymq.tasks"
@@ -90,6 +96,8 @@ def create(settings: Settings) -> Any:
         broker_use_ssl=kombu_broker.ssl or False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # What the server refuses for now: Celery knows no code of it, and would end the worker.
+        broker_channel_error_retry=True,
         broker_pool_acquire_timeout=30,
         result_backend=None,
         task_ignore_result=True,
@@ -127,20 +135,32 @@ def set_up_logs(loglevel: int, **_: object) -> None:
     """
     settings = Settings.from_environment()
     logs.configure(settings, loglevel)
+    # Celery has the warning shown, whatever the filters of warnings say.
+    logging.getLogger("py.warnings").addFilter(_is_no_notice)
     if not settings.broker_url:
-        logging.getLogger(consumer.__name__).addFilter(_is_no_outage)
+        for name in (consumer.__name__, redis_transport.__name__):
+            logging.getLogger(name).addFilter(_is_no_outage)
 
 
 def _is_no_outage(record: logging.LogRecord) -> bool:
     """Return whether a line of Celery's is not of the broker's outage, which each of its tries to connect tells again."""
-    # The broker is the first shard, whose outage an event tells.
-    return record.msg not in (consumer.CONNECTION_RETRY, consumer.CONNECTION_ERROR)
+    # The broker is the first shard, whose outage an event tells; one that refuses for good is told by nobody else.
+    if record.msg == _RESTARTS:
+        return False  # each of them has a line
+    said = [record.msg, *(record.args if isinstance(record.args, tuple) else ())]
+    errors = [one for one in (*said, record.exc_info and record.exc_info[1]) if isinstance(one, ResponseError)]
+    if errors:
+        return refusal(errors[0]) not in (Refusal.PASSING, Refusal.FULL)
+    return not any(line in said for line in (consumer.CONNECTION_RETRY, consumer.CONNECTION_ERROR))
+
+
+def _is_no_notice(record: logging.LogRecord) -> bool:
+    """Return whether a warning is not of a default that may change, at each outage, though the app says what it wants."""
+    return CPendingDeprecationWarning.__name__ not in record.getMessage()
 
 
 # Celery warns of root because of pickle, which is not accepted here; in a container everybody is root.
 warnings.filterwarnings("ignore", category=SecurityWarning)
-# And of a default that may change, at each outage, though the app says what it wants.
-warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 app: Any = create(Settings.from_environment())
 control.install()

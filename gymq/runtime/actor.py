@@ -25,6 +25,7 @@ from gymq.observe.events import Draining, Lapsed, MailParked, WorkerLeft, Worker
 from gymq.observe.metrics import WorkerGauges
 from gymq.runtime import newer_mail
 from gymq.runtime.announcement import announced
+from gymq.runtime.blame import is_on_mail
 from gymq.runtime.intake import Intake
 from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.runtime.membership import Membership
@@ -32,7 +33,7 @@ from gymq.runtime.outage_watch import outlasted
 from gymq.runtime.quarantine import Quarantine
 from gymq.runtime.worker_host import EVENT_LIMIT, Event, RoleOptions
 from gymq.settings import Settings
-from gymq.store.connection import OUTAGE_LIMIT, RECONNECT_PAUSE, Connection, Outage, ServerFull
+from gymq.store.connection import OUTAGE_LIMIT, Connection, Outage, ServerFull, pause
 from gymq.store.sharded import check
 from gymq.store.worker_registry import WorkerEntry
 from gymq.wire.activity import InWork
@@ -201,7 +202,7 @@ class Actor:
         """Forget a task; if it failed, that is a defect of gymq, not of a user's code, and the process ends."""
         self.tasks.discard(task)
         if not task.cancelled() and (failure := task.exception()) is not None:
-            self.leave(failure, to_blame=True)
+            self.leave(failure, to_blame=is_on_mail(failure))
 
     async def park(self, mail: list[Mail], schemas: list[int]) -> None:
         """Put mail aside that this worker is too old to read; newer ones take it up.
@@ -253,7 +254,9 @@ class Actor:
         try:
             done, _ = await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()
+                # Handed back by itself, at once, and with the blame where it belongs: others could only count a death.
+                if (failure := task.exception()) is not None:
+                    self.leave(failure, to_blame=is_on_mail(failure))
             await self._finish()
         finally:
             await cancel_and_wait(background)
@@ -276,7 +279,7 @@ class Actor:
                 if self.intake.closed:
                     return False
                 self.connection.tell_outage(error)
-                await asyncio.sleep(RECONNECT_PAUSE)
+                await pause()
 
     async def _begin(self) -> None:
         """Enter the registry, and tell it."""

@@ -5,13 +5,14 @@ A worker may have a private mailbox besides: one stream, for mail of all the mai
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
 
 from gymq.errors import GymqError
 from gymq.store import scripts
-from gymq.store.connection import Connection
+from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 from gymq.store.keys import Keys
 
 #: Milliseconds that a read waits for mail; also how late a draining worker or a new outage is noticed.
@@ -74,17 +75,27 @@ class Mailboxes:
         self._turn = 0
 
     async def create(self, connection: Connection) -> None:
-        """Make the streams and their groups where they do not exist; what already lies there will be delivered.
+        """Make the streams and their groups where they do not exist, however long an outage takes.
 
-        Raises:
-            Outage: the connection broke.
+        What already lies there will be delivered.
+
+        Args:
+            connection: a connection.
         """
-        for stream in self._all:
+        left = list(self._all)
+        while left:
             try:
-                await connection.send("XGROUP CREATE", stream, Keys.GROUP, "0", "MKSTREAM")
+                await connection.send("XGROUP CREATE", left[-1], Keys.GROUP, "0", "MKSTREAM")
+            except Outage:
+                await connection.reconnect()
+                continue
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
+                continue
             except GymqError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
+            left.pop()
 
     async def take(self, connection: Connection, worker: str, free: int) -> list[Mail]:
         """Take mail, what was handed back first; wait a while if there is none.

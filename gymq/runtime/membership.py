@@ -64,6 +64,9 @@ class Membership:
         self._connected = math.inf
         self._until = 0.0
         self._missing: dict[str, float] = {}
+        # Workers that were alive at the last look; and those that were before an outage, and were not seen alive since.
+        self._alive: set[str] = set()
+        self._unseen: set[str] = set()
 
     async def begin(self) -> None:
         """Enter the registry under a new name."""
@@ -134,7 +137,8 @@ class Membership:
         """Hand back the mail of dead workers; return whether suspects wait for a quarantine.
 
         A worker is dead when its key was missing at two looks, a renewal's time apart, of a judge that was connected all
-        the while. A reader without an entry in the registry was declared dead and read on.
+        the while. A reader without an entry in the registry was declared dead and read on. A worker that was not seen since an
+        outage may have ended itself over that, which its mail did not cause.
         """
         try:
             return await self._judge()
@@ -144,7 +148,10 @@ class Membership:
 
     async def _judge(self) -> bool:
         started = time.monotonic()
-        dead = [one for one in await registrations(self.connection) if not one.alive and one.worker != self.worker]
+        found = await registrations(self.connection)
+        dead = [one for one in found if not one.alive and one.worker != self.worker]
+        self._alive = {one.worker for one in found if one.alive}
+        self._unseen -= self._alive
         now = self._now()
         if time.monotonic() - started > self._limit / 3:
             self._connected = now
@@ -171,9 +178,11 @@ class Membership:
 
     async def _hand_back(self, worker: str, mailboxes: list[str]) -> None:
         messages = 0
+        reason = HandBackReason.OUTAGE if worker in self._unseen else HandBackReason.DEAD
+        self._unseen.discard(worker)
         moved: int | None = HANDBACK_BATCH
         while moved == HANDBACK_BATCH:
-            moved = await self.connection.run(scripts.hand_back(worker, HANDBACK_BATCH, HandBackReason.DEAD, mailboxes))
+            moved = await self.connection.run(scripts.hand_back(worker, HANDBACK_BATCH, reason, mailboxes))
             messages += moved or 0
         self.handed_back += messages
         if moved is not None:  # else it is alive
@@ -219,6 +228,7 @@ class Membership:
         await self.connection.reconnect()
         self._connected = self._now()
         self._missing.clear()
+        self._unseen |= self._alive
 
     def _now(self) -> float:
         return (self._clock or loop_clock()).now()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from gymq.errors import GymqError
 from gymq.store.connection import OUTAGE_LIMIT, Connection, Outage
 
 #: Seconds between two looks at whether an end is asked for, and between two questions to Redis once it is.
@@ -32,9 +31,7 @@ async def outlasted(connection: Connection, ending: Callable[[], bool]) -> None:
 async def _answer(connection: Connection) -> None:
     while True:
         try:
-            await connection.send("PING")
+            await connection.probe()  # what it holds can be handed back only to a server that takes writes
             return
         except Outage:
             await connection.reconnect()
-        except GymqError:
-            return  # it refuses the question, so it is there

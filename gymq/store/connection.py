@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
+from redis.exceptions import NoScriptError
 
 from gymq.errors import GymqError, ServerUnreachable, UsageError
 from gymq.settings import Settings
 from gymq.store import outages
 from gymq.store.keys import Keys
+from gymq.store.outages import Refusal
 from gymq.store.scripts import ScriptCall
 from gymq.store.topology import NAME_IT, locate, parse
 
@@ -26,26 +29,31 @@ READ_TIMEOUT = 15.0
 #: Seconds that opening a connection may take.
 CONNECT_TIMEOUT = 5.0
 
-#: Seconds between two tries to connect again.
+#: Seconds between two tries to connect again, on average.
 RECONNECT_PAUSE = 0.25
+
+#: The share of that pause by which it is spread at random: the connections of a fleet, which broke together, do not come back
+#: at the same moments.
+RECONNECT_SPREAD = 0.5
 
 #: Seconds for which a process that was asked to end waits for a shard that is away. What it holds is handed back by others, so
 #: it loses nothing; and the workers and the sink of a `gymq run`, one after the other, end within ten seconds.
 OUTAGE_LIMIT = 3.0
-
-#: Error codes of a server that cannot serve the shard now: it is starting, or is a replica, or the slot lies elsewhere.
-_ELSEWHERE = ("LOADING", "READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 
 #: Seconds between two tries while the server's memory is full: sinks make room, and they must get through.
 FULL_PAUSE = 0.5
 
 
 class Outage(Exception):
-    """The connection broke, or the shard is elsewhere now; whether the last command was carried out is not known."""
+    """The connection broke, or the server refuses for now; whether the last command was carried out is not known."""
 
 
 class ServerFull(GymqError):
     """The server's memory is full; the command had no effect."""
+
+
+class AccessRefused(GymqError):
+    """The server refuses the user, or what the user asks for."""
 
 
 class UnknownScript(GymqError):
@@ -96,18 +104,33 @@ class Connection:
             raise ServerUnreachable(f"Redis cannot be reached: {reason}; {NAME_IT}") from None
 
     async def reconnect(self) -> None:
-        """Open the connection again, however long that takes; other users of it wait meanwhile."""
+        """Open the connection again, to a server that takes writes, however long that takes; its other users wait meanwhile."""
         async with self._lock:
             while True:
                 await self._connection.disconnect(nowait=True)
                 if self._refused:
-                    await asyncio.sleep(RECONNECT_PAUSE)
                     self._refused = False
+                    await pause()
                 try:
-                    return await self.connect()
-                except ServerUnreachable as error:
+                    await self.connect()
+                    return await self._probe()
+                except (ServerUnreachable, Outage) as error:
                     self.tell_outage(error)
-                    await asyncio.sleep(RECONNECT_PAUSE)
+                    await pause()
+
+    async def probe(self) -> None:
+        """Ask whether the shard takes writes.
+
+        Raises:
+            Outage: it does not.
+        """
+        async with self._lock:
+            await self._probe()
+
+    async def _probe(self) -> None:
+        with contextlib.suppress(GymqError):  # not for this user; but it is there
+            # A write without effect, since nothing has that name. It works even when the server's memory is full.
+            await self._exchange("PEXPIRE", self.keys.alive(""), 1)
 
     def tell_outage(self, reason: Exception) -> None:
         """Tell that the shard is away; the next command that it answers ends that.
@@ -149,27 +172,32 @@ class Connection:
             GymqError: the server refused the command.
         """
         async with self._lock:
-            try:
-                await self._connection.send_command(*command, check_health=False)
-                reply = await self._connection.read_response()
-            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-                raise Outage(str(error)) from None
-            except NoScriptError as error:
-                raise UnknownScript(f"Redis refused {command[0]}: {error}") from None
-            except OutOfMemoryError as error:
-                raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
-            except redis.ResponseError as error:
-                if " -OOM " in str(error):  # before Redis 7 in a script; then it has written nothing
-                    raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
-                if _is_elsewhere(error):
-                    self._refused = True
-                    self.tell_outage(error)
-                    raise Outage(str(error)) from None
-                raise GymqError(f"Redis refused {command[0]}: {error}") from None
+            reply = await self._exchange(*command)
             if self._away:
                 self._away = False
                 outages.ended(self.shard, self.address)
             return reply
+
+    async def _exchange(self, *command: Any) -> Any:
+        try:
+            await self._connection.send_command(*command, check_health=False)
+            return await self._connection.read_response()
+        except (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse, OSError) as error:
+            raise Outage(str(error)) from None
+        except NoScriptError as error:
+            raise UnknownScript(f"Redis refused {command[0]}: {error}") from None
+        except redis.ResponseError as error:
+            match outages.refusal(error):
+                case Refusal.FULL:
+                    raise ServerFull(f"Redis refused {command[0]}, its memory is full: {error}") from None
+                case Refusal.PASSING:
+                    self._refused = True
+                    self.tell_outage(error)
+                    raise Outage(str(error)) from None
+                case Refusal.ACCESS:
+                    raise AccessRefused(f"Redis refused {command[0]}: {error}") from None
+                case Refusal.FINAL:
+                    raise GymqError(f"Redis refused {command[0]}: {error}") from None
 
     async def run(self, call: ScriptCall[T]) -> T:
         """Run a script once on this shard, whose prefix is KEYS[1].
@@ -198,7 +226,6 @@ class Connection:
                 await asyncio.sleep(FULL_PAUSE)
 
 
-def _is_elsewhere(error: ResponseError) -> bool:
-    # Servers before 7 put an error that a script met behind words of their own: "ERR Error running script ...: -READONLY ...".
-    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
-    return code in _ELSEWHERE or any(f" -{word} " in str(error) for word in _ELSEWHERE)
+async def pause() -> None:
+    """Wait before another try to connect."""
+    await asyncio.sleep(RECONNECT_PAUSE * random.uniform(1 - RECONNECT_SPREAD, 1 + RECONNECT_SPREAD))

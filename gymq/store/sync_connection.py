@@ -50,7 +50,7 @@ class SyncConnection:
             result = work(self._redis)
         except (redis.RedisError, OSError) as error:
             self.close()
-            if not isinstance(error, redis.ResponseError):
+            if not isinstance(error, redis.ResponseError) or outages.refusal(error) is outages.Refusal.PASSING:
                 self._away = True
                 outages.began(self._shard, self._address, error)
             raise

@@ -10,16 +10,17 @@
 --   m:<mailbox>        STREAM  mail; m:<mailbox>:retry STREAM handed-back mail, a = deaths in which it was held;
 --                              m:<mailbox>:alone STREAM suspects, k = strikes, w = the last worker that died with it
 -- ARGV[1]  worker  ARGV[2] how many messages at most  ARGV[3] "0": it is dead; "1": the worker itself asks, it is alive
---   and leaves in order, which is no death; "2": the worker itself asks, a defect ends it, which is one
+--   and leaves in order, which is no death; "2": the worker itself asks, a defect ends it, which is one; "3": it is dead since
+--   an outage, which is none
 -- ARGV[4..] its mailboxes
 -- Returns -1 if the worker is alive, else how many messages were handed back (fewer than ARGV[2]: all).
 local P = KEYS[1]
 local call = redis.call
 local worker, most, why = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-if why == '0' and call('EXISTS', P .. 'alive:' .. worker) == 1 then return -1 end
+if (why == '0' or why == '3') and call('EXISTS', P .. 'alive:' .. worker) == 1 then return -1 end
 local info = call('HGET', P .. 'workers', worker)
 -- One that stands in no registry was handed back before, and lived: it took more under its old name, which it then dropped.
-local death = (why == '1' or not info) and 0 or 1
+local death = (why == '1' or why == '3' or not info) and 0 or 1
 if info and string.sub(info, 1, 4) ~= 'dead' then
   call('DEL', P .. 'alive:' .. worker)
   call('HSET', P .. 'workers', worker, 'dead' .. info)

@@ -76,6 +76,8 @@ class HandBackReason(IntEnum):
     LEAVING = 1
     #: A defect ends the worker: a death.
     DEFECT = 2
+    #: Others found the worker dead that was alive before an outage: it may have ended itself over that, so it is no death.
+    OUTAGE = 3
 
 
 def hand_back(worker: str, limit: int, reason: HandBackReason, mailboxes: Sequence[str]) -> ScriptCall[int | None]:

@@ -336,6 +336,29 @@ async def test_a_death_right_after_an_outage_is_noticed_all_the_same(connection,
     assert await handed_back(connection) == 1
 
 
+@pytest.mark.parametrize("when", ["in an outage", "before", "after"])
+async def test_only_a_worker_that_was_not_seen_since_an_outage_dies_without_a_death_of_its_mail(connection, join, when):
+    # Given two workers, one of which ends: over an outage of Redis that both see, or without one
+    ends, judge = await join("w"), await join("judge")
+    await hold(connection, ends)
+    await connected(ends, judge)
+    await judge.sweep()
+    if when == "before":
+        await connection.send("DEL", keys.alive(ends.worker))
+        await judge.sweep()
+    await judge.recover()
+    if when == "after":
+        await connection.send("SET", keys.alive(ends.worker), "1")
+        await judge.sweep()
+    await connection.send("DEL", keys.alive(ends.worker))
+    # When its mail is handed back
+    async with beating(judge):
+        await until(lambda: _gone(connection, ends))
+    # Then that is a death unless it was over the outage
+    ((_, fields),) = await connection.send("XRANGE", keys.retry(BOX), "-", "+")
+    assert fields[-2:] == [b"a", b"0" if when == "in an outage" else b"1"]
+
+
 async def test_what_a_zombie_takes_under_its_old_name_comes_back(connection, join):
     # Given a worker that was declared dead and handed back
     zombie, judge = await join("zombie"), await join("judge")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 
 import pytest
 
@@ -49,6 +50,61 @@ async def test_what_the_server_refuses_is_an_error_that_names_the_command(one):
     with pytest.raises(GymqError, match=r"Redis refused INCR: .*not an integer"):
         await one.send("INCR", "text")
     assert await one.send("GET", "text") == b"x"
+
+
+#: Replies of a server that cannot serve the shard for the time being, as each is worded.
+PASSING = [
+    "LOADING Redis is loading the dataset in memory",
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "READONLY You can't write against a read only replica.",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+    "MOVED 3999 127.0.0.1:6381",
+    "ASK 3999 127.0.0.1:6381",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "CLUSTERDOWN The cluster is down",
+    "NOREPLICAS Not enough good replicas to write.",
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+    "ERR Error running script (call to f_0): @user_script:1: -MISCONF Errors writing to the AOF file: disk full",
+]
+
+
+@pytest.mark.parametrize("reply", PASSING, ids=[reply.partition(" ")[0] for reply in PASSING])
+async def test_a_refusal_that_passes_is_an_outage(one, reply):
+    with pytest.raises(Outage):
+        await one.send("EVAL", "return redis.error_reply(ARGV[1])", 0, reply)
+    await one.reconnect()
+    assert await one.send("ECHO", "mine") == b"mine"
+
+
+async def test_a_server_that_is_busy_with_a_script_is_waited_for(one, other):
+    # Given a script that holds the server
+    await other.send("CONFIG", "SET", "busy-reply-threshold", "10")
+    busy = asyncio.create_task(other.send("EVAL", "while redis.call('TIME')[1] < ARGV[1] do end", 0, int(time.time()) + 2))
+    await asyncio.sleep(0.2)
+    # When others ask
+    with pytest.raises(Outage, match="BUSY"):
+        await one.send("SET", "text", "x")
+    await one.reconnect()
+    # Then they are answered once it is over
+    assert busy.done()
+    assert await one.send("SET", "text", "x") == b"OK"
+
+
+async def test_a_connection_is_back_only_when_the_server_takes_writes(one, other):
+    # Given a server that lacks replicas
+    await other.send("CONFIG", "SET", "min-replicas-to-write", "1")
+    with pytest.raises(Outage, match="NOREPLICAS"):
+        await one.send("SET", "text", "x")
+    # Then the connection is not back, though reads are answered
+    back = asyncio.create_task(one.reconnect())
+    await asyncio.sleep(0.6)
+    assert not back.done()
+    assert await other.send("GET", "text") is None
+    # When the replicas are back, so is it
+    await other.send("CONFIG", "SET", "min-replicas-to-write", "0")
+    await asyncio.wait_for(back, 10)
+    assert await one.send("SET", "text", "x") == b"OK"
 
 
 async def test_a_script_that_fails_is_an_error_and_not_tried_again(one):

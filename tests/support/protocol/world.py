@@ -198,11 +198,11 @@ class World:
         # What lies in its private mailbox and was not taken goes last.
         theirs += [entry for entry in before if entry[0] == own and entry[:2] not in pending]
         moved = self.script(scripts.hand_back(name, most, why, [box]))
-        if why is HandBackReason.DEAD and alive:
+        if why in (HandBackReason.DEAD, HandBackReason.OUTAGE) and alive:
             assert moved is None
             return moved
         assert moved == min(most, len(theirs))
-        death = int(why is not HandBackReason.LEAVING and info is not None)
+        death = int(why in (HandBackReason.DEAD, HandBackReason.DEFECT) and info is not None)
         for stream, id_, fields in theirs[:moved]:
             deaths, strikes = _deaths(fields)
             died = death if (stream, id_) in pending else 0
