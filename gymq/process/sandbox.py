@@ -5,41 +5,46 @@
     ran = run_program(["python", "main.py"], files={"main.py": code}, stdin="3 4", seconds=5)
     ran.ok, ran.stdout, ran.reason
 
-The walls between a program and the machine depend on the machine; `ProgramResult.walls` tells which they were:
+The walls between a program and the machine depend on the machine; `ProgramResult.walls` tells which they were. A process
+chooses them once, by a program of its own, and no program changes that:
 
     namespaces  user, process, network, mount and IPC namespaces of its own; needs Linux 5.12, and root or a kernel that lets
                 users make namespaces
     uid         a user of its own that owns nothing, for root in a container without namespaces: the network is open
     weak        limits and an empty environment only: the program runs as this user; only where `GYMQ_SANDBOX=weak` accepts it
+
+`GYMQ_SANDBOX` is the weakest that this process accepts, `uid` unless it says otherwise.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import logging
 import os
-import selectors
-import signal
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from gymq.errors import GymqError, UsageError
-from gymq.process.program_output import CHUNK, ProgramOutput
+from gymq.process import python_files
+from gymq.process.running_program import ProgramEnd, Reason, RunningProgram
+from gymq.process.syscall_filter import program_filter
 
 log = logging.getLogger(__name__)
 
 Walls = Literal["namespaces", "uid", "weak"]
 
-#: The environment variable whose value `weak` accepts limits without walls.
+#: From the strongest to the weakest.
+WALLS: tuple[Walls, ...] = ("namespaces", "uid", "weak")
+
+#: The environment variable that names the weakest walls that this process accepts.
 ACCEPT = "GYMQ_SANDBOX"
 
 #: Default seconds of wall clock, and of CPU for each process.
@@ -54,13 +59,12 @@ DISK = 64 * 1024**2
 #: Default number of processes and threads: numpy starts one per core.
 PROCESSES = 64
 
-#: Seconds beyond the limit after which the warden itself is killed.
-WARDEN_GRACE = 10.0
+#: What a machine lacks for a moment: no reason to take its walls for impossible.
+_PASSING = {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EINTR, errno.EBUSY, errno.ENOBUFS}
 
-_INIT = str(Path(__file__).with_name("namespace_init.py"))
-
-#: The first walls that could be made in this process; empty until then.
-_proven: list[Walls] = []
+#: The walls that were chosen in this process; empty until then.
+_chosen: list[Walls] = []
+_choice = threading.Lock()
 
 
 class ProgramResult(msgspec.Struct, frozen=True):
@@ -70,7 +74,7 @@ class ProgramResult(msgspec.Struct, frozen=True):
         exit: the exit code; negative: the signal that ended it; 127: the program does not exist.
         stdout: its output, cut at 1 MiB with a note.
         stderr: its error output, likewise.
-        reason: "" if it ended by itself, else `timeout`, or `killed`: its warden died, as when the machine's memory ended.
+        reason: "" if it ended by itself, else `timeout`, or `killed`: so was its pid 1 or its warden, as when memory ended.
         walls: the walls around it: `namespaces`, `uid` or `weak`.
         seconds: the wall-clock time, with the making of the walls.
     """
@@ -78,7 +82,7 @@ class ProgramResult(msgspec.Struct, frozen=True):
     exit: int
     stdout: str
     stderr: str
-    reason: Literal["", "timeout", "killed"]
+    reason: Reason
     walls: Walls
     seconds: float
 
@@ -98,6 +102,7 @@ def run_program(
     disk: int = DISK,
     processes: int = PROCESSES,
     readable: Sequence[str | Path] = (),
+    minimum: Walls = "weak",
 ) -> ProgramResult:
     """Run an untrusted program and wait for its end; it blocks, so call it in a tool that is `def`, best an isolated one.
 
@@ -105,52 +110,112 @@ def run_program(
         return ran.stdout if ran.ok else f"failed: {ran.reason or ran.stderr}"
 
     The program runs in a folder of its own, `/tmp` within namespaces, which holds `files` and is deleted afterwards. It sees
-    the system's programs and libraries and this Python with its packages, read-only. `python` is this Python.
+    the system's programs and libraries and this Python with its packages, read-only, but for gymq and the packages of installed
+    environments, which may hold answers. `python` is this Python. Arguments and files that cannot be are the program's own
+    fault: it ends with 127.
 
     Args:
         argv: the program and its arguments.
         stdin: its input.
         files: files to put into its folder, by their relative paths.
         seconds: wall-clock seconds until it is killed, with all processes that it started.
-        memory: bytes of private memory of each process.
+        memory: bytes of private memory of each process, and, where this process may make a control group, of all together.
         disk: bytes of its folder, and of each file.
         processes: the number of processes and threads it may have at once.
         readable: further folders and files that it may read, at the same paths.
+        minimum: the weakest walls that will do; `GYMQ_SANDBOX` may ask for stronger ones.
 
     Raises:
-        GymqError: this machine has no walls, and `GYMQ_SANDBOX=weak` does not accept that.
-        UsageError: a path of `files` is absolute or leads out of the folder, or `argv` is empty.
+        GymqError: this machine has no walls that are strong enough, or could not make them this time.
+        UsageError: `argv` is empty, a limit is not positive, or there are no such walls.
     """
     if not argv:
         raise UsageError("run_program: argv is empty; name a program")
-    bodies = {_inside(name): _bytes(data) for name, data in (files or {}).items()}
-    config = {
-        "argv": list(argv),
-        "files": [[name, len(data)] for name, data in bodies.items()],
+    for name, limit in (("seconds", seconds), ("memory", memory), ("disk", disk), ("processes", processes)):
+        if not 0 < limit < 1 << 62:
+            raise UsageError(f"run_program: {name} is {limit}; give a positive number")
+    bodies = {name: _bytes(data) for name, data in (files or {}).items()}
+    program = {"argv": list(argv), "files": [[name, len(data)] for name, data in bodies.items()]}
+    config = _config(seconds, memory, disk, processes) | {"walls": _choose(minimum)}
+    started = time.monotonic()
+    config["readable"] = [os.path.abspath(path) for path in readable]
+    config["covered"] = [path for path in config["covered"] if path not in config["readable"]]
+    outcome = RunningProgram(config, [json.dumps(program).encode() + b"\n", *bodies.values()], _bytes(stdin)).wait()
+    if isinstance(outcome, ProgramEnd):
+        return ProgramResult(*outcome, config["walls"], time.monotonic() - started)
+    # Never weaker walls instead: whatever this was, a program may have brought it about.
+    raise GymqError(f"the sandbox's walls ({config['walls']}) could not be made this time: {outcome}; try again")
+
+
+def _config(seconds: float, memory: int, disk: int, processes: int) -> dict[str, Any]:
+    """Return what the warden must know of every run, and nothing of the program."""
+    return {
         "seconds": seconds,
         "memory": memory,
         "disk": disk,
         "processes": processes,
-        "readable": [*_python(), *(os.path.abspath(path) for path in readable)],
-        "path": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
+        "python": python_files.shown(),
+        "covered": python_files.covered(),
+        "readable": [],
+        "filter": program_filter().hex(),
+        "path": f"{os.path.realpath(os.path.dirname(sys.executable))}:/usr/local/bin:/usr/bin:/bin",
         "tmp": tempfile.gettempdir(),
         "parent": os.getpid(),
     }
-    problems: list[str] = []
-    for walls in _proven or _candidates():
-        outcome = _RunningProgram(config | {"walls": walls}, b"".join(bodies.values()), _bytes(stdin)).wait()
-        if isinstance(outcome, ProgramResult):
-            if not _proven:
-                _proven.append(walls)
-                if walls != "namespaces":
-                    why = f" ({'; '.join(problems)})" if problems else ""
-                    log.warning("sandbox: %s%s", _WARNINGS[walls], why)
-            return outcome
-        problems.append(f"{walls}: {outcome}")
+
+
+def _choose(minimum: Walls) -> Walls:
+    """Return the strongest walls that can be made in this process, chosen once by a program of our own.
+
+    Args:
+        minimum: the weakest that will do.
+    """
+    accepted = os.environ.get(ACCEPT) or "uid"
+    for place, name in ((f"the environment variable {ACCEPT}", accepted), ("run_program: minimum", minimum)):
+        if name not in WALLS:
+            raise UsageError(f"{place} is {name!r}; choose from {', '.join(WALLS)}")
+    weakest = min(WALLS.index(minimum), WALLS.index(accepted))
+    with _choice:
+        problems: list[str] = []
+        if not _chosen:
+            problems = _probe(WALLS[: WALLS.index(accepted) + 1])
+        if _chosen and WALLS.index(_chosen[0]) <= weakest:
+            return _chosen[0]
+    if _chosen:
+        problems = [f"it has {_chosen[0]}"]
     raise GymqError(
-        f"no sandbox for programs on this machine ({'; '.join(problems)}): allow user namespaces, run the executor as root, "
-        f"or accept a program that can do what this user can with {ACCEPT}=weak"
+        f"no sandbox for programs on this machine, {WALLS[weakest]} or stronger ({'; '.join(problems)}): allow user "
+        f"namespaces, run the executor as root, or accept a program that can do what this user can with {ACCEPT}=weak"
     )
+
+
+def _probe(candidates: Sequence[Walls]) -> list[str]:
+    """Choose the first walls that can be made, and return why others cannot.
+
+    Args:
+        candidates: the walls that are accepted, the strongest first.
+
+    Raises:
+        GymqError: the machine lacks something for the moment, which says nothing of its walls.
+    """
+    if sys.platform != "linux":
+        raise GymqError(f"no sandbox for programs on {sys.platform}: run the executor on Linux")
+    problems: list[str] = []
+    for walls in candidates:
+        if walls == "uid" and os.geteuid() != 0:
+            continue
+        program = json.dumps({"argv": ["true"], "files": []}).encode() + b"\n"
+        outcome = RunningProgram(_config(SECONDS, MEMORY, DISK, PROCESSES) | {"walls": walls}, [program], b"").wait()
+        if isinstance(outcome, ProgramEnd):
+            _chosen.append(walls)
+            if walls != "namespaces":
+                why = f" ({'; '.join(problems)})" if problems else ""
+                log.warning("sandbox: %s%s", _WARNINGS[walls], why)
+            break
+        if outcome.number is None or outcome.number in _PASSING:
+            raise GymqError(f"the sandbox's walls ({walls}) could not be tried: {outcome}; try again")
+        problems.append(f"{walls}: {outcome}")
+    return problems
 
 
 _WARNINGS = {
@@ -159,116 +224,6 @@ _WARNINGS = {
 }
 
 
-class _RunningProgram:
-    """A running program, seen from outside the walls."""
-
-    def __init__(self, config: dict[str, Any], files: bytes, stdin: bytes) -> None:
-        self._walls: Walls = config["walls"]
-        self._started = time.monotonic()
-        self._limit = self._started + config["seconds"] + WARDEN_GRACE
-        status, status_writer = os.pipe()
-        config_file, stdin_file = _memory(json.dumps(config).encode() + b"\n" + files), _memory(stdin)
-        try:
-            # Without this process's environment, which a child must not read.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _INIT, str(config_file), str(status_writer)],
-                stdin=stdin_file,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={"PATH": os.defpath},
-                pass_fds=(config_file, status_writer),
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(status)
-            raise
-        finally:
-            for descriptor in (status_writer, config_file, stdin_file):
-                os.close(descriptor)
-        assert self._process.stdout and self._process.stderr
-        self._streams = [ProgramOutput(self._process.stdout), ProgramOutput(self._process.stderr)]
-        self._status = os.fdopen(status, "rb", buffering=0)
-
-    def wait(self) -> ProgramResult | str:
-        """Wait for its end; return a text if the walls could not be made: the reason."""
-        try:
-            report = self._read()
-        finally:
-            self._end()
-        if "failed" in report:
-            return str(report["failed"])
-        stdout, stderr = (stream.text() for stream in self._streams)
-        code = report.get("exit", -signal.SIGKILL)
-        reason: Literal["", "timeout", "killed"] = "" if "exit" in report else "killed"
-        if report.get("timeout") or code == -signal.SIGXCPU:
-            reason = "timeout"
-        return ProgramResult(code, stdout, stderr, reason, self._walls, time.monotonic() - self._started)
-
-    def _read(self) -> dict[str, Any]:
-        """Read the program's output and the warden's report, and return the report; empty: the warden died."""
-        report = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._status, selectors.EVENT_READ)
-            for stream in self._streams:
-                selector.register(stream, selectors.EVENT_READ)
-            while (left := self._limit - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    if isinstance(key.fileobj, ProgramOutput):
-                        if not key.fileobj.take():
-                            selector.unregister(key.fileobj)
-                    elif data := self._status.read(CHUNK):
-                        report += data
-                    else:  # the warden has ended; no more output follows
-                        for stream in self._streams:
-                            stream.take_rest()
-                        return dict(json.loads(report.splitlines()[0])) if report else {}
-        return {}
-
-    def _end(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(WARDEN_GRACE)
-            self._process.kill()
-            self._process.wait()
-        self._status.close()
-        for stream in self._streams:
-            stream.close()
-
-
-def _candidates() -> list[Walls]:
-    if sys.platform != "linux":
-        raise GymqError(f"no sandbox for programs on {sys.platform}: run the executor on Linux")
-    walls: list[Walls] = ["namespaces"]
-    if os.geteuid() == 0:
-        walls.append("uid")
-    if os.environ.get(ACCEPT) == "weak":
-        walls.append("weak")
-    return walls
-
-
-def _python() -> list[str]:
-    """Return the folders of this Python and its packages."""
-    return list(dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix)))
-
-
-def _inside(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
-        raise UsageError(f"run_program: {name!r} is no path within the program's folder; use a relative one without ..")
-    return str(path)
-
-
 def _bytes(data: str | bytes) -> bytes:
-    return data.encode() if isinstance(data, str) else data
-
-
-def _memory(data: bytes) -> int:
-    """Return the descriptor of a nameless, sealed file with these bytes, at its beginning."""
-    descriptor = os.memfd_create("gymq", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-    return descriptor
+    # A model's text may hold lone surrogates: what becomes of them is for the program to see.
+    return data.encode(errors="surrogatepass") if isinstance(data, str) else data

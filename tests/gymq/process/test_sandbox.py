@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-import shutil
+import platform
 import socket
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
 
@@ -20,6 +18,7 @@ from gymq.errors import GymqError, UsageError
 from gymq.process import sandbox
 from gymq.process.program_output import OUTPUT
 from gymq.process.sandbox import DISK, run_program
+from tests.support.sandboxes import NOBODY, PYTHON, WITHOUT, as_another, needs_namespaces, needs_root
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -47,72 +46,14 @@ while True:
     time.sleep(100)
 """
 
-#: A system's Python, which other users may run; ours may be in a home.
-PYTHON = next((path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if os.path.exists(path)), None)
 
-#: In a user namespace that allows no further ones.
-WITHOUT = 'echo 0 > /proc/sys/user/max_user_namespaces; echo 0 > /proc/sys/user/max_pid_namespaces; exec "$@"'
-
-NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+#: Numbers of calls on x86_64.
+ADD_KEY, REQUEST_KEY, KEYCTL = 248, 249, 250
 
 
 def marked(marker: str) -> list[int]:
     """The processes that have a marker among their arguments."""
     return [p.pid for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
-
-
-def walled() -> bool:
-    """Whether this machine has namespaces for us."""
-    try:
-        return run_program(["true"]).walls == "namespaces"
-    except GymqError:
-        return False
-
-
-needs_namespaces = pytest.mark.skipif(not walled(), reason="this machine has no namespaces for us")
-needs_root = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
-
-
-@pytest.fixture(scope="module")
-def world():
-    """A folder that everybody may read, with a copy of gymq, for processes that are not we."""
-    folder = Path(tempfile.mkdtemp(prefix="gymq-test-"))
-    try:
-        for module in (gymq, msgspec):
-            shutil.copytree(Path(module.__file__).parent, folder / Path(module.__file__).parent.name)
-        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def as_another(world: Path, wrapper: list[str], argv: list[str], **given) -> dict:
-    """Run a program in a sandbox that another process makes, under another identity; what it says of it."""
-    if PYTHON is None:
-        pytest.skip("no Python of the system")
-    there = subprocess.run(
-        [PYTHON, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True, check=True
-    )
-    if there.stdout.strip() != str(sys.version_info[:2]):
-        pytest.skip("the system's Python is of another version than ours: it cannot load our msgspec")
-    code = "import sys, msgspec; from gymq import run_program; c = msgspec.json.decode(sys.stdin.read());"
-    code += "sys.stdout.write(msgspec.json.encode(run_program(c[0], **c[1])).decode())"
-    env = {"PYTHONPATH": str(world), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", **given.pop("env", {})}
-    text = msgspec.json.encode([argv, given]).decode()
-    done = subprocess.run(
-        [*wrapper, PYTHON, "-c", code], input=text, capture_output=True, text=True, cwd=world, env=env, timeout=60, check=False
-    )
-    return msgspec.json.decode(done.stdout) | {"said": done.stderr} if done.returncode == 0 else {"said": done.stderr}
-
-
-@pytest.fixture
-def temporary(monkeypatch):
-    """A folder of its own for what would lie in /tmp, which others may pass through."""
-    folder = Path(tempfile.mkdtemp(prefix="gymq-test-"))
-    folder.chmod(0o711)
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -159,10 +100,190 @@ def test_what_a_program_may_read_besides_can_lie_beside_its_folder_and_stays_as_
     assert (tmp_path / "data").read_text() == "given"
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", "a\0b"])
-def test_a_file_cannot_be_put_outside_the_folder(name):
-    with pytest.raises(UsageError):
-        run_program(["true"], files={name: ""})
+#: Files and arguments that no system can have, each with a part of what the program's error output says.
+IMPOSSIBLE = {
+    "an absolute name": (["true"], {"/etc/passwd": ""}, "no path within"),
+    "a name that leads out": (["true"], {"a/../../x": ""}, "no path within"),
+    "no name": (["true"], {"": ""}, "no path within"),
+    "NUL in a name": (["true"], {"a\0b": ""}, "null byte"),
+    "a long name": (["true"], {"n" * 300: ""}, "File name too long"),
+    "a name that is a file and a folder": (["true"], {"a": "", "a/b": ""}, "cannot write 'a/b'"),
+    "a lone surrogate in a name": (["true"], {"a\ud800": ""}, "surrogates not allowed"),
+    "NUL in an argument": (["echo", "a\0b"], {}, "null byte"),
+    "a lone surrogate in an argument": (["echo", "\ud800"], {}, "surrogates not allowed"),
+    "an argument of a mebibyte": (["echo", "x" * (1 << 20)], {}, "Argument list too long"),
+    "no name of a program": ([""], {}, "cannot run ''"),
+    "a file beyond the folder's bound": (["true"], {"big": bytes((1 << 20) + 1)}, "cannot write 'big'"),
+}
+
+
+@needs_namespaces
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_no_program_can_be_ends_with_127_and_changes_no_walls(case):
+    argv, files, says = IMPOSSIBLE[case]
+    ran = run_program(argv, files=files, disk=1 << 20)
+    assert (ran.exit, ran.walls, ran.reason) == (127, "namespaces", ""), ran
+    assert says in ran.stderr
+
+
+@needs_namespaces
+def test_a_first_program_that_cannot_be_does_not_decide_on_the_walls(monkeypatch):
+    # Given a process that has run no program yet, and accepts any walls
+    monkeypatch.setattr(sandbox, "_chosen", [])
+    monkeypatch.setenv("GYMQ_SANDBOX", "weak")
+    # When its first one fills the folder before it has begun
+    first = run_program(["true"], files={f"f{number}": "" for number in range(16_400)})
+    # Then that is its own end, and the next one has the walls that this machine can make
+    assert (first.exit, first.walls) == (127, "namespaces")
+    assert "No space left on device" in first.stderr
+    assert run_program(["true"]).walls == "namespaces"
+
+
+@needs_namespaces
+def test_walls_that_fail_later_are_not_replaced_by_weaker_ones(monkeypatch, tmp_path):
+    # Given a machine that accepts any walls, and has made the strongest before
+    monkeypatch.setenv("GYMQ_SANDBOX", "weak")
+    run_program(["true"])
+    # When they cannot be made
+    monkeypatch.setattr(sandbox, "program_filter", lambda: bytes(8))
+    # Then the program is refused
+    with pytest.raises(GymqError, match=r"walls \(namespaces\) could not be made this time: .*Invalid argument"):
+        run_program(["touch", str(tmp_path / "outside")])
+    assert not (tmp_path / "outside").exists()
+
+
+@needs_namespaces
+def test_what_a_machine_lacks_for_a_moment_is_no_choice_of_walls(monkeypatch):
+    # Given a first try that does not come to an end
+    monkeypatch.setattr(sandbox, "_chosen", [])
+    monkeypatch.setenv("GYMQ_SANDBOX", "weak")
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "SECONDS", 1e-9)
+        with pytest.raises(GymqError, match="could not be tried"):
+            run_program(["true"])
+    # Then the next try has them
+    assert run_program(["true"]).walls == "namespaces"
+
+
+def test_a_caller_demands_walls_of_a_strength(monkeypatch):
+    monkeypatch.setattr(sandbox, "_chosen", ["uid"])
+    with pytest.raises(GymqError, match="namespaces or stronger \\(it has uid\\)"):
+        run_program(["true"], minimum="namespaces")
+    monkeypatch.setenv("GYMQ_SANDBOX", "namespaces")
+    with pytest.raises(GymqError, match="namespaces or stronger"):
+        run_program(["true"])
+    monkeypatch.setenv("GYMQ_SANDBOX", "none")
+    with pytest.raises(UsageError, match="GYMQ_SANDBOX is 'none'"):
+        run_program(["true"])
+
+
+#: Sends every signal to pid 1 and its own group, and tries to give pid 1 limits; then ends with 5.
+SIGNALS = """
+import os, resource, signal
+for number in sorted(signal.valid_signals()):
+    for target in (1, -1):
+        if target == 1 or number in (signal.SIGINT, signal.SIGCHLD, signal.SIGWINCH):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                os.kill(target, number)
+            except OSError:
+                pass
+try:
+    resource.prlimit(1, resource.RLIMIT_CPU, (0, 0))
+    print("limited")
+except OSError:
+    pass
+raise SystemExit(5)
+"""
+
+
+@needs_namespaces
+def test_no_signal_and_no_limit_reaches_pid_1():
+    ran = run_program(["python", "-c", SIGNALS])
+    assert (ran.exit, ran.stdout, ran.stderr, ran.reason) == (5, "", "", "")
+
+
+@needs_root
+def test_no_signal_and_no_limit_of_an_unprivileged_user_reaches_pid_1(world):
+    ran = as_another(world, NOBODY, ["python3", "-c", SIGNALS], env={"GYMQ_SANDBOX": "weak"})
+    if ran.get("walls") != "namespaces":
+        pytest.skip(f"users may make no namespaces here: {ran['said']}")
+    assert (ran["exit"], ran["stdout"], ran["stderr"], ran["reason"]) == (5, "", "", "")
+
+
+@pytest.fixture
+def key():
+    """A key in a session keyring that this process has joined, and all that it starts: its number."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(KEYCTL, 1, None)
+    number = libc.syscall(ADD_KEY, b"user", b"gymq-test", b"planted-secret", 14, -3)
+    if number < 0:
+        pytest.skip("no keyrings here")
+    return number
+
+
+#: Looks for a key by its name and by its number; argv: the number, and those of the calls.
+KEYS = """
+import ctypes, sys
+libc, number, found = ctypes.CDLL(None), int(sys.argv[1]), ctypes.create_string_buffer(64)
+request, control = int(sys.argv[2]), int(sys.argv[3])
+print(libc.syscall(request, b"user", b"gymq-test", None, 0), libc.syscall(control, 10, -3, b"user", b"gymq-test", 0))
+print(libc.syscall(control, 11, number, found, 64), found.value)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the calls' numbers are those of x86_64")
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize("walls", ["namespaces", "uid", "weak"])
+def test_a_program_has_no_key_of_the_process_that_runs_it(walls, filtered, key, monkeypatch):
+    if walls == "uid" and (os.geteuid() != 0 or PYTHON is None):
+        pytest.skip("needs root and a Python of the system")
+    monkeypatch.setattr(sandbox, "_chosen", [walls])
+    monkeypatch.setenv("GYMQ_SANDBOX", walls)
+    if not filtered:  # as on machines for which there is none
+        monkeypatch.setattr(sandbox, "program_filter", bytes)
+    ran = run_program([PYTHON or "python", "-c", KEYS, str(key), str(REQUEST_KEY), str(KEYCTL)])
+    if walls == "weak" and not filtered:
+        assert ran.stdout.startswith("-1 -1\n")  # a key's owner may name it by its number
+    else:
+        assert ran.stdout == "-1 -1\n-1 b''\n"
+
+
+#: Leaves a file, a folder, a segment, a semaphore and a queue; argv: their name.
+LITTER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.shmget(0, 4096, 0o1600), libc.semget(0, 1, 0o1600), libc.msgget(0, 0o1600)
+for place in ("/tmp", "/var/tmp", "/dev/shm"):
+    os.makedirs(f"{place}/{sys.argv[1]}/deep/er")
+    open(f"{place}/{sys.argv[1]}.txt", "w").close()
+print(os.getuid())
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("filtered", [True, False])
+def test_nothing_that_a_user_of_its_own_left_outlives_its_program(filtered, monkeypatch):
+    if PYTHON is None:
+        pytest.skip("no Python of the system")
+    monkeypatch.setattr(sandbox, "_chosen", ["uid"])
+    if not filtered:
+        monkeypatch.setattr(sandbox, "program_filter", bytes)
+    name = f"gymq-test-{os.urandom(4).hex()}"
+    ran = run_program([PYTHON, "-c", LITTER, name])
+    assert ran.ok, ran
+    assert [place for place in ("/tmp", "/var/tmp", "/dev/shm") if list(Path(place).glob(f"{name}*"))] == []
+    for kind in ("shm", "sem", "msg"):
+        assert ran.stdout.strip() not in Path(f"/proc/sysvipc/{kind}").read_text().split()
+
+
+@needs_namespaces
+def test_python_is_found_however_it_was_named(monkeypatch):
+    # Given a way through a folder that the program does not see
+    here = os.path.dirname(__file__)
+    monkeypatch.setattr(sys, "executable", f"{here}/{os.path.relpath(sys.executable, here)}")
+    ran = run_program(["python", "-c", "import msgspec, sys; print(sys.prefix)"])
+    assert (ran.exit, ran.stdout.strip()) == (0, os.path.realpath(sys.prefix)), ran
 
 
 @needs_namespaces
@@ -221,7 +342,8 @@ def test_nothing_outlives_its_limit(walls, end, monkeypatch, temporary):
     # Given each kind of walls
     if walls == "uid" and (os.geteuid() != 0 or PYTHON is None):
         pytest.skip("needs root and a Python of the system")
-    monkeypatch.setattr(sandbox, "_proven", [walls])
+    monkeypatch.setattr(sandbox, "_chosen", [walls])
+    monkeypatch.setenv("GYMQ_SANDBOX", walls)
     # When a program leaves processes behind that ignore signals
     marker = f"gymq-test-{os.urandom(4).hex()}"
     ran = run_program([PYTHON or "python", "-c", STUBBORN, marker, end], seconds=2)
@@ -240,8 +362,8 @@ def test_a_program_dies_with_who_asked_for_it(walls, spawn, temporary):
     # Given a process that runs a program
     marker = f"gymq-test-{os.urandom(4).hex()}"
     argv = [PYTHON or "python", "-c", STUBBORN, marker, "stay"]
-    code = f"from gymq.process import sandbox; sandbox._proven.append({walls!r}); sandbox.run_program({argv!r}, seconds=60)"
-    caller = spawn([sys.executable, "-c", code], {"TMPDIR": str(temporary)})
+    code = f"from gymq.process import sandbox; sandbox._chosen.append({walls!r}); sandbox.run_program({argv!r}, seconds=60)"
+    caller = spawn([sys.executable, "-c", code], {"TMPDIR": str(temporary), "GYMQ_SANDBOX": walls})
     wait_until(lambda: len(marked(marker)) >= 4, 20, "the program's processes")
     # When it is killed
     caller.kill()
