@@ -22,19 +22,40 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(function: str, *arguments: object) -> None:
-    """Call a function of the C library that returns 0 on success."""
+    """Call a function of the C library that returns 0 on success.
+
+    Args:
+        function: its name.
+        arguments: its arguments; numbers that are no `int` in C as objects of ctypes.
+
+    Raises:
+        OSError: it failed.
+    """
     if getattr(_libc, function)(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process."""
+    """Set an attribute of this process.
+
+    Args:
+        option: the attribute.
+        value: its value.
+    """
     call("prctl", option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
-    """Mount a file system, or bind a path to another place."""
+    """Mount a file system, or bind a path to another place.
+
+    Args:
+        source: the device's name, or the path to bind.
+        target: where it is to be seen.
+        kind: the file system; None: it is bound.
+        flags: those of <sys/mount.h>.
+        data: the file system's options.
+    """
     call("mount", source.encode(), target.encode(), kind and kind.encode(), ctypes.c_ulong(flags), data.encode())
 
 
@@ -77,6 +98,11 @@ def filter_calls(code: bytes) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a file."""
+    """Write a file.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
     with open(path, "w") as file:
         file.write(text)
