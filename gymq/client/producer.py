@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +17,7 @@ from gymq.ingest.prompt_template import PromptConfig
 from gymq.ingest.row_parser import TaskIds, parse_row
 from gymq.ingest.sampling import check_sampling
 from gymq.settings import Settings
+from gymq.store.batching import batches
 from gymq.store.connection import Outage
 from gymq.store.runs import RunConfig
 from gymq.store.scripts import ChunkContent
@@ -110,20 +110,22 @@ class Producer:
     async def _enqueue(self, ledger: TaskLedger, rows: Iterable[Row]) -> None:
         have = await ledger.chunks()
         after = [""] * len(have)
-        for number, chunk in enumerate(_chunks(rows)):
-            name = f"{self._source}:{number * CHUNK_ROWS}"
+        first = 0  # of the chunk's rows
+        for chunk in batches(rows, CHUNK_ROWS, _weigh):
+            name = f"{self._source}:{first}"
             tasks, bad = self._parse(chunk)
             before = self._first + self.produced.rows
             dealt = deal(tasks, before, len(have))
             known = sum(there[name].rows for there in have if name in there)
             if known:
-                self._compare(name, f"rows {number * CHUNK_ROWS + 1} to {number * CHUNK_ROWS + len(chunk)}", have, dealt)
+                self._compare(name, f"rows {first + 1} to {first + len(chunk)}", have, dealt)
             self.produced.known += known
             if known < len(tasks):
                 await ledger.write(name, tasks, before, after=after)
                 await asyncio.to_thread(self._announce, name)
             self.produced.rows += len(tasks)
             self.produced.bad += bad
+            first += len(chunk)
             after = [name if part else last for part, last in zip(dealt, after, strict=True)]
             if self._on_progress:
                 self._on_progress(self.produced)
@@ -171,10 +173,14 @@ class Producer:
             app.send_task(ENQUEUE, [self._config.name, chunk, None], connection=connection)
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
-        yield chunk
+def _weigh(row: Row) -> int:
+    content = row[1]
+    if isinstance(content, bytes):
+        return len(content)
+    try:
+        return len(msgspec.json.encode(content, enc_hook=str))
+    except (TypeError, ValueError, RecursionError):
+        return 0  # the parser refuses it
 
 
 def produce(run: RunConfig, rows: Iterable[dict[str, Any]], *, source: str = "script", last: bool = True) -> Produced:

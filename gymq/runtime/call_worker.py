@@ -100,7 +100,7 @@ class CallWorker(Actor):
     def __init__(self, settings: Settings, options: RoleOptions, *, capacity: int = 256, suspects_only: bool = False) -> None:
         super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
         self._serving: dict[tuple[bytes, bytes], _Serving] = {}
-        self._replies = Batcher(self._send_replies, self.ended)
+        self._replies = Batcher(self._send_replies, self.ended, _weigh_answer)
         self.loads = Batcher(self._load, self.ended)
         self.conversations = byte_cache(_weigh_copy)
         self._tasks_kept = byte_cache(_weigh_task)
@@ -270,7 +270,11 @@ class CallWorker(Actor):
 
     async def _load(self, wanted: list[LoadRequest]) -> list[LoadedRollout]:
         self.counts["loaded"] += len(wanted)
-        return await self.connection.insist(scripts.load_rollouts(wanted))
+        loaded: list[LoadedRollout] = []
+        while len(loaded) < len(wanted):
+            some = await self.connection.insist(scripts.load_rollouts(wanted[len(loaded) :]))
+            loaded += some
+        return loaded
 
     async def conversation(self, call: Call, parameters: bool = False) -> ConversationCopy:
         """Return the rollout's messages up to the call's length; read only those that are not kept.
@@ -340,6 +344,10 @@ class CallWorker(Actor):
     async def forget(self) -> None:
         """Drop what was read."""
         self.conversations, self._tasks_kept = byte_cache(_weigh_copy), byte_cache(_weigh_task)
+
+
+def _weigh_answer(answer: _Answer) -> int:
+    return len(answer.entry.body or b"")
 
 
 def _weigh_copy(copy: ConversationCopy) -> int:

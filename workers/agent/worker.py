@@ -28,6 +28,7 @@ from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.admission import admit
+from gymq.store.batching import batches
 from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.scripts import BuriedLetter, CommitOutcome, CommitStep, LoadRequest
 from gymq.wire.calls import CALL, decode_reply
@@ -114,13 +115,15 @@ class AgentWorker(Actor):
     async def _commit(self, batch: list[Mail]) -> list[Mail]:
         """Advance a batch; returns the mail to decide again."""
         lives = await self._gather(batch)
+        again = batch[len(lives) :]
+        batch = batch[: len(lives)]
         newer = {i: live.schema for i, live in enumerate(lives) if isinstance(live, NewerSchema)}
         if newer:
             await self.park([batch[i] for i in newer], list(newer.values()))
             batch = [mail for i, mail in enumerate(batch) if i not in newer]
         known = [live for live in lives if not isinstance(live, NewerSchema)]
         if not batch:
-            return []
+            return again
         self._runs.forget_versions()
         commits: list[CommitStep] = []
         done: list[tuple[Mail, LiveRollout | None, Step | None]] = []
@@ -137,8 +140,10 @@ class AgentWorker(Actor):
                 step = await self._advance(mail, live, must)
                 commits.append(acknowledge(mail) if step is None else step.commit(live, mail.stream, mail.id, must))
             done.append((mail, live, step))
-        outcomes = await self.connection.insist(scripts.commit(commits, CALL))
-        again: list[Mail] = []
+        outcomes: list[CommitOutcome] = []
+        for some in batches(commits, STEPS_PER_COMMIT, lambda commit: commit.weight):
+            answer = await self.connection.insist(scripts.commit(some, CALL))
+            outcomes += answer
         ended = 0
         for (mail, live, step), outcome in zip(done, outcomes, strict=True):
             self.counts["steps"] += 1
@@ -238,7 +243,10 @@ class AgentWorker(Actor):
             return machine.abandon(Fault("internal", f"{type(error).__name__}: {error}; the worker's log has more"))
 
     async def _gather(self, batch: list[Mail]) -> list[LiveRollout | NewerSchema | Unreadable | None]:
-        """Return the rollouts of mail: cached since the last step, begun by the mail itself, or loaded; None: gone."""
+        """Return the rollouts of mail: cached since the last step, begun by the mail itself, or loaded; None: gone.
+
+        Large ones end the list before the last mail: the others come after these were committed.
+        """
         lives: list[LiveRollout | NewerSchema | Unreadable | None] = []
         missing: list[tuple[int, str]] = []
         for i, mail in enumerate(batch):
@@ -257,7 +265,9 @@ class AgentWorker(Actor):
             self.counts["loaded"] += len(missing)
             wanted = [LoadRequest(rid, 0, *RolloutId.parse(rid)[:2]) for _, rid in missing]
             loaded = await self.connection.insist(scripts.load_rollouts(wanted))
-            for (i, rid), kept in zip(missing, loaded, strict=True):
+            if len(loaded) < len(missing):
+                del lives[missing[len(loaded)][0] :]
+            for (i, rid), kept in zip(missing, loaded, strict=False):
                 if kept.version is not None:
                     weight = WEIGHT + sum(map(len, kept.messages))
                     try:

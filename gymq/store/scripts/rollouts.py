@@ -103,6 +103,14 @@ class CommitStep(msgspec.Struct):
     drop: bool = False
     token: str | None = None
 
+    @property
+    def weight(self) -> int:
+        """About how many bytes it is when it is sent."""
+        weight = 0 if self.final is None else len(self.final.header)
+        for part in (self.fields or (), self.messages, self.records):
+            weight += sum(map(len, part))
+        return weight + sum(len(send.body) for send in self.sends)
+
 
 _OUTCOMES = tuple(CommitOutcome)
 
@@ -157,9 +165,13 @@ class LoadedRollout(msgspec.Struct):
     records: list[bytes] = []
 
 
+#: Bytes after which one script loads no further rollout: some ten milliseconds of the server's time.
+LOAD_BYTES = 16 * 2**20
+
+
 def load_rollouts(requests: Sequence[LoadRequest]) -> ScriptCall[list[LoadedRollout]]:
-    """Read what an actor lacks of some rollouts."""
-    return ScriptCall("load_rollouts", (pack(requests),), lambda reply: [LoadedRollout(*fields) for fields in reply])
+    """Read what an actor lacks of some rollouts; a large reply ends before the last of them, but not before the first."""
+    return ScriptCall("load_rollouts", (pack(requests), LOAD_BYTES), lambda reply: [LoadedRollout(*fields) for fields in reply])
 
 
 def wake(now: int, limit: int, again: int) -> ScriptCall[int]:

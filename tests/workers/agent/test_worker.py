@@ -29,11 +29,11 @@ AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
 async def make(connection):
     """Makes a run of so many tasks."""
 
-    async def make(rows: int = 1, name: str = "r", agent: str = "tool") -> None:
+    async def make(rows: int = 1, name: str = "r", agent: str = "tool", text: str = "") -> None:
         await runs.create(connection, RunConfig(name, "world", agent, "m"))
         await runs.add_environment(connection, name, EnvironmentSpec("world"))
-        task = Task("t", "world", [encode_message(Message("user", name))])
-        await connection.run(scripts.enqueue(name, "chunk", 1000, [encode_task(task)] * rows))
+        task = Task("t", "world", [encode_message(Message("user", text or name))])
+        await connection.run(scripts.enqueue(name, "chunk", 1 << 60, [encode_task(task)] * rows))
 
     return make
 
@@ -293,3 +293,28 @@ async def test_no_rollout_is_forgotten_by_a_worker_that_redis_went_back_under(
         assert await work(worker) == 1
     assert await connection.send("XLEN", MODEL) == 1
     assert not worker.intake.held
+
+
+async def test_steps_with_large_rows_are_loaded_and_committed_a_few_at_once(worker, connection, make, monkeypatch):
+    # Given rows of 8 MiB
+    await make(3, text="x" * (8 << 20))
+    calls: dict[str, list[int]] = {"load_rollouts": [], "commit": []}
+    run = worker.connection.run
+
+    async def count(call):
+        if call.name in calls:
+            calls[call.name].append(len(call.arguments[0]))
+        reply = await run(call)
+        if call.name == "load_rollouts":
+            calls[call.name][-1] = sum(len(one.task or b"") for one in reply)
+        return reply
+
+    monkeypatch.setattr(worker.connection, "run", count)
+    # When their first steps are made
+    await worker.duties()
+    assert await work(worker) == 3
+    # Then no script returns more than two of them, or takes more than one
+    assert await connection.send("XLEN", MODEL) == 3
+    assert not worker.intake.held
+    assert max(calls["load_rollouts"]) < 17 << 20
+    assert max(calls["commit"]) < 16 << 20
