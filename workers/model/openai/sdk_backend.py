@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Sequence
 from types import ModuleType
@@ -25,7 +24,8 @@ from ..options import flag, number
 from . import responses_api
 from .answer import Answer, InterruptedAnswer, MalformedAnswer, error_text, server_error
 from .backend import DEFAULT_BASE_URL, OpenAIBackend, secret
-from .endpoint import CONNECT_TIMEOUT, LARGEST_BODY, Endpoint, join, read_up_to
+from .bounded_client import TooLarge, Unreadable, bounded_client, http
+from .endpoint import LARGEST_BODY, Endpoint, join
 from .retry import Refusal, Transient, retry_after
 from .sse import ChatStream, ResponsesStream
 
@@ -33,9 +33,6 @@ from .sse import ChatStream, ResponsesStream
 CHUNK_TIMEOUT = 60.0
 
 _encoder = msgspec.json.Encoder()
-
-#: The library's HTTP client (httpx, renamed in 3.0), whose exceptions come through while a body is read.
-_http: ModuleType = sys.modules[openai.DefaultAsyncHttpxClient.__bases__[0].__module__]
 
 
 class SdkEndpoint(Endpoint):
@@ -76,12 +73,7 @@ class SdkEndpoint(Endpoint):
     async def start(self) -> None:
         """Make the client."""
         kind = openai.AsyncAzureOpenAI if "api_version" in self._arguments else openai.AsyncOpenAI
-        limits = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False,
-            limits=_http.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
-            timeout=_http.Timeout(self.timeout, connect=CONNECT_TIMEOUT),
-        )
-        self._client = kind(**self._arguments, http_client=limits, max_retries=0)
+        self._client = kind(**self._arguments, http_client=bounded_client(self.timeout), max_retries=0)
 
     async def stop(self) -> None:
         """Close the connections."""
@@ -107,7 +99,7 @@ class SdkEndpoint(Endpoint):
         except TimeoutError:
             raise self.late() from None
         except openai.APITimeoutError as error:
-            raise (self.unreached() if isinstance(error.__cause__, _http.ConnectTimeout) else self.late()) from None
+            raise (self.unreached() if isinstance(error.__cause__, http.ConnectTimeout) else self.late()) from None
         except openai.APIConnectionError as error:
             raise self._unreachable(error.__cause__ or error) from None
         except openai.APIStatusError as error:
@@ -116,7 +108,11 @@ class SdkEndpoint(Endpoint):
         except openai.APIError as error:  # inside of a stream
             interrupted = server_error(error.body) if error.body else InterruptedAnswer(str(error))
             raise self.refused(interrupted.status, str(interrupted), None) from None
-        except _http.TransportError as error:
+        except http.TransportError as error:
+            raise self._unreachable(error) from None
+        except TooLarge as error:
+            raise Refusal(0, "model", f"{self.host} sent {error}") from None
+        except Unreadable as error:
             raise self._unreachable(error) from None
         except (MalformedAnswer, openai.OpenAIError) as error:
             raise Refusal(0, "model", self.line(f"nonsense from {self.host}: {error}")) from None
@@ -125,12 +121,10 @@ class SdkEndpoint(Endpoint):
         return self.read_answer(content)
 
     async def _read(self, create: Any, named: JsonObject) -> bytes:
-        """Return the body of an answer in one piece, up to LARGEST_BODY."""
+        """Return the body of an answer in one piece."""
         async with create.with_streaming_response.create(**named) as response:
-            content = await read_up_to(LARGEST_BODY, response.iter_bytes())
-        if len(content) > LARGEST_BODY:
-            raise self.too_large()
-        return content
+            content: bytes = await response.read()
+            return content
 
     async def _streamed(self, create: Any, named: JsonObject) -> bytes:
         """Return the body that a streamed answer would have had in one piece."""
@@ -160,6 +154,8 @@ class SdkEndpoint(Endpoint):
         return _encoder.encode(pieces.whole())
 
     def _unreachable(self, error: BaseException) -> Exception:
+        if isinstance(error, Unreadable):
+            return Transient(f"{self.host}: {error}")
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return Refusal(0, "model_unavailable", self.line(f"cannot trust {self.host}: {error}"))
         return Transient(self.line(f"cannot reach {self.host}: {type(error).__name__}: {error}"))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import itertools
 import socket
 import time
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import pytest
+from gymq_workers.model.openai import bounded_client
 from gymq_workers.model.openai.sdk_backend import AzureBackend, SdkBackend
 
 from gymq.errors import UsageError
@@ -122,6 +127,96 @@ async def test_a_redirect_is_not_followed(make):
 async def test_an_endless_body_is_not_read_to_its_end(make):
     found = await fault(await make("sdk", "mock-huge"), ask("Hello"))
     assert (found.kind, "more than 64 MiB" in found.message) == ("model", True)
+
+
+@contextlib.asynccontextmanager
+async def serving(head: bytes, pieces: Iterable[bytes], taken: list[int]):
+    """The base URL of a server with one answer; `taken` tells how many bytes of it were taken."""
+
+    async def answer(reader, writer):
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 " + head + b"\r\nConnection: close\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+                taken.append(len(piece))
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+async def test_of_an_errors_body_only_the_beginning_is_unpacked(make, monkeypatch, stream):
+    unpacked = []
+    monkeypatch.setattr(bounded_client.zlib, "decompressobj", lambda **how: Counted(zlib_decompressobj(**how), unpacked))
+    body = gzip.compress(b'{"error": {"message": "too bad"}}' + b" " * (16 << 20), compresslevel=1)
+    async with serving(b"400 No\r\nContent-Encoding: gzip", [body], []) as url:
+        found = await fault(await make(base_url=url, stream=stream, retries=0), ask("Hello"))
+    assert (found.kind, "too bad" in found.message) == ("model", True)
+    assert 0 < sum(unpacked) < 1 << 20
+
+
+async def test_an_answer_that_unpacks_to_more_than_any_is_no_answer(make, monkeypatch):
+    unpacked = []
+    monkeypatch.setattr(bounded_client.zlib, "decompressobj", lambda **how: Counted(zlib_decompressobj(**how), unpacked))
+    monkeypatch.setattr(bounded_client, "LARGEST_BODY", 2 << 20)
+    async with serving(b"200 OK\r\nContent-Encoding: gzip", [gzip.compress(b" " * (16 << 20), compresslevel=1)], []) as url:
+        found = await fault(await make(base_url=url, retries=0), ask("Hello"))
+    assert (found.kind, "sent more than 2 MiB" in found.message) == ("model", True)
+    assert sum(unpacked) < 3 << 20
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"400 No"])
+async def test_an_event_without_an_end_is_not_read_to_its_end(make, status):
+    taken: list[int] = []
+    line = itertools.chain([b'data: {"choices": [{"delta": {"content": "'], itertools.repeat(b"a" * (1 << 16), 384))
+    async with serving(status + b"\r\nContent-Type: text/event-stream", line, taken) as url:
+        found = await fault(await make(base_url=url, stream="true", retries=0), ask("Hello"))
+    assert (found.kind, "an event of more than 8 MiB" in found.message) == ("model", status == b"200 OK")
+    assert sum(taken) < 20 << 20
+
+
+async def test_a_stream_without_an_end_is_not_read_to_its_end(make, monkeypatch):
+    monkeypatch.setattr(bounded_client, "LARGEST_STREAM", 1 << 16)
+    events = itertools.repeat(b'data: {"choices": [{"delta": {}}]}\n\n' * 100)
+    async with serving(b"200 OK\r\nContent-Type: text/event-stream", events, []) as url:
+        found = await fault(await make(base_url=url, stream="true", retries=0), ask("Hello"))
+    assert (found.kind, "sent more than" in found.message) == ("model", True)
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "identity"])
+async def test_a_packed_answer_is_unpacked_and_another_packing_is_refused(make, packing):
+    body = b'{"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}'
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[packing](body)
+    async with serving(
+        b"200 OK\r\nContent-Type: application/json\r\nContent-Encoding: " + packing.encode(), [packed], []
+    ) as url:
+        said = await (await make(base_url=url, retries=0)).generate(ask("Hello"))
+    assert decode_message(said.message).content == "Hi"
+    async with serving(b"200 OK\r\nContent-Encoding: br", [packed], []) as url:
+        found = await fault(await make(base_url=url, retries=0), ask("Hello"))
+    assert (found.kind, "packed as br" in found.message) == ("model_unavailable", True)
+
+
+zlib_decompressobj = zlib.decompressobj
+
+
+class Counted:
+    """An unpacker that tells how many bytes it made."""
+
+    def __init__(self, real, made: list[int]) -> None:
+        self.real, self.made = real, made
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        return self.real.unconsumed_tail
+
+    def decompress(self, packed: bytes, limit: int = 0) -> bytes:
+        piece = self.real.decompress(packed, limit)
+        self.made.append(len(piece))
+        return piece
 
 
 @pytest.mark.parametrize(("kind", "api", "stream"), WAYS)
