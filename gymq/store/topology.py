@@ -26,7 +26,7 @@ from gymq.errors import ServerUnreachable, UsageError
 NAME_IT = "start it, or name another one by --redis or GYMQ_REDIS_URL, or a running `gymq run` by --of OUT"
 
 #: What is said of a URL whose host or port makes no sense: not what stands there, which may be a password.
-UNREADABLE = "host and port cannot be read; write redis://:password@host:6379/0"
+UNREADABLE = "host and port cannot be read; write [user:password@]host:port behind the scheme"
 
 #: Seconds that one Sentinel or node of a Cluster may take to say where a shard is.
 ASK_TIMEOUT = 2.0
