@@ -53,6 +53,9 @@ _added: dict[str, _Added] = {}
 #: Classes in files that are to be added when an environment is asked for that is not among those above.
 _later: list[str] = []
 
+#: The variables with secrets that the environments need which this process has loaded.
+_secrets: set[str] = set()
+
 
 @cache
 def points(group: str) -> dict[str, EntryPoint]:
@@ -96,6 +99,11 @@ def environment(name: str) -> Environment:
         return _added[name].instance
     made: Environment = _make("environment", name, load(ENVIRONMENTS, name))
     return made
+
+
+def declared_secrets() -> frozenset[str]:
+    """Return the variables with secrets that the environments need which this process has loaded."""
+    return frozenset(_secrets)
 
 
 def environment_names() -> list[str]:
@@ -162,7 +170,9 @@ def agent(name: str) -> Agent:
 
 def _make(noun: str, name: str, kind: Callable[[], Any]) -> Any:
     try:
-        return kind()
+        made = kind()
+        _secrets.update(made.secrets if isinstance(made, Environment) else ())
+        return made
     except Exception as error:
         raise UsageError(f"{noun} {name!r} cannot be made: {cause(error, kind.__module__)}") from error
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
+from gymq.api.definition import check_secrets
 from gymq.api.limiter import Limited, learning, limits
 from gymq.errors import UsageError
 from gymq.wire.calls import Generated, Tokens
@@ -67,9 +68,21 @@ class Backend(Limited):
     #: Whether `update_weights` gives it new weights while it serves.
     versioned: ClassVar[bool] = False
 
+    #: The variables with secrets that it reads, such as the key of a server; its worker gets no others.
+    secrets: ClassVar[tuple[str, ...]] = ()
+
     #: The policy version that it samples with and stamps on its tokens; 0: the weights that it started with. Its worker sets it
     #: once `update_weights` has returned; a backend whose calls go on meanwhile sets it as it swaps the weights.
     version: int = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what would fail later.
+
+        Raises:
+            UsageError: with file, line and remedy.
+        """
+        super().__init_subclass__(**kwargs)
+        check_secrets(cls, cls.secrets)
 
     def __init__(self, model: str, options: JsonObject) -> None:
         self.model = model

@@ -6,6 +6,7 @@ Each error names file and line, class and method or field, and the remedy.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any
@@ -17,6 +18,9 @@ from gymq.errors import UsageError
 #: The likeness, from 0 to 1, from which on a method's name is a misspelt hook: a letter too few or too many in any hook
 #: (`vrify`, `cose`), another letter in the longest (`rewpond`). A lower one takes words for hooks: `clone`, `police`.
 ALIKE = 0.85
+
+#: The name of a variable of the environment.
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 #: Kinds of parameters that no call by keywords fills in.
 _UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
@@ -201,6 +205,27 @@ def check_calls(cls: type, name: str, *arguments: str) -> None:
         raise refusal(cls, name, f"cannot be called as gymq does ({error}); define {wanted}") from None
     except ValueError:  # written in C
         return
+
+
+def check_secrets(cls: type, secrets: Any) -> None:
+    """Refuse what is no tuple of names of variables, or names one of gymq's own.
+
+    Args:
+        cls: the class.
+        secrets: its `secrets`.
+
+    Raises:
+        UsageError: it is not, or does.
+    """
+    if not isinstance(secrets, tuple):
+        raise refusal(cls, "", f'has as secrets {secrets!r}; write the names of variables as a tuple: secrets = ("NAME",)')
+    for name in secrets:
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+            raise refusal(
+                cls, "", f"has among its secrets {name!r}, which is no name of a variable; write letters, digits and _"
+            )
+        if name.startswith("GYMQ_"):
+            raise refusal(cls, "", f"has among its secrets {name}, which is gymq's own; remove it")
 
 
 def check_state(cls: type, state: Any) -> None:

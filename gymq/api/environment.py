@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar, overload
 
 import msgspec
 
-from gymq.api.definition import check_filled, check_spelling, check_state, own_functions, refusal
+from gymq.api.definition import check_filled, check_secrets, check_spelling, check_state, own_functions, refusal
 from gymq.api.tools import ASKED, INJECTED, Tool, build_tool, wanted
 from gymq.errors import UsageError
 from gymq.wire.json_types import JsonObject
@@ -253,6 +253,10 @@ class Environment:
     #: Live sessions that one worker keeps while they are idle.
     sessions: ClassVar[int] = 256
 
+    #: The variables with secrets that it reads, such as the key of a search: its resource and executor workers get them, and no
+    #: other secret of the environment that they are started in.
+    secrets: ClassVar[tuple[str, ...]] = ()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Collect the tools, and refuse what would fail or be passed over later.
 
@@ -280,6 +284,7 @@ class Environment:
                 raise refusal(cls, attribute, f"is marked @hook, which is for {', '.join(sorted(_MARKED))}; remove the mark")
         if cls.State is not None:
             check_state(cls, cls.State)
+        check_secrets(cls, cls.secrets)
         cls._check_session()
 
     @classmethod

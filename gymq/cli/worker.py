@@ -86,10 +86,17 @@ def worker(
     if role == "model" and "gpus" in options:
         return _run_each(settings, options, name)
     os.environ.update(settings.environment())  # the app is made of the environment's settings
+    from gymq import plugins
     from gymq.celery.worker_process import WorkerProcess
+    from gymq.local.launch import model_secrets
+    from gymq.process.secret_variables import forget_secrets
     from gymq.store.sharded import reach
 
+    if role in ("agent", "model"):
+        forget_secrets(model_secrets(options.get("model")))
     process = WorkerProcess(role, options, name, processes or 2)
+    if role == "resource":
+        forget_secrets(plugins.declared_secrets())
     asyncio.run(reach(settings))
     return process.run()
 
@@ -98,7 +105,7 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
     """Run a model worker for each device, started again when it dies; return the exit code."""
     from gymq.celery.worker_command import command
     from gymq.local.gpus import shares
-    from gymq.local.launch import WORKER_FATAL, WORKER_GRACE
+    from gymq.local.launch import WORKER_FATAL, WORKER_GRACE, model_secrets
     from gymq.process.supervisor import ChildSpec, Supervisor
     from gymq.store.sharded import reach
 
@@ -107,7 +114,17 @@ def _run_each(settings: Settings, options: dict[str, Any], name: str) -> int:
         worker_name = f"{name}-{gpu.replace(',', '-')}"
         own = settings.metrics_from(index)
         argv, env = command(own, "model", options | {"gpu": gpu}, worker_name)
-        specs.append(ChildSpec(name=worker_name, argv=tuple(argv), env=env, log=None, grace=WORKER_GRACE, fatal=WORKER_FATAL))
+        specs.append(
+            ChildSpec(
+                name=worker_name,
+                argv=tuple(argv),
+                env=env,
+                secrets=model_secrets(options.get("model")),
+                log=None,
+                grace=WORKER_GRACE,
+                fatal=WORKER_FATAL,
+            )
+        )
     asyncio.run(reach(settings))
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -70,6 +70,7 @@ def children(
             options[name] = model_options
         else:
             options |= {f"{name}-{gpu.replace(',', '-')}": model_options | {"gpu": gpu} for gpu in shares(gpus, model_options)}
+    declared = frozenset(secret for spec in environments for secret in plugins.environment(spec.name).secrets)
     for name, role_options in options.items():
         role = "model" if name.partition("-")[0] in ("model", "judge") else name
         argv, env = worker_command.command(settings.metrics_from(len(specs)), role, role_options, f"{name}-{config.name}")
@@ -78,6 +79,7 @@ def children(
                 name=name,
                 argv=tuple(argv),
                 env=env,
+                secrets=declared if role in ("resource", "executor") else model_secrets(role_options.get("model")),
                 log=logs / f"{name}.log",
                 tier=1,
                 grace=WORKER_GRACE,
@@ -85,6 +87,15 @@ def children(
             )
         )
     return specs
+
+
+def model_secrets(spec: str | None) -> frozenset[str]:
+    """Return the variables with secrets that a model worker needs.
+
+    Args:
+        spec: the model's SPEC; None: the worker is of another role, and needs none.
+    """
+    return frozenset(plugins.load(plugins.BACKENDS, spec.partition(":")[0]).secrets if spec else ())
 
 
 def _metrics(settings: Settings, logs: Path) -> list[ChildSpec]:

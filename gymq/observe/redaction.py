@@ -9,7 +9,7 @@ import re
 HIDDEN = "***"
 
 #: Variables of the environment whose values are secrets, by the end of their names.
-SECRET_ENDINGS = ("_KEY", "_TOKEN", "_PASSWORD", "_SECRET", "_BASIC_AUTH")
+SECRET_ENDINGS = ("_KEY", "APIKEY", "TOKEN", "PASSWORD", "PASSWD", "_PASS", "_PWD", "_PAT", "SECRET", "_BASIC_AUTH")
 
 #: Characters of the shortest value that is hidden: a shorter one is no secret, and would blank out words.
 SHORTEST = 8

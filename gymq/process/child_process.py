@@ -17,13 +17,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
 from gymq.errors import GymqError
+from gymq.process.secret_variables import without_secrets
 
 #: Seconds between two checks of an awaited process: short beside any grace, and 50 cheap calls a second.
 POLL_INTERVAL = 0.02
@@ -88,12 +89,13 @@ class ChildProcess:
 
     Args:
         argv: the program and its arguments.
-        env: variables to set, beside those of this process.
+        env: variables to set, beside those of this process that hold no secret.
         name: its name in messages.
         log: the file to which its output and errors are appended; None: they go where this process's go.
         death_signal: the signal it receives at this process's death.
         inherit: file descriptors that it keeps open.
         umask: the permissions that its new files lack; -1: as those of this process.
+        secrets: the variables of this process that it gets although they hold secrets.
 
     Raises:
         GymqError: the program does not exist.
@@ -109,12 +111,13 @@ class ChildProcess:
         death_signal: int = signal.SIGKILL,
         inherit: Sequence[int] = (),
         umask: int = -1,
+        secrets: Collection[str] = (),
     ) -> None:
         self.name = name
         self.log = log
         #: The exit code, negative for a signal; None while it runs, or if other code of this process reaped it.
         self.code: int | None = None
-        environment = {**os.environ, **env}
+        environment = {**without_secrets(os.environ, secrets), **env}
         if shutil.which(argv[0], path=environment.get("PATH")) is None:
             raise GymqError(f"{name}: there is no program {argv[0]!r}; install it or put it on the PATH")
         self._log_start = 0

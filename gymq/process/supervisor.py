@@ -41,7 +41,8 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
         name: its name in messages, unique.
         argv: the program and its arguments.
         log: the file of its output; None: it goes where this process's goes.
-        env: variables to set, beside those of this process.
+        env: variables to set, beside those of this process that hold no secret.
+        secrets: the variables of this process that it gets although they hold secrets.
         tier: lower tiers are started first and stopped last.
         grace: seconds that it may take to stop.
         finishes: True: it ends by itself, and exit code 0 is its good end.
@@ -52,6 +53,7 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     log: Path | None
     env: dict[str, str] = {}
+    secrets: frozenset[str] = frozenset()
     tier: int = 0
     grace: float = 10.0
     finishes: bool = False
@@ -69,7 +71,7 @@ class _ChildSlot:
         self.quick_deaths = 0
 
     def start(self) -> None:
-        self.child = ChildProcess(self.spec.argv, self.spec.env, self.spec.name, self.spec.log)
+        self.child = ChildProcess(self.spec.argv, self.spec.env, self.spec.name, self.spec.log, secrets=self.spec.secrets)
         self.started = time.monotonic()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
@@ -82,7 +83,8 @@ class Quarantine:
         options = msgspec.json.encode(self._options).decode()
         environment = self._settings.environment() | {OPTIONS: options, SHARD: str(self._settings.shard)}
         argv = [sys.executable, "-P", "-m", "gymq.runtime.quarantine_main", self._role]
-        return ChildProcess(argv, environment, f"{self._role} quarantine", None, death_signal=signal.SIGTERM)
+        name, own = f"{self._role} quarantine", os.environ.keys()  # it does the worker's work, and has the worker's secrets
+        return ChildProcess(argv, environment, name, None, death_signal=signal.SIGTERM, secrets=own)
 
     async def end(self) -> None:
         """End the child, which hands back what it holds."""

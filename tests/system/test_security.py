@@ -18,6 +18,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from gymq import plugins
 from gymq.settings import Settings
 from gymq.store.runs import RunConfig
 from tests.support.redis_server import leaked_keys
@@ -122,6 +123,92 @@ def test_planted_secrets_are_nowhere_to_be_found(spawn, tmp_path, redis_url):
         for name, secret in {**planted, "redis password": password}.items():
             assert secret not in text, f"{name} stands in {where}"
     echo.shutdown()
+
+
+#: An environment whose tools, of a resource worker and of an executor, tell the names of their variables.
+TELLER = """\
+import os
+from gymq import Environment, Function, Message, ToolCall, tool
+
+class Teller(Environment):
+    name = "teller"
+    secrets = ("TELLER_TOKEN",)
+
+    @tool
+    def here(self) -> str:
+        "Tell."
+        return " ".join(os.environ)
+
+    @tool(isolated=True)
+    def apart(self) -> str:
+        "Tell."
+        return " ".join(os.environ)
+
+    def policy(self, messages):
+        said = [message for message in messages if message.role == "tool"]
+        if len(said) == 2:
+            return Message(role="assistant", content="done")
+        return Message(role="assistant", tool_calls=[ToolCall("c", Function(["here", "apart"][len(said)], "{}"))])
+"""
+
+
+@pytest.mark.slow
+def test_a_secret_reaches_the_roles_that_need_it_and_no_others(spawn, tmp_path, redis_url):
+    # Given a key of the model's, a token that the environment declares and one that it does not, beside other variables
+    (tmp_path / "teller.py").write_text(TELLER)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "tell"}\n')
+    secrets = {"OPENAI_API_KEY": "sk-x", "TELLER_TOKEN": "t", "OTHER_TOKEN": "o", "GYMQ_REDIS_URL": redis_url}
+    others = {"CUDA_VISIBLE_DEVICES": "", "HTTPS_PROXY": "http://u:p@h:1", "LC_TIME": "C", "SOME_PATH": "/x"}
+    argv = [GYMQ, "run", "teller.py:Teller", "--data", "rows.jsonl", "--model", "scripted", "--out", "out.jsonl"]
+    # When a run plays it
+    process = spawn([*argv, "--redis", "env"], {**secrets, **others}, cwd=tmp_path)
+    found: dict[str, set[str]] = {}
+
+    def ended() -> bool:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+            with contextlib.suppress(psutil.Error):
+                words = child.cmdline()
+                role = next((word for word in ("agent", "model", "resource", "executor", "sink") if word in words[4:7]), None)
+                if role:
+                    found[role] = set(child.environ())
+        return process.poll() is not None
+
+    wait_until(ended, 60, "the run to end")
+    assert process.returncode == 0
+    # Then each process has what it needs, and what is no secret
+    assert {role: names & secrets.keys() for role, names in found.items()} == {
+        **{role: {"GYMQ_REDIS_URL"} for role in ("agent", "model", "sink")},
+        **{role: {"GYMQ_REDIS_URL", "TELLER_TOKEN"} for role in ("resource", "executor")},
+    }
+    assert all(others.keys() <= names for names in found.values())
+    # And an isolated tool has no address of Redis
+    (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    here, apart = [set(message["content"].split()) for message in record["messages"] if message["role"] == "tool"]
+    assert here & secrets.keys() == {"GYMQ_REDIS_URL", "TELLER_TOKEN"}
+    assert apart & secrets.keys() == {"TELLER_TOKEN"}
+
+
+@pytest.mark.slow
+def test_a_worker_started_by_hand_forgets_what_its_role_does_not_need(farm, monkeypatch, tmp_path):
+    # Given workers started where more secrets are set than they need
+    (tmp_path / "teller.py").write_text(TELLER)
+    teller = f"{tmp_path}/teller.py:Teller"
+    for name in ("OPENAI_API_KEY", "OTHER_TOKEN", "TELLER_TOKEN"):
+        monkeypatch.setenv(name, "sk-something")
+    for role in ("resource", "executor"):
+        farm.start(role, environments=teller)
+    farm.start("agent")
+    farm.start("model", model="scripted", environments=teller)
+    farm.wait_for(3)
+    # When a tool of each looks
+    plugins.add_environment(teller)
+    farm.produce(RunConfig("forget", "teller", "tool", "scripted"), [{"prompt": "tell"}])
+    (record,) = farm.finish("forget", tmp_path / "out.jsonl", 60)
+    # Then only the one that its environment declares is there
+    here, apart = [set(message["content"].split()) for message in record["messages"] if message["role"] == "tool"]
+    secrets = {"OPENAI_API_KEY", "OTHER_TOKEN", "TELLER_TOKEN", "GYMQ_REDIS_URL"}
+    assert here & secrets == {"GYMQ_REDIS_URL", "TELLER_TOKEN"}
+    assert apart & secrets == {"TELLER_TOKEN"}
 
 
 def _look(process, seen: list[str]) -> bool:

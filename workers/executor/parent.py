@@ -25,6 +25,7 @@ from gymq import plugins
 from gymq.celery.queues import EXECUTOR
 from gymq.observe.events import CallFinished, WorkerLeft, WorkerReady, emit
 from gymq.process.lifetime import adopt_orphans, die_with
+from gymq.process.secret_variables import SERVERS, forget_secrets
 from gymq.runtime.reply import send_sync
 from gymq.runtime.worker_host import RoleOptions
 from gymq.settings import Settings
@@ -183,6 +184,8 @@ class ExecutorParent:
         die_with(self.pid)
         adopt_orphans()
         processes.lower_priority()
+        for name in SERVERS:  # the child has its settings; what a tool starts has no use for them
+            os.environ.pop(name, None)
         os.environ[child_janitor.MARK] = self.name
         os.environ["TMPDIR"] = tempfile.tempdir = self._temporary(os.getpid())
         self.tidy()
@@ -267,7 +270,7 @@ class ExecutorStep(bootsteps.StartStopStep):
         Raises:
             UsageError: an environment that is to be served cannot be loaded.
         """
-        try_loading(self._environments)
+        forget_secrets(try_loading(self._environments))
         plugins.add_environments_later(self._environments)
         current().open()
 

@@ -16,11 +16,14 @@ from gymq.errors import GymqError, UsageError
 from gymq.process.child_process import describe
 
 
-def try_loading(names: str | None) -> None:
+def try_loading(names: str | None) -> frozenset[str]:
     """Load environments in a fork of this process, and wait for its end.
 
     Args:
         names: as `plugins.load_environments` takes them.
+
+    Returns:
+        The variables with secrets that they need.
 
     Raises:
         UsageError: one that is named cannot be loaded.
@@ -35,6 +38,7 @@ def try_loading(names: str | None) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code:
         raise UsageError(said or f"loading environments ({names or 'all'}) ended the process: {describe(code)}")
+    return frozenset(said.split())
 
 
 def _load(names: str | None, writer: int) -> NoReturn:
@@ -42,6 +46,7 @@ def _load(names: str | None, writer: int) -> NoReturn:
     code = 1
     try:
         plugins.load_environments(names)
+        os.write(writer, " ".join(plugins.declared_secrets()).encode())
         code = 0
     except GymqError as error:
         os.write(writer, str(error).encode())

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from gymq.api.agent import Agent, Generate
+from gymq.api.backend import Backend
 from gymq.api.environment import HOOKS, Environment, hook, tool
 from gymq.errors import UsageError
 
@@ -202,3 +203,19 @@ def test_an_agent_that_cannot_act_is_refused():
     assert "Mine.acct looks like the hook act" in refusal(acct=lambda self, view: None)
     base = type("Base", (Agent,), {})
     assert isinstance(type("Good", (base,), {"name": "good", "act": lambda self, view: Generate()})().act(None), Generate)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "says"),
+    [
+        ("SEARCH_KEY", "write the names of variables as a tuple"),
+        (("a b",), "no name of a variable"),
+        ((1,), "no name of a variable"),
+        (("GYMQ_REDIS_URL",), "is gymq's own"),
+    ],
+)
+@pytest.mark.parametrize("base", [Environment, Backend])
+def test_secrets_are_a_tuple_of_names_of_variables_and_none_is_gymqs(base, secrets, says):
+    with pytest.raises(UsageError, match=says) as refused:
+        type("Mine", (base,), {"secrets": secrets, "name": "mine"})
+    assert "\n" not in str(refused.value)

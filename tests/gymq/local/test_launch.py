@@ -35,3 +35,19 @@ def test_the_metrics_of_the_installation_come_first_and_each_process_has_the_nex
 def test_without_a_port_none_is_served_and_any_free_port_will_do_for_all(port, theirs):
     assert set(ports(port).values()) == {theirs}
     assert ("metrics" in ports(port)) == (port is not None)
+
+
+def test_the_key_of_a_model_goes_to_its_worker_and_the_secrets_of_an_environment_to_its_own(monkeypatch):
+    weather = type(plugins.environment("weather"))
+    monkeypatch.setattr(weather, "secrets", ("WEATHER_TOKEN",))
+    models = {"scripted": {}, "openai:judge": {}}
+    specs = children(
+        Settings(), RunConfig("r", "weather", "tool", "scripted"), models, [weather.spec()], Path("o.jsonl"), Path("l")
+    )
+    assert {child.name: set(child.secrets) for child in specs} == {
+        "sink": set(),
+        "agent": set(),
+        "resource": {"WEATHER_TOKEN"},
+        "model": set(),
+        "judge": {"OPENAI_API_KEY"},
+    }

@@ -60,6 +60,7 @@ class OpenAIBackend(Backend):
     """
 
     name = "openai"
+    secrets: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
 
     #: The APIs that it can use.
     apis: ClassVar[tuple[str, ...]] = ("chat", "responses", "generate")

@@ -322,7 +322,7 @@ def join(backend: str, base: str, path: str) -> URL:
         raise UsageError(f"model {backend}: base_url must look like http://host:8000/v1")
     if url.user or url.password or url.query_string or url.fragment:
         raise UsageError(
-            f"model {backend}: base_url holds a user, a password, a query or a '#'; the key belongs in "
+            f"model {backend}: base_url holds a user, a password or a query; the key belongs in "
             f"{'AZURE_OPENAI_API_KEY' if backend == 'azure' else 'OPENAI_API_KEY'}"
         )
     return URL(str(url).rstrip("/") + path)

@@ -231,6 +231,7 @@ class AzureBackend(SdkBackend):
     """
 
     name = "azure"
+    secrets = ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN")
     key = "AZURE_OPENAI_API_KEY"
     address = "AZURE_OPENAI_ENDPOINT"
     default = ""

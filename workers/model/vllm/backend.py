@@ -37,6 +37,7 @@ class VllmBackend(Backend):
     """
 
     name = "vllm"
+    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     affine = True
     versioned = True
     quarantinable = False
