@@ -92,9 +92,18 @@ class UnknownName(UsageError):
 
 
 class ServerUnreachable(GymqError):
-    """Redis cannot be reached."""
+    """Redis cannot be reached.
+
+    Args:
+        reason: why.
+        remedy: what the person who started the process can do; "": nothing that the reason does not say.
+    """
 
     exit_code = 4
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)
+        self.reason = reason
 
 
 class RunClosed(GymqError):

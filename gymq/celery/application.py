@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
+from celery.app.utils import Settings as AppSettings
 from celery.exceptions import CPendingDeprecationWarning
 from celery.loaders.app import AppLoader
 from celery.platforms import SecurityWarning
@@ -80,6 +81,26 @@ class Loader(_AppLoader):
         return (imp or self.import_module)(module, package=package)
 
 
+#: Celery's configuration, seen as untyped.
+_AppSettings: Any = AppSettings
+
+
+class Configuration(_AppSettings):
+    """What `create` sets; Celery's own lets `CELERY_BROKER_URL` and its like, which may be another app's, come before that."""
+
+    @property
+    def broker_url(self) -> Any:
+        """The broker."""
+        return self.get("broker_url")
+
+    broker_read_url = broker_write_url = broker_url
+
+    @property
+    def result_backend(self) -> Any:
+        """None: no results are kept."""
+        return self.get("result_backend")
+
+
 def create(settings: Settings) -> Any:
     """Make the app.
 
@@ -91,6 +112,8 @@ def create(settings: Settings) -> Any:
     """
     kombu_broker = broker.find(settings)
     made: Any = Celery("gymq", broker=kombu_broker.url, loader=Loader, fixups=(), set_as_current=True)
+    # Plainly set, the attribute would become an entry.
+    object.__setattr__(made.conf, "__class__", Configuration)
     made.conf.update(
         broker_transport_options=TRANSPORT_OPTIONS | kombu_broker.options,
         broker_use_ssl=kombu_broker.ssl or False,

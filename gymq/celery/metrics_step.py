@@ -14,6 +14,7 @@ from gymq.observe.health import Health
 from gymq.observe.metrics import ProcessMetrics
 from gymq.observe.metrics_server import MetricsServer
 from gymq.settings import Settings
+from gymq.store.topology import parse
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class MetricsStep(_Step):
 
     def create(self, parent: Any) -> None:
         """Listen, before the worker takes work."""
-        metrics = ProcessMetrics()
+        metrics = ProcessMetrics(len(parse(self._settings.redis_url)))
         metrics.watch(parent.gymq.gauges)
         assert self._settings.metrics_port is not None
         host, port = self._settings.metrics_host, self._settings.metrics_port

@@ -54,8 +54,11 @@ def sink(kind: str, run: str, out: str, consumer: str | None, settings: Settings
     if settings.metrics_port is not None:
         from gymq.observe.metrics import ProcessMetrics
         from gymq.observe.metrics_server import MetricsServer
+        from gymq.store.topology import parse
 
-        server = MetricsServer(ProcessMetrics().registry, settings.metrics_host, settings.metrics_port)
+        server = MetricsServer(
+            ProcessMetrics(len(parse(settings.redis_url))).registry, settings.metrics_host, settings.metrics_port
+        )
         log.info("metrics at %s", server.address)
     return asyncio.run(_feed(made, consumer or kind, settings))
 

@@ -71,18 +71,18 @@ class RunGuard:
         """
         verdict, over = self._trial.judge(status), self._budget.over(status, time.monotonic() - self._began)
         room = self._budget.room(status)
-        stop: Stop | None = None
+        reason, code, rest = "", 0, ""
         if verdict is Verdict.FAILED:
-            alike = f"{self._trial.failed} rollouts failed alike ({self._trial.kind}), and none has succeeded"
-            stop = Stop(HOPELESS, f"stopping: {alike}")
+            reason = f"{self._trial.failed} rollouts failed alike ({self._trial.kind}), and none has succeeded"
+            code = HOPELESS
         elif over and not _complete(status):
-            stop = Stop(LIMITED, f"stopping: {over}; {_IN_ORDER}")
+            reason, code, rest = over, LIMITED, f"; {_IN_ORDER}"
         with suppress(Outage):
-            if stop is not None:
-                await shards.bound(self._run, failures=0)
+            if code:
+                await shards.stop(self._run, reason)
             elif verdict is Verdict.PASSED and (room is not None or status.bounded):
                 await shards.bound(self._run, rollouts=room)
-        return stop
+        return Stop(code, f"stopping: {reason}{rest}") if code else None
 
 
 def _complete(status: RunStatus) -> bool:

@@ -51,9 +51,13 @@ class WorkerGauges(msgspec.Struct):
 
 
 class ProcessMetrics:
-    """The metrics of this process; counts events from the moment it is made until it is closed."""
+    """The metrics of this process; counts events from the moment it is made until it is closed.
 
-    def __init__(self) -> None:
+    Args:
+        shards: the number of shards that it talks to.
+    """
+
+    def __init__(self, shards: int) -> None:
         self.registry = CollectorRegistry()
         self.info = self._level("gymq_worker_info", "What the process is", "role", "serves", "version")
         self.mail_taken = self._count("gymq_mail_taken", "Messages taken", "role")
@@ -64,7 +68,7 @@ class ProcessMetrics:
         self.handed_back = self._count("gymq_mail_handed_back", "Messages of dead workers that were handed back", "role")
         self.outages = self._count("gymq_outages", "Outages of Redis", "shard")
         self.outage_seconds = self._count("gymq_outage_seconds", "Time of the outages that have ended", "shard")
-        self.redis_up = self._level("gymq_redis_up", "0 while there is an outage", "shard")
+        self.redis_up = self._level("gymq_redis_up", "0 while there is an outage, else 1", "shard")
         self.quarantines = self._count("gymq_quarantines", "Quarantines started", "role")
         self.dead_letters = self._count("gymq_dead_letters", "Dead letters written", "role", "kind")
         self.calls = self._count("gymq_calls", "Calls answered", "role", "kind", "outcome")
@@ -88,6 +92,8 @@ class ProcessMetrics:
         self.retries = self._count("gymq_call_retries", "Calls that rollouts sent again after a fault", "kind", "fault")
         self.stored = self._count("gymq_sink_rollouts", "Rollouts that a sink made durable")
         self.commit_seconds = self._distribution("gymq_sink_commit_seconds", "Time of making a batch durable", LOAD_BOUNDS)
+        for shard in range(shards):
+            self.redis_up.set(str(shard), to=1)
         self._subscribed: list[Callable[[Any], None]] = []
         self._subscribe()
 

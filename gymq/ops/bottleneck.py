@@ -10,6 +10,7 @@ from gymq.celery.queues import EXECUTOR
 from gymq.errors import one_line
 from gymq.ops.mailboxes import Mailbox
 from gymq.ops.situation import Situation, remedy
+from gymq.store.run_status import RunStatus
 from gymq.store.scripts import RateLimitStatus
 from gymq.wire.activity import WINDOW, Activity, stage, time_split
 
@@ -21,8 +22,8 @@ class Bottleneck(msgspec.Struct):
     """The cause for which a run waits.
 
     Args:
-        cause: one word for programs: `paused`, `no_worker`, `starting`, `consumer`, `rows`, `limit`, `errors`, `retries`,
-            `executor`, `queue`, `model`, `tool`, `verify`.
+        cause: one word for programs: `stopped`, `paused`, `no_worker`, `starting`, `consumer`, `rows`, `limit`, `errors`,
+            `retries`, `executor`, `queue`, `model`, `tool`, `verify`.
         words: a sentence's end: a run waits for ... .
     """
 
@@ -34,11 +35,15 @@ def bottleneck(situation: Situation) -> Bottleneck:
     """Return what a run waits for most."""
     missing, activity = _missing(situation), situation.workforce.activity
     seconds = stage_seconds(activity, situation.mailboxes.values(), situation.limits)
+    total = sum(seconds.values())
+    if total > seconds["queue"] and not situation.private and not any(box.waiting for box in situation.mailboxes.values()):
+        seconds["queue"] = 0.0  # what waited was taken: more workers would find nothing
     most = max(seconds, key=lambda name: seconds[name])
     idle = not seconds[most]
     # A judge that nothing has asked yet stops nothing.
     stopped = idle or any(box.waiting for box in _unserved(situation))
     for found in (
+        _stopped(situation.run),
         _paused(situation),
         missing if stopped else None,
         _retries(situation),
@@ -52,7 +57,7 @@ def bottleneck(situation: Situation) -> Bottleneck:
             return found
     if idle:
         return Bottleneck("queue", "its first calls")
-    share = f"{seconds[most] / sum(seconds.values()):.0%} of the last minute's time"
+    share = f"{seconds[most] / total:.0%} of the last minute's time"
     if most == "limit":
         return Bottleneck("limit", f"rate limits, or new weights: calls in work stand still for them ({share})")
     return _queue(situation, share) if most == "queue" else _work(situation, most, share)
@@ -90,6 +95,12 @@ def limit_words(limit: RateLimitStatus) -> str:
     )
     refused = f", {limit.refused} were refused (HTTP 429)" if limit.refused else ""
     return f"{one_line(limit.label)}, {rate}: {limit.waiting} requests wait{refused}"
+
+
+def _stopped(run: RunStatus) -> Bottleneck | None:
+    if not run.stopped:
+        return None
+    return Bottleneck("stopped", f"the same `gymq run` again: it was stopped, because {one_line(run.stopped)}")
 
 
 def _paused(situation: Situation) -> Bottleneck | None:

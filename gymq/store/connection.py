@@ -101,7 +101,7 @@ class Connection:
             await self._connection.connect()
         except (redis.RedisError, OSError) as error:
             reason = str(error).rstrip(".")
-            raise ServerUnreachable(f"Redis cannot be reached: {reason}; {NAME_IT}") from None
+            raise ServerUnreachable(f"Redis cannot be reached: {reason}", NAME_IT) from None
 
     async def reconnect(self) -> None:
         """Open the connection again, to a server that takes writes, however long that takes; its other users wait meanwhile."""

@@ -8,6 +8,7 @@ from enum import Enum
 
 import redis
 
+from gymq.errors import ServerUnreachable
 from gymq.observe.events import OutageBegan, OutageEnded, emit
 from gymq.store.topology import Address
 
@@ -56,11 +57,12 @@ def began(shard: int, address: Address, reason: object) -> None:
     Args:
         shard: its number.
         address: its address.
-        reason: the error.
+        reason: the error, whose remedy is for those who start a process: this one waits.
     """
     now = time.monotonic()
     if _away.setdefault(shard, now) is now:
-        emit(OutageBegan(shard, address.place, " ".join(str(reason).split())))
+        said = reason.reason if isinstance(reason, ServerUnreachable) else str(reason)
+        emit(OutageBegan(shard, address.place, " ".join(said.split())))
 
 
 def ended(shard: int, address: Address) -> None:

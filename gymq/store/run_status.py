@@ -33,6 +33,7 @@ class RunStatus(msgspec.Struct):
         paused: nothing more of it is admitted for the time being.
         failures: rollouts that failed, by the kind of their fault.
         bounded: its admission is bounded by the guard of a `gymq run`.
+        stopped: why its guard has stopped it; "": it has not.
         tokens: those of rollouts that have ended, by the model's SPEC; a judge's stand under its own.
     """
 
@@ -48,6 +49,7 @@ class RunStatus(msgspec.Struct):
     tokens: dict[str, Usage] = {}
     failures: dict[str, int] = {}
     bounded: bool = False
+    stopped: str = ""
 
     @property
     def total(self) -> int:
@@ -83,6 +85,7 @@ async def read_status(connection: Connection, name: str) -> RunStatus:
         tokens=_tokens(fields),
         failures={k[2:]: int(v) for k, v in sorted(fields.items()) if k.startswith("f:")},
         bounded="cap" in fields or "quota" in fields,
+        stopped=fields.get("stopped", b"").decode(errors="replace"),
     )
 
 
@@ -122,4 +125,5 @@ def merge(parts: list[RunStatus]) -> RunStatus:
         tokens=tokens,
         failures=dict(sorted(failures.items())),
         bounded=any(part.bounded for part in parts),
+        stopped=next((part.stopped for part in parts if part.stopped), ""),
     )

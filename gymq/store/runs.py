@@ -301,20 +301,30 @@ async def bound(connection: Connection, name: str, failures: int | None, rollout
     Args:
         connection: a connection.
         name: the run's name.
-        failures: rollouts that may be in flight or fail, on this shard; 0: admit no more; None: no such bound.
+        failures: rollouts that may be in flight or fail, on this shard; None: no such bound.
         rollouts: rollouts that may be in flight or end; None: no such bound.
     """
     key = connection.keys.run(name)
     failed, ended, kept = (int(n or 0) for n in await connection.send("HMGET", key, "n:failed", "ended", "n:kept"))
     bounds: dict[str, int] = {}
     if failures is not None:
-        bounds["cap"] = failed + failures if failures else 0
+        bounds["cap"] = failed + failures
     if rollouts is not None:
         bounds["quota"] = ended - kept + rollouts
-    if len(bounds) < 2:
-        await connection.send("HDEL", key, *({"cap", "quota"} - bounds.keys()))
+    await connection.send("HDEL", key, *({"cap", "quota", "stopped"} - bounds.keys()))
     if bounds:
         await connection.send("HSET", key, *(part for pair in bounds.items() for part in pair))
+
+
+async def stop(connection: Connection, name: str, reason: str) -> None:
+    """Admit no more rollouts of a run until `bound` is called: its guard has stopped it.
+
+    Args:
+        connection: a connection.
+        name: the run's name.
+        reason: why, for those who look at the run meanwhile.
+    """
+    await connection.send("HSET", connection.keys.run(name), "cap", 0, "stopped", reason)
 
 
 async def remove(connection: Connection, name: str) -> None:

@@ -162,6 +162,15 @@ class Shards:
         parts = [None if most is None else -(-most // len(self.connections)) for most in (failures, rollouts)]
         await self.each(lambda connection: runs.bound(connection, name, *parts))
 
+    async def stop(self, name: str, reason: str) -> None:
+        """Admit no more rollouts of a run; see `runs.stop`.
+
+        Args:
+            name: the run's name.
+            reason: why.
+        """
+        await self.each(lambda connection: runs.stop(connection, name, reason))
+
     async def _where_open(self, work: Callable[[Connection], Awaitable[T]]) -> list[T]:
         """Run work on the shards on which a run goes on: it may be done on one before the others.
 

@@ -77,7 +77,7 @@ class SyncConnection:
         try:
             url = locate(self._address)
         except ServerUnreachable as error:
-            raise redis.ConnectionError(str(error)) from None
+            raise redis.ConnectionError(error.reason) from None
         made: redis.Redis = server.from_url(
             url,
             socket_timeout=TIMEOUT,

@@ -160,7 +160,7 @@ def locate(address: Address) -> str:
             where = urlsplit(seed)
             reasons.append(f"{where.hostname}:{where.port}: {error}")
     who = "no node of the Cluster" if address.kind == "cluster" else f"no Sentinel of {address.master!r}"
-    raise ServerUnreachable(f"Redis cannot be reached: {who} tells where the shard is: {'; '.join(reasons)}; {NAME_IT}")
+    raise ServerUnreachable(f"Redis cannot be reached: {who} tells where the shard is: {'; '.join(reasons)}", NAME_IT)
 
 
 def tag_in_cluster(shard: int) -> int:

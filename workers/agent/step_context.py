@@ -141,8 +141,11 @@ class StepContext:
     # The end.
 
     def give_up(self, fault: Fault) -> None:
-        """Fail the rollout with its last fault; while it is scored, only the reward is missing."""
-        if self.state.phase == "verifying":
+        """Fail the rollout with its last fault; while it is scored, only the reward is missing.
+
+        But a judge that would refuse any question is a mistake of the command's, as with the rollout's own model.
+        """
+        if self.state.phase == "verifying" and fault.kind != "model_access":
             self.state.no_reward = f"{fault.kind}: {fault.message}"
             self.close()
         else:

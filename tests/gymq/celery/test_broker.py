@@ -7,7 +7,7 @@ from pathlib import Path
 import kombu
 import pytest
 
-from gymq.celery.application import TRANSPORT_OPTIONS
+from gymq.celery.application import TRANSPORT_OPTIONS, create
 from gymq.celery.broker import Broker, find
 from gymq.errors import UsageError
 from gymq.process.embedded_redis import EmbeddedRedis
@@ -60,3 +60,14 @@ def test_a_cluster_is_no_broker_and_the_line_says_what_to_set():
 def test_two_brokers_are_refused():
     with pytest.raises(UsageError, match="GYMQ_BROKER_URL"):
         find(Settings(broker_url="redis://a,redis://b"))
+
+
+def test_variables_of_another_celery_app_change_nothing(monkeypatch):
+    # Given a person whose shell names the broker and the results of an app of theirs
+    for name in ("BROKER_URL", "BROKER_READ_URL", "BROKER_WRITE_URL", "RESULT_BACKEND"):
+        monkeypatch.setenv(f"CELERY_{name}", "redis://theirs:1/0")
+    app = create(Settings("redis://ours:2/3"))
+    # Then gymq's app talks to the server of its own settings alone
+    made = (app.connection(), app.connection_for_read(), app.connection_for_write(), app.pool.connection)
+    assert {(each.hostname, each.port, each.virtual_host) for each in made} == {("ours", 2, "3")}
+    assert (app.conf.broker_url, app.conf.result_backend) == ("redis://ours:2/3", None)

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "observability.md"
 
 @pytest.fixture
 def metrics() -> Iterator[ProcessMetrics]:
-    made = ProcessMetrics()
+    made = ProcessMetrics(shards=2)
     yield made
     made.close()
 
@@ -68,7 +68,9 @@ def test_a_histogram_counts_each_value_in_all_buckets_from_its_own_on(metrics):
 
 
 def test_an_outage_shows_while_it_lasts(metrics):
+    assert value(metrics, "gymq_redis_up", shard="1") == 1
     emit(OutageBegan(1, "redis://here", "refused"))
+    assert value(metrics, "gymq_redis_up", shard="0") == 1
     assert value(metrics, "gymq_redis_up", shard="1") == 0
     emit(OutageEnded(1, "redis://here", 3.0))
     assert value(metrics, "gymq_redis_up", shard="1") == 1
@@ -76,7 +78,7 @@ def test_an_outage_shows_while_it_lasts(metrics):
 
 
 def test_metrics_that_are_closed_count_nothing_and_leave_no_subscriber():
-    made = ProcessMetrics()
+    made = ProcessMetrics(shards=2)
     made.close()
     emit(MailTaken("agent", 5, 0))
     assert value(made, "gymq_mail_taken_total", role="agent") is None

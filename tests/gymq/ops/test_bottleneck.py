@@ -175,6 +175,19 @@ BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
             "the end of a pause: `gymq control resume r`",
             id="a paused run",
         ),
+        pytest.param(
+            wait(Activity({"generate": CallTimes(4, 0, 20, 0, 5)}, {"generate": InWork(4, 5, 2)}), boxes(model=(0, 4))),
+            "model",
+            "model:openai:qwen: 4 calls in work, the oldest for 0:02, 4 answered in the last minute after 1.2 s each "
+            "(33% of the last minute's time)",
+            id="what waited while the workers started was taken",
+        ),
+        pytest.param(
+            wait(status=run(live=0, stopped="8 rollouts failed alike (model_access), and none has succeeded")),
+            "stopped",
+            "the same `gymq run` again: it was stopped, because 8 rollouts failed alike (model_access), and none has succeeded",
+            id="its guard has stopped it",
+        ),
         pytest.param(wait(), "queue", "its first calls", id="nothing has begun"),
     ],
 )

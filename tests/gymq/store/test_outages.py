@@ -31,7 +31,7 @@ def away(monkeypatch, tries: int) -> None:
     async def failing(self: Connection) -> None:
         left[self] = left.get(self, tries) - 1
         if left[self] >= 0:
-            raise ServerUnreachable("Redis cannot be reached: it is away")
+            raise ServerUnreachable("Redis cannot be reached: it is away", "start it")
         await connect(self)
 
     monkeypatch.setattr(Connection, "connect", failing)

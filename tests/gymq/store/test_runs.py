@@ -220,16 +220,18 @@ async def test_under_a_cap_a_rollout_that_failed_keeps_its_credit(connection):
     await pretender.end("r.2.0")
     assert await pretender.admit() == 1
     assert (await read_status(connection, "r")).bounded
-    # A later command's cap counts from there on, 0 admits nothing, and without it all is as before
+    # A later command's cap counts from there on, a stop admits nothing and says why, and without them all is as before
     await runs.bound(connection, "r", 3, None)
     await pretender.end("r.3.0", status="failed")
     assert await pretender.admit() == 1
-    await runs.bound(connection, "r", 0, None)
+    await runs.stop(connection, "r", "all failed alike")
     await pretender.end("r.4.0")
     assert await pretender.admit() == 0
+    assert (await read_status(connection, "r")).stopped == "all failed alike"
     await runs.bound(connection, "r", None, None)
     assert await pretender.admit() == 3
-    assert not (await read_status(connection, "r")).bounded
+    status = await read_status(connection, "r")
+    assert (status.bounded, status.stopped) == (False, "")
 
 
 async def test_under_a_quota_no_rollout_that_ended_makes_room(connection):

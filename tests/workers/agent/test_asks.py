@@ -108,6 +108,13 @@ def test_a_judges_other_faults_leave_the_reward_out(kind):
     assert (header["status"], header["reward"], header["no_reward"]) == ("completed", None, f"{kind}: {kind} happened")
 
 
+def test_a_judge_that_refuses_its_key_fails_the_rollout_as_the_own_model_does():
+    play = judged()
+    play.go(asked())
+    header = record(play.go(failed("model_access")))
+    assert (header["status"], header["reward"], header["error"]["kind"]) == ("failed", None, "model_access")
+
+
 def test_questions_are_bounded():
     play = judged()
     for _ in range(ASKS):
