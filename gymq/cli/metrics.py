@@ -67,6 +67,6 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
     metrics = InstallationMetrics()
     async with Shards(settings, "gymq-metrics") as shards:
         await metrics.look(shards)
-        server = MetricsServer(metrics.registry, host, port, option="--port")
+        server = MetricsServer(metrics.registry, host, port)
         log.info("metrics at %s", server.address)
         await metrics.follow(shards, stop)

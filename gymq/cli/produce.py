@@ -19,7 +19,7 @@ from gymq.observe.terminal import say
 @click.option("--keep-open", is_flag=True, help="More rows will come, from another command.")
 @redis_flags
 def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, ...], keep_open: bool, **given: Any) -> int:
-    """Enqueue tasks of environment ENV in a run, and nothing else: workers and sinks are started by other commands.
+    """Enqueue tasks of environment ENV, a name or FILE.py:CLASS, and nothing else: other commands start workers and sinks.
 
     Doing it twice enqueues nothing twice: rows are known by what the data hold and where in them they stand. While the
     run has as many unfinished rows as it may, this waits. Exit code 3: some rows were bad; each is one line.
@@ -43,7 +43,7 @@ def produce(env: str, redis: str | None, of: str | None, consumers: tuple[str, .
     from gymq.store.sharded import Shards
 
     options = read_run_options(given, needed=("data", "run", "model"))
-    plugins.environment(env)
+    env = plugins.add_environment(env)
     plugins.agent(options.agent)
     assert options.run is not None
     check_name(options.run)

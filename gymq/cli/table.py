@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from gymq.observe.terminal import printable
@@ -31,8 +31,10 @@ def make_table(*columns: str) -> Cells:
         columns: their names; one that begins with `>` is aligned to the right.
     """
     table = Cells(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(printable(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for place, column in enumerate(columns):
+        # The first has names, which are copied into other commands: a narrow terminal folds the other columns.
+        justify: JustifyMethod = "right" if column.startswith(">") else "left"
+        table.add_column(printable(column.lstrip(">")), justify=justify, overflow="fold", no_wrap=place == 0)
     return table
 
 

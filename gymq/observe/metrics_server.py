@@ -52,7 +52,6 @@ class MetricsServer:
         port: the port; 0: any free one.
         threads: False: its maker calls `handle` when `fileno` can be read.
         health: what it answers at `/healthz` and `/readyz`.
-        option: where the port was given, for the error.
 
     Raises:
         UsageError: it cannot listen there.
@@ -65,7 +64,6 @@ class MetricsServer:
         port: int,
         threads: bool = True,
         health: Health = _HEALTHY,
-        option: str = "--metrics-port",
     ) -> None:
         kind = _ThreadingServer if threads else _Server
         try:
@@ -73,7 +71,7 @@ class MetricsServer:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(
-                f"{option}: nothing can listen at {host}:{port}: {reason}; choose another port, or 0 for any free one"
+                f"metrics: nothing can listen at {host}:{port}: {reason}; choose another port, or 0 for any free one"
             ) from None
         self._server.set_app(with_health(make_wsgi_app(registry), health))
         self._server.timeout = 0

@@ -49,6 +49,15 @@ def test_rows_that_are_enqueued_twice_are_there_once(cli, server: Redis):
 
 
 @pytest.mark.slow
+def test_rows_of_an_environment_in_a_file_are_enqueued_by_its_file(cli, server: Redis):
+    (cli.folder / "dice.py").write_text("from gymq import Environment\n\nclass Dice(Environment):\n    name = 'dice'\n")
+    (cli.folder / "dice.jsonl").write_text('{"prompt": "Roll."}\n')
+    done = cli("produce", "./dice.py:Dice", "--data", "dice.jsonl", "--run", "filed", "--model", "scripted")
+    assert "1 rows enqueued" in done.stdout
+    assert server.hexists(keys.run("filed"), "spec:dice")
+
+
+@pytest.mark.slow
 def test_a_run_that_is_kept_open_takes_more_rows_and_a_larger_limit(cli, server: Redis):
     more = ("--run", "r1", "--keep-open")
     cli("produce", *WEATHER, *more, "--limit", 30)

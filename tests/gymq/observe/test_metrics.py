@@ -141,4 +141,4 @@ def test_a_port_that_is_taken_is_refused_in_one_line():
         port = other.getsockname()[1]
         with pytest.raises(UsageError) as error:
             MetricsServer(CollectorRegistry(), "127.0.0.1", port)
-    assert str(error.value).startswith(f"--metrics-port: nothing can listen at 127.0.0.1:{port}: Address already in use;")
+    assert str(error.value).startswith(f"metrics: nothing can listen at 127.0.0.1:{port}: Address already in use;")
