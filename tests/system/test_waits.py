@@ -13,7 +13,7 @@ from tests.support.waiting import wait_until
 
 
 def waits(farm, name: str) -> str:
-    """What a run waits for, as `gymq status` says it."""
+    """Return the wait of a run in words, as `gymq status` has them."""
     return with_shards(farm.settings, overview).waits[name].words
 
 

@@ -11,54 +11,11 @@ import msgspec
 import pytest
 from gymq_workers.model.openai import backend as openai_backend
 from gymq_workers.model.openai import endpoint
-from gymq_workers.model.openai.backend import OpenAIBackend
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from gymq.errors import CallError, Fault
-from gymq.wire.calls import Generated, encode
+from gymq.errors import CallError
 from gymq.wire.message import decode_message
+from tests.support.endpoint import GOOD, KEY, Endpoint, call, called, chat, check, http, item, js
 from tests.support.model_server import ask
-from tests.support.tiers import examples
-
-KEY = "sk-very-secret-key"
-GOOD = {
-    "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
-    "responses": {"status": "completed", "output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}]},
-}
-
-
-def http(body=b"", status=200, kind="application/json", length=None, **headers):
-    """The bytes of an answer."""
-    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Type: {kind}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    lines.append(f"Content-Length: {len(body) if length is None else length}")
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
-
-
-def js(value):
-    """A good HTTP answer with a JSON value."""
-    return http(msgspec.json.encode(value))
-
-
-def chat(**message):
-    """A chat answer with a message."""
-    return {"choices": [{"message": message, "finish_reason": "stop"}]}
-
-
-def called(*calls):
-    """A chat answer with tool calls."""
-    return js(chat(content=None, tool_calls=list(calls)))
-
-
-def call(name="f", arguments="{}", **more):
-    """A tool call."""
-    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
-
-
-def item(**fields):
-    """A Responses answer with a function call."""
-    return js({"status": "completed", "output": [{"type": "function_call", "call_id": "a", "name": "f", **fields}]})
 
 
 async def stall(reader, writer):
@@ -117,7 +74,10 @@ async def continues(reader, writer):
 
 #: A year that none of these tests will see.
 DATE = "Mon, 27 Dec 2100 16:00:00 GMT"
+
+
 PASSING = "model_unavailable"
+
 
 #: What the server does: bytes that it answers, or a coroutine; and the fault.
 ALL_APIS = {
@@ -174,6 +134,7 @@ ALL_APIS = {
     "429 after soon": (http(b"{}", 429, Retry_After="soon"), PASSING),
 }
 
+
 CHAT = {
     "a message that is null": (js({"choices": [{"message": None}]}), "model"),
     "a choice that is null": (js({"choices": [None]}), "model"),
@@ -200,6 +161,7 @@ CHAT = {
     ),
 }
 
+
 RESPONSES = {
     "output that is null": (js({"output": None}), "model"),
     "an item that is null": (js({"output": [None]}), "model"),
@@ -211,48 +173,9 @@ RESPONSES = {
 }
 
 
-class Endpoint:
-    """A server that does one thing to every request.
-
-    Args:
-        act: bytes that it sends before it closes, or a coroutine of reader and writer.
-    """
-
-    def __init__(self, act=b""):
-        self.act = act
-        self.asked = 0
-        self.heads: list[bytes] = []
-
-    async def __call__(self, reader, writer):
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            self.asked += 1
-            self.heads.append(head)
-            if isinstance(self.act, bytes):
-                writer.write(self.act)
-                await writer.drain()
-            else:
-                await asyncio.wait_for(self.act(reader, writer), 10)
-        writer.close()
-
-    @contextlib.asynccontextmanager
-    async def running(self):
-        """Its address."""
-        server = await asyncio.start_server(self, "127.0.0.1", 0, limit=1 << 22)
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        server.close()
-
-
-def check(fault: Fault):
-    """What holds for every fault: one short line that all can read, without the key."""
-    assert fault.message.isprintable()
-    assert KEY not in fault.message
-    assert "Traceback" not in fault.message
-    assert 0 < len(fault.message) < 500
-    msgspec.msgpack.encode(fault)
-
-
 TABLE = [(api, *case) for api in ("chat", "responses") for case in ALL_APIS.items()]
+
+
 TABLE += [("chat", *case) for case in CHAT.items()] + [("responses", *case) for case in RESPONSES.items()]
 
 
@@ -269,53 +192,6 @@ async def test_a_bad_answer_ends_the_call_with_its_fault(backend, api, what, cas
         assert endpoint.asked == (2 if kind in (PASSING, "timeout") else 1)
         endpoint.act = js(GOOD[api])  # and the worker goes on
         assert decode_message((await one.generate(ask("Hello"))).message).content == "hi"
-
-
-GOOD_ENOUGH = {
-    "JSON that is called text": (http(msgspec.json.encode(GOOD["chat"]), kind="text/plain; charset=utf-8"), "hi"),
-    "JSON without a kind": (b"HTTP/1.1 200 OK\r\n\r\n" + msgspec.json.encode(GOOD["chat"]), "hi"),
-    "gzip": (http(gzip.compress(msgspec.json.encode(GOOD["chat"])), Content_Encoding="gzip"), "hi"),
-    "10 MB on a line": (js(chat(content="x" * 10_000_000)), "x" * 10_000_000),
-    "no usage": (js({**GOOD["chat"], "usage": None}), "hi"),
-    "a nul": (js(chat(content="a\0b")), "a\0b"),
-    "a pair of surrogates": (http(b'{"choices":[{"message":{"content":"\\ud83d\\ude00"}}]}'), "\U0001f600"),
-}
-
-
-@pytest.mark.parametrize("what", GOOD_ENOUGH)
-async def test_an_odd_answer_is_an_answer(backend, what):
-    act, content = GOOD_ENOUGH[what]
-    async with Endpoint(act).running() as url:
-        answer = await (await backend(base_url=url, retries=0)).generate(ask("Hello"))
-    assert decode_message(answer.message).content == content
-
-
-@pytest.mark.parametrize(
-    "calls",
-    [
-        [call()],
-        [call(id=None), call(id="")],
-        [call(id="same"), call(id="same"), call(id="same")],
-        [call(name="", id="a")],
-        [call(name="f" * 10_000, id="a")],
-        [call(arguments={"a": 1}, id="a")],
-        [call(arguments=None, id="a")],
-        [call(arguments="{not json", id="a")],
-    ],
-)
-async def test_odd_tool_calls_have_ids_of_their_own(backend, calls):
-    async with Endpoint(called(*calls)).running() as url:
-        answer = await (await backend(base_url=url, retries=0)).generate(ask("Hello"))
-    got = decode_message(answer.message).tool_calls
-    assert len({each.id for each in got}) == len(calls)
-    assert all(each.id and isinstance(each.function.arguments, str) for each in got)
-
-
-async def test_calls_of_responses_with_the_same_id_get_their_own(backend):
-    output = [{"type": "function_call", "call_id": "same", "name": "f", "arguments": "{}"}] * 2
-    async with Endpoint(js({"status": "completed", "output": output})).running() as url:
-        answer = await (await backend(base_url=url, api="responses", retries=0)).generate(ask("Hello"))
-    assert len({each.id for each in decode_message(answer.message).tool_calls}) == 2
 
 
 @pytest.mark.parametrize("after", ["100000000", DATE, "1e308", "inf"])
@@ -401,110 +277,3 @@ async def test_a_call_that_is_cancelled_ends_its_request(backend):
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.wait_for(ended.wait(), 20)
-
-
-# Fuzz: JSON that looks like an answer, here and there.
-
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(1 << 63), (1 << 64) - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text()
-)
-WORDS = st.sampled_from(
-    [
-        *(
-            "choices",
-            "message",
-            "content",
-            "tool_calls",
-            "function",
-            "name",
-            "arguments",
-            "id",
-            "finish_reason",
-            "usage",
-            "logprobs",
-        ),
-        *(
-            "logprob",
-            "token",
-            "token_ids",
-            "prompt_token_ids",
-            "output",
-            "type",
-            "call_id",
-            "text",
-            "refusal",
-            "status",
-            "error",
-        ),
-        *("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "input_tokens_details", "cached_tokens"),
-        *("code", "model", "incomplete_details", "reason", "summary"),
-    ]
-)
-ANY = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=5), max_leaves=20
-)
-TOOL = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": ANY,
-        "function": st.fixed_dictionaries({}, optional={"name": st.text() | ANY, "arguments": st.text() | ANY}),
-    },
-)
-SAID = st.fixed_dictionaries(
-    {}, optional={"content": st.text() | ANY, "tool_calls": st.lists(TOOL, max_size=3) | ANY, "refusal": ANY}
-)
-IDS = st.lists(st.integers(-5, 1 << 40), max_size=3)
-CHOICE = st.fixed_dictionaries(
-    {"message": SAID | ANY}, optional={"finish_reason": st.text() | ANY, "token_ids": IDS | ANY, "logprobs": ANY}
-)
-USAGE = st.dictionaries(WORDS, st.integers() | ANY, max_size=4)
-ITEM = st.fixed_dictionaries(
-    {"type": st.sampled_from(["message", "function_call", "reasoning", ""]) | ANY},
-    optional={
-        "content": st.lists(st.dictionaries(WORDS, ANY, max_size=3), max_size=2) | ANY,
-        "name": st.text() | ANY,
-        "arguments": st.text() | ANY,
-        "call_id": st.text() | ANY,
-        "generation_token_ids": IDS,
-    },
-)
-ANSWERS = ANY | st.fixed_dictionaries(
-    {},
-    optional={
-        "choices": st.lists(CHOICE, min_size=1, max_size=2),
-        "output": st.lists(ITEM, max_size=3),
-        "usage": USAGE,
-        "error": ANY,
-    },
-)
-
-
-@given(ANSWERS, st.sampled_from(["chat", "responses"]), st.sampled_from([200, 200, 200, 400, 429]))
-@settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_json_is_an_answer_or_a_fault(value, api, status):
-    body = msgspec.json.encode(value) if not isinstance(value, bytes) else value
-
-    async def once():
-        async with Endpoint(http(body, status)).running() as url:
-            one = OpenAIBackend("mock", {"base_url": url, "api": api, "retries": 0})
-            await one.start()
-            try:
-                return await one.generate(ask("Hello"))
-            except CallError as error:
-                return error.fault
-            finally:
-                await one.stop()
-
-    found = asyncio.run(once())
-    if isinstance(found, Fault):
-        check(found)
-    else:
-        assert isinstance(found, Generated)
-        encode(found)
-        message = decode_message(found.message)
-        assert message.role == "assistant"
-        assert len({each.id for each in message.tool_calls}) == len(message.tool_calls)
