@@ -288,8 +288,8 @@ async def test_an_image_that_vllm_believes_to_be_in_the_engine_is_sent_again(bac
 
 async def test_an_image_is_decoded_once(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    decode = backend._images._open
-    monkeypatch.setattr(backend._images, "_open", lambda data: opened.append(len(data)) or decode(data))
+    decode = backend._images._load
+    monkeypatch.setattr(backend._images, "_load", lambda data: opened.append(len(data)) or decode(data))
     talk = Talk(backend)
     await talk.say("user", seen(picture("purple")))
     await talk.say("user", "And now?")
