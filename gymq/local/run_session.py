@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 from gymq.aio import cancel_and_wait
 from gymq.client.output import output_kind
 from gymq.client.rollout_set import RolloutSet
-from gymq.errors import GymqError, UsageError
+from gymq.errors import GymqError
 from gymq.local.launch import SINK, children, served_here
 from gymq.local.preflight import Preflight
 from gymq.local.producer_thread import ProducerThread
@@ -30,18 +29,17 @@ from gymq.local.role_thread import RoleThread
 from gymq.local.run_dir import RunDir
 from gymq.local.run_guard import RunGuard, Stop, stopped_by
 from gymq.local.run_options import RunOptions
+from gymq.local.run_record import RunRecord
 from gymq.local.source_ranges import produce, source_ranges
 from gymq.local.wait_reader import WaitReader
 from gymq.observe import traces
 from gymq.process.embedded_redis import EmbeddedRedis
 from gymq.process.supervisor import Supervisor
 from gymq.settings import Settings
-from gymq.store import runs
 from gymq.store.connection import Outage
 from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
-from gymq.wire.ids import RolloutId
 
 #: Seconds between two looks at the children.
 POLL_INTERVAL = 0.1
@@ -51,9 +49,6 @@ STATUS_PERIOD = 0.5
 
 #: Restarts of the embedded server before the run is given up.
 MAX_RESTARTS = 5
-
-#: Ids in one Redis command.
-_BATCH = 1000
 
 
 class _Underway(NamedTuple):
@@ -161,47 +156,13 @@ class RunSession:
         """Bring the run's record in line with the file of finished rollouts."""
         name = self._config.name
         async with Shards(settings, "gymq-run") as shards:
-            if await self._usable(shards):
-                await shards.create(self._config)
-                await shards.reopen(name)
-            else:
-                for connection in shards.connections:
-                    with suppress(GymqError):
-                        await runs.remove(connection, name)
-                await shards.create(self._config)
-                for shard, connection in enumerate(shards.connections):
-                    ids = (rid for rid in self._kept if RolloutId.parse(rid).shard(len(shards.connections)) == shard)
-                    while batch := list(islice(ids, _BATCH)):
-                        await connection.send("SADD", connection.keys.skip(name), *batch)
+            record = RunRecord(shards, self._config, self._consumer, self._folder.out, self._kept)
+            await record.enter(shared=self._options.redis is not None, again=self._options.retry_failed)
             self._parts = await source_ranges(shards.first, name, self._source, self._options.limit)
-            to = str(self._folder.out.absolute())
-            await shards.each(lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{self._consumer}", to))
             self._guard = RunGuard(self._options, await shards.status(name))
             await self._guard.enter(shards)
             # Before the first rollout ends: what a consumer that comes later has missed is gone.
             await shards.declare(name, self._consumer)
-
-    async def _usable(self, shards: Shards) -> bool:
-        """Return whether Redis has a record of this run that can be continued.
-
-        Raises:
-            UsageError: the run goes to another file.
-        """
-        name, out = self._config.name, str(self._folder.out.absolute())
-        consumer = self._consumer
-        fields = ("state", f"acked:{consumer}", "n:kept", f"to:{consumer}", "samples", "n:failed", "n:cancelled")
-        records = await shards.each(lambda connection: connection.send("HMGET", connection.keys.run(name), *fields))
-        states = {state for state, *_ in records}
-        to = next((to for _, _, _, to, *_ in records if to is not None), None)
-        # An embedded server lies beside the file and moves with it; on a shared one another process may work on the run.
-        if self._options.redis and states & {b"open", b"closed", b"cancelled"} and to not in (None, out.encode()):
-            raise UsageError(f"run {name!r} on this server writes to {to.decode()}; use that --out, or `gymq rm {name}` first")
-        # A rollout is acknowledged after it stands in the file. If fewer stand there, lines were deleted: the run begins again.
-        acknowledged = sum(int(count or 0) for _, acked, kept, *_ in records for count in (acked, kept))
-        # Its cursor counts in samples, and what failed in it may not be in the file yet.
-        same = {int(samples or 0) for *_, samples, _, _ in records} == {self._config.samples}
-        failed = self._options.retry_failed and any(int(count or 0) for *_, n, m in records for count in (n, m))
-        return same and not failed and states <= {b"open", b"closed"} and acknowledged <= len(self._kept)
 
     def _work(self, settings: Settings, server: EmbeddedRedis | None, progress: RunProgress) -> Stop | None:
         logs = self._folder.logs

@@ -189,17 +189,19 @@ async def close(connection: Connection, name: str) -> None:
         raise RunClosed(f"run {name!r} was cancelled or removed")
 
 
-async def reopen(connection: Connection, name: str) -> None:
+async def reopen(connection: Connection, name: str, elsewhere: bool = False) -> None:
     """Let a closed run take rows again.
 
     Args:
         connection: a connection.
         name: the run's name.
+        elsewhere: the run goes on at another shard: it may be done on this one.
 
     Raises:
         RunClosed: it was cancelled, or is done.
     """
-    if not await connection.run(scripts.reopen_run(name)):
+    created = (await load_config(connection, name)).created if elsewhere else None
+    if not await connection.run(scripts.reopen_run(name, created)):
         raise RunClosed(f"run {name!r} was cancelled, removed, or is done")
 
 

@@ -110,8 +110,10 @@ class Shards:
         await self.each(lambda connection: runs.close(connection, name))
 
     async def reopen(self, name: str) -> None:
-        """Let a closed run take rows again; see `runs.reopen`."""
-        await self.each(lambda connection: runs.reopen(connection, name))
+        """Let a closed run take rows again, unless it is done everywhere; see `runs.reopen`."""
+        states = await self.each(lambda connection: connection.send("HGET", connection.keys.run(name), "state"))
+        elsewhere = not set(states) <= {b"done", b"cancelled", None}
+        await self.each(lambda connection: runs.reopen(connection, name, elsewhere))
 
     async def drop_consumer(self, name: str, consumer: str, ttl: int) -> None:
         """Forget a consumer; see `runs.drop_consumer`.

@@ -158,9 +158,14 @@ def close_run(run: str) -> ScriptCall[CloseOutcome]:
     return ScriptCall("close_run", (run,), CloseOutcome)
 
 
-def reopen_run(run: str) -> ScriptCall[bool]:
-    """Let a closed run take rows again; False: it is cancelled or done, or does not exist."""
-    return ScriptCall("reopen_run", (run,), bool)
+def reopen_run(run: str, created: float | None = None) -> ScriptCall[bool]:
+    """Let a closed run take rows again; False: it is cancelled or done, or does not exist.
+
+    Args:
+        run: the run's name.
+        created: seconds since the epoch at which it was created, if it goes on elsewhere: then it may be done on this shard.
+    """
+    return ScriptCall("reopen_run", (run,) if created is None else (run, str(created)), bool)
 
 
 def remove_run(run: str) -> ScriptCall[None]:
