@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -67,7 +68,9 @@ def check_options(values: dict[str, Any], place: Callable[[str], str]) -> RunOpt
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             where = place(name).removesuffix(name)
-            raise UsageError(f"{where}unknown option {name!r}; known: {', '.join(OPTIONS)}") from None
+            near = get_close_matches(name, OPTIONS, n=1)
+            known = f"did you mean {near[0]}?" if near else f"known: {', '.join(OPTIONS)}"
+            raise UsageError(f"{where}unknown option {name!r}; {known}") from None
         raise UsageError(f"{place(name)}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 

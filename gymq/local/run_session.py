@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import threading
 import time
@@ -112,7 +113,7 @@ class RunSession:
         #: The run's status when it was last read; None: not yet.
         self.status: RunStatus | None = None
         self._guard: RunGuard | None = None
-        self._waits = WaitReader()
+        self._waits = WaitReader("" if options.redis else f"--of {shlex.quote(str(folder.out))}")
 
     @property
     def total(self) -> int:

@@ -15,9 +15,14 @@ PERIOD = 2.0
 
 
 class WaitReader:
-    """Reads what a run waits for whose workers this process has started."""
+    """Reads what a run waits for whose workers this process has started.
 
-    def __init__(self) -> None:
+    Args:
+        server: the option by which others find its server; "": they need none.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._server = server
         self._due = 0.0
         self._words = ""
 
@@ -34,7 +39,7 @@ class WaitReader:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + PERIOD
             try:
-                self._words = bottleneck(await read_situation(shards, run, attended=True)).words
+                self._words = bottleneck(await read_situation(shards, run, attended=self._server)).words
             except ServerUnreachable as error:
                 self._words = f"Celery's broker: {error}"
         return self._words

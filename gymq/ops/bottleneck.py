@@ -109,7 +109,9 @@ def _paused(situation: Situation) -> Bottleneck | None:
     name = situation.run.config.name if situation.run.paused else ""
     if not (name or situation.paused):
         return None
-    return Bottleneck("paused", f"the end of a pause: `{' '.join(filter(None, ('gymq control resume', name)))}`")
+    return Bottleneck(
+        "paused", f"the end of a pause: `{' '.join(filter(None, ('gymq control resume', name, situation.attended)))}`"
+    )
 
 
 def _unserved(situation: Situation) -> list[Mailbox]:
@@ -121,7 +123,7 @@ def _missing(situation: Situation) -> Bottleneck | None:
     unserved = [box.name for box in _unserved(situation)]
     starting = situation.workforce.starting
     absent = [name for name in unserved if name not in starting]
-    if absent and not situation.attended:
+    if absent and situation.attended is None:
         return Bottleneck("no_worker", f"a worker of {', '.join(absent)}: start {', '.join(map(remedy, absent))}")
     if not unserved:
         return None
@@ -189,7 +191,8 @@ def _executor(situation: Situation) -> Bottleneck | None:
     if box is None or not box.waiting:
         return None
     return Bottleneck(
-        "executor", f"executors: {box.taken} isolated calls run, {box.waiting} wait; start more: {remedy(EXECUTOR)}"
+        "executor",
+        f"executors: {box.taken} isolated calls run, {box.waiting} wait; start more: {remedy(EXECUTOR, situation.attended)}",
     )
 
 
@@ -200,10 +203,12 @@ def _queue(situation: Situation, share: str) -> Bottleneck:
         return box.waiting * box.oldest, box.taken
 
     box = max((box for box in situation.mailboxes.values() if box.name != EXECUTOR), key=weight)
+    if not (box.waiting or situation.private):
+        return Bottleneck("queue", f"workers of {box.name}, which have taken {box.taken} messages ({share})")
     words = f"workers of {box.name}: {box.taken} messages taken, {box.waiting} wait"
     if box.waiting:
         words += f", the oldest for {clock(box.oldest)}"
-    return Bottleneck("queue", f"{words} ({share}); start more: {remedy(box.name)}")
+    return Bottleneck("queue", f"{words} ({share}); start more: {remedy(box.name, situation.attended)}")
 
 
 def _work(situation: Situation, most: str, share: str) -> Bottleneck:

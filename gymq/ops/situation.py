@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gymq import plugins
 from gymq.api.environment import EnvironmentSpec
 from gymq.celery.queues import EXECUTOR
 from gymq.ops.mailboxes import Mailbox, executor_queue, private_mailboxes, read_mailbox
@@ -23,7 +24,8 @@ class Situation(msgspec.Struct):
         workforce: the live workers of the installation, which other runs may keep busy too.
         limits: the rate limits that were used of late.
         paused: no rollouts of any run are admitted.
-        attended: the one who asks has started the workers itself, so that missing ones are on their way.
+        attended: the one who asks has started the workers itself, so that missing ones are on their way: the option by which
+            others find its server, `--of OUT`, or "" if they need none; None: it has not.
         private: messages in the private mailboxes of workers.
     """
 
@@ -32,17 +34,17 @@ class Situation(msgspec.Struct):
     workforce: Workforce
     limits: list[RateLimitStatus] = []
     paused: bool = False
-    attended: bool = False
+    attended: str | None = None
     private: int = 0
 
 
-async def read_situation(shards: Shards, run: RunStatus, attended: bool = False) -> Situation:
+async def read_situation(shards: Shards, run: RunStatus, attended: str | None = None) -> Situation:
     """Read the situation of a run.
 
     Args:
         shards: connections to all shards.
         run: its progress.
-        attended: the one who asks has started its workers.
+        attended: as of `Situation`.
 
     Raises:
         Outage: a connection broke.
@@ -93,8 +95,14 @@ async def admission_paused(shards: Shards) -> bool:
     return any(await shards.each(lambda connection: connection.send("EXISTS", connection.keys.paused)))
 
 
-def remedy(need: str) -> str:
-    """Return the command that starts a worker which serves a mailbox, or an executor."""
+def remedy(need: str, attended: str | None = None) -> str:
+    """Return the command that starts a worker which serves a mailbox, or an executor.
+
+    Args:
+        need: the mailbox, or `executor`.
+        attended: as of `Situation`.
+    """
     role, _, name = need.partition(":")
-    option = {"model": f" --model {name}", "resource": f" --environments {name}"}.get(role, "")
-    return f"`gymq worker {role}{option}`"
+    # A process that has loaded an environment from a file knows where others find it.
+    options = {"model": f"--model {name}", "resource": f"--environments {plugins.environment_source(name) or name}"}
+    return f"`{' '.join(filter(None, ('gymq worker', role, options.get(role), attended)))}`"

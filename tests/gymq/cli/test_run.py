@@ -126,7 +126,8 @@ def test_a_file_of_options_gives_what_the_command_line_does_not(cli):
     (cli.folder / "run.yaml").write_text("sample: 3\n")
     args = ("--data", data("weather"), "--model", "scripted", "--out", "no.jsonl")
     assert (
-        "run.yaml: unknown option 'sample'; known: data" in cli("run", "weather", "--config", "run.yaml", *args, code=2).stderr
+        "run.yaml: unknown option 'sample'; did you mean samples?"
+        in cli("run", "weather", "--config", "run.yaml", *args, code=2).stderr
     )
 
 

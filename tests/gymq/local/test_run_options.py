@@ -103,7 +103,7 @@ def test_a_file_gives_what_the_command_line_does_not_and_may_switch_a_limit_off(
 @pytest.mark.parametrize(
     ("text", "given", "line"),
     [
-        ("sample: 3", {}, "run.yaml: unknown option 'sample'; known: data, model, samples, limit"),
+        ("sample: 3", {}, "run.yaml: unknown option 'sample'; did you mean samples?"),
         ("samples: 0", {}, "run.yaml: samples: input should be greater than or equal to 1"),
         ("samples: four", {}, "run.yaml: samples: input should be a valid integer"),
         ("- 3", {}, "run.yaml: Expected object, got array; write lines such as samples: 4"),

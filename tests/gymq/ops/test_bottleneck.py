@@ -60,7 +60,7 @@ BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
             id="the model loads",
         ),
         pytest.param(
-            wait(mailboxes=boxes(**{name: {"workers": 0} for name in ("agent", MODEL, RESOURCE)}), attended=True),
+            wait(mailboxes=boxes(**{name: {"workers": 0} for name in ("agent", MODEL, RESOURCE)}), attended=""),
             "starting",
             "the worker of agent, model:openai:qwen, resource:dice to start",
             id="the workers of this command start",
@@ -187,6 +187,19 @@ BUSY_MODEL = Activity(working={"generate": InWork(256, 256 * 42.0, 42.0)})
             "stopped",
             "the same `gymq run` again: it was stopped, because 8 rollouts failed alike (model_access), and none has succeeded",
             id="its guard has stopped it",
+        ),
+        pytest.param(
+            wait(mailboxes=boxes(model=(200, 16), **{MODEL: {"oldest": 30.0}}), attended="--of out.jsonl"),
+            "queue",
+            "workers of model:openai:qwen: 16 messages taken, 200 wait, the oldest for 0:30 (100% of the last minute's time); "
+            "start more: `gymq worker model --model openai:qwen --of out.jsonl`",
+            id="the command that asks has a server of its own",
+        ),
+        pytest.param(
+            wait(Activity({"tool": CallTimes(1, 0, 4, 0, 0)}), boxes(model=(0, 4))),
+            "queue",
+            "workers of model:openai:qwen, which have taken 4 messages (100% of the last minute's time)",
+            id="nothing waits, and no work shows yet",
         ),
         pytest.param(wait(), "queue", "its first calls", id="nothing has begun"),
     ],
