@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.cli import data, family, ids, kill_all
+from tests.support.farm import PLUGIN
 from tests.support.model_server import run_server
 from tests.support.redis_server import running
 from tests.support.runs import expected, left_beside, slow_run
@@ -225,6 +226,19 @@ def test_a_wrong_key_stops_the_run_soon_and_with_the_right_one_all_is_done(cli):
     # Then all of its rollouts are there, each once
     assert ids(cli.rows()) == expected(60)
     assert {row["status"] for row in cli.rows()} == {"completed"}
+    next(server, None)
+
+
+@pytest.mark.slow
+def test_a_judge_with_a_wrong_key_stops_the_run_as_soon(cli):
+    (url,) = itertools.islice(server := run_server("--port", "0", "--key", "right"), 1)
+    cli.env |= {"PYTHONPATH": str(PLUGIN), "OPENAI_API_KEY": "wrong"}
+    row = {"prompt": "go", "journal": str(cli.folder / "journal")}
+    (cli.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(60)))
+    judge = ("--judge", "openai:mock", "--judge-base-url", f"{url}/v1", "--concurrency", 8, "--out", "out.jsonl")
+    done = cli("run", "judged", "--data", "rows.jsonl", "--model", "scripted", *judge, code=7)
+    assert 3 <= len(cli.rows()) <= 8
+    assert "correct the key in OPENAI_API_KEY" in done.stderr
     next(server, None)
 
 
