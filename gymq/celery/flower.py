@@ -10,6 +10,7 @@ from __future__ import annotations
 # pyright: reportMissingTypeStubs=false
 import errno
 import hmac
+import ipaddress
 import signal
 import sys
 from base64 import b64encode
@@ -46,6 +47,18 @@ OPTIONS: dict[str, object] = {
 _Flower: Any = flower.app.Flower
 
 
+class _Stranger(RequestHandler):
+    """The answer to a request by a name that is not this machine's: the page of another site may have led there."""
+
+    def check_xsrf_cookie(self) -> None:
+        """Leave the refusal to `prepare`."""
+
+    def prepare(self) -> None:
+        """Refuse."""
+        self.set_status(403)
+        self.finish("Ask by localhost or an address")
+
+
 class _Refusal(RequestHandler):
     """The answer to a request without the password."""
 
@@ -57,6 +70,17 @@ class _Refusal(RequestHandler):
         self.set_status(401)
         self.set_header("WWW-Authenticate", f'Basic realm="{USER}"')
         self.finish("Access denied")
+
+
+def _is_address(host: str) -> bool:
+    """Return whether a request's host is `localhost` or an address, which no owner of a name can turn to another machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 class Flower(_Flower):
@@ -88,12 +112,17 @@ class Flower(_Flower):
             raise UsageError(f"--port {port}: another process listens there; name another port") from None
 
     def find_handler(self, request: Any, **arguments: Any) -> Any:
-        """Return what answers a request: a refusal, whatever its path, unless it brings the password.
+        """Return what answers a request: a refusal, whatever its path, unless it brings the password and asks by an address.
+
+        The owner of a name may let it stand for this machine (DNS rebinding), and then a page of his reads what a browser
+        shows that has the password; he has no say over addresses and `localhost`.
 
         Args:
             request: Tornado's.
             arguments: Tornado's.
         """
+        if not _is_address(request.host_name):
+            return self.get_handler_delegate(request, _Stranger)
         given = request.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, self._authorization):
             return self.get_handler_delegate(request, _Refusal)

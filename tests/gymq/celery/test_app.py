@@ -104,6 +104,11 @@ def test_flower_shows_the_worker_and_a_rollout_as_a_task(worker, redis_url, spaw
         assert refused(lambda path=path: ask(path, headers=WRONG)) == 401
     for path in (f"/api/worker/shutdown/{agent.name}", "/api/task/send-task/gymq.enqueue", "/api/task/revoke/r1"):
         assert refused(lambda path=path: ask(path, headers=KNOWN, method="POST", data=b"{}")) == 403
+    # And nothing is told with it under a name that another may have let stand for this machine
+    for host in ("rebound.example", f"rebound.example:{port}", "localhost.rebound.example", "127.0.0.1.rebound.example"):
+        assert refused(lambda host=host: ask("/api/tasks", headers={**KNOWN, "Host": host})) == 403
+    for host in ("localhost", f"LOCALHOST:{port}", "[::1]:1", "127.0.0.1"):
+        assert ask("/api/tasks", headers={**KNOWN, "Host": host}).status == 200
     # And it gives no numbers that would count a sample of the rollouts
     assert refused(lambda: ask("/metrics", headers=KNOWN)) == 404
     assert not (tmp_path / "executed").exists()
