@@ -32,6 +32,7 @@ COMMANDS = {
     "schema": ("schema", "schema", "Print the JSON Schema of a finished rollout."),
     "control": ("control", "control", "Pause, resume, drain or ask the workers."),
     "chaos": ("chaos", "chaos", "Kill and stop workers on purpose; see that nothing is lost."),
+    "acl": ("acl", "acl", "Print the rights on Redis that a role needs."),
     "server": ("server", "server", "Run the server that comes with gymq, by itself."),
     "flower": ("flower", "flower", "Watch workers and rollouts in a browser."),
 }
