@@ -12,6 +12,7 @@ from gymq.cli.shards import with_shards
 from gymq.errors import UsageError
 from gymq.observe.terminal import say
 from gymq.settings import Settings
+from gymq.wire.ids import place
 
 
 @click.group()
@@ -70,7 +71,7 @@ def show_one(id: str, settings: Settings) -> None:
     shown = {
         "id": letter.id,
         "run": letter.run,
-        "rollout": letter.rollout,
+        "rollout": place(letter.rollout),
         "role": letter.role,
         "mailbox": letter.mailbox,
         "kind": letter.kind,

@@ -276,7 +276,7 @@ class CallFinished(Event, frozen=True, gc=False):
             usage: of a model's answer: its tokens.
         """
         return cls(
-            role, reply.worker, call.rollout, call.step, call.n, call.run, call.environment, call.kind, call.name, call.queued,
+            role, reply.worker, call.place, call.step, call.n, call.run, call.environment, call.kind, call.name, call.queued,
             reply.started, reply.finished, reply.waited, outcome(reply, merged), reply.attempt, usage,
         )  # fmt: skip
 

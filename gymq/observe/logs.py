@@ -19,6 +19,7 @@ from gymq.observe.redaction import Redaction
 from gymq.observe.terminal import printable
 from gymq.observe.work import work_in_hand
 from gymq.settings import Settings
+from gymq.wire.ids import place
 
 #: Loggers that the level of the settings is for, with all below them.
 OURS = ("gymq", "gymq_workers", "gymq_producers", "gymq_sinks")
@@ -81,7 +82,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, str]:
     fields = dict(_identity)
     work = work_in_hand.get()
     if work is not None:
-        fields |= {"run": work.run, "rollout": work.rollout, "call": work.id}
+        fields |= {"run": work.run, "rollout": place(work.rollout), "call": place(work.id)}
     for name in FIELDS:
         if value := getattr(record, name, ""):
             fields[name] = value

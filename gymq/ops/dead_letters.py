@@ -15,6 +15,7 @@ from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.store.task_ledger import TaskLedger
+from gymq.wire.ids import place
 from gymq.wire.message import encode_message
 from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.rollout import rollout_of_entry
@@ -105,7 +106,7 @@ async def rollout_messages(stored: StoredLetter) -> list[bytes]:
     if messages:
         return messages
     async for _, fields in _entries(connection, connection.keys.results(letter.run)):
-        if fields[1] == letter.rollout.encode() and rollout_of_entry(fields, letter.run):
+        if fields[1] == place(letter.rollout).encode() and rollout_of_entry(fields, letter.run):
             with suppress(*UNREADABLE):
                 return [encode_message(message) for message in _record_decoder.decode(fields[7]).messages]
     return []

@@ -21,7 +21,7 @@ from gymq.store.connection import Connection
 from gymq.store.sharded import Shards
 from gymq.store.worker_registry import live_executors, live_workers
 from gymq.wire.calls import decode_call
-from gymq.wire.ids import RolloutId
+from gymq.wire.ids import RolloutId, place
 
 #: Pending entries that are read of each stream; a worker holds far fewer.
 _MAX_PENDING = 10_000
@@ -150,7 +150,7 @@ async def unanswered(shards: Shards, items: Collection[str]) -> set[str]:
     left: set[str] = set()
     for item in items:
         rollout, step, *n = item.split(":")
-        connection = shards.connections[RolloutId.parse(rollout).shard(len(shards.connections))]
+        connection = shards.connections[RolloutId.parse(place(rollout)).shard(len(shards.connections))]
         key = connection.keys.rollout(rollout)
         if n:
             if await connection.send("HEXISTS", key, f"c{step}.{n[0]}"):

@@ -266,7 +266,7 @@ class CallWorker(Actor):
 
     def _dead_letter(self, mail: Mail, call: Call) -> DeadLettered:
         name = call.name or self.boxes.of(mail).partition(":")[2]
-        return DeadLettered(call.id, self.role, call.rollout, call.kind, name, mail.attempt)
+        return DeadLettered(call.id, self.role, call.place, call.kind, name, mail.attempt)
 
     async def _load(self, wanted: list[LoadRequest]) -> list[LoadedRollout]:
         self.counts["loaded"] += len(wanted)

@@ -17,7 +17,7 @@ from gymq.store.connection import Connection, Outage
 from gymq.store.runs import RunConfig
 from gymq.store.scripts import LoadRequest
 from gymq.wire.calls import Call, decode_call
-from gymq.wire.ids import RolloutId
+from gymq.wire.ids import RolloutId, place
 from gymq.wire.task import Task, decode_task
 
 
@@ -26,7 +26,7 @@ class DeadLetter(msgspec.Struct, array_like=True):
 
     Args:
         id: the call's id; of a step of an agent, `rollout:step`.
-        rollout: the rollout's id.
+        rollout: the rollout's address.
         role: whose processes died.
         mailbox: where the mail was sent.
         kind: the call's kind; `act` is a step of an agent.
@@ -57,7 +57,7 @@ class DeadLetter(msgspec.Struct, array_like=True):
     @property
     def run(self) -> str:
         """The run's name."""
-        return RolloutId.parse(self.rollout).run
+        return RolloutId.parse(place(self.rollout)).run
 
     @property
     def call(self) -> Call | None:

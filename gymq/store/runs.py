@@ -79,6 +79,11 @@ class RunConfig(msgspec.Struct, frozen=True):
     prices: Prices | None = None
 
     @property
+    def incarnation(self) -> str:
+        """What distinguishes it from other runs that have or had its name: the microsecond at which it was created."""
+        return f"{round(self.created * 1e6):x}"
+
+    @property
     def ahead(self) -> int:
         """Rollouts that may be in flight or unused together, so that none is too old when it is used; 0: no limit."""
         return 0 if self.max_staleness is None else (self.max_staleness + 1) * self.batch
@@ -109,31 +114,28 @@ async def create(connection: Connection, config: RunConfig) -> bool:
     """
     check_name(config.name)
     config = config if config.created else msgspec.structs.replace(config, created=time.time())
-    made = await connection.send("HSETNX", connection.keys.run(config.name), "config", msgspec.json.encode(config))
-    if not made:
-        there = await load_config(connection, config.name)
-        for field in config.__struct_fields__:
-            if field not in _FREE and getattr(there, field) != getattr(config, field):
-                raise UsageError(
-                    f"run {config.name!r} exists with {field}={getattr(there, field)!r}, not {getattr(config, field)!r}; "
-                    "choose another name, or `gymq rm` it"
-                )
-    await connection.send(
-        "HSET",
-        connection.keys.run(config.name),
-        "samples",
-        config.samples,
-        "concurrency",
-        -(-config.concurrency // connection.shards),
-        "backlog",
-        -(-config.backlog // connection.shards),
-        "ahead",
-        -(-config.ahead // connection.shards),
-        *(("shards", connection.shards, "shard", connection.shard) if connection.shards > 1 else ()),
-    )
-    await connection.send("HSETNX", connection.keys.run(config.name), "state", "open")
-    await connection.send("ZADD", connection.keys.runs, "NX", config.created, config.name)
-    return bool(made)
+    shards = connection.shards
+    fields: list[str | int] = ["samples", config.samples, "concurrency", -(-config.concurrency // shards)]
+    fields += ["backlog", -(-config.backlog // shards), "ahead", -(-config.ahead // shards)]
+    if shards > 1:
+        fields += ["shards", shards, "shard", connection.shard]
+    new, there = msgspec.json.encode(config), config
+    while True:
+        definition = new if there is config else b""
+        made = await connection.run(scripts.create_run(config.name, there.incarnation, definition, there.created, fields))
+        if isinstance(made, bool):
+            return made
+        there = config if made is None else msgspec.json.decode(made, type=RunConfig)  # None: it was removed just now
+        _compare(config, there)
+
+
+def _compare(config: RunConfig, there: RunConfig) -> None:
+    for field in config.__struct_fields__:
+        if field not in _FREE and getattr(there, field) != getattr(config, field):
+            raise UsageError(
+                f"run {config.name!r} exists with {field}={getattr(there, field)!r}, not {getattr(config, field)!r}; "
+                "choose another name, or `gymq rm` it"
+            )
 
 
 async def load_config(connection: Connection, name: str) -> RunConfig:
@@ -163,16 +165,27 @@ async def add_environment(connection: Connection, name: str, spec: EnvironmentSp
     await connection.send("HSET", connection.keys.run(name), f"spec:{spec.name}", msgspec.json.encode(spec))
 
 
-async def load_environment(connection: Connection, name: str, environment: str) -> EnvironmentSpec | None:
-    """Read an environment's description from the run's record.
+async def load_incarnation(
+    connection: Connection, name: str, incarnation: str, environment: str
+) -> tuple[RunConfig, EnvironmentSpec]:
+    """Read a run's definition and an environment's description, of that incarnation.
 
     Args:
         connection: a connection.
         name: the run's name.
+        incarnation: the run's incarnation.
         environment: the environment's name.
+
+    Raises:
+        UnknownName: there is no such run or environment; the name may be another run's now.
     """
-    data = await connection.send("HGET", connection.keys.run(name), f"spec:{environment}")
-    return None if data is None else msgspec.json.decode(data, type=EnvironmentSpec)
+    config, spec = await connection.send("HMGET", connection.keys.run(name), "config", f"spec:{environment}")
+    found = None if config is None else msgspec.json.decode(config, type=RunConfig)
+    if found is None or found.incarnation != incarnation:
+        raise UnknownName(f"no run {name!r} of incarnation {incarnation}")
+    if spec is None:
+        raise UnknownName(f"run {name!r} has no environment {environment!r}")
+    return found, msgspec.json.decode(spec, type=EnvironmentSpec)
 
 
 async def close(connection: Connection, name: str) -> None:

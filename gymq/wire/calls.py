@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from gymq.errors import Fault
-from gymq.wire.ids import CallId
+from gymq.wire.ids import CallId, place
 
 #: The schema: the layout of calls, replies and states. A field with a default at an array's end is no new schema: who does
 #: not know it passes over it, and who misses it takes the default. Any other change is one: count up here, and read the
@@ -28,7 +28,7 @@ class Call(msgspec.Struct, array_like=True):
     """One call, pending until its reply is merged into the rollout.
 
     Args:
-        rollout: the rollout's id.
+        rollout: the rollout's address.
         step: the rollout's step that sent it; with `n` it makes the call's id, `rollout:step:n`.
         n: its number within the step.
         kind: what is asked for.
@@ -77,6 +77,11 @@ class Call(msgspec.Struct, array_like=True):
     def id(self) -> str:
         """The call's id, the same for every delivery of it."""
         return str(CallId(self.rollout, self.step, self.n))
+
+    @property
+    def place(self) -> str:
+        """The rollout's id, as people know it."""
+        return place(self.rollout)
 
     @property
     def idempotency_token(self) -> str:

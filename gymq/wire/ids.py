@@ -13,6 +13,7 @@ RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
 _PART = re.compile(rf"([0-9]{{1,{MAX_ROW_DIGITS}}})(?:\.([0-9]{{1,{MAX_SAMPLE_DIGITS}}}))?")
 _ROLLOUT = re.compile(rf"({RUN_NAME})\.([0-9]{{1,{MAX_ROW_DIGITS}}})\.([0-9]{{1,{MAX_SAMPLE_DIGITS}}})")
+_INCARNATION = re.compile("[0-9a-f]{1,20}")
 
 
 class RolloutId(NamedTuple):
@@ -63,6 +64,43 @@ class RolloutId(NamedTuple):
         return self.row % shards
 
 
+class RolloutAddress(NamedTuple):
+    """The address of a rollout in Redis: its place, and its run's incarnation; as text, `run.row.sample~incarnation`.
+
+    A run may take the name of one that was removed. Keys, mail, calls, replies and due times bear this address, so that
+    none that is left of the old run can reach the new one.
+
+    Args:
+        id: its place.
+        incarnation: that of its run.
+    """
+
+    id: RolloutId
+    incarnation: str
+
+    @classmethod
+    def check(cls, text: str | bytes) -> Self | None:
+        """Split an address that may be forged; None if it breaks a rule of addresses."""
+        if isinstance(text, bytes):
+            text = text.decode("ascii", "replace")
+        place, _, incarnation = text.partition("~")
+        id = RolloutId.check(place)
+        return cls(id, incarnation) if id is not None and _INCARNATION.fullmatch(incarnation) else None
+
+    def __str__(self) -> str:
+        return f"{self.id}~{self.incarnation}"
+
+
+def place(address: str) -> str:
+    """Return what people call a rollout or call, without its run's incarnation.
+
+    Args:
+        address: the text of a rollout's address, or of a call's id.
+    """
+    rollout, _, rest = address.partition("~")
+    return rollout + rest[len(rest.partition(":")[0]) :]
+
+
 class PartId(NamedTuple):
     """A part of a run, a group or a rollout; as text `row` or `row.sample`.
 
@@ -101,7 +139,7 @@ class CallId(NamedTuple):
     """A call's place in its rollout; as text, `rollout:step:n`.
 
     Args:
-        rollout: the rollout's id.
+        rollout: the rollout's address.
         step: the rollout's step that sent the call.
         n: its number within the step.
     """

@@ -26,7 +26,7 @@ from gymq.store.connection import Connection
 from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
-from gymq.wire.ids import RolloutId
+from gymq.wire.ids import RolloutAddress, RolloutId, place
 from tests.support.shard import keys
 from tests.support.waiting import wait_until
 
@@ -227,6 +227,15 @@ async def linked(settings: Settings) -> AsyncIterator[Connection]:
 # Results without workers: the scripts are real, the agent is a stand-in.
 
 
+#: When the runs of tests were created, seconds; it makes their incarnation.
+BORN = 1.0
+
+
+def address(id: str) -> str:
+    """The address of a rollout whose run was created at `BORN`."""
+    return str(RolloutAddress(RolloutId.parse(id), RunConfig("", "", "", "", created=BORN).incarnation))
+
+
 class Pretender:
     """Does what agent workers do to a run, as the scripts see it: admits rollouts and ends them as the test says.
 
@@ -237,7 +246,7 @@ class Pretender:
 
     def __init__(self, connection: Connection, config: RunConfig) -> None:
         self.connection = connection
-        self.config = config
+        self.config = msgspec.structs.replace(config, created=config.created or BORN)
         self.live: list[str] = []
         self._chunk = 0
 
@@ -257,7 +266,7 @@ class Pretender:
         admission = await self.connection.run(scripts.admit(most, INLINE, SKIP, BACKLOG_BYTES, BEGIN_MS))
         mailbox = keys.mailbox("agent")
         for entry, fields in await self.connection.send("XRANGE", mailbox, "-", "+"):
-            self.live.append(fields[1].decode())
+            self.live.append(place(fields[1].decode()))
             await self.connection.send("XDEL", mailbox, entry)
         return admission.admitted
 
@@ -270,7 +279,7 @@ class Pretender:
             for field in ("seq", "messages", "calls"):  # the script adds these
                 del record[field]
             final = scripts.RolloutEnd(name, row, self.config.samples, status, msgspec.json.encode(record)[:-1])
-            commits.append(scripts.CommitStep(rid, 0, final=final))
+            commits.append(scripts.CommitStep(address(rid), 0, final=final))
             self.live.remove(rid)
         assert await self.connection.run(scripts.commit(commits)) == [scripts.CommitOutcome.APPLIED] * len(rollouts)
 

@@ -22,12 +22,13 @@ from gymq.store.runs import RunConfig
 from gymq.wire.calls import Call, Reply, decode_call, encode
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
+from tests.support.rollouts import BORN, address
 from tests.support.shard import keys
 
 NOTHING = "it names no rollout and version, or has too many fields"
 UNCANCELLED = "it cancels neither a run nor a group nor a rollout"
 DEEP = b"\x91" * 5000
-LIVE = "r.0.0"
+LIVE = address("r.0.0")
 
 
 def call(**fields: Any) -> bytes:
@@ -47,10 +48,11 @@ TASK = encode_task(Task("", "weather", [TURN], b"{}"))
 #: comes twice.
 AGENT: list[tuple[str, list[Any], str | None]] = [
     ("garbage", [b"\xff\x00", b"\xfe"], NOTHING),
-    ("a rollout with a path", ["r", "../r.0.0", "v", "1"], NOTHING),
+    ("a rollout of no incarnation", ["r", "r.0.0", "v", "0"], NOTHING),
+    ("a rollout with a path", ["r", "../r.0.0~f4240", "v", "1"], NOTHING),
     ("a version of 5000 digits", ["r", LIVE, "v", "9" * 5000], NOTHING),
     ("5000 replies", ["r", LIVE, "v", "1", *["y", "x"] * 5000], NOTHING),
-    ("an unknown rollout", ["r", "nobody.0.0", "v", "0"], None),
+    ("an unknown rollout", ["r", "nobody.0.0~f4240", "v", "0"], None),
     ("a reply that is garbage", ["r", LIVE, "v", "1", "y", b"\xc1"], "MessagePack data is malformed: invalid opcode '\\xc1' (byte 0)"),
     ("a reply of another shape", ["r", LIVE, "v", "1", "y", listed("0", 1)], "Expected `array` of at least length 4, got 2"),
     ("a reply that is nested 5000 deep", ["r", LIVE, "v", "1", "y", DEEP], "Expected `array` of at least length 4, got 1"),
@@ -98,7 +100,7 @@ async def pending(connection, box: str) -> int:
 @pytest.fixture
 async def agent(settings, connection):
     """An agent worker with one rollout, whose first call is pending."""
-    await runs.create(connection, RunConfig("r", "world", "tool", "m"))
+    await runs.create(connection, RunConfig("r", "world", "tool", "m", created=BORN))
     await runs.add_environment(connection, "r", EnvironmentSpec("world"))
     await connection.run(
         scripts.enqueue("r", "chunk", 1000, [encode_task(Task("t", "world", [encode_message(Message("user", "go"))]))])
@@ -176,7 +178,7 @@ RESULTS: dict[str, list[Any]] = {
 
 
 async def test_results_that_are_forged_reach_no_sink(settings, connection, heard):
-    await runs.create(connection, RunConfig("r", "world", "tool", "m"))
+    await runs.create(connection, RunConfig("r", "world", "tool", "m", created=BORN))
     results = Results("r", "sink", settings=settings)
     await results.start()
     for fields in RESULTS.values():

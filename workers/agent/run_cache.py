@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from gymq.api.agent import Action, Agent, View
 from gymq.api.environment import EnvironmentSpec
-from gymq.errors import UnknownName, UsageError
+from gymq.errors import UsageError
 from gymq.store.connection import Connection, Outage
 from gymq.store.model_weights import read_version
-from gymq.store.runs import RunConfig, load_config, load_environment
+from gymq.store.runs import RunConfig, load_incarnation
 
 
 class RunCache:
@@ -23,43 +23,36 @@ class RunCache:
     def __init__(self, connection: Connection, agents: dict[str, Agent]) -> None:
         self._connection = connection
         self._agents = agents
-        self._configs: dict[str, RunConfig] = {}
-        self._specs: dict[tuple[str, str], EnvironmentSpec] = {}
+        self._runs: dict[tuple[str, str, str], tuple[RunConfig, EnvironmentSpec]] = {}
         self._versions: dict[str, int] = {}
 
     def forget(self) -> None:
-        """Have runs read again: one may have been removed, and its name taken by another."""
-        self._configs.clear()
-        self._specs.clear()
+        """Have runs read again: the memory of those that have ended is free."""
+        self._runs.clear()
 
     def forget_versions(self) -> None:
         """Have policy versions read again."""
         self._versions.clear()
 
-    async def load(self, run: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
+    async def load(self, run: str, incarnation: str, environment: str) -> tuple[RunConfig, EnvironmentSpec, Agent]:
         """Return a run, one of its environments, and its agent.
 
         Args:
             run: the run's name.
+            incarnation: the run's incarnation.
             environment: the environment's name.
 
         Raises:
             UnknownName: the run was removed, or Redis was rolled back to before it.
         """
-        while True:
+        key = (run, incarnation, environment)
+        while key not in self._runs:
             try:
-                config = self._configs.get(run)
-                if config is None:
-                    config = self._configs[run] = await load_config(self._connection, run)
-                spec = self._specs.get((run, environment))
-                if spec is None:
-                    spec = await load_environment(self._connection, run, environment)
-                    if spec is None:
-                        raise UnknownName(f"run {run!r} has no environment {environment!r}")
-                    self._specs[run, environment] = spec
-                return config, spec, self._agents.get(config.agent) or _MissingAgent(config.agent, self._agents)
+                self._runs[key] = await load_incarnation(self._connection, *key)
             except Outage:
                 await self._connection.reconnect()
+        config, spec = self._runs[key]
+        return config, spec, self._agents.get(config.agent) or _MissingAgent(config.agent, self._agents)
 
     async def version(self, config: RunConfig) -> int:
         """Return the policy version of a run's model; 0 where the run does not bound staleness."""

@@ -153,6 +153,7 @@ class LiveRollout(msgspec.Struct, dict=True):
         environment_state: the environment's state, msgpack, or None.
         parameters: what it asks of the model, encoded; None before it has begun.
         weight: about how many bytes it takes to keep.
+        address: its address in Redis; its id where it is not there.
     """
 
     rid: str
@@ -164,11 +165,20 @@ class LiveRollout(msgspec.Struct, dict=True):
     environment_state: bytes | None = None
     parameters: bytes | None = None
     weight: int = WEIGHT
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        self.address = self.address or self.rid
 
     @cached_property
     def id(self) -> RolloutId:
         """Its run, row and sample."""
         return RolloutId.parse(self.rid)
+
+    @cached_property
+    def incarnation(self) -> str:
+        """That of its run, as its address says."""
+        return self.address.partition("~")[2]
 
     @property
     def tools(self) -> list[JsonObject]:

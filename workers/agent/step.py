@@ -52,7 +52,7 @@ class Step(msgspec.Struct):
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
         return CommitStep(
-            live.rid, live.version, stream, mail, self.fields, self.messages, [encode_call(call) for call in self.calls],
+            live.address, live.version, stream, mail, self.fields, self.messages, [encode_call(call) for call in self.calls],
             self.sends, int(self.due * 1000), self.final, must, self.letter, self.drop, idempotency_token(live.state.queued),
         )  # fmt: skip
 
@@ -84,7 +84,7 @@ class Step(msgspec.Struct):
         """
         state = live.state
         run, row, _ = live.id
-        call = Call(live.rid, live.version + 1, len(self.sends), kind, run, live.task.environment, row, state.queued)
+        call = Call(live.address, live.version + 1, len(self.sends), kind, run, live.task.environment, row, state.queued)
         call.length = call.seen = len(live.messages)
         call.name, call.arguments, call.born, call.timeout = name, arguments, born, timeout
         if kind == "ask":

@@ -117,7 +117,7 @@ class StepContext:
         """
         if not asks.session:
             return [], 0
-        return self.routes.session(f"resource:{self.live.task.environment}", self.state.keeper, self.live.rid, calls)
+        return self.routes.session(f"resource:{self.live.task.environment}", self.state.keeper, self.live.address, calls)
 
     def kept(self, asks: HookSpec | ToolSpec, reply: Reply) -> None:
         """Note the worker that has the session.

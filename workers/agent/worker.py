@@ -32,7 +32,7 @@ from gymq.store.batching import batches
 from gymq.store.connection import Connection, Outage, ServerFull
 from gymq.store.scripts import BuriedLetter, CommitOutcome, CommitStep, LoadRequest
 from gymq.wire.calls import CALL, decode_reply
-from gymq.wire.ids import RolloutId
+from gymq.wire.ids import RolloutAddress, RolloutId, place
 from gymq.wire.task import decode_task
 
 from .events import RolloutEvents
@@ -188,7 +188,7 @@ class AgentWorker(Actor):
                 if call.fault is not None:
                     emit(CallRetried(live.rid, call.kind, call.fault.kind))
         if step.letter is not None:
-            emit(DeadLettered(f"{live.rid}:{live.version}", self.role, live.rid, "act", "", mail.attempt))
+            emit(DeadLettered(f"{live.address}:{live.version}", self.role, live.rid, "act", "", mail.attempt))
         if step.final and wanted(RolloutFinished):
             score, fault = state.score, state.fault
             reward = score.reward if score else None
@@ -202,9 +202,8 @@ class AgentWorker(Actor):
             )  # fmt: skip
 
     async def _advance(self, mail: Mail, live: LiveRollout, must: bool) -> Step | None:
-        run = live.id.run
         try:
-            config, spec, agent = await self._runs.load(run, live.task.environment)
+            config, spec, agent = await self._runs.load(live.id.run, live.incarnation, live.task.environment)
         except UnknownName:
             return None
         machine = Machine(StepContext(live, config, spec, agent, await self._runs.version(config), self._routes))
@@ -257,13 +256,13 @@ class AgentWorker(Actor):
                 live = None
             if live is None and fields[3] == b"0" and len(fields) > 5 and fields[4] == b"t":
                 with suppress(*UNREADABLE):  # then it is loaded: the ledger has it
-                    live = LiveRollout(rid, 0, decode_state(None), [], decode_task(fields[5]), fields[5])
+                    live = LiveRollout(place(rid), 0, decode_state(None), [], decode_task(fields[5]), fields[5], address=rid)
             if live is None:
                 missing.append((i, rid))
             lives.append(live)
         if missing:
             self.counts["loaded"] += len(missing)
-            wanted = [LoadRequest(rid, 0, *RolloutId.parse(rid)[:2]) for _, rid in missing]
+            wanted = [LoadRequest(rid, 0, *RolloutId.parse(place(rid))[:2]) for _, rid in missing]
             loaded = await self.connection.insist(scripts.load_rollouts(wanted))
             if len(loaded) < len(missing):
                 del lives[missing[len(loaded)][0] :]
@@ -272,8 +271,9 @@ class AgentWorker(Actor):
                     weight = WEIGHT + sum(map(len, kept.messages))
                     try:
                         lives[i] = LiveRollout(
-                            rid, int(kept.version), decode_state(kept.state), kept.messages, decode_task(kept.task or b""),
-                            kept.task or b"", kept.environment_state, kept.parameters, weight,
+                            place(rid), int(kept.version), decode_state(kept.state), kept.messages,
+                            decode_task(kept.task or b""), kept.task or b"", kept.environment_state, kept.parameters,
+                            weight, rid,
                         )  # fmt: skip
                     except NewerSchema as error:
                         lives[i] = error
@@ -326,7 +326,7 @@ def _addressed(fields: list[bytes]) -> bool:
     """Return whether mail names a rollout and a version, and has no more fields than gymq sends."""
     return (
         4 <= len(fields) <= MAX_REPLY_FIELDS
-        and RolloutId.check(fields[1]) is not None
+        and RolloutAddress.check(fields[1]) is not None
         and len(fields[3]) < MAX_DIGITS
         and fields[3].isdigit()
     )

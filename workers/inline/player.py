@@ -135,7 +135,7 @@ class Player:
         parameters = call.parameters if call.kind == "ask" else rollout.live.parameters
         body = decode_parameters(parameters or b"").request()
         task = rollout.live.task if backend.needs_task(call.environment) else None
-        request = Request(call.rollout, call.environment, Conversation(messages), body, task, born=call.born)
+        request = Request(call.place, call.environment, Conversation(messages), body, task, born=call.born)
         try:
             async with asyncio.timeout(call.timeout or None):
                 return encode(await backend.generate(request))

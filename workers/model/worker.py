@@ -138,13 +138,13 @@ class ModelWorker(CallWorker):
             raise CallError("model", f"a model cannot answer a call of kind {call.kind!r}")
         if call.kind == "ask":
             # A verifier's question is a conversation of its own: it brings all its messages, and no worker keeps any.
-            name, messages, body = f"ask:{call.rollout}", call.messages, decode_parameters(call.parameters or b"").request()
+            name, messages, body = f"ask:{call.place}", call.messages, decode_parameters(call.parameters or b"").request()
             history = None
         else:
             kept = await self.conversation(call, parameters=True)
             if kept.extra is None:
                 kept.extra = decode_parameters(kept.parameters or b"").request()
-            name, messages, body = call.rollout, kept.messages, kept.extra
+            name, messages, body = call.place, kept.messages, kept.extra
             history = partial(self.history, call)
         task = await self.task(call) if self._backend.needs_task(call.environment) else None
         request = Request(

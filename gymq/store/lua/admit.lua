@@ -4,7 +4,7 @@
 --   open         LIST    runs that have something to admit
 --   paused       STRING  exists while nothing may be admitted
 --   run:<run>    HASH    state, paused, cursor, rows, samples, concurrency, backlog, ahead, partial, ended, from:<c>,
---                        acked:<c>, shards, shard, cap, quota, n:failed, n:kept
+--                        acked:<c>, shards, shard, cap, quota, n:failed, n:kept, incarnation
 --   rows:<run>   HASH    row -> task
 --   skip:<run>   SET     rollouts that need not be done again; complete before the first row
 --   cancel:<run> SET     rollouts that were cancelled before they began: their first mail says so
@@ -47,7 +47,7 @@ for turn = 1, count do
   local runk = P .. 'run:' .. run
   local h = call(
     'HMGET', runk, 'state', 'cursor', 'rows', 'samples', 'concurrency', 'backlog', 'partial', 'shards', 'shard', 'paused',
-    'ahead', 'cap', 'n:failed', 'quota', 'ended', 'n:kept'
+    'ahead', 'cap', 'n:failed', 'quota', 'ended', 'n:kept', 'incarnation'
   )
   local state, cursor, samples = h[1], tonumber(h[2] or 0), tonumber(h[4] or 1)
   local total = tonumber(h[3] or 0) * samples
@@ -86,7 +86,8 @@ for turn = 1, count do
     local row, task = -1, false
     while quota > 0 and cursor < stop and skipped < skippable do
       local at = math.floor(cursor / samples) * shards + shard
-      local rid = run .. '.' .. at .. '.' .. (cursor % samples)
+      local place = run .. '.' .. at .. '.' .. (cursor % samples)
+      local rid = place .. '~' .. (h[17] or '')
       if at ~= row then
         row = at
         task = call('HGET', P .. 'rows:' .. run, row)
@@ -105,7 +106,7 @@ for turn = 1, count do
           end
         end
       end
-      if skips and call('SISMEMBER', P .. 'skip:' .. run, rid) == 1 then
+      if skips and call('SISMEMBER', P .. 'skip:' .. run, place) == 1 then
         call('HINCRBY', runk, 'ended', 1)
         call('HINCRBY', runk, 'n:kept', 1)
         skipped = skipped + 1
@@ -113,7 +114,7 @@ for turn = 1, count do
         call('HSET', P .. 'r:' .. rid, 'v', 0)
         call('SADD', P .. 'live:' .. run, rid)
         call('ZADD', P .. 'due', due, rid)
-        if cancels and call('SREM', P .. 'cancel:' .. run, rid) == 1 then
+        if cancels and call('SREM', P .. 'cancel:' .. run, place) == 1 then
           call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0, 'x', 'rollout')
         elseif task and #task <= inline then
           call('XADD', P .. 'm:agent', '*', 'r', rid, 'v', 0, 't', task)

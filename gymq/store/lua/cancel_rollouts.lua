@@ -1,7 +1,7 @@
 -- Cancel groups and rollouts of a run that goes on: those in flight are ended, those that did not begin are marked.
 --
 -- KEYS[1]  the shard's prefix; with it:
---   run:<run>     HASH    state, cursor, rows, samples, shards
+--   run:<run>     HASH    state, cursor, rows, samples, shards, incarnation
 --   live:<run>    SET     rollouts in flight
 --   cancel:<run>  SET     rollouts that are cancelled as soon as they are admitted
 --   m:agent       STREAM  mail of the agents; x: what was cancelled
@@ -11,7 +11,7 @@
 local P = KEYS[1]
 local call = redis.call
 local run = ARGV[1]
-local h = call('HMGET', P .. 'run:' .. run, 'state', 'cursor', 'rows', 'samples', 'shards')
+local h = call('HMGET', P .. 'run:' .. run, 'state', 'cursor', 'rows', 'samples', 'shards', 'incarnation')
 local state, cursor, rows, samples = h[1], tonumber(h[2] or 0), tonumber(h[3] or 0), tonumber(h[4] or 1)
 -- Rows are numbered over all shards; the cursor counts those of this one.
 local shards = tonumber(h[5] or 1)
@@ -26,7 +26,8 @@ for i = 2, #ARGV do
   local mine = math.floor(tonumber(row) / shards)
   if mine < rows and last < samples then
     for n = first, last do
-      local rid = run .. '.' .. row .. '.' .. n
+      local place = run .. '.' .. row .. '.' .. n
+      local rid = place .. '~' .. (h[6] or '')
       found[3] = found[3] + 1
       if call('SISMEMBER', P .. 'live:' .. run, rid) == 1 then
         found[1] = found[1] + 1
@@ -34,7 +35,7 @@ for i = 2, #ARGV do
         seen[rid] = true
       elseif mine * samples + n >= cursor then
         found[2] = found[2] + 1
-        waiting[#waiting + 1] = rid
+        waiting[#waiting + 1] = place
       end
     end
   end
@@ -45,8 +46,8 @@ if good then
   for _, one in ipairs(flying) do
     call('XADD', P .. 'm:agent', '*', 'r', one[1], 'v', 0, 'x', one[2])
   end
-  for _, rid in ipairs(waiting) do
-    call('SADD', P .. 'cancel:' .. run, rid)
+  for _, place in ipairs(waiting) do
+    call('SADD', P .. 'cancel:' .. run, place)
   end
 end
 return out

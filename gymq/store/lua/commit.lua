@@ -148,7 +148,7 @@ for i = 1, #batch do
         call('HINCRBY', runk, 'bytes', -call('HSTRLEN', P .. 'rows:' .. run, row))
         call('HDEL', P .. 'rows:' .. run, row)
       end
-      call('XADD', P .. 'out:' .. run, '*', 'r', rid, 'l', last, 'n', seq, 'b',
+      call('XADD', P .. 'out:' .. run, '*', 'r', string.match(rid, '^[^~]*'), 'l', last, 'n', seq, 'b',
         header .. ',"seq":' .. seq .. ',"messages":[' .. messages .. '],"calls":[' .. calls .. ']}')
     end
   end

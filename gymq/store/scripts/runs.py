@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum, IntEnum
 from hashlib import blake2b
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -83,6 +83,27 @@ class Admitted(msgspec.Struct):
 
     admitted: int
     skipped: int
+
+
+def create_run(
+    run: str, incarnation: str, config: bytes, created: float, fields: Sequence[str | int]
+) -> ScriptCall[bool | bytes | None]:
+    """Create a run; the reply is True, or False if this incarnation was there, or what another one's definition is, or None.
+
+    Args:
+        run: the run's name.
+        incarnation: its incarnation.
+        config: its definition, JSON; empty: it is not created, only brought up to date if it is there.
+        created: seconds since the epoch.
+        fields: names and values of fields that may change, in turn.
+    """
+    return ScriptCall("create_run", (run, incarnation, config, repr(created), *fields), _created)
+
+
+def _created(reply: list[Any]) -> bool | bytes | None:
+    if reply[0] >= 0:
+        return bool(reply[0])
+    return reply[1] if len(reply) > 1 else None
 
 
 def admit(limit: int, inline: int, skips: int, backlog_bytes: int, due: int) -> ScriptCall[Admitted]:

@@ -41,16 +41,16 @@ async def test_what_a_victim_holds_is_what_is_delivered_and_not_answered(setting
         connection = shards.first
         for stream in (keys.mailbox("agent"), keys.retry("agent"), keys.suspects("agent")):
             await connection.send("XGROUP CREATE", stream, keys.GROUP, "0", "MKSTREAM")
-        await connection.send("XADD", keys.mailbox("agent"), "*", "r", "r.0.0", "v", 3)
-        await connection.send("HSET", keys.rollout("r.0.0"), "v", 3)
+        await connection.send("XADD", keys.mailbox("agent"), "*", "r", "r.0.0~a1", "v", 3)
+        await connection.send("HSET", keys.rollout("r.0.0~a1"), "v", 3)
         victim = Victim("agent", 1, ("agent-here",), ("agent",))
         assert await held(shards, victim) == set()
         await connection.send(
             "XREADGROUP", "GROUP", keys.GROUP, "agent-here", "COUNT", 1, "STREAMS", keys.mailbox("agent"), ">"
         )
         found = await held(shards, victim)
-        assert found == await unanswered(shards, found) == {"r.0.0:3"}
-        await connection.send("HSET", keys.rollout("r.0.0"), "v", 4)
+        assert found == await unanswered(shards, found) == {"r.0.0~a1:3"}
+        await connection.send("HSET", keys.rollout("r.0.0~a1"), "v", 4)
         assert await unanswered(shards, found) == set()
 
 

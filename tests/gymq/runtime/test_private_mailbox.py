@@ -17,7 +17,7 @@ from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.store.worker_registry import WorkerEntry
-from tests.support.rollouts import Pretender, linked
+from tests.support.rollouts import Pretender, address, linked
 from tests.support.shard import keys
 from tests.support.waiting import until
 
@@ -53,7 +53,7 @@ async def enter(connection, *workers: str, ms: int = 60_000) -> None:
 async def send(connection, row: int, workers=(), margin: int = 0, calls: int = 1) -> None:
     """Commit a step of a rollout that sends calls."""
     sends = [scripts.Send(BOX, b"%d.%d" % (row, n), *((list(workers), margin) if workers else ())) for n in range(calls)]
-    step = scripts.CommitStep(f"r.{row}.0", 0, sends=sends, due=5, token="1.0")
+    step = scripts.CommitStep(address(f"r.{row}.0"), 0, sends=sends, due=5, token="1.0")
     assert await connection.run(scripts.commit([step])) == [scripts.CommitOutcome.APPLIED]
 
 

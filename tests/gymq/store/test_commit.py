@@ -8,10 +8,10 @@ import pytest
 
 from gymq.store import scripts
 from gymq.store.runs import RunConfig
-from tests.support.rollouts import Pretender
+from tests.support.rollouts import Pretender, address
 from tests.support.shard import keys
 
-RID = "r.0.0"
+RID = address("r.0.0")
 APPLIED, STALE, CONFLICT = scripts.CommitOutcome.APPLIED, scripts.CommitOutcome.STALE, scripts.CommitOutcome.CONFLICT
 
 
@@ -41,7 +41,7 @@ def step(version=0, *, rid=RID, mail=("", ""), turns=(), sends=(), due=5, **fiel
 
 
 def final(rid=RID, samples=1, status="completed"):
-    run, row, _ = rid.rsplit(".", 2)
+    run, row, _ = rid.split(".")
     return scripts.RolloutEnd(run, int(row), samples, status, b'{"rollout_id":"%s"' % rid.encode())
 
 
@@ -140,14 +140,18 @@ async def test_each_step_of_a_batch_has_its_own_outcome_in_order(connection, run
     # Given three rollouts at version 0, 1 and 1
     await run.enqueue(2)
     await run.admit()
-    await commit(connection, step(rid="r.1.0"), step(rid="r.2.0"))
+    await commit(connection, step(rid=address("r.1.0")), step(rid=address("r.2.0")))
     # When steps decided on version 0 are committed together
     outcomes = await commit(
-        connection, step(rid="r.1.0"), step(rid="r.2.0", must=True), step(rid="r.0.0", turns=[b"1"]), step(rid="gone.0.0")
+        connection,
+        step(rid=address("r.1.0")),
+        step(rid=address("r.2.0"), must=True),
+        step(rid=address("r.0.0"), turns=[b"1"]),
+        step(rid="gone.0.0"),
     )
     # Then each met what is stored
     assert outcomes == [STALE, CONFLICT, APPLIED, STALE]
-    assert await connection.send("LLEN", keys.messages("r.0.0")) == 1
+    assert await connection.send("LLEN", keys.messages(RID)) == 1
 
 
 async def test_the_end_of_a_rollout_joins_its_record_and_deletes_all_its_keys(connection, run):
@@ -158,7 +162,7 @@ async def test_the_end_of_a_rollout_joins_its_record_and_deletes_all_its_keys(co
     assert await commit(connection, end) == [APPLIED]
     # Then its record is whole and stands in the results
     (entry,) = await results(connection)
-    assert (entry[b"r"], entry[b"l"]) == (RID.encode(), b"1")
+    assert (entry[b"r"], entry[b"l"]) == (b"r.0.0", b"1")
     assert json.loads(entry[b"b"]) == {
         "rollout_id": RID,
         "seq": 1,
@@ -181,7 +185,7 @@ async def test_a_group_keeps_its_row_until_its_last_member_ends(connection):
     lasts, rows, partial = [], [], []
     # When its members end, in any order
     for sample in (2, 0, 1):
-        await commit(connection, step(rid=f"r.0.{sample}", final=final(f"r.0.{sample}", 3)))
+        await commit(connection, step(rid=address(f"r.0.{sample}"), final=final(f"r.0.{sample}", 3)))
         lasts.append((await results(connection))[-1][b"l"])
         rows.append(await connection.send("HLEN", keys.rows("r")))
         partial.append(await connection.send("HGET", keys.run("r"), "partial"))
@@ -196,7 +200,7 @@ async def test_seq_counts_the_rollouts_of_a_run_in_the_order_of_their_ends(conne
     await run.enqueue(2)
     await run.admit()
     for rid in ("r.1.0", "r.0.0", "r.2.0"):
-        await commit(connection, step(rid=rid, final=final(rid)))
+        await commit(connection, step(rid=address(rid), final=final(rid)))
     ends = [json.loads(entry[b"b"]) for entry in await results(connection)]
     assert [(end["rollout_id"], end["seq"]) for end in ends] == [("r.1.0", 1), ("r.0.0", 2), ("r.2.0", 3)]
 
@@ -224,17 +228,17 @@ async def test_what_is_due_is_woken_once_and_what_is_gone_is_forgotten(connectio
     # Given two rollouts that are due, one that is not, and one that is gone
     await run.enqueue(2)
     await run.admit()
-    await commit(connection, step(due=1000), step(rid="r.1.0", due=2000), step(rid="r.2.0", due=9000))
+    await commit(connection, step(due=1000), step(rid=address("r.1.0"), due=2000), step(rid=address("r.2.0"), due=9000))
     await connection.send("ZADD", keys.due, 1, "gone.0.0")
     await connection.send("DEL", keys.mailbox("agent"))
     # When two look
     assert [await connection.run(scripts.wake(5000, 100, 600)) for _ in range(2)] == [2, 0]
     # Then each was sent mail once, with its version
     mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
-    assert mail == [[b"r", rid, b"v", b"1", b"d", b"1"] for rid in (b"r.0.0", b"r.1.0")]
+    assert mail == [[b"r", rid, b"v", b"1", b"d", b"1"] for rid in (RID.encode(), address("r.1.0").encode())]
     # and is due again if nothing comes of that
     due = await connection.send("ZRANGE", keys.due, 0, -1, "WITHSCORES")
-    assert due == [b"r.0.0", b"5600", b"r.1.0", b"5600", b"r.2.0", b"9000"]
+    assert due == [part.encode() for n, at in enumerate(("5600", "5600", "9000")) for part in (address(f"r.{n}.0"), at)]
 
 
 async def test_a_step_may_append_more_messages_than_luas_stack_holds(connection, run):

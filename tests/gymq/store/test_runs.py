@@ -9,9 +9,9 @@ from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.store import runs, scripts
 from gymq.store.run_status import read_status
 from gymq.store.runs import RunConfig
-from gymq.wire.ids import PartId
+from gymq.wire.ids import PartId, place
 from tests.support.redis_server import leaked_keys
-from tests.support.rollouts import make_run
+from tests.support.rollouts import address, make_run
 from tests.support.shard import keys
 
 
@@ -55,14 +55,15 @@ async def test_groups_and_rollouts_are_cancelled_in_flight_or_as_they_begin(conn
     # When the rest of the first group is cancelled, a group that has half begun, and a rollout that has not
     assert await runs.cancel_some(connection, "r", [PartId(0), PartId(1), PartId(2, 1), PartId(1, 0)]) == (3, 2)
     mail = await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")
-    assert [(fields[1], fields[5]) for _, fields in mail] == [(b"r.0.1", b"group"), (b"r.1.0", b"group")]
+    assert [(fields[1], fields[5]) for _, fields in mail] == [(address(rid).encode(), b"group") for rid in ("r.0.1", "r.1.0")]
     for entry, _ in mail:
         await connection.send("XDEL", keys.mailbox("agent"), entry)
     # Then those that had not begun are told so as they begin, and the others are not
     await pretender.end("r.0.1", "r.1.0", status="cancelled")
     assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40, 60_000)) == scripts.Admitted(3, 0)
     begun = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
-    assert [(fields[1], b"x" in fields) for fields in begun] == [(b"r.1.1", True), (b"r.2.0", False), (b"r.2.1", True)]
+    found = [(place(fields[1].decode()), b"x" in fields) for fields in begun]
+    assert found == [("r.1.1", True), ("r.2.0", False), ("r.2.1", True)]
     assert await connection.send("EXISTS", keys.cancelled("r")) == 0
 
 
@@ -117,7 +118,7 @@ async def test_cancelling_tells_the_agents_of_each_rollout_in_flight_and_admits_
     assert await runs.cancel(connection, "r") == 2
     assert await connection.send("EXISTS", keys.open) == 0
     mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
-    assert sorted(fields[1] for fields in mail) == [b"r.0.0", b"r.1.0"]
+    assert sorted(place(fields[1].decode()) for fields in mail) == ["r.0.0", "r.1.0"]
     assert all(fields[2:] == [b"v", b"0", b"x", b"run"] for fields in mail)
     await pretender.end("r.0.0", status="cancelled")
     assert await connection.run(scripts.admit(128, 4096, 2000, 1 << 40, 60_000)) == scripts.Admitted(0, 0)
@@ -187,7 +188,7 @@ async def test_removing_a_run_leaves_nothing_of_it(connection, redis_url):
     await pretender.admit()
     await pretender.end("r.0.0", "r.0.1", "r.1.0")
     sends = [scripts.Send("model:m", b"call")]
-    step = scripts.CommitStep("r.1.1", 0, fields=["s", b"x"], messages=[b"1"], records=[b"2"], sends=sends, due=5)
+    step = scripts.CommitStep(address("r.1.1"), 0, fields=["s", b"x"], messages=[b"1"], records=[b"2"], sends=sends, due=5)
     await connection.run(scripts.commit([step]))
     other = await make_run(connection, "other", 1)
     before = await runs.names(connection)
@@ -244,3 +245,32 @@ async def test_under_a_quota_no_rollout_that_ended_makes_room(connection):
     assert await pretender.admit() == 2
     await pretender.end(*pretender.live)
     assert await pretender.admit() == 0
+
+
+async def test_a_run_that_is_done_is_not_listed_again_by_who_creates_it_again(connection, no_leaks):
+    # Given a run that is done
+    pretender = await make_run(connection)
+    await pretender.finish(1)
+    ((_, ((entry, _),)),) = await connection.send("XREADGROUP", "GROUP", "sink", "x", "STREAMS", keys.results("r"), ">")
+    assert await connection.run(scripts.ack("r", "sink", 60, [entry])) is scripts.AckOutcome.RUN_DONE
+    # When it is created once more
+    assert await runs.create(connection, pretender.config) is False
+    # Then it is no run that goes on, and its name lapses with it
+    assert await runs.names(connection) == []
+    assert await connection.send("TTL", keys.run("r")) > 0
+
+
+async def test_a_run_that_is_removed_while_it_is_created_again_is_new(connection, monkeypatch):
+    await runs.create(connection, RunConfig("r", "weather", "tool", "scripted", created=1.0))
+    run = connection.run
+
+    async def remove_between(call):
+        reply = await run(call)
+        if call.name == "create_run":
+            monkeypatch.setattr(connection, "run", run)
+            await runs.remove(connection, "r")
+        return reply
+
+    monkeypatch.setattr(connection, "run", remove_between)
+    assert await runs.create(connection, RunConfig("r", "weather", "tool", "scripted", created=2.0)) is True
+    assert (await runs.load_config(connection, "r")).created == 2.0

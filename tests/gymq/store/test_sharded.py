@@ -12,8 +12,9 @@ from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
 from gymq.store.sharded import Shards
 from gymq.store.task_ledger import TaskLedger, deal
+from gymq.wire.ids import place
 from gymq.wire.task import Task
-from tests.support.rollouts import Pretender
+from tests.support.rollouts import BORN, Pretender
 
 
 @given(shards=st.integers(1, 7), chunks=st.lists(st.integers(0, 12), max_size=8))
@@ -55,7 +56,7 @@ async def test_a_shards_rows_and_rollouts_carry_the_numbers_of_all(shards):
     for connection in shards.connections:
         assert await connection.send("HMGET", connection.keys.run("r"), "concurrency", "backlog") == [b"3", b"5"]
         await connection.run(scripts.admit(100, 4096, 100, 1 << 40, 60_000))
-        admitted.append({rid.decode() for rid in await connection.send("SMEMBERS", connection.keys.live("r"))})
+        admitted.append({place(rid.decode()) for rid in await connection.send("SMEMBERS", connection.keys.live("r"))})
         await connection.send("HSET", connection.keys.run("r"), "concurrency", 100)
         await connection.run(scripts.admit(100, 4096, 100, 1 << 40, 60_000))
     # The first three of each: half of the concurrency, rounded up.
@@ -76,7 +77,7 @@ async def test_single_rows_go_to_different_shards_and_to_the_same_when_written_a
 
 
 async def test_a_run_is_done_when_it_is_done_on_every_shard(shards):
-    await shards.create(config())
+    await shards.create(config(created=BORN))
     assert await shards.declare("r", "sink") == 0
     await TaskLedger(shards.connections, "r").write("a", tasks(3), 0)
     assert (await shards.status("r")).state == "open"

@@ -28,10 +28,10 @@ from gymq.wire.calls import (
     encode,
 )  # fmt: skip
 from gymq.wire.task import Task
-from tests.support.rollouts import Pretender
+from tests.support.rollouts import Pretender, address
 from tests.support.shard import keys
 
-RID = "r.0.0"
+RID = address("r.0.0")
 
 
 async def send(connection, calls: int, step: int = 1) -> None:

@@ -8,19 +8,20 @@ from hypothesis import strategies as st
 
 from gymq.store import runs, scripts
 from gymq.store.run_status import read_status
+from gymq.wire.ids import place
 from gymq.wire.task import Task, decode_task, encode_task
-from tests.support.rollouts import make_run
+from tests.support.rollouts import address, make_run
 from tests.support.shard import keys
 
 
 async def admit(connection, most: int = 128, skip: int = 2000) -> list[str]:
     """Admit, and name the rollouts that were."""
     box = keys.mailbox("agent")
-    done = await connection.run(scripts.admit(most, 4096, skip, 1 << 40))
+    done = await connection.run(scripts.admit(most, 4096, skip, 1 << 40, 60_000))
     mail = await connection.send("XRANGE", box, "-", "+")
     await connection.send("DEL", box)
     assert done.admitted == len(mail)
-    return [fields[1].decode() for _, fields in mail]
+    return [place(fields[1].decode()) for _, fields in mail]
 
 
 @given(id=st.text(), encoded=st.lists(st.binary()), tools=st.none() | st.binary())
@@ -57,11 +58,14 @@ async def test_a_rollout_begins_at_version_0_with_its_task_in_the_mail_if_that_i
     await make_run(connection)
     await connection.run(scripts.enqueue("r", "chunk", 1000, [b"small", b"x" * 5000]))
     # When they are admitted
-    await connection.run(scripts.admit(128, 4096, 2000, 1 << 40))
+    await connection.run(scripts.admit(128, 4096, 2000, 1 << 40, 60_000))
     # Then the large one is to be loaded
     mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
-    assert mail == [[b"r", b"r.0.0", b"v", b"0", b"t", b"small"], [b"r", b"r.1.0", b"v", b"0"]]
-    assert await connection.send("HGETALL", keys.rollout("r.1.0")) == [b"v", b"0"]
+    assert mail == [
+        [b"r", address("r.0.0").encode(), b"v", b"0", b"t", b"small"],
+        [b"r", address("r.1.0").encode(), b"v", b"0"],
+    ]
+    assert await connection.send("HGETALL", keys.rollout(address("r.1.0"))) == [b"v", b"0"]
 
 
 async def test_no_more_are_in_flight_than_the_run_has_credits(connection):
@@ -157,9 +161,9 @@ async def test_what_a_sink_has_already_is_not_admitted_and_counts_as_ended(conne
 async def test_many_to_skip_are_passed_over_a_few_at_a_time(connection):
     await make_run(connection, rows=10)
     await connection.send("SADD", keys.skip("r"), *[f"r.{n}.0" for n in range(9)])
-    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40)) == scripts.Admitted(0, 4)
-    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40)) == scripts.Admitted(0, 4)
-    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40)) == scripts.Admitted(1, 1)
+    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40, 60_000)) == scripts.Admitted(0, 4)
+    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40, 60_000)) == scripts.Admitted(0, 4)
+    assert await connection.run(scripts.admit(128, 4096, 4, 1 << 40, 60_000)) == scripts.Admitted(1, 1)
 
 
 async def test_nothing_is_admitted_while_admission_is_paused(connection):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tests.support.rollouts import address
+
 
 @dataclass
 class Consumed:
@@ -62,11 +64,11 @@ class Run:
 
     def rollout(self, place: int) -> str:
         """The name of the rollout at a place of the cursor."""
-        return f"{self.name}.{place // self.samples}.{place % self.samples}"
+        return address(f"{self.name}.{place // self.samples}.{place % self.samples}")
 
     def members(self, row: int) -> list[str]:
         """The rollouts of a row."""
-        return [f"{self.name}.{row}.{n}" for n in range(self.samples)]
+        return [address(f"{self.name}.{row}.{n}") for n in range(self.samples)]
 
     def partial(self) -> dict[int, int]:
         """Row -> members ended, of groups that have begun to end and are not complete."""

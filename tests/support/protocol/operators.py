@@ -85,7 +85,7 @@ class Operators(RuleBasedStateMachine):
         good = True
         for (row, sample), counts in zip(places, cancelled.targets, strict=True):
             exist = row < len(run.tasks) and (sample or 0) < run.samples
-            meant = [] if not exist else run.members(row) if sample is None else [f"{name}.{row}.{sample}"]
+            meant = [] if not exist else run.members(row) if sample is None else [run.members(row)[sample]]
             rest = {rid for rid in meant if rid not in run.live and rid not in run.ended}
             assert counts == scripts.CancelTarget(len(run.live.intersection(meant)), len(rest), len(meant))
             good = good and counts.live + counts.waiting > 0

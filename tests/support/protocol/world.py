@@ -25,6 +25,7 @@ from gymq.store.worker_registry import WorkerEntry
 from tests.support.protocol.history import Consumed, History, Run
 from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
 from tests.support.redis_server import roll_back, snapshot
+from tests.support.rollouts import BORN, address
 from tests.support.shard import keys
 
 #: Seconds after which a silent worker counts as dead; the model has a clock of its own, and keys lapse when it says so.
@@ -66,7 +67,7 @@ class World:
             self.runner.run(Mailboxes([box], keys).create(self.connection))
         self.history = History()
         for name, count in samples.items():
-            config = RunConfig(name, "e", "a", "m", samples=count, concurrency=CREDITS, backlog=1000)
+            config = RunConfig(name, "e", "a", "m", samples=count, concurrency=CREDITS, backlog=1000, created=BORN)
             self.runner.run(runs.create(self.connection, config))
             self.history.runs[name] = Run(name, count)
         self.ids = itertools.count(1)  # of turns and answers
@@ -260,7 +261,7 @@ class World:
     def declare(self, name: str, consumer: str) -> None:
         """Declare a consumer; one that comes late sees what is still there."""
         known = self.history.runs[name]
-        stream = [fields[b"r"].decode() for _, fields in self.redis.xrange(keys.results(name))]
+        stream = [address(fields[b"r"].decode()) for _, fields in self.redis.xrange(keys.results(name))]
         missed = self.script(scripts.declare_consumer(name, consumer))
         if consumer not in known.consumers:
             assert missed == len(known.ended) - len(stream)
@@ -285,7 +286,7 @@ class World:
             consumed = self.history.runs[reader.run].consumers[reader.name]
         reply = self.redis.xreadgroup(reader.name, "reader", {keys.results(reader.run): ">"}, count=most)
         for entry, fields in reply[0][1] if reply else ():
-            rid = fields[b"r"].decode()
+            rid = address(fields[b"r"].decode())
             assert rid not in consumed.delivered.values(), f"{rid} came twice"
             consumed.delivered[entry] = reader.held[entry] = rid
 
@@ -295,7 +296,7 @@ class World:
         if consumed is None:
             return
         reply = self.redis.xreadgroup(reader.name, "reader", {keys.results(reader.run): "0"}, count=1000)
-        again = {entry: fields[b"r"].decode() for entry, fields in (reply[0][1] if reply else ())}
+        again = {entry: address(fields[b"r"].decode()) for entry, fields in (reply[0][1] if reply else ())}
         assert again == {entry: rid for entry, rid in consumed.delivered.items() if rid not in consumed.acked}
         reader.held |= again
 
@@ -314,7 +315,7 @@ class World:
             known.state = "done" if done else known.state
             # What all have acknowledged is gone.
             for _, fields in self.redis.xrange(keys.results(reader.run), count=1):
-                rid = fields[b"r"].decode()
+                rid = address(fields[b"r"].decode())
                 assert any(rid in other.due - other.acked for other in known.consumers.values())
         for entry in entries:
             del reader.held[entry]
@@ -326,9 +327,9 @@ class World:
         known = self.history.run_of(rid)
         known.end(rid, status)
         newest = self.redis.xrevrange(keys.results(known.name), count=10)  # several may end in one commit
-        fields = next(fields for _, fields in newest if fields[b"r"].decode() == rid)
+        fields = next(fields for _, fields in newest if address(fields[b"r"].decode()) == rid)
         record = json.loads(fields[b"b"])
-        assert (fields[b"r"].decode(), record["id"], record["status"]) == (rid, rid, status)
+        assert (address(fields[b"r"].decode()), record["id"], record["status"]) == (rid, rid, status)
         assert record["seq"] == int(fields[b"n"]) == len(known.ended)
         row = int(rid.split(".")[1])
         assert (fields[b"l"] == b"1") == all(other in known.ended for other in known.members(row))

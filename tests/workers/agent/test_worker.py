@@ -15,11 +15,12 @@ from gymq.api.environment import EnvironmentSpec
 from gymq.runtime.mailbox import Mail
 from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
+from gymq.store.scripts import ReplyOutcome
 from gymq.wire.calls import Generated, Reply, Usage, decode_call, encode
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
 from tests.support.redis_server import roll_back, snapshot
-from tests.support.rollouts import letters
+from tests.support.rollouts import BORN, address, letters
 from tests.support.shard import keys
 
 AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
@@ -29,8 +30,8 @@ AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
 async def make(connection):
     """Makes a run of so many tasks."""
 
-    async def make(rows: int = 1, name: str = "r", agent: str = "tool", text: str = "") -> None:
-        await runs.create(connection, RunConfig(name, "world", agent, "m"))
+    async def make(rows: int = 1, name: str = "r", agent: str = "tool", text: str = "", born: float = BORN) -> None:
+        await runs.create(connection, RunConfig(name, "world", agent, "m", created=born))
         await runs.add_environment(connection, name, EnvironmentSpec("world"))
         task = Task("t", "world", [encode_message(Message("user", text or name))])
         await connection.run(scripts.enqueue(name, "chunk", 1 << 60, [encode_task(task)] * rows))
@@ -113,7 +114,9 @@ async def test_a_cancellation_wins_against_a_step_that_another_worker_made(worke
 
     async def insisting(call):
         if call.name == "commit" and not moved:
-            moved.append(await connection.send("HINCRBY", keys.rollout("r.0.0"), "v", 1))  # another worker commits first
+            moved.append(
+                await connection.send("HINCRBY", keys.rollout(address("r.0.0")), "v", 1)
+            )  # another worker commits first
         return await insist(call)
 
     monkeypatch.setattr(worker.connection, "insist", insisting)
@@ -140,13 +143,13 @@ async def test_mail_of_a_rollout_that_has_gone_on_or_is_gone_is_acknowledged(wor
     await make()
     await worker.duties()
     await work(worker)
-    for rid in ("r.0.0", "gone.0.0"):
+    for rid in (address("r.0.0"), address("gone.0.0")):
         await connection.send("XADD", AGENT, "*", "r", rid, "v", 0)
     await work(worker)
     assert worker.counts["stale"] == 2
     assert worker.stats()["held"] == 0
     assert await connection.send("XLEN", AGENT) == 0
-    assert await connection.send("HGET", keys.rollout("r.0.0"), "v") == b"1"
+    assert await connection.send("HGET", keys.rollout(address("r.0.0")), "v") == b"1"
 
 
 async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_and_is_a_dead_letter(
@@ -162,13 +165,13 @@ async def test_mail_that_killed_its_process_alone_three_times_ends_its_rollout_a
     (record,) = await ended(connection)
     assert (record["rollout_id"], record["status"], record["error"]["kind"]) == ("r.0.0", "failed", "poison")
     (letter,) = [one.letter for one in await letters(settings)]
-    assert (letter.id, letter.run, letter.role, letter.deaths, letter.strikes) == ("r.0.0:0", "r", "agent", 5, 3)
+    assert (letter.id, letter.run, letter.role, letter.deaths, letter.strikes) == (f"{address('r.0.0')}:0", "r", "agent", 5, 3)
     assert letter.worker == "agent-x" and letter.decode_task().environment and b'"r"' in letter.config
     assert await connection.send("TTL", keys.dead) > 0
 
 
 async def test_an_agent_that_is_not_installed_fails_its_rollouts_and_says_so(worker, connection, make):
-    await make(agent="nobody")
+    await make(agent="nobody", born=2.0)
     await worker.duties()
     await work(worker)
     (record,) = await ended(connection)
@@ -209,7 +212,7 @@ async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, 
     await worker.duties()
     # Then it is woken once, and ends with a time-out
     ((_, fields),) = await connection.send("XRANGE", AGENT, "-", "+")
-    assert fields == [b"r", b"r.0.0", b"v", b"1", b"d", b"1"]
+    assert fields == [b"r", address("r.0.0").encode(), b"v", b"1", b"d", b"1"]
     await work(worker)
     assert [record["error"]["kind"] for record in await ended(connection)] == ["timeout"]
     # and the answer that comes after all finds nothing
@@ -224,12 +227,12 @@ async def test_a_rollout_that_is_woken_too_early_goes_on_waiting(worker, connect
     await make()
     await worker.duties()
     await work(worker)
-    await connection.send("ZADD", keys.due, 1, "r.0.0")
+    await connection.send("ZADD", keys.due, 1, address("r.0.0"))
     await worker.duties()
     await work(worker)
-    version, pending = await connection.send("HMGET", keys.rollout("r.0.0"), "v", "c1.0")
+    version, pending = await connection.send("HMGET", keys.rollout(address("r.0.0")), "v", "c1.0")
     assert (version, pending.partition(b" ")[0]) == (b"1", b"1")
-    assert float(await connection.send("ZSCORE", keys.due, "r.0.0")) > 1e12
+    assert float(await connection.send("ZSCORE", keys.due, address("r.0.0"))) > 1e12
     await answer(connection)
     await work(worker)
     assert [record["status"] for record in await ended(connection)] == ["completed"]
@@ -242,7 +245,7 @@ async def test_a_run_that_took_a_removed_ones_name_is_rolled_out_as_what_it_is(w
     await work(worker)
     await runs.remove(connection, "r")
     # When another of its name comes
-    await make(agent="nobody")
+    await make(agent="nobody", born=2.0)
     await worker.duties()
     await work(worker)
     # Then it is another
@@ -318,3 +321,45 @@ async def test_steps_with_large_rows_are_loaded_and_committed_a_few_at_once(work
     assert not worker.intake.held
     assert max(calls["load_rollouts"]) < 17 << 20
     assert max(calls["commit"]) < 16 << 20
+
+
+@pytest.mark.parametrize("old", ["admission", "cancellation", "reply", "due time", "call"])
+async def test_nothing_that_is_left_of_a_removed_run_reaches_the_one_that_took_its_name(worker, connection, make, old):
+    # Given a run that is removed, and one of its name that has begun
+    await make()
+    await worker.duties()
+    ((_, admission),) = await connection.send("XRANGE", AGENT, "-", "+")
+    await runs.remove(connection, "r")
+    await connection.send("XTRIM", AGENT, "MAXLEN", 0)
+    await make(text="new", born=2.0)
+    await worker.duties()
+    gone, (new,) = address("r.0.0"), await connection.send("SMEMBERS", keys.live("r"))
+    if old == "admission":
+        await connection.send("XTRIM", AGENT, "MAXLEN", 0)
+    else:
+        await work(worker)
+    before = await connection.send("HGETALL", keys.rollout(new.decode()))
+    # When something comes that is left of the old one
+    answer = encode(
+        Reply(0, 1.0, 2.0, "w", value=encode(Generated(encode_message(Message("assistant", "old")), "stop", Usage())))
+    )
+    fields = admission[2:] if old == "admission" else ["v", 1]
+    match old:
+        case "cancellation":
+            fields = ["v", 0, "x", "run"]
+        case "reply":
+            assert await connection.run(scripts.reply([scripts.ReplyEntry(gone, 1, 0, answer)])) == [ReplyOutcome.STALE]
+            fields = ["v", 1, "y", answer]
+        case "due time":
+            await connection.send("ZADD", keys.due, 1, gone)
+            await worker.duties()
+            fields = ["v", 1, "d", 1]
+        case "call":
+            assert await connection.run(scripts.pending_calls([scripts.CallKey(gone, 1, 0)])) == [False]
+            assert not await connection.run(scripts.claim_call(gone, 1, 0, "0.0", "x", False))
+    await connection.send("XADD", AGENT, "*", "r", gone, *fields)
+    assert await work(worker) == 1
+    # Then it changes nothing
+    assert await connection.send("HGETALL", keys.rollout(new.decode())) == before
+    assert await ended(connection) == []
+    assert not worker.intake.held
