@@ -9,6 +9,7 @@ import pytest
 
 from gymq.store.runs import RunConfig
 from tests.support.celery_listener import CeleryListener
+from tests.support.rollouts import status
 from tests.support.waiting import wait_until
 
 
@@ -56,7 +57,8 @@ def test_an_isolated_tool_is_a_celery_task_in_a_process_of_its_own(farm, tmp_pat
     pid = int(next(message["content"] for message in rollout["messages"] if message["role"] == "tool"))
     call = next(call for call in rollout["calls"] if call["kind"] == "tool")
     # Then the task has the call's id, succeeded, and ran in a child of the executor
-    uuid = f"{rollout['rollout_id']}:{call['call'].replace('.', ':')}"
+    incarnation = status(farm.settings, "seen").config.incarnation
+    uuid = f"{rollout['rollout_id']}~{incarnation}:{call['call'].replace('.', ':')}"
     wait_until(lambda: {event["type"] for event in heard.of(uuid)} >= {"task-received", "task-started", "task-succeeded"}, 10)
     received = next(event for event in heard.of(uuid) if event["type"] == "task-received")
     assert received["name"] == "gymq.isolated"

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 
+import msgspec
 import pytest
 from celery import Celery
 
@@ -17,7 +18,7 @@ from gymq.store import task_ledger
 from gymq.store.runs import RunConfig, cancel, close
 from gymq.store.task_ledger import CHUNK_ROWS, TaskLedger
 from gymq.wire.task import Task, encode_task
-from tests.support.rollouts import Pretender, Workers, ask, make_run, produce, status, weather, with_link
+from tests.support.rollouts import BORN, Pretender, Workers, ask, make_run, produce, status, weather, with_link
 from tests.support.shard import keys
 from tests.support.waiting import wait_until
 
@@ -112,7 +113,7 @@ def test_back_pressure_holds_a_producer_until_rollouts_end(settings, monkeypatch
     progress: list[int] = []
     producing = threading.Thread(
         target=produce,
-        args=(settings, CONFIG, weather(4 * CHUNK_ROWS)),
+        args=(settings, msgspec.structs.replace(CONFIG, created=BORN), weather(4 * CHUNK_ROWS)),
         kwargs={"on_progress": lambda made: progress.append(made.rows)},
         daemon=True,
     )
