@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gymq.observe import events
+from gymq.observe.events.event import E
 from gymq.observe.series import Count, Distribution, Level
 
 #: Upper bounds of a call's times in seconds: from a tool that returns at once to an answer of an hour.
@@ -125,7 +126,7 @@ class ProcessMetrics:
         self.registry.register(made)
         return made
 
-    def _on(self, kind: type[events.E], count: Callable[[events.E], None]) -> None:
+    def _on(self, kind: type[E], count: Callable[[E], None]) -> None:
         self._subscribed.append(count)
         events.subscribe(kind, count)
 
