@@ -39,7 +39,9 @@ def make_table(*columns: str) -> Cells:
 
 
 def show(*things: Table | str) -> None:
-    """Print tables and lines; lines are not wrapped, and nothing in them is markup.
+    """Print tables and lines; nothing in them is markup, and a terminal wraps lines between words.
+
+    Elsewhere lines are not wrapped, so that they can be searched, and nowhere those that hold a command, which is copied.
 
     Args:
         things: what to print.
@@ -48,4 +50,7 @@ def show(*things: Table | str) -> None:
     if not console.is_terminal:
         console.width = WIDE
     for thing in things:
-        console.print(printable(thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
+        if isinstance(thing, str):
+            console.print(printable(thing), soft_wrap=not console.is_terminal or "`" in thing)
+        else:
+            console.print(thing)
