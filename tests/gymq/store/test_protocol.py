@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -29,24 +30,26 @@ from tests.support.tiers import examples
 
 WORKERS = st.sampled_from(NUMBERS)
 
-#: What happens in a storm, more often what brings rollouts on.
-STORM = [
-    "admit",
-    "drain",
-    "take",
-    "take",
-    "take",
-    "work",
-    "work",
-    "work",
-    "work",
-    "wake",
-    "decide",
-    "lose",
-    "lapse",
-    "zombie",
-    "judge",
-]
+#: What happens in a storm, and how often: mostly what brings rollouts on.
+STORM = {
+    "take": 30,
+    "work": 40,
+    "admit": 8,
+    "enqueue": 2,
+    "wake": 4,
+    "decide": 8,
+    "drain": 3,
+    "leave": 2,
+    "lapse": 3,
+    "zombie": 5,
+    "judge": 6,
+    "plague": 1,
+    "cancel_some": 2,
+    "consume": 8,
+    "remember": 4,
+    "roll_back": 4,
+    "remove": 2,
+}
 
 
 class Protocol(Operators, Outages):
@@ -241,29 +244,49 @@ class Protocol(Operators, Outages):
         """Hand back what the dead hold: all of it, or only the first batch."""
         self.world.judge(most, finish)
 
-    @rule(moves=st.lists(st.tuples(st.sampled_from(STORM), WORKERS, PICK), min_size=1, max_size=40))
-    def storm(self, moves: list[tuple[str, int, int]]) -> None:
+    @rule(seed=st.integers(0, 1 << 32), moves=st.integers(20, 60))
+    def storm(self, seed: int, moves: int) -> None:
         """Many of the above in a row: Hypothesis alone seldom plays a rollout to its end."""
-        for move, number, pick in moves:
+        random = Random(seed)
+        for move in random.choices(list(STORM), list(STORM.values()), k=moves):
+            number, pick, name = random.choice(NUMBERS), random.randrange(1000), random.choice(sorted(SAMPLES))
+            maybe, seldom = random.random() < 0.5, random.random() < 0.2
             match move:
+                case "take":
+                    self.world.take(self.world.workers[number], 2, seldom)
+                case "work" if self.busy:
+                    self.work(pick, random.randrange(4), random.randint(1, 3), seldom, random.random() < 0.2)
                 case "admit":
                     self.admit(2)
-                case "take" | "lose":
-                    self.world.take(self.world.workers[number], 2, move == "lose")
-                case "work" if self.busy:
-                    self.work(number, pick, 1 + pick % 3, pick % 3 == 0, pick % 5 == 0)
+                case "enqueue":
+                    self.enqueue(name, 1, MANY)
                 case "wake":
                     self.wake()
-                case "drain":
-                    self.drain(1 + number % 2 * 2, 2, pick % 2 == 0, pick % 3 == 0)
                 case "decide" if self.busy:
-                    self.decide(number)
+                    self.decide(pick)
+                case "drain":
+                    self.drain(1 + number % 2 * 2, 2, maybe, seldom)
+                case "leave":
+                    self.leave(number, 2, maybe, seldom)
                 case "lapse":
                     self.lapse(number)
                 case "zombie" if self.world.zombies:
-                    self.zombie(number, pick, pick % 2 == 0)
+                    self.zombie(pick, random.randrange(4), maybe)
                 case "judge":
-                    self.judge(2, pick % 2 == 0)
+                    self.judge(2, maybe)
+                case "plague":
+                    self.plague(number % 2, 2)
+                case "cancel_some":
+                    self.cancel_some(name, [(random.randrange(4), random.choice([None, 0]))])
+                case "consume" if self.world.readers:
+                    self.consume(pick, 3, seldom, random.randrange(4))
+                case "remember":
+                    self.remember()
+                case "roll_back" if self.world.can_go_back:
+                    self.roll_back(maybe, pick)
+                case "remove":
+                    self.remove(name, random.randint(1, 2), seldom)
+            truth.check(self.world)
 
     # What must be true at any time, and at the end.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tests.support.rollouts import address
+from gymq.store.runs import RunConfig
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Run:
     Args:
         name: its name.
         samples: of each row.
+        born: when it was created, seconds since the epoch: what makes its incarnation.
         state: `open`, `closed`, `cancelled` or `done`.
         tasks: of each row.
         chunks: what was enqueued, by number.
@@ -41,11 +42,13 @@ class Run:
         ended: rollout -> status, in the order of their ends.
         marked: rollouts that were cancelled before they began.
         doomed: those that then began: nothing but a cancellation can end them.
+        unwanted: rollouts in flight that somebody asked to end: no other one may end as cancelled.
         consumers: by name.
     """
 
     name: str
     samples: int
+    born: float
     state: str = "open"
     tasks: list[bytes] = field(default_factory=list)
     chunks: set[int] = field(default_factory=set)
@@ -55,6 +58,7 @@ class Run:
     ended: dict[str, str] = field(default_factory=dict)
     marked: set[str] = field(default_factory=set)
     doomed: set[str] = field(default_factory=set)
+    unwanted: set[str] = field(default_factory=set)
     consumers: dict[str, Consumed] = field(default_factory=dict)
 
     @property
@@ -62,13 +66,17 @@ class Run:
         """Rollouts that its rows stand for."""
         return len(self.tasks) * self.samples
 
+    def address(self, place: str) -> str:
+        """The address of a rollout whose place is known."""
+        return f"{place}~{RunConfig(self.name, '', '', '', created=self.born).incarnation}"
+
     def rollout(self, place: int) -> str:
         """The name of the rollout at a place of the cursor."""
-        return address(f"{self.name}.{place // self.samples}.{place % self.samples}")
+        return self.address(f"{self.name}.{place // self.samples}.{place % self.samples}")
 
     def members(self, row: int) -> list[str]:
         """The rollouts of a row."""
-        return [address(f"{self.name}.{row}.{n}") for n in range(self.samples)]
+        return [self.address(f"{self.name}.{row}.{n}") for n in range(self.samples)]
 
     def partial(self) -> dict[int, int]:
         """Row -> members ended, of groups that have begun to end and are not complete."""
@@ -93,6 +101,7 @@ class Run:
         """A rollout's final commit was confirmed."""
         assert rid in self.live, f"{rid} ended, and was not in flight"
         assert rid not in self.doomed or status == "cancelled"
+        assert status != "cancelled" or rid in self.unwanted | self.doomed, f"{rid} was cancelled, and nobody asked for it"
         self.live.remove(rid)
         self.ended[rid] = status
         for consumed in self.consumers.values():

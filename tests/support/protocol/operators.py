@@ -31,7 +31,7 @@ class Operators(RuleBasedStateMachine):
     def enqueue(self, name: str, rows: int, most: int) -> None:
         """Enqueue a chunk twice; the ledger has room for that many bytes."""
         run = self.world.history.runs[name]
-        tasks = [b"task" * (1 + row) for row in range(rows)]
+        tasks = [b"%d" % next(self.world.ids) * (1 + row) for row in range(rows)]
         held = sum(map(len, run.unfinished().values()))
         full = held and held + sum(map(len, tasks)) > most
         chunk = len(run.chunks)
@@ -70,7 +70,9 @@ class Operators(RuleBasedStateMachine):
         run = self.world.history.runs[name]
         for _ in range(1 + twice):
             assert self.world.script(scripts.cancel_run(name)) == (None if run.state == "done" else len(run.live))
-            run.state = "done" if run.state == "done" else "cancelled"
+            if run.state != "done":
+                run.state = "cancelled"
+                run.unwanted |= run.live
 
     @rule(name=RUNS, places=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, 0, 1])), min_size=1, max_size=2))
     def cancel_some(self, name: str, places: list[tuple[int, int | None]]) -> None:
@@ -82,6 +84,7 @@ class Operators(RuleBasedStateMachine):
             assert not cancelled.targets
             return
         waiting: set[str] = set()
+        flying: set[str] = set()
         good = True
         for (row, sample), counts in zip(places, cancelled.targets, strict=True):
             exist = row < len(run.tasks) and (sample or 0) < run.samples
@@ -90,7 +93,21 @@ class Operators(RuleBasedStateMachine):
             assert counts == scripts.CancelTarget(len(run.live.intersection(meant)), len(rest), len(meant))
             good = good and counts.live + counts.waiting > 0
             waiting |= rest
+            flying |= run.live.intersection(meant)
         run.marked |= waiting if good else set()
+        run.unwanted |= flying if good else set()
+
+    @rule(name=RUNS, rows=st.integers(1, 3), cancelled=st.booleans())
+    def remove(self, name: str, rows: int, cancelled: bool) -> None:
+        """Remove a run, perhaps one that was just cancelled, and create another one under its name with other rows.
+
+        The mail of the old one lies where it lay, and workers hold it, and remember its rollouts.
+        """
+        if cancelled:
+            self.cancel(name, False)
+        self.world.remove(name)
+        self.enqueue(name, rows, MANY)
+        self.admit(4)
 
     @rule(name=st.sampled_from([None, *sorted(SAMPLES)]), paused=st.booleans())
     def pause(self, name: str | None, paused: bool) -> None:

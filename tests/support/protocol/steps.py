@@ -34,8 +34,17 @@ def decide(world: World, worker: Worker, mail: Mail) -> Any:
     return worker.decided[key]
 
 
-def act(world: World, worker: Worker, mails: list[Mail], twice: bool = False, lost: bool = False) -> None:
-    """Send steps or replies in one script, perhaps twice; if the answer is lost, the worker does not know."""
+def act(world: World, worker: Worker, mails: list[Mail], twice: bool = False, lost: bool = False, late: bool = False) -> None:
+    """Send steps or replies in one script, perhaps twice; if the answer is lost, the worker does not know.
+
+    Args:
+        world: where to.
+        worker: who sends them.
+        mails: what they were decided on.
+        twice: whether they are sent again at once.
+        lost: whether the answer is lost.
+        late: whether Redis may have lost, since they were decided, that the worker has the mail.
+    """
     batch = [decide(world, worker, mail) for mail in mails]
     call = scripts.commit(batch) if worker.box == AGENT else scripts.reply(batch)
     outcomes = world.script(call)
@@ -50,7 +59,7 @@ def act(world: World, worker: Worker, mails: list[Mail], twice: bool = False, lo
             worker.heads.pop(item.rollout, None)
         # A zombie's mail may lie elsewhere by now; and a cancellation that was carried out, but whose answer was lost, finds
         # the rollout closing when it comes again: it is decided again, and ends the rollout at once.
-        if outcome == CONFLICT and worker in world.workers and (mail.stream, mail.id) not in world.applied:
+        if outcome == CONFLICT and not late and worker in world.workers and (mail.stream, mail.id) not in world.applied:
             assert (mail.stream, mail.id) in [(one.stream, one.id) for one in world.held(worker)]
         if lost:
             continue
@@ -111,9 +120,17 @@ def _step(world: World, worker: Worker, mail: Mail) -> scripts.CommitStep:
         phase, calls = ("waiting", 0) if planned is None else ("going", planned)
     else:
         status = "completed"
+    told = dict(zip(names, mail.fields[5::2], strict=True))
+    task = b"" if head.version else told.get(b"t") or _load_task(world, rid)
     replies = [json.loads(value) for name, value in zip(names, mail.fields[5::2], strict=True) if name == b"y"]
     turn = json.dumps(
-        {"id": number, "after": head.turn, "v": head.version, "answers": [reply["asked"] for reply in replies]}
+        {
+            "id": number,
+            "after": head.turn,
+            "v": head.version,
+            "answers": [reply["asked"] for reply in replies],
+            "task": task.decode(),
+        }
     ).encode()
     sends = [
         scripts.Send(RESOURCE, b"%s %d %d %d" % (rid.encode(), head.version + 1, n, number), *_way(world, number))
@@ -151,8 +168,17 @@ def _load(world: World, rid: str) -> Head | None:
     return Head(int(stored.version), newest, (stored.state or b"going").decode())
 
 
+def _load_task(world: World, rid: str) -> bytes:
+    run, row, _ = rid.split(".")
+    (stored,) = world.script(scripts.load_rollouts([scripts.LoadRequest(rid, -1, run, int(row))]))
+    return stored.task or b""
+
+
 def _reply(world: World, mail: Mail) -> scripts.ReplyEntry:
     rid, step, n, asked = mail.fields[1].split()
+    (wanted,) = world.script(scripts.pending_calls([scripts.CallKey(rid.decode(), int(step), int(n))]))
+    if not wanted and next(world.ids) % 2:
+        return scripts.ReplyEntry(rid.decode(), int(step), int(n), None, mail.stream, mail.id, "")
     body = b'{"asked":%d,"id":%d}' % (int(asked), next(world.ids))
     letter = _letter(mail)
     return scripts.ReplyEntry(

@@ -9,7 +9,6 @@ from tests.support.protocol.history import Run
 from tests.support.protocol.steps import DUE
 from tests.support.protocol.worker import AGENT, RESOURCE
 from tests.support.protocol.world import CREDITS, World
-from tests.support.rollouts import address
 from tests.support.shard import keys
 
 
@@ -66,7 +65,7 @@ def _counts(world: World, run: Run) -> None:
     assert count(b"bytes") == sum(map(len, rows.values()))
     assert {int(row): int(ended) for row, ended in groups.items()} == run.partial()
     assert count(b"partial") == sum(run.partial().values())
-    assert {address(rid.decode()) for rid in marked} == run.marked
+    assert {run.address(rid.decode()) for rid in marked} == run.marked
     for status in ("completed", "cancelled"):
         assert count(b"n:" + status.encode()) == list(run.ended.values()).count(status)
 
@@ -91,7 +90,7 @@ def _goes_on(world: World, rid: str, told: set[Any], cancelled: set[Any], asked:
 
 def _results(world: World, run: Run) -> None:
     """Nothing is trimmed that a consumer has not acknowledged, and what it is behind is known."""
-    there = [address(fields[b"r"].decode()) for _, fields in world.redis.xrange(keys.results(run.name))]
+    there = [run.address(fields[b"r"].decode()) for _, fields in world.redis.xrange(keys.results(run.name))]
     assert len(there) == len(set(there))
     assert set(there) <= set(run.ended)
     for consumed in run.consumers.values():

@@ -25,7 +25,7 @@ from gymq.store.worker_registry import WorkerEntry
 from tests.support.protocol.history import Consumed, History, Run
 from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
 from tests.support.redis_server import roll_back, snapshot
-from tests.support.rollouts import BORN, address
+from tests.support.rollouts import BORN
 from tests.support.shard import keys
 
 #: Seconds after which a silent worker counts as dead; the model has a clock of its own, and keys lapse when it says so.
@@ -67,9 +67,8 @@ class World:
             self.runner.run(Mailboxes([box], keys).create(self.connection))
         self.history = History()
         for name, count in samples.items():
-            config = RunConfig(name, "e", "a", "m", samples=count, concurrency=CREDITS, backlog=1000, created=BORN)
-            self.runner.run(runs.create(self.connection, config))
-            self.history.runs[name] = Run(name, count)
+            self.history.runs[name] = Run(name, count, BORN)
+            self._create(self.history.runs[name])
         self.ids = itertools.count(1)  # of turns and answers
         self.births = 0
         self.workers = [self.born(number) for number in NUMBERS]
@@ -89,6 +88,20 @@ class World:
     def script(self, call: ScriptCall[T]) -> T:
         """Run one script."""
         return self.runner.run(self.connection.run(call))
+
+    def _create(self, run: Run) -> None:
+        config = RunConfig(run.name, "e", "a", "m", samples=run.samples, concurrency=CREDITS, backlog=1000, created=run.born)
+        assert self.runner.run(runs.create(self.connection, config))
+
+    def remove(self, name: str) -> None:
+        """Remove a run, and create it anew."""
+        self.runner.run(runs.remove(self.connection, name))
+        old = self.history.runs[name]
+        self.history.runs[name] = Run(name, old.samples, BORN + next(self.ids))
+        self._create(self.history.runs[name])
+        for reader in self.readers.values():
+            if reader.run == name:
+                reader.held = {}
 
     # Mail.
 
@@ -244,8 +257,12 @@ class World:
         """Whether there is a snapshot."""
         return self._snapshot is not None
 
-    def go_back(self) -> None:
-        """Redis is what it was at the snapshot; the processes are not."""
+    def go_back(self, resend: bool) -> None:
+        """Redis is what it was at the snapshot; the processes are not.
+
+        Args:
+            resend: whether consumers send once more, first of all, that they have used what they hold.
+        """
         found, history = self._snapshot
         roll_back(self.redis, found)
         self.history = copy.deepcopy(history)
@@ -253,6 +270,8 @@ class World:
             if raw.decode().rpartition(":")[2] not in {worker.name for worker in self.workers}:
                 self.redis.delete(raw)  # it is dead, or a zombie: nobody renews it, and it lapses again
         for reader in self.readers.values():
+            if resend:
+                self.acknowledge(reader, list(reader.held))
             reader.held = {}
             self.recall(reader)
 
@@ -261,7 +280,7 @@ class World:
     def declare(self, name: str, consumer: str) -> None:
         """Declare a consumer; one that comes late sees what is still there."""
         known = self.history.runs[name]
-        stream = [address(fields[b"r"].decode()) for _, fields in self.redis.xrange(keys.results(name))]
+        stream = [known.address(fields[b"r"].decode()) for _, fields in self.redis.xrange(keys.results(name))]
         missed = self.script(scripts.declare_consumer(name, consumer))
         if consumer not in known.consumers:
             assert missed == len(known.ended) - len(stream)
@@ -286,7 +305,7 @@ class World:
             consumed = self.history.runs[reader.run].consumers[reader.name]
         reply = self.redis.xreadgroup(reader.name, "reader", {keys.results(reader.run): ">"}, count=most)
         for entry, fields in reply[0][1] if reply else ():
-            rid = address(fields[b"r"].decode())
+            rid = self.history.runs[reader.run].address(fields[b"r"].decode())
             assert rid not in consumed.delivered.values(), f"{rid} came twice"
             consumed.delivered[entry] = reader.held[entry] = rid
 
@@ -296,7 +315,8 @@ class World:
         if consumed is None:
             return
         reply = self.redis.xreadgroup(reader.name, "reader", {keys.results(reader.run): "0"}, count=1000)
-        again = {entry: address(fields[b"r"].decode()) for entry, fields in (reply[0][1] if reply else ())}
+        run = self.history.runs[reader.run]
+        again = {entry: run.address(fields[b"r"].decode()) for entry, fields in (reply[0][1] if reply else ())}
         assert again == {entry: rid for entry, rid in consumed.delivered.items() if rid not in consumed.acked}
         reader.held |= again
 
@@ -315,7 +335,7 @@ class World:
             known.state = "done" if done else known.state
             # What all have acknowledged is gone.
             for _, fields in self.redis.xrange(keys.results(reader.run), count=1):
-                rid = address(fields[b"r"].decode())
+                rid = known.address(fields[b"r"].decode())
                 assert any(rid in other.due - other.acked for other in known.consumers.values())
         for entry in entries:
             del reader.held[entry]
@@ -327,13 +347,14 @@ class World:
         known = self.history.run_of(rid)
         known.end(rid, status)
         newest = self.redis.xrevrange(keys.results(known.name), count=10)  # several may end in one commit
-        fields = next(fields for _, fields in newest if address(fields[b"r"].decode()) == rid)
+        fields = next(fields for _, fields in newest if known.address(fields[b"r"].decode()) == rid)
         record = json.loads(fields[b"b"])
-        assert (address(fields[b"r"].decode()), record["id"], record["status"]) == (rid, rid, status)
+        assert (known.address(fields[b"r"].decode()), record["id"], record["status"]) == (rid, rid, status)
         assert record["seq"] == int(fields[b"n"]) == len(known.ended)
         row = int(rid.split(".")[1])
         assert (fields[b"l"] == b"1") == all(other in known.ended for other in known.members(row))
         check_story(record["messages"])
+        assert record["messages"][0]["task"].encode() == known.tasks[row], "a conversation about another run's task"
         assert record["calls"] == record["messages"]
         assert not self.redis.exists(keys.rollout(rid), keys.messages(rid), keys.calls(rid))
 
