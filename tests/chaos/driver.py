@@ -17,6 +17,7 @@ from typing import Any
 from gymq.celery import worker_command
 from gymq.ops.fault_injection import FaultInjector, InjectedFault
 from gymq.settings import Settings
+from gymq.store.topology import parse
 from tests.support import rollouts
 from tests.support.farm import PLUGIN
 from tests.support.waiting import wait_until
@@ -91,17 +92,30 @@ class Driver:
         self.faults: list[InjectedFault] = []
         self.trace: Trace | None = None
         self._spawn = spawn
+        self._actors = 0
         self._random = random.Random(seed)
         write_rows(self.data, rows, self.journal)
 
-    def add_workers(self, each: int = 2) -> None:
-        """Start workers of each role, and wait until they take mail."""
+    def add_workers(
+        self, each: int = 2, kin: str = "", settings: Settings | None = None, env: dict[str, str] | None = None
+    ) -> None:
+        """Start workers of each role, and wait until they take mail.
+
+        Args:
+            each: of each role.
+            kin: distinguishes them from those that were started before.
+            settings: how they reach Redis; None: as all others.
+            env: further variables of them.
+        """
         for role in worker_command.ROLES:
             for number in range(each):
-                name = f"{role}{number}"
-                argv, env = worker_command.command(self.settings, role, OPTIONS.get(role, {}), name)
-                self._add(name, argv, env)
-        rollouts.wait_for_workers(self.settings, 3 * each)
+                name = f"{role}{kin}{number}"
+                argv, ours = worker_command.command(settings or self.settings, role, OPTIONS.get(role, {}), name)
+                # These come last, so that they win over what all processes of the run get.
+                self._add(name, argv, ours | (settings.environment() if settings else {}) | (env or {}))
+        self._actors += 3 * each
+        for shard in range(len(parse(self.settings.redis_url))):
+            rollouts.wait_for_workers(self.settings.at(shard), self._actors)
 
     def add_sinks(self) -> None:
         """Start two sinks, each with a consumer of its own."""
@@ -146,7 +160,9 @@ class Driver:
 
     async def _drive(self, limit: float, workers: bool, others: bool) -> None:
         stop = asyncio.Event()
-        self.trace = Trace(self.settings.redis_url) if workers else None
+        # What is handed back is traced on one server.
+        traced = workers and len(parse(self.settings.redis_url)) == 1
+        self.trace = Trace(self.settings.redis_url) if traced else None
         jobs = [asyncio.create_task(self._supervise(stop))]
         if workers:
             chaos = FaultInjector(self.settings, seed=self.seed, every=EVERY, last=False)
