@@ -9,7 +9,7 @@ from __future__ import annotations
 
 #: Commands on data that gymq's code and scripts, Celery and kombu use.
 COMMANDS = (
-    *("get", "set", "setnx", "mget", "del", "exists", "expire", "pexpire", "ttl"),
+    *("get", "set", "setnx", "mget", "del", "exists", "expire", "pexpire", "persist", "ttl"),
     *("hget", "hmget", "hgetall", "hkeys", "hlen", "hexists", "hstrlen", "hscan", "hset", "hsetnx", "hdel", "hincrby"),
     *("sadd", "srem", "scard", "smembers", "sismember"),
     *("zadd", "zrem", "zrange", "zrangebyscore"),
@@ -95,7 +95,8 @@ def rule(role: str, database: int = 0) -> str:
     rights = ["-@all", "+@connection", "-@admin", "-@dangerous", *(f"+{command}" for command in commands)]
     return " ".join(
         [
-            f"ACL SETUSER gymq-{role} reset on >PASSWORD",
+            # Before Redis 7 `reset` leaves all channels open.
+            f"ACL SETUSER gymq-{role} reset resetchannels on >PASSWORD",
             *(f"~{key}" for key in keys),
             *(f"&{channel}" for channel in channels),
             *rights,

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from redis import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from gymq import plugins
 from gymq.cli.acl import acl
@@ -44,7 +44,8 @@ def users(redis_url):
 
     yield make
     with Redis.from_url(redis_url) as admin:
-        refused = {entry["username"]: entry["object"] for entry in admin.acl_log()}
+        # What redis-py says of itself (CLIENT SETINFO) older servers do not know, and it does not mind.
+        refused = {entry["username"]: entry["object"] for entry in admin.acl_log() if entry["object"] != "client"}
         admin.execute_command("ACL", "DELUSER", *made)
         admin.acl_log_reset()
     assert refused == {}, "a right is missing"
@@ -123,15 +124,17 @@ def test_a_role_may_do_nothing_else(redis_url, role):
         with Redis.from_url(re.sub(r"://.*@", "://gymq-probe:secret@", redis_url)) as user:
             assert user.ping()
             for command in commands:
-                with pytest.raises(NoPermissionError):
+                with pytest.raises(ResponseError) as refusal:
                     user.execute_command(*command)
+                # An older server does not know FUNCTION.
+                assert isinstance(refusal.value, NoPermissionError) or command[0] == "FUNCTION"
         admin.execute_command("ACL", "DELUSER", "gymq-probe")
         admin.acl_log_reset()
 
 
 def test_a_rule_is_printed_for_the_database_of_the_broker():
     printed = CliRunner().invoke(acl, ["agent", "--redis", "redis://host/3"]).output
-    assert printed.startswith("ACL SETUSER gymq-agent reset on >PASSWORD ~gymq:{*}: ")
+    assert printed.startswith("ACL SETUSER gymq-agent reset resetchannels on >PASSWORD ~gymq:{*}: ")
     assert "&/3.celery.pidbox &/3.celeryev/* -@all" in printed
     assert "&*" not in printed
 
