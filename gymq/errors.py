@@ -22,6 +22,7 @@ FaultKind = Literal[
     "unavailable",  # a service of an environment or a verifier does not answer
     "timeout",  # a call took longer than it may
     "killed",  # an isolated call's process died: exit, signal
+    "interrupted",  # an isolated call's process was killed, and not by gymq: by the kernel for lack of memory, or by a person
     "memory",  # an isolated call exceeded its memory limit
     "poison",  # a call killed its process even in quarantine, and is a dead letter now
     "result_too_large",  # a tool's or hook's result exceeds the limit
@@ -34,9 +35,9 @@ FaultKind = Literal[
 #: Faults after which the conversation so far is kept, scored and reported as `truncated`.
 TRUNCATING: frozenset[str] = frozenset({"context_overflow"})
 
-#: Faults of the services around a rollout: they may pass, and a retry budget covers them. All other faults are the
+#: Faults of the services and machines around a rollout: they may pass, and a retry budget covers them. All other faults are the
 #: request's own: a retry would most often end the same way.
-INFRASTRUCTURE: frozenset[str] = frozenset({"model_unavailable", "unavailable"})
+INFRASTRUCTURE: frozenset[str] = frozenset({"model_unavailable", "unavailable", "interrupted"})
 
 #: Faults of a run's model that say more of the command than of a task: with them, no rollout can succeed.
 CONFIGURATION: frozenset[str] = frozenset({"model_access", "model_unavailable"})

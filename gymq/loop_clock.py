@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
@@ -15,6 +16,10 @@ from weakref import WeakKeyDictionary
 
 #: Seconds between two ticks: 4 calls a second are nothing, and a stall of half a second is noticed.
 STEP = 0.25
+
+
+#: Stalls that are remembered: more than one call's time limit sees.
+STALLS = 100
 
 
 class Clock(Protocol):
@@ -25,8 +30,8 @@ class Clock(Protocol):
         ...
 
 
-class LoopClock:
-    """A monotonic clock fed by ticks of the running loop; of a step that is longer than two ticks, the rest is cut.
+class TickedClock:
+    """A monotonic clock fed by ticks of any loop; of a step that is longer than two ticks, the rest is cut.
 
     Args:
         step: seconds between two ticks.
@@ -38,19 +43,42 @@ class LoopClock:
         self._read = read
         self._last = read()
         self._now = 0.0
-        self._ticking = False
+        #: The last stalls: when each ended, by the other clock, and the seconds that were cut.
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=STALLS)
 
     def now(self) -> float:
-        """Return the seconds in which the loop has turned; the first call, on the loop, starts the ticks."""
-        if not self._ticking:
-            self._ticking = True
-            self._tick()
+        """Tick, and return the seconds in which the loop has turned."""
         last, self._last = self._last, self._read()
+        stalled = self._last - last - 2 * self._step
+        if stalled > 0:
+            self._stalls.append((self._last, stalled))
         self._now += min(self._last - last, 2 * self._step)
         return self._now
 
-    def _tick(self) -> None:
+    def stalled_since(self, when: float) -> float:
+        """Tick, and return the seconds that were cut since a time.
+
+        Args:
+            when: the time, by the other clock.
+        """
         self.now()
+        return sum(seconds for end, seconds in self._stalls if end > when)
+
+
+class LoopClock(TickedClock):
+    """The clock of the loop that runs when it is first read: from then on it ticks by itself; see `TickedClock`."""
+
+    _ticking = False
+
+    def now(self) -> float:
+        """Return the seconds in which the loop has turned."""
+        if not self._ticking:
+            self._ticking = True
+            self._tick()
+        return super().now()
+
+    def _tick(self) -> None:
+        super().now()
         asyncio.get_running_loop().call_later(self._step, self._tick)
 
 

@@ -21,6 +21,7 @@ import msgspec
 from gymq.aio import cancel_and_wait
 from gymq.api.limiter import PERMIT_WAIT, Learning, Limit, Permit
 from gymq.errors import CallError, GymqError
+from gymq.loop_clock import TimeLimit
 from gymq.runtime.limit_teller import LimitTeller
 from gymq.runtime.request_window import RequestWindow
 from gymq.store import scripts
@@ -107,7 +108,7 @@ class SharedLimiter:
         self._start()
         began = time.monotonic()
         try:
-            async with asyncio.timeout(patience):
+            async with TimeLimit(patience):
                 await granted
         except BaseException as error:
             if granted.done() and not granted.cancelled():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -20,6 +22,30 @@ def start(farm, executors: int = 1, processes: int = 2):
     farm.start("resource", environments="hostile,weather")
     farm.wait_for(3)
     return [farm.start("executor", processes=processes) for _ in range(executors)]
+
+
+@pytest.mark.slow
+def test_a_call_whose_process_is_killed_from_outside_is_done_again_and_the_model_hears_nothing(farm, tmp_path, no_leaks):
+    # Given a tool and a verifier at work in an executor
+    farm.start_roles("patient_apart")
+    executor = farm.start("executor", processes=1)
+    journal = tmp_path / "journal"
+    rows = [{"id": "t", "prompt": "go", "calls": ["noted"], "journal": str(journal)}]
+    farm.produce(RunConfig("killed", "patient_apart", "tool", "scripted"), rows)
+    for what in ("noted", "verify"):
+        wait_until(lambda what=what: journal.exists() and what in journal.read_text(), 20, what)
+        # When their process is killed by the kernel for lack of memory, say
+        pid = int(journal.read_text().split()[-1])
+        os.kill(pid, signal.SIGKILL)
+    # Then both are done again
+    (rollout,) = farm.finish("killed", tmp_path / "out.jsonl")
+    assert (rollout["status"], rollout["reward"]) == ("completed", 1.0)
+    ends = [
+        (call["kind"], call.get("fault", {}).get("kind")) for call in rollout["calls"] if call["kind"] in ("tool", "verify")
+    ]
+    assert ends == [("tool", "interrupted"), ("tool", None), ("verify", "interrupted"), ("verify", None)]
+    assert [message["content"] for message in rollout["messages"] if message["role"] == "tool"] == ["noted"]
+    assert executor.poll() is None
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from celery.worker import state
 
 from gymq import plugins
 from gymq.celery.queues import EXECUTOR
+from gymq.loop_clock import STEP, TickedClock
 from gymq.observe.events import CallFinished, WorkerLeft, WorkerReady, emit
 from gymq.process.lifetime import adopt_orphans, die_with
 from gymq.process.secret_variables import SERVERS, forget_secrets
@@ -36,7 +37,7 @@ from gymq.store.worker_registry import new_name
 from gymq.wire.calls import Call, Reply
 from gymq.wire.ids import CallId
 
-from . import child_janitor, processes
+from . import child_janitor, processes, time_limits
 from .trial_load import try_loading
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class ExecutorParent:
         self._pipe = (-1, -1)
         self._shards = sync_connections(settings, EXECUTOR)
         self._ready = False
+        #: Of Celery's loop, by which the time limits of calls count.
+        self.clock = TickedClock()
         self._undelivered: deque[tuple[Call, Reply]] = deque()
 
     def renew(self) -> None:
@@ -296,6 +299,8 @@ class ExecutorStep(bootsteps.StartStopStep):
         hub.call_repeatedly(RETRY_PERIOD, executor.deliver)
         hub.call_repeatedly(RETRY_PERIOD, executor.ensure_janitor)
         hub.call_repeatedly(REAP_PERIOD, parent.pool.maintain_pool)
+        hub.call_repeatedly(STEP, executor.clock.now)
+        time_limits.let_stalls_pass(parent.pool._pool, hub, executor.clock)
 
     def stop(self, parent: WorkController) -> None:
         """Deliver the last replies."""

@@ -106,8 +106,10 @@ class IsolatedRequest(Request):
             return Fault("timeout", f"took longer than {limit:g} s and was killed")
         if isinstance(error, WorkerLostError):
             text = str(error).partition(_BEFORE)[2].partition(_AFTER)[0] or str(error)
-            if "SIGKILL" in text and self._was_memory():
-                return Fault("memory", "its process was killed by the system for lack of memory")
+            if "SIGKILL" in text:
+                # Nothing of gymq's own kills ends here: that at a time limit has its own error, and others have no answer.
+                why = "by the system for lack of memory" if self._was_memory() else "by the system or a person (SIGKILL)"
+                return Fault("interrupted", f"its process was killed {why}")
             return Fault("killed", f"its process died: {text.rstrip('.')}")
         return Fault("killed", f"its process failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
 

@@ -21,6 +21,7 @@ from gymq.api.backend import Backend, Request
 from gymq.api.environment import Environment
 from gymq.errors import CallError, Fault, one_line
 from gymq.ingest.row_parser import parse_row
+from gymq.loop_clock import TimeLimit
 from gymq.store.runs import RunConfig
 from gymq.wire.calls import Call, Reply, decode_parameters, encode
 from gymq.wire.ids import RolloutId
@@ -137,7 +138,7 @@ class Player:
         task = rollout.live.task if backend.needs_task(call.environment) else None
         request = Request(call.place, call.environment, Conversation(messages), body, task, born=call.born)
         try:
-            async with asyncio.timeout(call.timeout or None):
+            async with TimeLimit(call.timeout or None):
                 return encode(await backend.generate(request))
         except TimeoutError:
             raise CallError("timeout", f"the model took longer than {call.timeout:g} s") from None
@@ -159,7 +160,7 @@ class Player:
             call.state = rollout.live.environment_state
         task = rollout.live.task
         try:
-            async with asyncio.timeout(limit):
+            async with TimeLimit(limit):
                 if "session" not in wants:
                     return await invoke(call, task, messages, threads=threads)
                 late = partial(sessions.close, call.environment)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError
+from gymq.loop_clock import TimeLimit
 from gymq.observe.events import ModelLoading, emit
 from gymq.runtime.actor import Actor
 from gymq.runtime.rate_limit import SharedLimiter
@@ -101,7 +102,7 @@ class SharedBackend:
         if self.replica is not None:
             await self.replica.enter(request)
 
-    async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
+    async def generate(self, request: Request, limit: TimeLimit) -> Generated:
         """Return the backend's answer.
 
         Args:

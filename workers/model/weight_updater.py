@@ -19,6 +19,7 @@ import msgspec
 
 from gymq.api.backend import Backend, Request
 from gymq.errors import GymqError, one_line
+from gymq.loop_clock import TimeLimit
 from gymq.observe.events import WeightsFailed, WeightsLoaded, WeightsLoading, emit
 from gymq.settings import Settings
 from gymq.store import scripts
@@ -80,7 +81,7 @@ class WeightUpdater:
         self._lock = asyncio.Lock()
         self._gate = asyncio.Event()
         self._gate.set()
-        self._calls: dict[asyncio.Task[Any], tuple[Request, asyncio.Timeout]] = {}
+        self._calls: dict[asyncio.Task[Any], tuple[Request, TimeLimit]] = {}
         self._cut: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._look: asyncio.Task[None] | None = None
@@ -128,7 +129,7 @@ class WeightUpdater:
             await self._gate.wait()
         request.waited += time.monotonic() - began
 
-    async def generate(self, request: Request, limit: asyncio.Timeout) -> Generated:
+    async def generate(self, request: Request, limit: TimeLimit) -> Generated:
         """Return the backend's answer.
 
         Args:
@@ -251,13 +252,9 @@ class WeightUpdater:
     def _stop_clocks(self) -> dict[asyncio.Task[Any], float]:
         """Pause the time-outs of the calls that stand still; return since when, seconds of the loop's clock."""
         now = asyncio.get_running_loop().time()
-        stopped: dict[asyncio.Task[Any], float] = {}
-        for task, (_, limit) in self._calls.items():
-            stopped[task] = now
-            if (when := limit.when()) is not None and not limit.expired():
-                # Later than loading can end.
-                limit.reschedule(when + 2 * LOAD_LIMIT)
-        return stopped
+        for _, limit in self._calls.values():
+            limit.pause()
+        return dict.fromkeys(self._calls, now)
 
     def _start_clocks(self, stopped: dict[asyncio.Task[Any], float]) -> None:
         """Resume the time-outs of the calls that stood still."""
@@ -266,8 +263,7 @@ class WeightUpdater:
             if task in self._calls:
                 request, limit = self._calls[task]
                 request.waited += now - since
-                if (when := limit.when()) is not None and not limit.expired():
-                    limit.reschedule(when - 2 * LOAD_LIMIT + now - since)
+                limit.resume()
 
     async def _report(self, version: int, error: str) -> None:
         """Publish a failure to load, for `gymq status`."""

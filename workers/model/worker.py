@@ -9,6 +9,7 @@ from gymq import plugins
 from gymq.aio import cancel_and_wait
 from gymq.api.backend import Backend, Request
 from gymq.errors import CallError, GymqError, UsageError, one_line
+from gymq.loop_clock import TimeLimit
 from gymq.observe.events import CallFinished, wanted
 from gymq.observe.metrics import WorkerGauges
 from gymq.runtime.actor import Actor
@@ -168,7 +169,7 @@ class ModelWorker(CallWorker):
                 self.waited[call.id] = request.waited
 
     async def _ask(self, request: Request, timeout: float) -> Generated:
-        limit = asyncio.timeout(timeout or None)
+        limit = TimeLimit(timeout or None)
         try:
             async with limit:
                 return await self._backend.generate(request, limit)

@@ -13,6 +13,7 @@ import time
 from kombu.exceptions import ChannelError, KombuError
 from redis import RedisError
 
+from gymq.loop_clock import loop_clock
 from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.scripts import CallKey, IsolatedState
@@ -41,8 +42,9 @@ class IsolatedCalls:
     def __init__(self, connection: Connection, liveness: float) -> None:
         self._connection = connection
         self._liveness = liveness
-        #: The time since which Redis has answered quickly; executors are judged only once that is longer than the liveness.
-        self._connected = time.monotonic()
+        #: Since when Redis has answered quickly, by the loop's clock; executors are judged only once that is longer than the
+        #: liveness.
+        self._connected: float | None = None
         #: Call id -> the time at which its executor's key was first missing.
         self._missing: dict[str, float] = {}
         self._out: dict[str, tuple[Call, float, float, asyncio.Future[None]]] = {}
@@ -80,14 +82,14 @@ class IsolatedCalls:
             asked = time.monotonic()
             keys = [CallKey(call.rollout, call.step, call.n) for call, *_ in out]
             states = await self._connection.insist(scripts.isolated_states(keys))
-            now = time.monotonic()
-            if now - asked > self._liveness / 3:
+            now, turned = time.monotonic(), loop_clock().now()
+            if self._connected is None or now - asked > self._liveness / 3:
                 # Redis was away or slow: all executors' keys may have lapsed meanwhile although none is dead.
-                self._connected = now
+                self._connected = turned
                 self._missing.clear()
             dead = {call.id for (call, *_), state in zip(out, states, strict=True) if state is IsolatedState.EXECUTOR_DEAD}
-            self._missing = {id: self._missing.get(id, now) for id in dead}
-            sure = now - self._connected > self._liveness
+            self._missing = {id: self._missing.get(id, turned) for id in dead}
+            sure = turned - self._connected > self._liveness
             # Unwanted, and with an executor in two checks in a row: at the first one it may just have replied.
             unwanted = {call.id for (call, *_), state in zip(out, states, strict=True) if state is IsolatedState.GIVEN_UP}
             unwanted -= {call.id for call, *_ in out if call.kind == "close"}  # clean-up runs to its end
@@ -104,7 +106,7 @@ class IsolatedCalls:
                 if state is IsolatedState.OVER or call.id in aborted or cleaned:
                     if not answered.done():
                         answered.set_result(None)
-                elif (sure and now - self._missing.get(call.id, now) >= self._liveness / 3) or (
+                elif (sure and turned - self._missing.get(call.id, turned) >= self._liveness / 3) or (
                     state is IsolatedState.NOT_BEGUN and before - since > RESEND
                 ):
                     await self._submit(call, timeout)

@@ -12,6 +12,7 @@ import msgspec
 from gymq import plugins
 from gymq.api.environment import EnvironmentSpec
 from gymq.errors import CallError, GymqError
+from gymq.loop_clock import TimeLimit
 from gymq.runtime.actor import Actor
 from gymq.runtime.call_worker import CallWorker
 from gymq.runtime.worker_host import RoleOptions
@@ -132,7 +133,7 @@ class ResourceWorker(CallWorker):
         self, call: Call, task: Task | None, messages: Conversation, timeout: float, session: Session | None = None
     ) -> bytes:
         try:
-            async with asyncio.timeout(timeout):
+            async with TimeLimit(timeout):
                 return await invoke(call, task, messages, threads=self._threads, session=session)
         except TimeoutError:
             self._given_up(call)
@@ -141,7 +142,7 @@ class ResourceWorker(CallWorker):
     async def _build(self, call: Call, task: Task | None, messages: Conversation, spec: EnvironmentSpec) -> object:
         limit = spec.session.timeout
         try:
-            async with asyncio.timeout(limit):
+            async with TimeLimit(limit):
                 late = partial(self._sessions.close, call.environment)
                 return await build(call, task, messages, threads=self._threads, late=late)
         except TimeoutError:

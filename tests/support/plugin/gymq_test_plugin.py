@@ -284,6 +284,55 @@ class Sticky(Environment):
     policy = Hostile.policy
 
 
+class Brief(Environment):
+    """Tools that take most of their time limit."""
+
+    name = "brief"
+
+    @tool(timeout=1)
+    async def nap(self, task) -> str:
+        """Take half of it, on the loop."""
+        note(task["journal"], "nap")
+        await asyncio.sleep(0.5)
+        return "up"
+
+    @tool(isolated=True, timeout=1)
+    def doze(self, task) -> str:
+        """Take half of it, in an executor."""
+        note(task["journal"], "doze")
+        time.sleep(0.5)
+        return "up"
+
+    def verify(self) -> float:
+        return 1.0
+
+    policy = Hostile.policy
+
+
+class PatientApart(Environment):
+    """A tool and a verifier that hang in an executor the first time."""
+
+    name = "patient_apart"
+
+    @tool(isolated=True, timeout=60)
+    def noted(self, task) -> str:
+        """Hang, the first time."""
+        self._wait(task["journal"], "noted")
+        return "noted"
+
+    @hook(isolated=True, timeout=60)
+    def verify(self, task) -> float:
+        self._wait(task["journal"], "verify")
+        return 1.0
+
+    def _wait(self, journal: str, what: str) -> None:
+        note(journal, f"{what} {os.getpid()}")
+        if Path(journal).read_text().count(what) == 1:
+            time.sleep(50)
+
+    policy = Hostile.policy
+
+
 class Faulty(Environment):
     """Raises where the row says."""
 

@@ -164,6 +164,14 @@ def test_a_rollout_that_waits_can_be_cancelled():
 # Rewards that are waited for.
 
 
+def test_a_verifier_whose_process_was_killed_from_outside_is_tried_again():
+    play = Play(Script(Finish()), hooks=("verify", "close")).to("verifying")
+    step = play.go(failed("interrupted"))
+    assert not step.sends and not step.final
+    play.due()
+    assert play.live.state.verify == 1
+
+
 @pytest.mark.parametrize("kind", ["verifier", "killed", "memory", "timeout", "environment", "task", "poison"])
 def test_a_verifiers_fault_fails_no_rollout_and_gives_no_zero(kind):
     play = Play(Script(Finish()), hooks=("verify", "close")).to("verifying")

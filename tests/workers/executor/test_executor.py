@@ -57,7 +57,7 @@ def test_a_verifier_is_scored_in_a_child(executor):
     ("tool", "arguments", "timeout", "kind", "says"),
     [
         ("spin", "{}", 1.0, "timeout", "longer than 1 s"),
-        ("kill_self", '{"number": 9}', 30.0, "killed", "SIGKILL"),
+        ("kill_self", '{"number": 9}', 30.0, "interrupted", "SIGKILL"),
         ("hog", '{"mib": 4096}', 30.0, "memory", "MemoryError"),
         *slow(
             ("stubborn", "{}", 1.0, "timeout", "longer than 1 s"),

@@ -18,6 +18,7 @@ from yarl import URL
 
 from gymq.api.limiter import Limited
 from gymq.errors import CallError, UsageError, one_line
+from gymq.loop_clock import TimeLimit
 from gymq.runtime.rate_limit import digest
 
 from . import chat_api, generate_api
@@ -229,7 +230,7 @@ class HttpEndpoint(Endpoint):
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             skip_auto_headers=("User-Agent",),
-            timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=CONNECT_TIMEOUT),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             proxy=_proxy(self.url),
         )
 
@@ -257,7 +258,7 @@ class HttpEndpoint(Endpoint):
         assert session is not None, "ask before start"
         data = body if len(body) < LARGE_REQUEST else io.BytesIO(body)
         try:
-            async with session.post(url, data=data, allow_redirects=False) as response:
+            async with TimeLimit(self.timeout), session.post(url, data=data, allow_redirects=False) as response:
                 if response.status != 200:
                     text = error_text(await read_up_to(LARGEST_ERROR, response.content.iter_any()))
                     if not response.content.at_eof():

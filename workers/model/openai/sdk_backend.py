@@ -6,7 +6,6 @@ the backend `openai`. A call costs about ten times the CPU.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import openai
 from yarl import URL
 
 from gymq.errors import UsageError
+from gymq.loop_clock import TimeLimit
 from gymq.wire.json_types import JsonObject
 
 from ..options import flag, number
@@ -94,7 +94,7 @@ class SdkEndpoint(Endpoint):
                 fields["stream_options"] = {"include_usage": True}
         named |= {"model": model, "extra_body": fields}
         try:
-            async with asyncio.timeout(self.timeout):
+            async with TimeLimit(self.timeout):
                 content = await (self._streamed(create, named) if self._stream else self._read(create, named))
         except TimeoutError:
             raise self.late() from None
@@ -135,7 +135,7 @@ class SdkEndpoint(Endpoint):
             limit = None  # until the first piece the model may think as long as the whole may take
             while True:
                 try:
-                    async with asyncio.timeout(limit) as pause:
+                    async with TimeLimit(limit) as pause:
                         part = await anext(parts)
                 except StopAsyncIteration:
                     break
