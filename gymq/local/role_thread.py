@@ -41,7 +41,7 @@ class RoleThread:
         shards = [settings.at(shard) for shard in range(len(parse(settings.redis_url)))]
         actors = kind.on_shards(shards, options)
         for actor in actors:
-            actor.quarantine = None  # another process, which could not import what is served here
+            actor.quarantines = None  # another process, which could not import what is served here
         self._actors = [*actors, *(kind(shard, options, suspects_only=True) for shard in shards)]
         self._failure: BaseException | None = None
         # Its end is awaited in `drain`, and no longer.

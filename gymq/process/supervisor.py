@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from gymq.backoff import backoff
-from gymq.errors import GymqError
+from gymq.errors import GymqError, one_line
 from gymq.process.child_process import ChildProcess, describe
 
 #: Seconds after its start in which a child's death is quick: a sign that the child cannot work at all.
@@ -183,7 +183,9 @@ class Supervisor:
             raise GymqError(f"{spec.name} died {times}, the last time: {how}; {_last_lines(child)}")
         delay = backoff(slot.quick_deaths, BACKOFF, QUICK)
         slot.due = now + delay
-        return f"{spec.name}: {how} after {lived:.1f} s; starting it again in {delay:g} s"
+        said = _reason(child)
+        why = f" ({child.log} ends with: {one_line(said)})" if said else ""
+        return f"{spec.name}: {how} after {lived:.1f} s{why}; starting it again in {delay:g} s"
 
 
 def _reason(child: ChildProcess) -> str:

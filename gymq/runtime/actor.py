@@ -30,7 +30,7 @@ from gymq.runtime.intake import Intake
 from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.runtime.membership import Membership
 from gymq.runtime.outage_watch import outlasted
-from gymq.runtime.quarantine import Quarantine
+from gymq.runtime.quarantines import MOST, Quarantines
 from gymq.runtime.worker_host import EVENT_LIMIT, Event, RoleOptions
 from gymq.settings import Settings
 from gymq.store.connection import OUTAGE_LIMIT, Connection, Outage, ServerFull, pause
@@ -79,7 +79,7 @@ class Actor:
         private = self.private and not suspects_only
         names = self.mailboxes()
         self.boxes = Mailboxes(names, self.connection.keys, suspects_only=suspects_only, private=private)
-        self.quarantine = None if suspects_only else Quarantine(self.role, settings, options)
+        self.quarantines = None if suspects_only else Quarantines(self.role, settings, options, self.most_quarantines())
         entry = WorkerEntry(self.role, self.host, os.getpid(), names, suspects_only, time.time())
         self._starting = msgspec.structs.replace(entry, mailboxes=[], starting=names)
         self._recorder = recorder()
@@ -99,6 +99,10 @@ class Actor:
     def mailboxes(self) -> list[str]:
         """Return the names of the mailboxes that it reads."""
         raise NotImplementedError
+
+    def most_quarantines(self) -> int:
+        """Return how many quarantines it may have at once."""
+        return MOST
 
     async def prepare(self) -> None:
         """Open what the work needs; mail is taken only afterwards."""
@@ -308,8 +312,8 @@ class Actor:
             self.intake.recheck()
             try:
                 suspects_wait = await self.life.sweep()
-                if self.quarantine is not None:
-                    await self.quarantine.look(suspects_wait and not self.intake.closed)
+                if self.quarantines is not None:
+                    await self.quarantines.look(0 if self.intake.closed else suspects_wait)
                 if not self.intake.closed:
                     await newer_mail.unpark(self.life.connection, self.boxes)
                 await self.duties()
@@ -328,7 +332,7 @@ class Actor:
             task.cancel()
         handed_back = await self.life.leave(broken=self._to_blame)
         emit(WorkerLeft(self.role, self.worker, handed_back, "" if self._failure is None else one_line(str(self._failure))))
-        if self.quarantine is not None:
-            await self.quarantine.end()
+        if self.quarantines is not None:
+            await self.quarantines.end()
         if self._failure is not None:
             raise self._failure

@@ -14,7 +14,9 @@ from gymq.errors import UNREADABLE, CallError, Fault, one_line
 from gymq.observe import events
 from gymq.observe.events import CallFinished, DeadLettered, MailRefused, emit
 from gymq.observe.work import work_in_hand
+from gymq.process.open_files import room_for
 from gymq.runtime.actor import Actor
+from gymq.runtime.blame import exhausted
 from gymq.runtime.dead_letters import dead_letter_of_call
 from gymq.runtime.mailbox import STRIKES, Mail
 from gymq.runtime.worker_host import RoleOptions
@@ -98,7 +100,8 @@ class CallWorker(Actor):
     """Base of the roles that serve calls; see `Actor`."""
 
     def __init__(self, settings: Settings, options: RoleOptions, *, capacity: int = 256, suspects_only: bool = False) -> None:
-        super().__init__(settings, options, capacity=capacity, suspects_only=suspects_only)
+        room = 1 if suspects_only else room_for(capacity)
+        super().__init__(settings, options, capacity=room, suspects_only=suspects_only)
         self._serving: dict[tuple[bytes, bytes], _Serving] = {}
         self._replies = Batcher(self._send_replies, self.ended, _weigh_answer)
         self.loads = Batcher(self._load, self.ended)
@@ -181,8 +184,7 @@ class CallWorker(Actor):
                 self._acknowledge(mail, call)
             raise
         except Exception as error:
-            log.exception("a defect of gymq: call %r ended with what no call may raise", call.id)
-            fault = Fault("internal", one_line(f"{type(error).__name__}: {error}; the worker's log has more"))
+            fault = self._unforeseen(call, error)
         finally:
             self._serving.pop(key, None)
         if value is None:
@@ -190,6 +192,14 @@ class CallWorker(Actor):
         if fault is not None:
             self.counts["faults"] += 1
         self.reply(mail, call, started, fault, value, letter)
+
+    def _unforeseen(self, call: Call, error: Exception) -> Fault:
+        said = f"{type(error).__name__}: {error}"
+        if exhausted(error):
+            log.warning("call %r ended for want of something: %s", call.id, said)
+            return Fault("unavailable", one_line(f"its worker has run out of something: {said}"))
+        log.exception("a defect of gymq: call %r ended with what no call may raise", call.id)
+        return Fault("internal", one_line(f"{said}; the worker's log has more"))
 
     def interruptible(self, call: Call) -> bool:
         """Return whether a call that is no longer pending may be cut off; one that cleans up runs to its end."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import time
 from typing import Any, TypeVar
 
@@ -23,6 +24,10 @@ from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 from gymq.store.scripts import HandBackReason, ScriptCall
 from gymq.store.worker_registry import Registration, WorkerEntry, new_name, registrations
 from gymq.wire.activity import Activity
+
+#: Looks at the registry in a second, of all workers together, however many there are: each reads all of it, so that a look of
+#: each worker in each second would cost the square of their number.
+LOOKS = 10.0
 
 #: Messages that one script hands back: a few milliseconds of the server's time.
 HANDBACK_BATCH = 100
@@ -67,6 +72,7 @@ class Membership:
         # Workers that were alive at the last look; and those that were before an outage, and were not seen alive since.
         self._alive: set[str] = set()
         self._unseen: set[str] = set()
+        self._look_at = 0.0
 
     async def begin(self) -> None:
         """Enter the registry under a new name."""
@@ -133,31 +139,35 @@ class Membership:
         """Take no liveness for granted until the next renewal: the private mailbox is gone."""
         self._until, self._doubt = 0.0, True
 
-    async def sweep(self) -> bool:
-        """Hand back the mail of dead workers; return whether suspects wait for a quarantine.
+    async def sweep(self) -> int:
+        """Hand back the mail of dead workers; return how many suspects wait for a quarantine.
 
+        The more workers there are, the more seldom each looks, at random times; while it sees one missing, in each sweep.
         A worker is dead when its key was missing at two looks, a renewal's time apart, of a judge that was connected all
         the while. A reader without an entry in the registry was declared dead and read on. A worker that was not seen since an
         outage may have ended itself over that, which its mail did not cause.
         """
+        if self._now() < self._look_at and not self._missing:
+            return 0
         try:
             return await self._judge()
         except Outage:
             await self.recover()
-            return False
+            return 0
 
-    async def _judge(self) -> bool:
+    async def _judge(self) -> int:
         started = time.monotonic()
         found = await registrations(self.connection)
         dead = [one for one in found if not one.alive and one.worker != self.worker]
         self._alive = {one.worker for one in found if one.alive}
         self._unseen -= self._alive
         now = self._now()
+        self._look_at = now + len(found) / LOOKS * random.uniform(0.5, 1.5) if len(found) > LOOKS else now
         if time.monotonic() - started > self._limit / 3:
             self._connected = now
         if now - self._connected <= self._limit:
             self._missing.clear()
-            return False
+            return 0
         self._missing = {one.worker: self._missing.get(one.worker, now) for one in dead}
         for one in dead:
             if now - self._missing[one.worker] >= self._limit / 3 or one.declared_dead:

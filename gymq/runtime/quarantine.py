@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """One worker's quarantine, started when suspects wait; it ends by itself when none come.
+    """A worker's quarantine, which may be started again; it ends by itself when no suspects come.
 
     Args:
         role: the worker's role.
@@ -49,35 +49,37 @@ class Quarantine:
         self._settings = settings
         self._options = options
         self._child: ChildProcess | None = None
-        self._started = 0.0
-        self._due = 0.0
+        #: When it was started, and from when on it may be started again, seconds of the monotonic clock.
+        self.started = 0.0
+        self.due = 0.0
 
-    async def look(self, waiting: bool) -> None:
-        """Start the child if suspects wait and none runs.
+    @property
+    def running(self) -> bool:
+        """Whether the child ran at the last look."""
+        return self._child is not None
 
-        Args:
-            waiting: whether suspects lie in a mailbox untaken.
-        """
+    def look(self) -> None:
+        """Look whether the child has ended."""
+        if self._child is None or self._child.alive:
+            return
         now = time.monotonic()
-        if self._child is not None:
-            if self._child.alive:
-                return
-            code, lived = self._child.code, now - self._started
-            self._child = None
-            emit(QuarantineEnded(self._role, describe(code), lived))
-            if code != 0:
-                pause = RESTART_PAUSE[1] if code == UNFIT else min(max(lived, RESTART_PAUSE[0]), RESTART_PAUSE[1])
-                self._due = now + pause
-        if waiting and now >= self._due:
-            self._started = now
-            try:
-                self._child = await asyncio.to_thread(self._start)
-                emit(QuarantineStarted(self._role))
-            except OSError as error:  # no memory, no processes: that may pass
-                self._due = now + RESTART_PAUSE[1]
-                log.error("the quarantine of this %s worker cannot be started: %s", self._role, error)
+        code, lived = self._child.code, now - self.started
+        self._child = None
+        emit(QuarantineEnded(self._role, describe(code), lived))
+        if code != 0:
+            self.due = now + (RESTART_PAUSE[1] if code == UNFIT else min(max(lived, RESTART_PAUSE[0]), RESTART_PAUSE[1]))
 
-    def _start(self) -> ChildProcess:
+    async def start(self) -> None:
+        """Start the child; if there is no room for it, put it off."""
+        self.started = time.monotonic()
+        try:
+            self._child = await asyncio.to_thread(self._spawn)
+            emit(QuarantineStarted(self._role))
+        except OSError as error:  # no memory, no processes: that may pass
+            self.due = self.started + RESTART_PAUSE[1]
+            log.error("the quarantine of this %s worker cannot be started: %s", self._role, error)
+
+    def _spawn(self) -> ChildProcess:
         # Options may hold secrets, and everybody may read arguments. The worker's death is no reason for a strike: the
         # child is asked to hand back, not killed.
         options = msgspec.json.encode(self._options).decode()

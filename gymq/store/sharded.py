@@ -11,13 +11,16 @@ import msgspec
 from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.settings import Settings
 from gymq.store import runs, scripts
-from gymq.store.connection import Connection
+from gymq.store.connection import AccessRefused, Connection
 from gymq.store.keys import Keys
 from gymq.store.run_status import RunStatus, merge, read_status
 from gymq.store.runs import RunConfig
 from gymq.wire.ids import PartId
 
 T = TypeVar("T")
+
+#: The `maxmemory-policy` of a server that refuses writes when its memory is full, and drops nothing.
+NO_EVICTION = "noeviction"
 
 #: Keys that one SCAN looks at: a millisecond of the server's time.
 _SCAN = 5000
@@ -227,10 +230,24 @@ async def reach(settings: Settings) -> None:
 
     Raises:
         ServerUnreachable: a shard does not answer.
-        UsageError: it is another shard.
+        UsageError: it is another shard, or evicts keys.
     """
-    async with Shards(settings, "gymq-check"):
-        pass
+    async with Shards(settings, "gymq-check") as shards:
+        await shards.each(_check_eviction)
+
+
+async def _check_eviction(connection: Connection) -> None:
+    try:
+        said = (await connection.send("INFO", "memory")).decode()
+    except AccessRefused:
+        return  # whoever forbids it knows the server
+    memory = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+    policy = memory.get("maxmemory_policy", NO_EVICTION)
+    if policy != NO_EVICTION and memory.get("maxmemory", "0") != "0":
+        raise UsageError(
+            f"--redis: {connection.address.place} evicts keys when its memory is full, and rollouts with them: set its "
+            f"maxmemory-policy, which is {policy}, to {NO_EVICTION}"
+        )
 
 
 async def check(connection: Connection) -> None:

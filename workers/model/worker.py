@@ -67,6 +67,10 @@ class ModelWorker(CallWorker):
         """Return the model's mailbox, which all workers of its SPEC share."""
         return [f"model:{self._spec}"]
 
+    def most_quarantines(self) -> int:
+        """Return one for a backend that cannot stand twice: its quarantine only refuses; see `Actor`."""
+        return super().most_quarantines() if self._backend.quarantinable else 1
+
     async def prepare(self) -> None:
         """Start the backend with the wanted weights."""
         await self._backend.start(self)

@@ -7,7 +7,7 @@
 --   workers                                            HASH    worker -> its entry
 --   private                                            HASH    worker -> mailboxes whose mail its private mailbox takes
 -- ARGV[1..]  mailboxes
--- Returns their names; 1 if there is a suspect that no quarantine has taken, else 0.
+-- Returns their names; how many suspects no quarantine has taken.
 local P = KEYS[1]
 local call = redis.call
 local out, seen, waiting = {}, {}, 0
@@ -24,7 +24,7 @@ for i = 1, #ARGV do
     end
   end
   local suspects = call('XLEN', alone)
-  if suspects > 0 and suspects > call('XPENDING', alone, 'g')[1] then waiting = 1 end
+  if suspects > 0 then waiting = waiting + math.max(0, suspects - call('XPENDING', alone, 'g')[1]) end
 end
 for _, name in ipairs(call('HKEYS', P .. 'private')) do
   if not seen[name] and call('HEXISTS', P .. 'workers', name) == 0 then out[#out + 1] = name end

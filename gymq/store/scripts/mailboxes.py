@@ -101,18 +101,16 @@ class Orphans(msgspec.Struct):
 
     Args:
         workers: their names.
-        suspects: True: a suspect waits for a quarantine.
+        suspects: how many suspects wait for a quarantine.
     """
 
     workers: list[str]
-    suspects: bool
+    suspects: int
 
 
 def find_orphans(mailboxes: Sequence[str]) -> ScriptCall[Orphans]:
     """Find who reads mailboxes, or has a private one, and stands in no registry."""
-    return ScriptCall(
-        "find_orphans", (*mailboxes,), lambda reply: Orphans([worker.decode() for worker in reply[0]], reply[1] == 1)
-    )
+    return ScriptCall("find_orphans", (*mailboxes,), lambda reply: Orphans([worker.decode() for worker in reply[0]], reply[1]))
 
 
 def open_mailbox(worker: str, open_for: bytes) -> ScriptCall[bool]:

@@ -195,6 +195,14 @@ def test_a_program_that_does_not_exist_is_an_error(tmp_path: Path):
         ChildProcess(["no-such-program"], {}, "sink", tmp_path / "log")
 
 
+def test_what_a_child_said_last_is_told_when_it_dies(supervise: Supervise, spec):
+    code = "import sys; print('gymq: it ran out of \\x1b[31mfiles', file=sys.stderr); sys.exit(1)"
+    supervisor = supervise(spec("model", code))
+    (event, *_) = poll_until(supervisor, lambda: supervisor.children.get("model") is None)
+    assert event.startswith("model: exit code 1 after ")
+    assert "model.log ends with: it ran out of ?[31mfiles); starting it again in 0.5 s" in event
+
+
 def test_exit_codes_are_told_in_words():
     assert describe(3) == "exit code 3"
     assert describe(-9) == "killed by SIGKILL"

@@ -379,3 +379,47 @@ async def test_who_leaves_hands_back_what_it_holds_and_is_gone_from_the_registry
     assert await handed_back(connection) == 2 * HANDBACK_BATCH + 1
     assert set(await registry(connection)) == {other.worker}
     assert await connection.send("EXISTS", keys.alive(life.worker)) == 0
+
+
+class Hand:
+    """A clock that is set by hand."""
+
+    at = 1000.0
+
+    def now(self) -> float:
+        return self.at
+
+
+@pytest.mark.parametrize(("workers", "looks"), [(5, 100), (200, 7)])
+async def test_the_more_workers_there_are_the_more_seldom_each_reads_the_registry(settings, connection, workers, looks):
+    # Given so many workers that are alive, and a judge
+    for n in range(workers):
+        await connection.run(scripts.register_worker(f"w{n}", b"{}", 60_000, b""))
+    clock, asked = Hand(), 0
+    judge = Membership(settings, connection, WorkerEntry("resource", "h", 1, [BOX]), clock=clock)
+    await judge.begin()
+    send = connection.send
+
+    async def count(*command):
+        nonlocal asked
+        asked += command[0] == "HGETALL"
+        return await send(*command)
+
+    connection.send = count
+    # When it sweeps once a second
+    for _ in range(100):
+        await judge.sweep()
+        clock.at += 1
+    # Then all of them together read it about ten times a second
+    assert asked == 100 if workers == 5 else 3 <= asked <= 2 * looks
+    # And while one is missing, it looks each time, so that a death is noticed as soon as among few
+    await connection.send("DEL", keys.alive("w1"))
+    clock.at += 1000
+    for _ in range(2):
+        await judge.sweep()
+        clock.at += LIMIT / 2
+    assert await _gone_name(connection, "w1")
+
+
+async def _gone_name(connection, name: str) -> bool:
+    return name not in await registry(connection)

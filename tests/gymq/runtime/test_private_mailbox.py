@@ -297,7 +297,7 @@ class Worker(Actor):
 
 async def test_an_actor_that_was_declared_dead_begins_anew_and_gets_private_mail_again(settings, connection, run, monkeypatch):
     actor = Worker(settings, {})
-    actor.quarantine = None
+    actor.quarantines = None
     life = asyncio.create_task(actor.main())
     await until(lambda: actor.worker)
     first = actor.worker
@@ -322,7 +322,7 @@ async def test_an_actor_that_was_declared_dead_begins_anew_and_gets_private_mail
 
 async def test_a_draining_actor_gives_away_what_it_has_not_begun_at_once(settings, connection, run):
     actor = Worker(settings, {}, capacity=1)
-    actor.quarantine = None
+    actor.quarantines = None
     life = asyncio.create_task(actor.main())
     await until(lambda: actor.worker)
     await send(connection, 0, [actor.worker], calls=1)

@@ -10,7 +10,7 @@ from gymq.errors import UnknownName, UsageError
 from gymq.settings import Settings
 from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
-from gymq.store.sharded import Shards
+from gymq.store.sharded import Shards, reach
 from gymq.store.task_ledger import TaskLedger, deal
 from gymq.wire.ids import place
 from gymq.wire.task import Task
@@ -135,3 +135,18 @@ async def test_a_process_with_another_list_of_shards_is_refused_in_one_line(shar
 
 async def test_the_same_list_is_welcome_again(shards):
     await shards.connect()
+
+
+@pytest.mark.parametrize(
+    ("policy", "memory"), [("allkeys-lru", 100), ("volatile-ttl", 100), ("allkeys-lru", 0), ("noeviction", 100)]
+)
+async def test_a_server_that_would_evict_keys_is_refused_at_the_start(settings, connection, policy, memory):
+    await connection.send("CONFIG", "SET", "maxmemory-policy", policy, "maxmemory", f"{memory}mb")
+    try:
+        if policy == "noeviction" or not memory:
+            await reach(settings)
+        else:
+            with pytest.raises(UsageError, match=f"maxmemory-policy, which is {policy}, to noeviction"):
+                await reach(settings)
+    finally:
+        await connection.send("CONFIG", "SET", "maxmemory-policy", "noeviction", "maxmemory", "0")
