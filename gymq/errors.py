@@ -117,6 +117,16 @@ class SinkBusy(GymqError):
     exit_code = 5
 
 
+class MemberReplaced(GymqError):
+    """Another process has become the same member of a consumer."""
+
+    exit_code = 5
+
+
+class OtherFile(UsageError):
+    """The consumer's file is another one: it holds what this one does not."""
+
+
 class CallError(GymqError):
     """A call's end with a fault, which a worker turns into the reply.
 

@@ -4,7 +4,8 @@ The parts themselves are the commit record: a part comes into being whole, by a 
 id column on start. The folder has
 
     part-<first entry>_<last entry>.parquet    named after the first and last entry of the run's results that it holds
-    .part-...                                  a part that is being written, or was when its process died
+    .writing-<token>/                          a part that is being written, or was when its process died; each process has a
+                                               folder of its own, and takes away those of others: they can finish no part then
     .lock                                      locked while a sink writes here
 
 Fields of one type are typed columns. Messages, calls, rewards, metrics and the task's fields are JSON text:
@@ -19,12 +20,14 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
+from shutil import rmtree
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 import msgspec
 
-from gymq.client.sink_loop import Ended, Sink, sync_folder
+from gymq.client.sink_loop import Ended, Sink, make_folder, sync_folder
 from gymq.errors import DataError, GymqError, SinkBusy, UsageError
 from gymq.wire.record import RolloutRecord, narrow
 from gymq.wire.rollout import Rollout
@@ -41,6 +44,9 @@ PART_SECONDS = 30.0
 #: The share of the run's backlog that one part may hold: the run goes on with the rest while the part grows.
 BACKLOG_SHARE = 0.5
 
+
+#: Bytes of the token that tells a process's unfinished parts from others'.
+_TOKEN_SIZE = 6
 
 #: Rows that are read at once.
 _READ_ROWS = 500
@@ -105,26 +111,40 @@ class ParquetSink(Sink):
         self._fresh: list[Rollout] = []
         self._bytes = 0
         self._lock = -1
+        self._unfinished = path / f".writing-{token_hex(_TOKEN_SIZE)}"
         self._arrow: Any = None
         self._parquet: Any = None
 
     def open(self) -> None:
-        """Lock the folder, remove unfinished parts, and read the ids of the rollouts in the others; see `Sink`."""
+        """Lock the folder, and read the ids of the rollouts in its parts; see `Sink`."""
         self.claim()
         try:
-            for leftover in self.path.glob(".part-*"):
-                leftover.unlink()
-            for part in self._parts():
-                self._read(part)
+            self._read()
         except BaseException:
             self.close()
             raise
 
+    def begin(self, taken_over: bool) -> None:
+        """Take away the unfinished parts of all other processes; see `Sink`."""
+        try:
+            for other in self.path.glob(".writing-*"):
+                # In one step: a process on another host, where the lock does not reach, finishes its part before, or never.
+                gone = other.rename(self.path / f".gone-{token_hex(_TOKEN_SIZE)}")
+                rmtree(gone, ignore_errors=True)
+            self._unfinished.mkdir()
+            if taken_over:
+                self._read()
+            sync_folder(self.path)
+        except OSError as error:
+            raise GymqError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from None
+
     def claim(self) -> None:
         """Make and lock the folder; see `Sink`."""
         self._import()
+        if self._lock >= 0:
+            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise GymqError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from None
@@ -154,6 +174,7 @@ class ParquetSink(Sink):
     def drop(self, unwanted: Callable[[Ended], bool]) -> int:
         """Write each part that has such rollouts anew, which takes the place of the old one by a rename; see `Sink`."""
         gone = 0
+        self._unfinished.mkdir(exist_ok=True)
         for part in self._parts():
             keep = [not unwanted(ended) for ended in self._ended(part)]
             if all(keep):
@@ -174,8 +195,9 @@ class ParquetSink(Sink):
         """Delete a folder without parts; see `Sink`."""
         if self._parts():
             return False
-        for leftover in (self.path / ".lock", *self.path.glob(".part-*")):
-            leftover.unlink(missing_ok=True)
+        (self.path / ".lock").unlink(missing_ok=True)
+        for leftover in (*self.path.glob(".writing-*"), *self.path.glob(".gone-*")):
+            rmtree(leftover, ignore_errors=True)
         with suppress(OSError):  # it is not there, or holds what is not gymq's
             self.path.rmdir()
         return True
@@ -207,17 +229,29 @@ class ParquetSink(Sink):
         self._bytes = 0
 
     def _save(self, part: Path, table: Any) -> None:
-        """Write a part: it has its name when it is whole and durable."""
-        unfinished = part.with_name("." + part.name)
-        with unfinished.open("wb") as file:
-            self._parquet.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(part)
-        sync_folder(self.path)
+        """Write a part: it has its name when it is whole and durable.
+
+        Raises:
+            SinkBusy: another process has taken the folder over.
+        """
+        unfinished = self._unfinished / part.name
+        try:
+            with unfinished.open("wb") as file:
+                self._parquet.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.rename(part)
+        except FileNotFoundError:
+            raise SinkBusy(f"{self.path}: another process has taken this folder over; stop one of them") from None
+        try:
+            sync_folder(self.path)
+        except OSError:
+            part.unlink()  # the next process would take it for durable
+            raise
 
     def close(self) -> None:
         """Unlock the folder."""
+        rmtree(self._unfinished, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -231,12 +265,18 @@ class ParquetSink(Sink):
             raise UsageError("the parquet sink needs pyarrow: pip install 'gymq[data]'") from None
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
 
-    def _read(self, part: Path) -> None:
-        """Read the ids of a part's rollouts."""
+    def _read(self) -> None:
+        """Read the ids of the parts' rollouts."""
+        for part in self._parts():
+            self._read_part(part)
+
+    def _read_part(self, part: Path) -> None:
         with self._opened(part) as file:
             table = file.read(columns=["rollout_id", "seq"])
             ids: list[str] = table.column("rollout_id").to_pylist()
-            self.newest = max([self.newest, *table.column("seq").to_pylist()])
+            for number, rollout in zip(table.column("seq").to_pylist(), ids, strict=True):
+                if number > self.newest:
+                    self.newest, self.newest_id = number, rollout
         try:
             for rollout in ids:
                 self.seen.add(rollout)

@@ -34,7 +34,8 @@ def sink(kind: str, run: str, out: str, consumer: str | None, settings: Settings
     """Write a run's finished rollouts to files: KIND is jsonl, parquet, or another installed sink.
 
     It ends when the run is over (exit code 0). Stopped (Ctrl-C: 130, SIGTERM: 143) or killed, the same command goes on:
-    nothing is lost, nothing is written twice. A second process that writes the same place is refused (5).
+    nothing is lost, nothing is written twice. A second process that writes the same place is refused (5). One on another host
+    takes over, if the place holds what the first has acknowledged; then the first one ends (5).
 
     \b
     Examples:
@@ -103,24 +104,17 @@ async def _write(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
     """Wait for the run and feed the sink; return whether the run is over, None: asked to stop before it began."""
     from gymq.client.sink_loop import feed
 
-    return await feed(made, consumer, settings, stop) if await _claim(made, consumer, settings, stop) else None
+    return await feed(made, consumer, settings, stop) if await _wait(made, settings, stop) else None
 
 
-async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -> bool:
-    """Wait for the run, and note where this consumer writes: two places under one name would get half each.
-
-    Returns:
-        False: asked to stop meanwhile.
-
-    Raises:
-        UsageError: the consumer writes elsewhere.
-    """
+async def _wait(made: Any, settings: Any, stop: asyncio.Event) -> bool:
+    """Wait for the run; return False if asked to stop meanwhile."""
     from gymq.store.connection import Connection
 
     connection = Connection(settings, "gymq-sink")
     await connection.connect()
     try:
-        key, place = connection.keys.run(made.run), str(made.path.absolute())
+        key = connection.keys.run(made.run)
         told = False
         while not await connection.send("HEXISTS", key, "config"):
             if not told:
@@ -129,14 +123,6 @@ async def _claim(made: Any, consumer: str, settings: Any, stop: asyncio.Event) -
             if stop.is_set():
                 return False
             await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=WAIT)
-        field = f"to:{consumer}"
-        if not await connection.send("HSETNX", key, field, place):
-            other = (await connection.send("HGET", key, field)).decode()
-            if other != place:
-                raise UsageError(
-                    f"consumer {consumer!r} of run {made.run!r} writes to {other}; choose another --consumer, or move it with "
-                    f"`gymq consumer drop {made.run} {consumer}`"
-                )
         return True
     finally:
         await connection.close()

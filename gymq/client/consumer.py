@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 from gymq.aio import LoopThread, cancel_and_wait
 from gymq.client.group_assembly import GroupAssembly
+from gymq.client.place import Place
 from gymq.client.rollout_set import RolloutSet
 from gymq.client.staleness import StalenessLimit
 from gymq.client.stream import ShardStream
 from gymq.errors import UsageError
 from gymq.settings import Settings
 from gymq.store.topology import parse
+from gymq.wire.consumer_member import ONLY_MEMBER
 from gymq.wire.rollout import Group, Rollout
 
 log = logging.getLogger(__name__)
@@ -31,19 +33,23 @@ BLOCK_MS = 500
 #: Seconds that an acknowledgement waits for each of several shards; one that is away is told later.
 ACK_WAIT = 2.0
 
-#: Characters of a consumer's name.
+#: Characters of a consumer's or member's name.
 _MAX_NAME = 100
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{_MAX_NAME}}}")
 
 
-def check_consumer(name: str) -> None:
+def check_consumer(name: str, what: str = "consumer") -> None:
     """Check a consumer's name.
+
+    Args:
+        name: the name.
+        what: what is named so.
 
     Raises:
         UsageError: it is too long, or has other characters.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"consumer {name[:_MAX_NAME]!r}: use 1 to {_MAX_NAME} letters, digits, '-' or '_'")
+        raise UsageError(f"{what} {name[:_MAX_NAME]!r}: use 1 to {_MAX_NAME} letters, digits, '-' or '_'")
 
 
 class Results:
@@ -51,11 +57,13 @@ class Results:
 
     Args:
         run: the run's name.
-        consumer: the consumer's name; one process at a time uses it.
+        consumer: the consumer's name; each consumer sees everything.
         unit: what is delivered: `rollout` or `group`.
         settings: where Redis is; from the environment if not given.
         max_staleness: how many policy versions the oldest token of what is delivered may be behind the run's model at that
             moment; what is older is acknowledged and passed over, a group as a whole. None: no limit.
+        member: which part of the consumer this process is: members share its rollouts, each gets a part. The newest process
+            of a member is the member; the one before it gets `MemberReplaced`.
 
     Attributes:
         stale: rollouts that were passed over because they, or members of their group, were too old.
@@ -70,12 +78,16 @@ class Results:
         unit: Literal["rollout", "group"] = "rollout",
         settings: Settings | None = None,
         max_staleness: int | None = None,
+        member: str = ONLY_MEMBER,
     ) -> None:
         if max_staleness is not None and (type(max_staleness) is not int or max_staleness < 0):
             raise UsageError(f"max_staleness {max_staleness!r}: use a whole number of versions, 0 or more, or None")
         if unit not in ("rollout", "group"):
             raise UsageError(f"unit {unit!r}: use 'rollout' or 'group'")
         check_consumer(consumer)
+        check_consumer(member, "member")
+        if unit == "group" and member != ONLY_MEMBER:
+            raise UsageError(f"member {member!r}: groups come whole to one member only; leave it out, or read single rollouts")
         self.run = run
         self.consumer = consumer
         self.missed = 0
@@ -83,7 +95,7 @@ class Results:
         settings = settings or Settings.from_environment()
         self.seen = RolloutSet(run)
         self._streams = [
-            ShardStream(settings.at(shard), run, consumer, self.seen) for shard in range(len(parse(settings.redis_url)))
+            ShardStream(settings.at(shard), run, consumer, member, self.seen) for shard in range(len(parse(settings.redis_url)))
         ]
         self._reads: dict[ShardStream, asyncio.Task[list[Rollout] | None]] = {}
         self._acknowledging: set[asyncio.Task[None]] = set()
@@ -97,35 +109,58 @@ class Results:
         # Warns once, when the consumer is closed or forgotten, or the process ends; it must not keep the consumer alive.
         self._warn: weakref.finalize[..., Results] | None = None
 
-    async def connect(self) -> int:
+    async def connect(self, place: Place | None = None) -> int:
         """Connect, and see that the run exists.
+
+        Args:
+            place: where a file sink writes.
 
         Returns:
             The run's backlog: how many rollouts its consumers may be behind.
 
         Raises:
             UnknownName: there is no such run.
+            UsageError: the consumer writes elsewhere.
             ServerUnreachable: Redis cannot be reached.
         """
-        shards = await asyncio.gather(*(stream.connect() for stream in self._streams))
+        shards = await asyncio.gather(*(stream.connect(place) for stream in self._streams))
         self._groups.samples = shards[0][0]
         return sum(backlog for _, backlog in shards)
 
     async def start(self) -> None:
-        """Connect and declare the consumer.
+        """Connect, declare the consumer, and become its member.
 
         Raises:
             UnknownName: there is no such run.
             ServerUnreachable: Redis cannot be reached.
         """
         await self.connect()
+        await self.join()
+
+    async def join(self, place: Place | None = None) -> Place | None:
+        """Declare the consumer, and become its member: the process that was it can neither read on nor acknowledge.
+
+        Args:
+            place: where a file sink writes; what `resume` was told stands there.
+
+        Returns:
+            Where the consumer wrote before, if it is a file sink.
+
+        Raises:
+            OtherFile: another host's file holds what this one does not.
+        """
         self.missed = sum(await asyncio.gather(*(stream.declare() for stream in self._streams)))
+        places = [await stream.join(place) for stream in self._streams]
+        return places[0]
 
     async def read(self, block: int = BLOCK_MS) -> list[Rollout] | None:
         """Return the next finished rollouts; an empty list after a while without any; None when no more will come.
 
         Args:
             block: milliseconds to wait for more.
+
+        Raises:
+            MemberReplaced: another process is the member now.
         """
         if len(self._streams) == 1:
             rollouts = await self._streams[0].read(block)
@@ -169,22 +204,26 @@ class Results:
         """
         return sum(stream.rolled_back for stream in self._streams)
 
-    def resume(self, seen: RolloutSet, newest: int) -> None:
+    def resume(self, seen: RolloutSet, newest: int, rollout: str) -> None:
         """Resume where another process has stopped.
 
         Args:
             seen: what was delivered to it.
             newest: the highest commit number among that; shards number their commits each for itself, so with several of
                 them it tells nothing, and only what is lost from now on is noticed.
+            rollout: the rollout that has it.
         """
         self.seen = seen
         for stream in self._streams:
-            stream.resume(seen, newest if len(self._streams) == 1 else 0)
+            stream.resume(seen, *((newest, rollout) if len(self._streams) == 1 else (0, "")))
 
     async def acknowledge(self, rollouts: Iterable[Rollout]) -> bool:
         """Acknowledge rollouts; returns whether the run is done.
 
         A shard whose server is away is told later, as long as this process lives.
+
+        Raises:
+            MemberReplaced: another process is the member now: it gets what was not acknowledged.
         """
         parts: list[list[Rollout]] = [[] for _ in self._streams]
         for rollout in rollouts:
@@ -356,6 +395,7 @@ def consume(
     unit: Literal["rollout", "group"] = "rollout",
     settings: Settings | None = None,
     max_staleness: int | None = None,
+    member: str = ONLY_MEMBER,
 ) -> SyncResults:
     """Stream a run's finished rollouts, or its groups as they become whole; for `for` and `async for`.
 
@@ -364,6 +404,6 @@ def consume(
         consumer: who reads; each consumer sees everything.
         unit: `rollout` or `group`.
         settings: where Redis is; from the environment if not given.
-        max_staleness: as of `Results`.
+        max_staleness, member: as of `Results`.
     """
-    return SyncResults(Results(run, consumer, unit, settings, max_staleness))
+    return SyncResults(Results(run, consumer, unit, settings, max_staleness, member))

@@ -36,6 +36,15 @@ class RolloutSet:
                     if byte & 1 << bit:
                         yield str(RolloutId(self._run, index * 8 + bit, sample))
 
+    def count(self, shard: int, shards: int) -> int:
+        """Return how many of the rollouts are a shard's.
+
+        Args:
+            shard: which one.
+            shards: how many there are.
+        """
+        return self._count if shards == 1 else sum(RolloutId.parse(rid).shard(shards) == shard for rid in self)
+
     def add(self, rollout: str) -> bool:
         """Add a rollout; returns whether it is new.
 

@@ -13,7 +13,9 @@ from typing import ClassVar
 import msgspec
 
 from gymq.client.consumer import Results
+from gymq.client.place import Place
 from gymq.client.rollout_set import RolloutSet
+from gymq.errors import OtherFile
 from gymq.observe.events import RolloutsStored, emit
 from gymq.settings import Settings
 from gymq.wire.rollout import Rollout
@@ -57,6 +59,7 @@ class Sink:
     Attributes:
         seen: the rollouts that are there.
         newest: the highest commit number among them, 0 if there are none.
+        newest_id: the rollout that has it.
         written: rollouts written by this process.
         repeated: rollouts that came again and were there already.
         rolled_back: rollouts among them that Redis had confirmed and lost.
@@ -71,6 +74,7 @@ class Sink:
         self.run = run
         self.seen = RolloutSet(run)
         self.newest = 0
+        self.newest_id = ""
         self.written = 0
         self.repeated = 0
         self.rolled_back = 0
@@ -78,13 +82,21 @@ class Sink:
         self.backlog = 0
 
     def open(self) -> None:
-        """Read the files, mend a torn end, make them durable, set `seen` and `newest`, and get ready to write.
+        """Lock the place and read it, set `seen`, `newest` and `newest_id`; nothing there is changed. May be called again.
 
         Raises:
             SinkBusy: another process writes there.
             DataError: the files are not this run's.
         """
         raise NotImplementedError(f"sink {type(self).__name__} defines no open()")
+
+    def begin(self, taken_over: bool) -> None:
+        """Mend a torn end, make the files durable, and get ready to write: this process alone is the consumer now.
+
+        Args:
+            taken_over: another host wrote here before; where locks do not reach it may write on, and from now on that must not
+                get into the files. What it has written until now counts as read.
+        """
 
     def claim(self) -> None:
         """Make the place, if it is not there, and lock it until `close`; `open` does this too.
@@ -158,6 +170,14 @@ def sync_folder(folder: Path) -> None:
         os.close(entries)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing; each name is durable."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Event) -> bool:
     """Feed a sink until its run is over.
 
@@ -171,15 +191,11 @@ async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Even
         Whether the run is over: nothing more will come.
 
     Raises:
-        GymqError: the sink cannot write, or the run is unknown.
+        GymqError: the sink cannot write, the run is unknown, or another process has become the consumer.
     """
     results = Results(sink.run, consumer, settings=settings)
     try:
-        # Declared last: a consumer that then cannot write would hold up the run for ever.
-        sink.backlog = await results.connect()
-        sink.open()
-        results.resume(sink.seen, sink.newest)
-        await results.start()
+        await _enter(sink, results)
         sink.missed = results.missed
         log.info("ready: run %s, %d rollouts are in %s", sink.run, len(sink.seen), sink.path)
         batch: list[Rollout] | None = await results.unacknowledged()
@@ -200,6 +216,25 @@ async def feed(sink: Sink, consumer: str, settings: Settings, stop: asyncio.Even
     finally:
         sink.close()
         await results.close()
+
+
+async def _enter(sink: Sink, results: Results) -> None:
+    """Become the consumer that writes to a sink's place, and ready to write there."""
+    here, there = Place.here(sink.path), -1
+    sink.backlog = await results.connect(here)
+    while True:
+        # Declared after this: a consumer that then cannot write would hold up the run for ever.
+        sink.open()
+        results.resume(sink.seen, sink.newest, sink.newest_id)
+        try:
+            before = await results.join(here)
+            break
+        except OtherFile:
+            # It is the same file after all, if it has grown since: the process on the other host writes on.
+            if len(sink.seen) == there:
+                raise
+            there = len(sink.seen)
+    sink.begin(before is not None and before.host != here.host)
 
 
 async def _store(sink: Sink, results: Results, rollouts: list[Rollout]) -> None:

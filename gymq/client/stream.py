@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
+from gymq.client.place import Place
 from gymq.client.rollout_set import RolloutSet
-from gymq.errors import GymqError, UnknownName
+from gymq.errors import GymqError, MemberReplaced, OtherFile, UnknownName, UsageError
 from gymq.settings import Settings
 from gymq.store import scripts
-from gymq.store.connection import Connection, Outage
-from gymq.store.scripts import AckOutcome
+from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
+from gymq.store.runs import load_config
+from gymq.store.scripts import AckOutcome, MemberProgress, Standing
 from gymq.store.sharded import check
+from gymq.wire.consumer_member import ConsumerMember, Epoch
 from gymq.wire.rollout import Rollout, rollout_of_entry
 
 log = logging.getLogger(__name__)
@@ -18,17 +22,15 @@ log = logging.getLogger(__name__)
 #: Finished rollouts read at once.
 READ_BATCH = 500
 
-#: The name of the one reader within a consumer.
-READER = "reader"
-
 
 class ShardStream:
-    """One consumer's stream of one shard's finished rollouts.
+    """One shard's finished rollouts, as one member of a consumer reads and acknowledges them.
 
     Args:
         settings: where Redis is, and which shard is meant.
         run: the run's name.
         consumer: the consumer's name.
+        member: the member's name.
         seen: the rollouts that were delivered, of all shards.
 
     Attributes:
@@ -38,11 +40,15 @@ class ShardStream:
         rolled_back: finished rollouts that the shard had lost; they end again, and are not delivered again.
     """
 
-    def __init__(self, settings: Settings, run: str, consumer: str, seen: RolloutSet) -> None:
+    def __init__(self, settings: Settings, run: str, consumer: str, member: str, seen: RolloutSet) -> None:
         self.over = False
         self.done = False
         self._run = run
         self._consumer = consumer
+        # Before it has joined, an epoch that no process has.
+        self._address = ConsumerMember(run, consumer, member, Epoch(0, ""))
+        self._joining = asyncio.Lock()
+        self._incarnation = ""
         self._ttl = settings.ttl
         self._connection = Connection(settings, f"gymq-consumer-{consumer}")
         # Where reads of several shards are always under way, an acknowledgement must not wait for them.
@@ -54,11 +60,19 @@ class ShardStream:
         self._ended_again: list[str] = []
         self._seen = seen
         self._newest = 0
-        # The entries of each delivered and unacknowledged rollout: more than one after a roll-back.
+        self._newest_id = ""
+        # The entries of each delivered and unacknowledged rollout, as they stand in Redis's present history: several after a
+        # roll-back, or none, until the rollout has ended again.
         self._held: dict[str, list[bytes]] = {}
+        # The connection broke: an entry's id may be another rollout's by now, if Redis was rolled back.
+        self._unsure = False
+        self._recalled: list[Rollout] = []
 
-    async def connect(self) -> tuple[int, int]:
+    async def connect(self, place: Place | None = None) -> tuple[int, int]:
         """Connect, and see that the run exists.
+
+        Args:
+            place: where a file sink writes.
 
         Returns:
             Its samples, and this shard's part of its backlog.
@@ -66,21 +80,22 @@ class ShardStream:
         Raises:
             UnknownName: there is no such run.
             ServerUnreachable: the shard cannot be reached.
-            UsageError: the server is another shard than here.
+            UsageError: the server is another shard than here, or the consumer writes elsewhere.
         """
         for connection in {self._connection, self._ack_connection}:
             await connection.connect()
         while True:
             try:
                 await check(self._connection)
-                samples, backlog = await self._connection.send(
-                    "HMGET", self._connection.keys.run(self._run), "samples", "backlog"
+                samples, backlog, to = await self._connection.send(
+                    "HMGET", self._connection.keys.run(self._run), "samples", "backlog", f"to:{self._consumer}"
                 )
+                self._incarnation = (await load_config(self._connection, self._run)).incarnation
                 break
             except Outage:
                 await self._connection.reconnect()
-        if samples is None:
-            raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
+        if place is not None and to and Place.parse(to.decode()).path != place.path:
+            raise self._elsewhere(to.decode())
         return int(samples), int(backlog)
 
     async def declare(self) -> int:
@@ -94,15 +109,90 @@ class ShardStream:
             raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
         return missed
 
+    async def join(self, place: Place | None = None) -> Place | None:
+        """Become the member, in a new epoch: the process that was it before neither reads on nor acknowledges.
+
+        Args:
+            place: where a file sink writes; what was delivered to it before stands there.
+
+        Returns:
+            Where the consumer wrote before, if it is a file sink.
+
+        Raises:
+            OtherFile: another host's file holds what this one does not: nothing has changed.
+            UsageError: the consumer writes to another path.
+        """
+        async with self._joining:
+            return await self._join(place)
+
+    async def _join(self, place: Place | None) -> Place | None:
+        held = -1 if place is None else self._seen.count(self._connection.shard, self._connection.shards)
+        epoch = Epoch.after(self._address.epoch)
+        address = self._address._replace(epoch=epoch)
+        joined = await self._connection.insist(scripts.join_consumer(address, str(place or ""), held, self._newest_id))
+        if joined is None:
+            raise self._gone()
+        before = Place.parse(joined.place) if joined.place else None
+        if joined.number is None:
+            if place is None or before is None or before.path != place.path:
+                raise self._elsewhere(joined.place)
+            raise OtherFile(
+                f"consumer {self._consumer!r} of run {self._run!r} writes to {before}, and {place} holds {held} of the "
+                f"{joined.acked} rollouts that it has acknowledged: is another file; choose another --consumer, or copy that "
+                "file here"
+            )
+        self._address = address._replace(epoch=epoch._replace(number=joined.number))
+        if joined.kept:
+            self._newest = 0  # commit numbers begin anew with the run's record
+        return before
+
+    async def _join_again(self, lost: ConsumerMember) -> None:
+        """Become the member again: Redis has lost the epoch.
+
+        Args:
+            lost: the address that it had; if another read or acknowledgement has joined since, nothing happens.
+        """
+        async with self._joining:
+            if self._address is not lost:
+                return
+            if (await load_config(self._connection, self._run)).incarnation != self._incarnation:
+                raise UnknownName(f"run {self._run!r} was removed, and another one has its name")
+            await self.declare()
+            await self._join(None)
+
+    def _gone(self) -> UnknownName:
+        return UnknownName(f"run {self._run!r} has no consumer {self._consumer!r} any more: it was removed")
+
+    def _elsewhere(self, place: str) -> UsageError:
+        return UsageError(
+            f"consumer {self._consumer!r} of run {self._run!r} writes to {place}; choose another --consumer, or move it with "
+            f"`gymq consumer drop {self._run} {self._consumer}`"
+        )
+
+    def _replaced(self) -> MemberReplaced:
+        return MemberReplaced(
+            f"consumer {self._consumer!r} of run {self._run!r}: another process has become its member "
+            f"{self._address.member!r}, and goes on from what was acknowledged; give each process a member of its own"
+        )
+
     async def read(self, block: int) -> list[Rollout] | None:
         """Return the next finished rollouts; an empty list after a while without any; None when no more will come.
 
         Args:
             block: milliseconds to wait for more.
+
+        Raises:
+            MemberReplaced: another process is the member now.
+            UnknownName: the run or the consumer was removed.
         """
         while True:
             try:
-                over = await self._over()
+                progress = await self._progress()
+                # What a read of the epoch before took, or an answer that did not arrive, is pending and in no process's hands.
+                strays = progress.pending > sum(map(len, self._held.values()))
+                if (self._recalled or self._unsure or strays) and (again := await self._recall(self._connection)):
+                    return again
+                over = _over(progress)
                 batch = await self._take(">", None if over else block)
                 self.over = over and not batch
                 if self.over:
@@ -110,25 +200,39 @@ class ShardStream:
                 self._compare(batch)
                 return await self._fresh(batch)
             except Outage:
+                self._unsure = True
                 await self._connection.reconnect()
-                again = await self.unacknowledged()
-                if again:
-                    return again
 
     async def unacknowledged(self) -> list[Rollout]:
         """Return the rollouts that were delivered before and not acknowledged, unless this process has them already."""
         while True:
             try:
-                pending: list[Rollout] = []
-                after = "0"
-                while batch := await self._take(after, None):
-                    pending += batch
-                    after = batch[-1].entry.decode()
-                self._newest = max([self._newest, *(rollout.seq for rollout in pending)])
-                known = {entry for entries in self._held.values() for entry in entries}
-                return await self._fresh([rollout for rollout in pending if rollout.entry not in known])
+                return await self._recall(self._connection)
             except Outage:
+                self._unsure = True
                 await self._connection.reconnect()
+
+    async def _recall(self, connection: Connection) -> list[Rollout]:
+        """Read what is pending, and forget the entries that are not, or are another rollout's now.
+
+        Args:
+            connection: which one to use.
+
+        Returns:
+            The rollouts among it that this process does not have.
+        """
+        pending: dict[bytes, Rollout] = {}
+        after = "0"
+        while batch := await self._take(after, None, connection):
+            pending |= {rollout.entry: rollout for rollout in batch}
+            after = batch[-1].entry.decode()
+        self._unsure = False
+        for rid, entries in self._held.items():
+            entries[:] = [entry for entry in entries if entry in pending and pending[entry].id == rid]
+        known = {entry for entries in self._held.values() for entry in entries}
+        self._newest = max([self._newest, *(rollout.seq for rollout in pending.values())])
+        again, self._recalled = self._recalled, []
+        return again + await self._fresh([rollout for entry, rollout in pending.items() if entry not in known])
 
     @property
     def held(self) -> int:
@@ -140,14 +244,15 @@ class ShardStream:
         groups, self._ended_again = self._ended_again, []
         return groups
 
-    def resume(self, seen: RolloutSet, newest: int) -> None:
+    def resume(self, seen: RolloutSet, newest: int, rollout: str) -> None:
         """Resume where another process has stopped.
 
         Args:
             seen: what was delivered to it.
             newest: the highest commit number among that.
+            rollout: the rollout that has it.
         """
-        self._seen, self._newest = seen, newest
+        self._seen, self._newest, self._newest_id = seen, newest, rollout
 
     def _compare(self, batch: list[Rollout]) -> None:
         """Detect a roll-back of Redis: the commit numbers of new entries rise, unless some were given twice."""
@@ -177,34 +282,33 @@ class ShardStream:
             if rollout.last:
                 self._ended_again.append(rollout.group)
             if rollout.id in self._held:
-                self._held[rollout.id].append(rollout.entry)
+                if rollout.entry not in self._held[rollout.id]:
+                    self._held[rollout.id].append(rollout.entry)
             else:
                 done.append(rollout.entry)
         if done:
-            await self._acknowledge(done)
+            await self._acknowledge([], done)
         return fresh
 
-    async def _take(self, after: str, block: int | None) -> list[Rollout]:
+    async def _take(self, after: str, block: int | None, connection: Connection | None = None) -> list[Rollout]:
+        connection = connection or self._connection
+        member = self._address.member
         wait = () if block is None else ("BLOCK", block)
-        stream = self._connection.keys.results(self._run)
+        stream = connection.keys.results(self._run)
         while True:
             try:
-                reply = await self._connection.send(
-                    "XREADGROUP", "GROUP", self._consumer, READER, "COUNT", READ_BATCH, *wait, "STREAMS", stream, after
+                reply = await connection.send(
+                    "XREADGROUP", "GROUP", self._consumer, member, "COUNT", READ_BATCH, *wait, "STREAMS", stream, after
                 )
             except GymqError as error:
                 if "NOGROUP" in str(error):
-                    raise UnknownName(
-                        f"run {self._run!r} has no consumer {self._consumer!r} any more: it was removed"
-                    ) from None
+                    raise self._gone() from None
                 raise
             entries = reply[0][1] if reply else ()
             ours: list[Rollout] = []
             forged: list[bytes] = []
             for entry, fields in entries:
-                if fields is None:
-                    continue
-                place = rollout_of_entry(fields, self._run)
+                place = rollout_of_entry(fields, self._run) if fields is not None else None
                 if place is not None and place.shard(self._connection.shards) == self._connection.shard:
                     ours.append(Rollout(fields[1].decode(), fields[7], fields[3] == b"1", entry, int(fields[5])))
                 else:
@@ -221,26 +325,86 @@ class ShardStream:
         # Not as rollouts that were used: those are counted.
         await self._connection.send("XACK", stream, self._consumer, *entries)
 
-    async def _over(self) -> bool:
-        progress = await self._connection.run(scripts.run_progress(self._run))
-        if progress.state is None:
-            raise UnknownName(f"run {self._run!r} was removed")
-        if progress.state == "cancelled":
-            return progress.live == 0
-        return progress.state == "done" or (progress.state == "closed" and progress.ended == progress.rows * progress.samples)
+    async def _progress(self) -> MemberProgress:
+        """Return how far the run is; the member stands as it should.
+
+        Raises:
+            MemberReplaced, UnknownName: it does not.
+        """
+        while True:
+            address = self._address
+            progress = await self._connection.run(scripts.member_progress(address))
+            if progress.state is None:
+                raise UnknownName(f"run {self._run!r} was removed")
+            if progress.standing is Standing.MEMBER:
+                return progress
+            if progress.standing is Standing.UNKNOWN_CONSUMER:
+                raise self._gone()
+            if progress.standing is Standing.EPOCH_LOST:
+                await self._join_again(address)
+            elif address is self._address:
+                raise self._replaced()
 
     async def acknowledge(self, rollouts: list[Rollout]) -> None:
-        """Acknowledge rollouts."""
-        entries: list[bytes] = []
-        for rollout in rollouts:
-            entries += self._held.pop(rollout.id, (rollout.entry,))
-        await self._acknowledge(entries)
+        """Acknowledge rollouts; those that Redis has lost are acknowledged when they have ended again.
 
-    async def _acknowledge(self, entries: list[bytes]) -> None:
-        outcome = await self._ack_connection.insist(scripts.ack(self._run, self._consumer, self._ttl, entries))
-        self.done = outcome is AckOutcome.RUN_DONE
+        Raises:
+            MemberReplaced: another process is the member now; nothing was acknowledged.
+        """
+        if await self._acknowledge([rollout.id for rollout in rollouts], []):
+            for rollout in rollouts:
+                self._held.pop(rollout.id, None)
+
+    async def _acknowledge(self, rollouts: list[str], passed: list[bytes]) -> bool:
+        """Acknowledge entries.
+
+        Args:
+            rollouts: rollouts that are held, all their entries.
+            passed: further entries, just read: those of rollouts that came again.
+
+        Returns:
+            Whether the consumer is declared.
+        """
+        while True:
+            address = self._address
+            entries = [entry for rid in rollouts for entry in self._held.get(rid, ())] + passed
+            try:
+                outcome = await self._ack_connection.run(scripts.ack(address, self._ttl, entries))
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
+                continue
+            except Outage:
+                # Redis may have been rolled back: an id may be another rollout's when this is sent again.
+                passed = []
+                await self._sure()
+                continue
+            if outcome is AckOutcome.EPOCH_LOST:
+                await self._join_again(address)
+            elif outcome is AckOutcome.REPLACED:
+                if address is self._address:
+                    raise self._replaced()
+            else:
+                self.done = outcome is AckOutcome.RUN_DONE
+                return outcome is not AckOutcome.UNKNOWN_CONSUMER
+
+    async def _sure(self) -> None:
+        """Connect again, and see which entries are still those of the rollouts that are held."""
+        while True:
+            await self._ack_connection.reconnect()
+            try:
+                self._recalled += await self._recall(self._ack_connection)
+                return
+            except Outage:
+                continue
 
     async def close(self) -> None:
         """Close the connections."""
         for connection in {self._connection, self._ack_connection}:
             await connection.close()
+
+
+def _over(progress: MemberProgress) -> bool:
+    """Return whether no more rollouts of a run will end."""
+    if progress.state == "cancelled":
+        return progress.live == 0
+    return progress.state == "done" or (progress.state == "closed" and progress.ended == progress.rows * progress.samples)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from gymq.client.place import Place
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import UnknownName, UsageError
 from gymq.store import runs, scripts
@@ -31,7 +32,7 @@ class _ShardRecord(msgspec.Struct):
     """
 
     state: str | None
-    to: str | None
+    to: Place | None
     stored: int
     samples: int
     failed: int
@@ -52,7 +53,7 @@ class RunRecord:
         self._shards = shards
         self._config = config
         self._consumer = consumer
-        self._out = str(out.absolute())
+        self._place = Place.here(out)
         self._kept = kept
 
     async def enter(self, *, shared: bool, again: bool) -> None:
@@ -82,23 +83,29 @@ class RunRecord:
             await self._skip()
             for consumer in others:
                 await self._shards.declare(name, consumer)
-        place = self._out
-        await self._shards.each(
-            lambda connection: connection.send("HSET", connection.keys.run(name), f"to:{self._consumer}", place)
-        )
+        if not shared:
+            # The sink claims the file, wherever it lies now.
+            await self._shards.each(
+                lambda connection: connection.send("HDEL", connection.keys.run(name), f"to:{self._consumer}")
+            )
 
     async def _read(self, shard: int) -> _ShardRecord:
         connection = self._shards.connections[shard]
         fields = ("state", f"to:{self._consumer}", f"acked:{self._consumer}", "n:kept", "samples", "n:failed", "n:cancelled")
         state, to, *counts = await connection.send("HMGET", connection.keys.run(self._config.name), *fields)
         acked, kept, samples, failed, cancelled = (int(count or 0) for count in counts)
-        return _ShardRecord(state and state.decode(), to and to.decode(), acked + kept, samples, failed + cancelled)
+        return _ShardRecord(
+            state and state.decode(), Place.parse(to.decode()) if to else None, acked + kept, samples, failed + cancelled
+        )
 
     def _check_place(self, records: list[_ShardRecord]) -> None:
-        """Check that the run does not go to another file."""
+        """Check that the run does not go to another file: at another path, or on another host and no copy of this one."""
         name = self._config.name
-        to = next((record.to for record in records if record.to is not None), self._out)
-        if to != self._out and {record.state for record in records} & {"open", "closed", "cancelled"}:
+        to = next((record.to for record in records if record.to is not None), self._place)
+        if not {record.state for record in records} & {"open", "closed", "cancelled"}:
+            return
+        stored = sum(record.stored for record in records)
+        if to.path != self._place.path or (to.host != self._place.host and stored > len(self._kept)):
             raise UsageError(f"run {name!r} on this server writes to {to}; use that --out, or `gymq rm {name}` first")
 
     def _fits(self, records: list[_ShardRecord], again: bool) -> bool:

@@ -17,6 +17,7 @@ from gymq.errors import RunClosed, UnknownName, UsageError
 from gymq.store import scripts
 from gymq.store.connection import Connection
 from gymq.store.scripts import CloseOutcome
+from gymq.wire.consumer_member import OPERATOR, ConsumerMember, Epoch
 from gymq.wire.ids import RUN_NAME, PartId
 from gymq.wire.pricing import Prices
 
@@ -235,7 +236,8 @@ async def drop_consumer(connection: Connection, name: str, consumer: str, ttl: i
     if not await connection.run(scripts.drop_consumer(name, consumer)):
         raise UnknownName(f"run {name!r} has no consumer {consumer!r}; it has {', '.join(sorted(others)) or 'none'}")
     for other in sorted(others)[:1]:
-        await connection.run(scripts.ack(name, other, ttl, []))  # trims, and sees whether the run is done now
+        # Trims, and sees whether the run is done now.
+        await connection.run(scripts.ack(ConsumerMember(name, other, OPERATOR, Epoch.after(None)), ttl, []))
 
 
 async def cancel(connection: Connection, name: str) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
 from collections.abc import Callable
 
 import pytest
+from gymq_sinks import jsonl
 from gymq_sinks.jsonl import JsonlSink
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gymq.client import sink_loop
 from gymq.client.sink_loop import Ended
 from gymq.errors import DataError, GymqError, SinkBusy
 from tests.support.sink_rollouts import fresh, rollout, rollouts
@@ -27,6 +30,7 @@ def write(path, count: int, start: int = 0) -> JsonlSink:
     """Open, write some rollouts, commit, close."""
     sink = JsonlSink(path, "r")
     sink.open()
+    sink.begin(False)
     sink.write(fresh(sink, rollouts(count, start)))
     sink.commit()
     sink.close()
@@ -71,6 +75,75 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(path):
     second.open()
     second.close()
     assert len(path.read_bytes().splitlines()) == 2
+
+
+def test_a_writer_on_another_host_that_was_replaced_writes_into_no_file(path, monkeypatch):
+    # Given a file system where locks do not reach the other host, and a process there that holds the file open
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
+    old, new = JsonlSink(path, "r"), JsonlSink(path, "r")
+    old.open()
+    old.begin(False)
+    old.write(rollouts(2))
+    # When this one takes over, and the other has written a line and a half meanwhile
+    new.open()
+    old.write([rollout(2)])
+    os.write(old._file, b'{"rollout_id":"r.')
+    new.begin(True)
+    # Then what was whole counts, and nothing that the other writes from now on stands there
+    assert len(new.seen) == 3
+    old.write([rollout(7)])
+    new.write([rollout(3)])
+    for sink in (old, new):
+        sink.commit()
+        sink.close()
+    assert [ended.rollout_id for ended in new.ended()] == [f"r.{n}.0" for n in range(4)]
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_of_two_processes_that_take_over_one_after_the_other_the_first_cannot_put_its_copy_in_place_of_the_seconds(
+    path, monkeypatch
+):
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
+    write(path, 1)
+    slow, quick = JsonlSink(path, "r"), JsonlSink(path, "r")
+    slow.open()
+    quick.open()
+    quick.begin(True)
+    with pytest.raises(SinkBusy, match="another process is taking this file over"):
+        slow.begin(True)
+    quick.write([rollout(1)])
+    quick.close()
+    slow.close()
+    assert len(path.read_bytes().splitlines()) == 2
+
+
+def test_what_the_disk_refused_is_not_read_from_the_page_cache_by_the_next_process(path, monkeypatch):
+    sink = JsonlSink(path, "r")
+    sink.open()
+    sink.begin(False)
+    sink.write([rollout(0)])
+    sink.commit()
+    sink.write(rollouts(2, 1))
+
+    # When the disk fails once, and reports it to this process only
+    def fail(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(GymqError, match="the disk failed"):
+            sink.commit()
+    sink.close()
+    # Then the next one does not take those lines for durable: they come again and are written again
+    assert write(path, 3).written == 2
+
+
+def test_the_name_of_a_new_file_and_of_its_folders_is_durable(path, monkeypatch):
+    synced: list[str] = []
+    monkeypatch.setattr(sink_loop, "sync_folder", lambda folder: synced.append(folder.name))
+    monkeypatch.setattr(jsonl, "sync_folder", lambda folder: synced.append(folder.name))
+    write(path, 1)
+    assert synced == [path.parent.parent.name, path.parent.name]
 
 
 def test_a_file_of_another_run_is_refused_and_not_touched(path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import sys
+from pathlib import Path
 
 import msgspec
 import pyarrow as pa
@@ -30,6 +33,7 @@ def opened(path, backlog: int = 10_000) -> ParquetSink:
     sink = ParquetSink(path, "r")
     sink.backlog = backlog
     sink.open()
+    sink.begin(False)
     return sink
 
 
@@ -132,10 +136,45 @@ def test_whatever_comes_again_each_rollout_stands_in_one_part(tmp_path_factory, 
 
 def test_leftovers_of_a_death_are_removed(path):
     write(path, rollouts(1))
-    (path / ".part-1000-7_1000-9.parquet").write_bytes(b"PAR1 torn")
+    left = path / ".writing-aabbccddeeff"
+    left.mkdir()
+    (left / "part-1000-7_1000-9.parquet").write_bytes(b"PAR1 torn")
     sink = write(path, rollouts(2))
     assert sink.written == 1
     assert sorted(part.name for part in path.iterdir()) == [".lock", "part-1000-0_1000-0.parquet", "part-1000-1_1000-1.parquet"]
+
+
+def test_a_writer_on_another_host_that_was_replaced_finishes_no_part(path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
+    old, new = opened(path), ParquetSink(path, "r")
+    old.write(rollouts(2))
+    new.open()
+    old.commit()
+    old.write(rollouts(1, start=2))
+    new.begin(True)
+    assert len(new.seen) == 2
+    with pytest.raises(SinkBusy, match="another process has taken this folder over"):
+        old.commit()
+    new.write(rollouts(1, start=2))
+    new.commit()
+    new.close()
+    old.close()
+    assert ids(path) == ["r.0.0", "r.1.0", "r.2.0"]
+
+
+def test_a_part_whose_name_the_disk_refused_is_taken_away_again(path, monkeypatch):
+    sink = opened(path)
+    sink.write(rollouts(1))
+
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "sync_folder", fail)
+        with pytest.raises(GymqError, match="Input/output error"):
+            sink.commit()
+    sink.close()
+    assert write(path, rollouts(1)).written == 1
 
 
 def test_a_part_is_written_when_it_is_large_or_old_and_not_because_nothing_comes(path, monkeypatch):

@@ -25,7 +25,9 @@ from gymq.store.admission import ADMIT, BACKLOG_BYTES, BEGIN_MS, INLINE, SKIP
 from gymq.store.connection import Connection
 from gymq.store.run_status import RunStatus
 from gymq.store.runs import RunConfig
+from gymq.store.scripts import AckOutcome
 from gymq.store.sharded import Shards
+from gymq.wire.consumer_member import ConsumerMember, Epoch
 from gymq.wire.ids import RolloutAddress, RolloutId, place
 from tests.support.shard import keys
 from tests.support.waiting import wait_until
@@ -290,6 +292,14 @@ class Pretender:
             await self.end(*self.live)
         if close:
             await runs.close(self.connection, self.config.name)
+
+
+async def acknowledge(connection: Connection, run: str, consumer: str, entries: list[bytes], ttl: int = 60) -> AckOutcome:
+    """Acknowledge entries of a run's results, as a process that has just become the consumer's one member."""
+    member = ConsumerMember(run, consumer, "0", Epoch.after(None))
+    joined = await connection.run(scripts.join_consumer(member))
+    assert joined is not None and joined.number is not None
+    return await connection.run(scripts.ack(member._replace(epoch=member.epoch._replace(number=joined.number)), ttl, entries))
 
 
 def finished(rid: str, **fields: Any) -> dict[str, Any]:

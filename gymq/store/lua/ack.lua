@@ -2,17 +2,23 @@
 --
 -- KEYS[1]  the shard's prefix; with it:
 --   out:<run>   STREAM  finished rollouts; a consumer group for each consumer
---   run:<run>   HASH    state, rows, samples, ended, acked:<consumer>
+--   run:<run>   HASH    state, rows, samples, ended, acked:<consumer>, member:<consumer>:<member> the member's epoch
 --   live:<run>  SET     rollouts in flight
 --   and all other keys of the run, which get a TTL when it is done
--- ARGV[1] run  ARGV[2] consumer  ARGV[3] TTL, seconds  ARGV[4..] ids
--- Returns 1 if the run is done, 0 if not, -1 if there is no such consumer.
+-- ARGV[1] run  ARGV[2] consumer  ARGV[3] TTL, seconds  ARGV[4] member  ARGV[5] its epoch; member "": an operator, no ids follow
+-- ARGV[6..] ids
+-- Returns 1 if the run is done, 0 if not; and nothing was acknowledged: -1 if there is no such consumer, -2 if another process is
+-- the member now, -3 if Redis has lost the epoch, so that the process has to become the member again.
 local P = KEYS[1]
 local call = redis.call
 local run, consumer, ttl = ARGV[1], ARGV[2], ARGV[3]
 local stream, runk = P .. 'out:' .. run, P .. 'run:' .. run
 if call('HEXISTS', runk, 'from:' .. consumer) == 0 then return -1 end
-for first = 4, #ARGV, 1000 do
+local epoch = call('HGET', runk, 'member:' .. consumer .. ':' .. ARGV[4])
+if ARGV[4] ~= '' and epoch ~= ARGV[5] then
+  return tonumber(string.match(epoch or '0', '^%d+')) < tonumber(string.match(ARGV[5], '^%d+')) and -3 or -2
+end
+for first = 6, #ARGV, 1000 do
   local acked = call('XACK', stream, consumer, unpack(ARGV, first, math.min(first + 999, #ARGV)))
   if acked > 0 then call('HINCRBY', runk, 'acked:' .. consumer, acked) end
 end

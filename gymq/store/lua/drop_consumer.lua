@@ -3,6 +3,7 @@
 -- KEYS[1]  the shard's prefix; with it:
 --   run:<run>  HASH    from:<consumer>, acked:<consumer>, to:<consumer> where a file sink of that name writes
 --   out:<run>  STREAM  finished rollouts; the consumer is a consumer group
+-- Epochs of its members stay: a process of before must not take itself for the one of a consumer that is declared again.
 -- ARGV[1]  run  ARGV[2] consumer
 -- Returns 1, or 0 if there is no such consumer.
 local P = KEYS[1]

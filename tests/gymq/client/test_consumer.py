@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from gymq.client.consumer import Results, consume
-from gymq.errors import UnknownName, UsageError
+from gymq.errors import MemberReplaced, UnknownName, UsageError
 from gymq.store import scripts
 from gymq.store.runs import RunConfig, cancel, close
 from tests.support.redis_server import roll_back, snapshot
@@ -413,3 +413,115 @@ async def test_after_a_roll_back_a_group_comes_whose_member_ends_last_and_was_de
         await results.ack(group)
         assert await state(pairs) == "done"
         await results.close()
+
+
+# Members.
+
+
+async def read(results: Results, count: int) -> list:
+    """The next few rollouts, and what was delivered before."""
+    found = await results.unacknowledged()
+    while len(found) < count:
+        found += await results.read(50) or []
+    return found
+
+
+async def test_the_newest_process_of_a_member_is_the_member_and_the_one_before_can_neither_read_nor_acknowledge(run, settings):
+    await run.finish(4, close=False)
+    first = Results("r", "trainer", settings=settings)
+    await first.start()
+    four = await read(first, 4)
+    # When another process becomes the member
+    second = Results("r", "trainer", settings=settings)
+    await second.start()
+    # Then what the first one had is the second's, and not acknowledged by the first
+    with pytest.raises(MemberReplaced, match="another process has become its member '0'"):
+        await first.acknowledge(four)
+    assert [rollout.id for rollout in await read(second, 4)] == [rollout.id for rollout in four]
+    # And what a read of the first takes, which waited at the server then, is not lost: the second gets it
+    await run.finish(1, close=False)
+    stream = keys.results("r")
+    assert await run.connection.send("XREADGROUP", "GROUP", "trainer", "0", "STREAMS", stream, ">")
+    assert [rollout.id for rollout in await second.read(50)] == ["r.4.0"]
+    with pytest.raises(MemberReplaced):
+        await first.read(50)
+    await second.close()
+    await first.close()
+
+
+async def test_members_of_a_consumer_share_its_rollouts_and_the_replacement_of_one_leaves_the_others(run, settings):
+    await run.finish(6)
+    ranks = [Results("r", "trainer", settings=settings, member=name) for name in ("0", "1")]
+    for rank in ranks:
+        await rank.start()
+    parts = [await rank._streams[0]._fresh(await rank._streams[0]._take(">", None)) for rank in ranks[:1]]
+    assert len(parts[0]) == 6
+    # Given that rank 0 has all, and is replaced
+    again = Results("r", "trainer", settings=settings, member="0")
+    await again.start()
+    # Then rank 1 goes on, and the new rank 0 has what the old one had
+    assert await ranks[1].read(50) is None
+    await again.acknowledge(await read(again, 6))
+    assert await state(run) == "done"
+    for results in (*ranks, again):
+        await results.close()
+
+
+def test_groups_come_to_one_member_only():
+    with pytest.raises(UsageError, match="groups come whole to one member only"):
+        Results("r", "trainer", "group", member="1")
+
+
+async def test_a_member_whose_epoch_redis_has_lost_becomes_the_member_again(run, settings):
+    redis = Redis.from_url(settings.redis_url)
+    await run.finish(2, close=False)
+    before = snapshot(redis)
+    results = Results("r", "trainer", settings=settings)
+    await results.start()
+    two = await read(results, 2)
+    roll_back(redis, before)
+    cut(redis)
+    # It reads again, and acknowledges what it has, as if nothing had happened
+    assert await results.read(50) == []
+    await results.acknowledge(two)
+    assert await run.connection.run(scripts.consumer_lag("r")) == {"trainer": 0}
+    await results.close()
+
+
+async def test_a_run_of_the_same_name_is_no_roll_back(run, settings):
+    await run.finish(2, close=False)
+    results = Results("r", "trainer", settings=settings)
+    await results.start()
+    await read(results, 2)
+    await run.connection.run(scripts.remove_run("r"))
+    await Pretender(run.connection, config(created=2.0)).create("trainer")
+    with pytest.raises(UnknownName, match="was removed, and another one has its name"):
+        await results.read(50)
+    await results.close()
+
+
+async def test_an_entry_whose_id_comes_again_after_a_fail_over_is_not_acknowledged_for_another_rollout(run, settings):
+    redis = Redis.from_url(settings.redis_url)
+    # Given a trainer that has one rollout
+    await run.enqueue(2)
+    await run.admit()
+    before = snapshot(redis)
+    await run.end("r.0.0")
+    results = Results("r", "trainer", settings=settings)
+    await results.start()
+    (first,) = await read(results, 1)
+    stream = keys.results("r")
+    ((entry, fields),) = redis.xrange(stream)
+    # When Redis comes back without it, and a slower clock gives its entry's id to the other rollout
+    roll_back(redis, before)
+    cut(redis)
+    fields[b"b"] = fields[b"b"].replace(b"r.0.0", b"r.1.0")
+    redis.xadd(stream, fields | {b"r": b"r.1.0"}, id=entry)
+    # Then the trainer gets that one, and acknowledging the first does not acknowledge it
+    (second,) = await read(results, 1)
+    assert (second.id, second.entry) == ("r.1.0", first.entry)
+    await results.acknowledge([first])
+    assert redis.xpending(stream, "trainer")["pending"] == 1
+    await results.acknowledge([second])
+    assert redis.xpending(stream, "trainer")["pending"] == 0
+    await results.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from gymq_sinks.parquet import ParquetSink
 
 from gymq.client.consumer import Results
 from gymq.client.sink_loop import COMMIT_EVERY, Sink, feed
-from gymq.errors import GymqError, SinkBusy, UnknownName
+from gymq.errors import GymqError, MemberReplaced, SinkBusy, UnknownName, UsageError
 from gymq.observe.events import RolloutsStored, subscribe, unsubscribe
 from gymq.store import scripts
 from gymq.store.runs import RunConfig
@@ -47,6 +48,16 @@ class Doomed(base):
         return self.written + len(getattr(self, "_fresh", ())) >= 3 or super().due(age, idle)
 
 asyncio.run(feed(Doomed(Path(path), "r"), "sink", Settings.from_environment(), asyncio.Event()))
+"""
+
+#: `gymq sink` as it runs on another host, where the locks of this one do not reach.
+ELSEWHERE = """
+import fcntl, socket, sys
+host = sys.argv.pop(1)
+socket.gethostname = lambda: host
+fcntl.flock = lambda file, how: None
+from gymq.cli import main
+main()
 """
 
 KINDS = {"jsonl": JsonlSink, "parquet": ParquetSink}
@@ -136,7 +147,7 @@ async def test_a_sink_that_is_told_to_stop_keeps_what_it_has_and_goes_on_later(s
     await run.finish(4, close=False)
     stop = asyncio.Event()
     feeding = asyncio.create_task(feed(KINDS[kind](path, "r"), "sink", settings, stop))
-    await asyncio.sleep(2 * COMMIT_EVERY)
+    await until(lambda: _delivered(run))
     stop.set()
     assert await asyncio.wait_for(feeding, 5) is False
     assert ids(kind, path) == names(4)
@@ -228,7 +239,7 @@ async def test_what_a_sink_could_not_write_is_not_acknowledged(settings, run, tm
 
     await run.finish(3)
     with pytest.raises(GymqError, match="no room"):
-        await feed(Full(tmp_path, "r"), "sink", settings, asyncio.Event())
+        await feed(Full(tmp_path / "out", "r"), "sink", settings, asyncio.Event())
     assert await feed(JsonlSink(tmp_path / "out", "r"), "sink", settings, asyncio.Event())
     assert ids("jsonl", tmp_path / "out") == names(3)
 
@@ -274,3 +285,113 @@ async def test_a_sink_and_a_trainer_live_through_a_restart_of_the_server(redis_s
     await results.ack(*taken)
     assert await run.connection.send("HGET", keys.run("r"), "state") == b"done"
     await results.close()
+
+
+def elsewhere(spawn, settings, host: str, kind: str, path: Path) -> subprocess.Popen[bytes]:
+    """`gymq sink` on another host."""
+    argv = [sys.executable, "-c", ELSEWHERE, host, "sink", kind, "--run", "r", "--out", str(path), "--consumer", "sink"]
+    return spawn(argv, {"GYMQ_REDIS_URL": settings.redis_url}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+async def until(condition) -> None:
+    """Wait until something that is awaited is true."""
+    async with asyncio.timeout(20):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+async def test_of_two_hosts_that_write_one_place_the_newcomer_writes_all_and_the_other_ends(
+    spawn, settings, run, tmp_path, kind
+):
+    path, key = tmp_path / "out", keys.run("r")
+
+    async def claimed_by_b() -> bool:
+        return (await run.connection.send("HGET", key, "to:sink") or b"").startswith(b"b:")
+
+    async def acknowledged() -> bool:
+        return await run.connection.run(scripts.consumer_lag("r")) == {"sink": 0}
+
+    # Given a sink on host a that has stored some rollouts
+    await run.finish(20, close=False)
+    first = elsewhere(spawn, settings, "a", kind, path)
+    if kind == "jsonl":
+        await until(acknowledged)
+    else:
+        await until(lambda: asyncio.to_thread(lambda: any(path.glob(".writing-*"))))
+    # When the same command is started on host b while rollouts end
+    second = elsewhere(spawn, settings, "b", kind, path)
+    while not await claimed_by_b():
+        await run.finish(1, close=False)
+        await asyncio.sleep(0.02)
+    await run.finish(20)
+    # Then the one on a is told, and the one on b has all, once
+    assert await asyncio.to_thread(second.wait, 30) == 0, second.stderr.read().decode()
+    assert await asyncio.to_thread(first.wait, 30) == 5
+    assert b"another process has become its member '0'" in first.stderr.read()
+    total = int(await run.connection.send("HGET", key, "ended"))
+    assert ids(kind, path) == names(total)
+    assert await run.connection.send("HGET", key, "state") == b"done"
+
+
+async def test_a_file_of_the_same_name_on_another_host_is_refused_unless_it_holds_what_was_acknowledged(
+    settings, run, tmp_path, monkeypatch
+):
+    # Given a sink on host a, which has stored three rollouts
+    path = tmp_path / "out"
+    monkeypatch.setattr(socket, "gethostname", lambda: "a")
+    await run.finish(3, close=False)
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(feed(JsonlSink(path, "r"), "sink", settings, stop))
+    await until(lambda: _read_by(run))
+    # When one starts on host b, whose file of that name is another one
+    monkeypatch.setattr(socket, "gethostname", lambda: "b")
+    path.rename(tmp_path / "a")
+    with pytest.raises(UsageError, match=rf"writes to a:{path}, and b:{path} holds 0 of the 3 rollouts"):
+        await asyncio.wait_for(feed(JsonlSink(path, "r"), "sink", settings, asyncio.Event()), 5)
+    # Then the one on a goes on
+    await run.finish(2, close=False)
+    await until(lambda: _read_by(run))
+    assert ids("jsonl", tmp_path / "a") == names(5)
+    # And on b a copy of its file will do
+    path.write_bytes((tmp_path / "a").read_bytes())
+    await run.finish(1)
+    assert await feed(JsonlSink(path, "r"), "sink", settings, asyncio.Event())
+    with pytest.raises(MemberReplaced):
+        await feeding
+    assert ids("jsonl", path) == names(6)
+
+
+async def _delivered(run: Pretender) -> bool:
+    """Whether the sink has been given something."""
+    (group,) = await run.connection.send("XINFO", "GROUPS", keys.results("r"))
+    return dict(zip(group[::2], group[1::2], strict=True))[b"last-delivered-id"] != b"0-0"
+
+
+async def _read_by(run: Pretender) -> bool:
+    return await run.connection.run(scripts.consumer_lag("r")) == {"sink": 0}
+
+
+async def test_a_run_whose_record_was_made_anew_has_lost_nothing(settings, run, tmp_path):
+    # Given a file of an earlier life of the run, in which more rollouts had ended
+    path = tmp_path / "out"
+    await run.finish(5, close=False)
+    stop = asyncio.Event()
+    feeding = asyncio.create_task(feed(JsonlSink(path, "r"), "sink", settings, stop))
+    await until(lambda: _read_by(run))
+    stop.set()
+    await feeding
+    await run.connection.run(scripts.remove_run("r"))
+    await run.create("sink")
+    await run.connection.send("SADD", keys.skip("r"), *names(5)[2:])
+    await run.connection.send("HDEL", keys.run("r"), "to:sink")
+    # When two rows are rolled out again, whose commit numbers begin anew
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[2:]))
+    await run.finish(5)
+    again = JsonlSink(path, "r")
+    assert await feed(again, "sink", settings, asyncio.Event())
+    # Then no loss is told
+    assert (again.written, again.rolled_back) == (2, 0)
+    assert ids("jsonl", path) == names(5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from gymq.client.consumer import Results
+from gymq.client.place import Place
 from gymq.client.rollout_set import RolloutSet
 from gymq.errors import UsageError
 from gymq.local.run_record import RunRecord
@@ -17,9 +19,9 @@ from gymq.store.sharded import Shards
 from gymq.store.task_ledger import TaskLedger
 from gymq.wire.rollout import Rollout
 from gymq.wire.task import Task
-from tests.support.rollouts import Pretender
+from tests.support.rollouts import BORN, Pretender
 
-CONFIG = RunConfig("r", "weather", "tool", "scripted")
+CONFIG = RunConfig("r", "weather", "tool", "scripted", created=BORN)
 
 
 @pytest.fixture(params=[1, 2], ids=["one shard", "two shards"])
@@ -120,9 +122,32 @@ async def test_a_run_that_is_done_on_one_of_its_shards_goes_on(redis_url, tmp_pa
 async def test_a_run_that_goes_to_another_file_is_refused_on_a_shared_server_only(where, tmp_path):
     async with Shards(where, "test") as shards:
         await begin(shards, tmp_path / "a")
+        sink = Results("r", "jsonl", settings=where)
+        await sink.connect()
+        await sink.join(Place.here(tmp_path / "a"))
+        await sink.close()
         with pytest.raises(UsageError, match=r"on this server writes to .*a; use that --out"):
             await record(shards, tmp_path / "b").enter(shared=True, again=False)
         await record(shards, tmp_path / "b").enter(shared=False, again=False)
+
+
+async def test_a_run_whose_file_is_on_another_host_goes_on_only_with_a_copy_of_it(where, tmp_path, monkeypatch):
+    async with Shards(where, "test") as shards:
+        # Given a run of host a, whose sink has stored a rollout
+        monkeypatch.setattr(socket, "gethostname", lambda: "a")
+        await begin(shards, tmp_path)
+        await end(shards, 0)
+        sink = Results("r", "jsonl", settings=where)
+        await sink.connect()
+        await sink.join(Place.here(tmp_path))
+        await sink.acknowledge(await take(sink, 1))
+        await sink.close()
+        # When the same command is given on host b, then its file counts
+        monkeypatch.setattr(socket, "gethostname", lambda: "b")
+        with pytest.raises(UsageError, match="on this server writes to a:"):
+            await record(shards, tmp_path).enter(shared=True, again=False)
+        await record(shards, tmp_path, 0).enter(shared=True, again=False)
+        assert (await shards.status("r")).ended == 1
 
 
 async def test_a_run_that_is_done_begins_again_without_what_the_file_has(where, tmp_path):

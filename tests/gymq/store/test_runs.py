@@ -11,7 +11,7 @@ from gymq.store.run_status import read_status
 from gymq.store.runs import RunConfig
 from gymq.wire.ids import PartId, place
 from tests.support.redis_server import leaked_keys
-from tests.support.rollouts import address, make_run
+from tests.support.rollouts import acknowledge, address, make_run
 from tests.support.shard import keys
 
 
@@ -137,22 +137,22 @@ async def test_a_run_is_done_when_all_has_ended_and_all_consumers_have_all_and_t
     if cancelled:
         await runs.cancel(connection, "r")
 
-    async def acknowledge(consumer: str) -> int:
+    async def acknowledge_new(consumer: str) -> int:
         reply = await connection.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
-        return await connection.run(scripts.ack("r", consumer, 100, [entry for entry, _ in (reply[0][1] if reply else ())]))
+        return await acknowledge(connection, "r", consumer, [entry for entry, _ in (reply[0][1] if reply else ())], ttl=100)
 
     # When the others are acknowledged, then it is not done
-    assert [await acknowledge("sink"), await acknowledge("trainer")] == [0, 0]
+    assert [await acknowledge_new("sink"), await acknowledge_new("trainer")] == [0, 0]
     # nor when the last one has ended and only one consumer has it
     await pretender.end(last)
     if not cancelled:
         while await pretender.admit():
             await pretender.end(*pretender.live)
         await runs.close(connection, "r")
-    assert await acknowledge("sink") == 0
+    assert await acknowledge_new("sink") == 0
     assert (await read_status(connection, "r")).state == ("cancelled" if cancelled else "closed")
     # but when all have it
-    assert await acknowledge("trainer") == 1
+    assert await acknowledge_new("trainer") == 1
     assert (await read_status(connection, "r")).state == "done"
     await connection.send("DEL", keys.mailbox("agent"))
     for key in await connection.send("KEYS", "*"):
@@ -170,14 +170,14 @@ async def test_what_all_consumers_have_acknowledged_is_trimmed_and_nothing_else(
         reply = await connection.send("XREADGROUP", "GROUP", consumer, "reader", "STREAMS", keys.results("r"), ">")
         ids[consumer] = [entry for entry, _ in reply[0][1]]
     # When one acknowledges all, and the slow one all but the second
-    await connection.run(scripts.ack("r", "sink", 100, ids["sink"]))
+    await acknowledge(connection, "r", "sink", ids["sink"], ttl=100)
     assert await connection.send("XLEN", keys.results("r")) == 5
     first, second, *rest = ids[slow]
-    await connection.run(scripts.ack("r", slow, 100, [first, *rest]))
+    await acknowledge(connection, "r", slow, [first, *rest], ttl=100)
     # Then what stands behind the second stays
     assert [entry for entry, _ in await connection.send("XRANGE", keys.results("r"), "-", "+")] == [second, *rest]
     # and acknowledging twice counts once
-    await connection.run(scripts.ack("r", slow, 100, [first, *rest]))
+    await acknowledge(connection, "r", slow, [first, *rest], ttl=100)
     assert (await read_status(connection, "r")).unread == {"sink": 0, slow: 1}
 
 
@@ -252,7 +252,7 @@ async def test_a_run_that_is_done_is_not_listed_again_by_who_creates_it_again(co
     pretender = await make_run(connection)
     await pretender.finish(1)
     ((_, ((entry, _),)),) = await connection.send("XREADGROUP", "GROUP", "sink", "x", "STREAMS", keys.results("r"), ">")
-    assert await connection.run(scripts.ack("r", "sink", 60, [entry])) is scripts.AckOutcome.RUN_DONE
+    assert await acknowledge(connection, "r", "sink", [entry]) is scripts.AckOutcome.RUN_DONE
     # When it is created once more
     assert await runs.create(connection, pretender.config) is False
     # Then it is no run that goes on, and its name lapses with it

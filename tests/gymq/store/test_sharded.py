@@ -14,7 +14,7 @@ from gymq.store.sharded import Shards, reach
 from gymq.store.task_ledger import TaskLedger, deal
 from gymq.wire.ids import place
 from gymq.wire.task import Task
-from tests.support.rollouts import BORN, Pretender
+from tests.support.rollouts import BORN, Pretender, acknowledge
 
 
 @given(shards=st.integers(1, 7), chunks=st.lists(st.integers(0, 12), max_size=8))
@@ -90,7 +90,7 @@ async def test_a_run_is_done_when_it_is_done_on_every_shard(shards):
         await agent.end(*agent.live)
         entries = [entry for entry, _ in await connection.send("XRANGE", connection.keys.results("r"), "-", "+")]
         await connection.send("XREADGROUP", "GROUP", "sink", "x", "STREAMS", connection.keys.results("r"), ">")
-        await connection.run(scripts.ack("r", "sink", 60, entries))
+        await acknowledge(connection, "r", "sink", entries)
     found = await shards.status("r")
     assert (found.state, found.rows, found.ended, found.by_status, found.unread) == (
         "done",

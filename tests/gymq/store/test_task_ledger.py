@@ -20,7 +20,7 @@ from gymq.store.task_ledger import TaskLedger, find_rows
 from gymq.wire.ids import PartId
 from gymq.wire.message import Message, encode_message
 from gymq.wire.task import Task, encode_task
-from tests.support.rollouts import Pretender, linked
+from tests.support.rollouts import Pretender, acknowledge, linked
 from tests.support.shard import keys
 from tests.support.tiers import examples
 
@@ -151,10 +151,10 @@ async def test_admission_waits_for_the_slowest_consumer_but_finishes_the_group_t
         await run.admit()
         assert run.live == ["r.1.1"]
         # When one consumer has everything, the other nothing
-        await acknowledge(connection, "sink")
+        await acknowledge_new(connection, "sink")
         assert await run.admit() == 0
         # Then it takes the other to go on
-        await acknowledge(connection, "trainer")
+        await acknowledge_new(connection, "trainer")
         assert (await run.admit(), run.live) == (2, ["r.1.1", "r.2.0", "r.2.1"])
 
 
@@ -170,7 +170,7 @@ async def test_what_stands_acknowledged_behind_a_straggler_holds_up_nothing(sett
         # When others end and are acknowledged, though the straggler's keeps them from being trimmed
         for _ in range(10):
             await run.end(*[rid for rid in run.live if rid != "r.0.1"])
-            await acknowledge(connection, "trainer")
+            await acknowledge_new(connection, "trainer")
             await run.admit()
         # Then the run went on
         assert (await read_status(connection, "r")).admitted > 20
@@ -190,11 +190,11 @@ async def test_no_more_begin_than_are_used_before_they_are_too_old(settings):
         assert await run.admit() == 0
         # and as many more as were used
         entries = await read(connection, "trainer")
-        await connection.run(scripts.ack("r", "trainer", 60, [entry for entry, _ in entries[:4]]))
+        await acknowledge(connection, "r", "trainer", [entry for entry, _ in entries[:4]])
         assert await run.admit() == 4
         await run.end(*run.live)
         assert await run.admit() == 0
-        await acknowledge(connection, "trainer")
+        await acknowledge_new(connection, "trainer")
         assert await run.admit() == 8
 
 
@@ -364,7 +364,7 @@ class Reader:
         used = chance.sample(usable, chance.randint(0, len(usable))) if chance else usable
         for entry in used:
             del self._held[entry]
-        await self.connection.run(scripts.ack("r", self.consumer, 60, used))
+        await acknowledge(self.connection, "r", self.consumer, used)
 
 
 async def read(connection: Connection, consumer: str, count: int = 1000) -> list:
@@ -374,6 +374,6 @@ async def read(connection: Connection, consumer: str, count: int = 1000) -> list
     return reply[0][1] if reply else []
 
 
-async def acknowledge(connection: Connection, consumer: str) -> None:
+async def acknowledge_new(connection: Connection, consumer: str) -> None:
     """Read and acknowledge all that is new."""
-    await connection.run(scripts.ack("r", consumer, 60, [entry for entry, _ in await read(connection, consumer)]))
+    await acknowledge(connection, "r", consumer, [entry for entry, _ in await read(connection, consumer)])

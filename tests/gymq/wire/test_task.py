@@ -10,7 +10,7 @@ from gymq.store import runs, scripts
 from gymq.store.run_status import read_status
 from gymq.wire.ids import place
 from gymq.wire.task import Task, decode_task, encode_task
-from tests.support.rollouts import address, make_run
+from tests.support.rollouts import acknowledge, address, make_run
 from tests.support.shard import keys
 
 
@@ -86,10 +86,10 @@ async def test_admission_waits_while_the_consumer_is_behind_by_the_backlog(conne
     # When its consumer acknowledges one, then it is still three behind
     ((_, entries),) = await connection.send("XREADGROUP", "GROUP", "sink", "reader", "STREAMS", keys.results("r"), ">")
     ids = [entry for entry, _ in entries]
-    await connection.run(scripts.ack("r", "sink", 100, [ids.pop()]))
+    await acknowledge(connection, "r", "sink", [ids.pop()], ttl=100)
     assert await pretender.admit() == 0
     # and when it acknowledges one more, admission goes on
-    await connection.run(scripts.ack("r", "sink", 100, [ids.pop()]))
+    await acknowledge(connection, "r", "sink", [ids.pop()], ttl=100)
     assert await pretender.admit() == 2
 
 

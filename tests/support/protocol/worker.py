@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gymq.runtime.mailbox import Mail
+from gymq.wire.consumer_member import Epoch
 
 AGENT, RESOURCE = "agent", "resource:e"
 BOXES = (AGENT, RESOURCE)
@@ -84,9 +85,13 @@ class Reader:
         name: the consumer's.
         held: entry -> rollout, of what was delivered and not acknowledged.
         seen: what it has used; it never uses one twice.
+        epoch: that of the process; None: it has not joined.
+        stale: the one of the process before it.
     """
 
     run: str
     name: str
     held: dict[bytes, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    epoch: Epoch | None = None
+    stale: Epoch | None = None

@@ -22,6 +22,7 @@ from gymq.store.connection import Connection
 from gymq.store.runs import RunConfig
 from gymq.store.scripts import AckOutcome, HandBackReason, ScriptCall
 from gymq.store.worker_registry import WorkerEntry
+from gymq.wire.consumer_member import ConsumerMember, Epoch
 from tests.support.protocol.history import Consumed, History, Run
 from tests.support.protocol.worker import BOXES, NUMBERS, RESOURCE, Reader, Worker
 from tests.support.redis_server import roll_back, snapshot
@@ -314,11 +315,34 @@ class World:
         consumed = self.consumed(reader)
         if consumed is None:
             return
+        self.join(reader)
         reply = self.redis.xreadgroup(reader.name, "reader", {keys.results(reader.run): "0"}, count=1000)
         run = self.history.runs[reader.run]
         again = {entry: run.address(fields[b"r"].decode()) for entry, fields in (reply[0][1] if reply else ())}
         assert again == {entry: rid for entry, rid in consumed.delivered.items() if rid not in consumed.acked}
         reader.held |= again
+
+    def join(self, reader: Reader) -> None:
+        """Another process becomes the reader, or the same one does again."""
+        reader.stale, epoch = reader.epoch, Epoch.after(reader.epoch)
+        joined = self.script(scripts.join_consumer(ConsumerMember(reader.run, reader.name, "reader", epoch)))
+        assert joined is not None and joined.number is not None and joined.number >= epoch.number
+        reader.epoch = epoch._replace(number=joined.number)
+
+    def _ack(self, reader: Reader, entries: list[bytes]) -> AckOutcome:
+        """Acknowledge as the reader; the process before it changes nothing."""
+        if self.consumed(reader) is not None and reader.epoch is None:
+            self.join(reader)
+        for _ in range(2):
+            if reader.stale is not None:
+                address = ConsumerMember(reader.run, reader.name, "reader", reader.stale)
+                assert self.script(scripts.ack(address, TTL, entries)) < AckOutcome.RUN_GOES_ON
+            address = ConsumerMember(reader.run, reader.name, "reader", reader.epoch or Epoch.after(None))
+            outcome = self.script(scripts.ack(address, TTL, entries))
+            if outcome is not AckOutcome.EPOCH_LOST:
+                return outcome
+            self.join(reader)
+        return outcome
 
     def acknowledge(self, reader: Reader, entries: list[bytes]) -> None:
         """Acknowledge entries, used or seen before."""
@@ -326,7 +350,7 @@ class World:
         for entry in entries:
             reader.seen.add(reader.held[entry])
         for _ in range(2):
-            done = self.script(scripts.ack(reader.run, reader.name, TTL, entries))
+            done = self._ack(reader, entries)
             if consumed is None:
                 assert done is AckOutcome.UNKNOWN_CONSUMER
                 continue
