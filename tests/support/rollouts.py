@@ -281,7 +281,9 @@ class Pretender:
             for field in ("seq", "messages", "calls"):  # the script adds these
                 del record[field]
             final = scripts.RolloutEnd(name, row, self.config.samples, status, msgspec.json.encode(record)[:-1])
-            commits.append(scripts.CommitStep(address(rid), 0, final=final))
+            commits.append(
+                scripts.CommitStep(str(RolloutAddress(RolloutId.parse(rid), self.config.incarnation)), 0, final=final)
+            )
             self.live.remove(rid)
         assert await self.connection.run(scripts.commit(commits)) == [scripts.CommitOutcome.APPLIED] * len(rollouts)
 

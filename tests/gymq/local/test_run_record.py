@@ -14,7 +14,7 @@ from gymq.errors import UsageError
 from gymq.local.run_record import RunRecord
 from gymq.settings import Settings
 from gymq.store import runs, scripts
-from gymq.store.runs import RunConfig
+from gymq.store.runs import RunConfig, load_config
 from gymq.store.sharded import Shards
 from gymq.store.task_ledger import TaskLedger
 from gymq.wire.rollout import Rollout
@@ -40,7 +40,7 @@ def record(shards: Shards, out: Path, *kept: int) -> RunRecord:
 async def end(shards: Shards, *rows: int) -> None:
     """End rollouts, each on its shard."""
     for connection in shards.connections:
-        agent = Pretender(connection, CONFIG)
+        agent = Pretender(connection, await load_config(connection, "r"))
         await connection.run(scripts.admit(100, 4096, 100, 1 << 40, 60_000))
         agent.live = [f"r.{row}.0" for row in rows if row % len(shards.connections) == connection.shard]
         await agent.end(*agent.live)
