@@ -8,6 +8,7 @@ stands for what.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -19,11 +20,12 @@ from redis import Redis
 
 from gymq.runtime.mailbox import STRIKES
 from gymq.store import scripts
+from gymq.store.connection import Outage, ServerFull
 from tests.support.protocol import steps, truth
 from tests.support.protocol.operators import MANY, PICK, SAMPLES, Operators
 from tests.support.protocol.outages import Outages
 from tests.support.protocol.worker import BOXES, NUMBERS, QUARANTINES, Worker
-from tests.support.protocol.world import LIVENESS, World
+from tests.support.protocol.world import LIVENESS, REFUSALS, World
 from tests.support.redis_server import leaked_keys
 from tests.support.shard import keys
 from tests.support.tiers import examples
@@ -45,10 +47,11 @@ STORM = {
     "judge": 6,
     "plague": 1,
     "cancel_some": 2,
-    "consume": 8,
-    "remember": 4,
-    "roll_back": 4,
-    "remove": 2,
+    "consume": 12,
+    "remember": 8,
+    "roll_back": 8,
+    "refuse": 3,
+    "remove": 3,
 }
 
 
@@ -57,13 +60,15 @@ class Protocol(Operators, Outages):
 
     url = ""
 
-    @initialize()
-    def create(self) -> None:
+    @initialize(seed=st.integers(0, 1 << 32))
+    def create(self, seed: int) -> None:
+        """Begin in the middle of things."""
         self.world = World(self.url, SAMPLES)
         for name in SAMPLES:
             self.world.declare(name, "sink")
             self.enqueue(name, 2, MANY)
         self.admit(5)
+        self.storm(seed, 30)
 
     # Workers. What they do may be lost on the way back: then they do it again.
 
@@ -239,10 +244,27 @@ class Protocol(Operators, Outages):
         if worker.held:
             steps.act(self.world, worker, steps.batch_of(worker, first, 2))
 
-    @rule(most=st.integers(1, 3), finish=st.booleans())
-    def judge(self, most: int, finish: bool) -> None:
-        """Hand back what the dead hold: all of it, or only the first batch."""
-        self.world.judge(most, finish)
+    @rule(most=st.integers(1, 3), finish=st.booleans(), outage=st.booleans())
+    def judge(self, most: int, finish: bool, outage: bool = False) -> None:
+        """Hand back what the dead hold: all of it, or only the first batch; perhaps dead since an outage."""
+        self.world.judge(most, finish, scripts.HandBackReason.OUTAGE if outage else scripts.HandBackReason.DEAD)
+
+    @precondition(lambda self: self.busy)
+    @rule(kind=st.sampled_from(sorted(REFUSALS)), who=PICK, first=PICK)
+    def refuse(self, kind: str, who: int, first: int) -> None:
+        """Redis refuses what writes; all is tried, none of it happens in part, and it is tried again later."""
+        worker, other = self.busy[who % len(self.busy)], self.world.workers[who % len(self.world.workers)]
+        with self.world.refusing(kind):
+            for attempt in (
+                lambda: steps.act(self.world, worker, steps.batch_of(worker, first, 3)),
+                lambda: self.world.take(other, 2),
+                lambda: self.world.hand_back(other.name, 2, scripts.HandBackReason.DEAD),
+                lambda: self.admit(2),
+                self.wake,
+            ):
+                with suppress(Outage, ServerFull):
+                    attempt()
+                truth.check(self.world)
 
     @rule(seed=st.integers(0, 1 << 32), moves=st.integers(20, 60))
     def storm(self, seed: int, moves: int) -> None:
@@ -284,6 +306,8 @@ class Protocol(Operators, Outages):
                     self.remember()
                 case "roll_back" if self.world.can_go_back:
                     self.roll_back(maybe, pick)
+                case "refuse" if self.busy:
+                    self.refuse(random.choice(sorted(REFUSALS)), number, pick)
                 case "remove":
                     self.remove(name, random.randint(1, 2), seldom)
             truth.check(self.world)

@@ -7,6 +7,8 @@ import copy
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,6 +42,13 @@ CREDITS = 3
 
 #: What a hand-back adds to mail: deaths, strikes, the last that died with it; and what private mail says besides.
 _ADDED = (b"a", b"k", b"w", b"m")
+
+#: Errors with which a server refuses what writes: the option that makes them, its value then, and before.
+REFUSALS: dict[str, tuple[str, int, int]] = {
+    "NOREPLICAS": ("min-replicas-to-write", 1, 0),
+    "OOM": ("maxmemory", 1, 0),
+    "READONLY": ("", 0, 0),
+}
 
 T = TypeVar("T")
 
@@ -234,20 +243,36 @@ class World:
         assert moved == most or not self.redis.exists(own)
         return moved
 
-    def judge(self, most: int, finish: bool) -> None:
+    def judge(self, most: int, finish: bool, why: HandBackReason = HandBackReason.DEAD) -> None:
         """Hand back what the dead hold: all of it, or only the first batch."""
         alive = {worker.name for worker in self.workers}
         for raw in self.redis.hkeys(keys.workers):
-            moved = self.hand_back(raw.decode(), most)
+            moved = self.hand_back(raw.decode(), most, why)
             assert (moved is None) == (raw.decode() in alive)
             while finish and moved == most:
-                moved = self.hand_back(raw.decode(), most)
+                moved = self.hand_back(raw.decode(), most, why)
         for box in BOXES:
             for orphan in self.script(scripts.find_orphans([box])).workers:
                 assert self.redis.hget(keys.workers, orphan) is None
                 self.hand_back(orphan, 100)
 
-    # Redis loses what it had confirmed.
+    # Redis refuses, and loses what it had confirmed.
+
+    @contextmanager
+    def refusing(self, kind: str) -> Iterator[None]:
+        """Let the server refuse what writes, for a while, by the error of that name."""
+        option, away, there = REFUSALS[kind]
+        if option:
+            self.redis.config_set(option, away)
+        else:
+            self.redis.replicaof("127.0.0.1", 1)  # a master that is not there
+        try:
+            yield
+        finally:
+            if option:
+                self.redis.config_set(option, there)
+            else:
+                self.redis.replicaof("NO", "ONE")
 
     def remember(self) -> None:
         """Take a snapshot."""
