@@ -7,14 +7,13 @@ import logging
 
 from gymq.client.place import Place
 from gymq.client.rollout_set import RolloutSet
-from gymq.errors import GymqError, MemberReplaced, OtherFile, UnknownName, UsageError
+from gymq.client.shard_member import ShardMember
+from gymq.errors import GymqError
 from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
-from gymq.store.runs import load_config
-from gymq.store.scripts import AckOutcome, MemberProgress, Standing
+from gymq.store.scripts import AckOutcome, MemberProgress
 from gymq.store.sharded import check
-from gymq.wire.consumer_member import ConsumerMember, Epoch
 from gymq.wire.rollout import Rollout, rollout_of_entry
 
 log = logging.getLogger(__name__)
@@ -45,12 +44,9 @@ class ShardStream:
         self.done = False
         self._run = run
         self._consumer = consumer
-        # Before it has joined, an epoch that no process has.
-        self._address = ConsumerMember(run, consumer, member, Epoch(0, ""))
-        self._joining = asyncio.Lock()
-        self._incarnation = ""
         self._ttl = settings.ttl
         self._connection = Connection(settings, f"gymq-consumer-{consumer}")
+        self._member = ShardMember(self._connection, run, consumer, member)
         # Where reads of several shards are always under way, an acknowledgement must not wait for them.
         self._ack_connection = (
             self._connection if self._connection.shards == 1 else Connection(settings, f"gymq-consumer-{consumer}")
@@ -87,16 +83,13 @@ class ShardStream:
         while True:
             try:
                 await check(self._connection)
-                samples, backlog, to = await self._connection.send(
-                    "HMGET", self._connection.keys.run(self._run), "samples", "backlog", f"to:{self._consumer}"
+                await self._member.find(place)
+                samples, backlog = await self._connection.send(
+                    "HMGET", self._connection.keys.run(self._run), "samples", "backlog"
                 )
-                self._incarnation = (await load_config(self._connection, self._run)).incarnation
-                break
+                return int(samples), int(backlog)
             except Outage:
                 await self._connection.reconnect()
-        if place is not None and to and Place.parse(to.decode()).path != place.path:
-            raise self._elsewhere(to.decode())
-        return int(samples), int(backlog)
 
     async def declare(self) -> int:
         """Declare the consumer; returns how many finished rollouts it will not see.
@@ -104,10 +97,7 @@ class ShardStream:
         Raises:
             UnknownName: there is no such run.
         """
-        missed = await self._connection.insist(scripts.declare_consumer(self._run, self._consumer))
-        if missed is None:
-            raise UnknownName(f"no run {self._run!r}; `gymq status` lists the runs")
-        return missed
+        return await self._member.declare()
 
     async def join(self, place: Place | None = None) -> Place | None:
         """Become the member, in a new epoch: the process that was it before neither reads on nor acknowledges.
@@ -122,58 +112,11 @@ class ShardStream:
             OtherFile: another host's file holds what this one does not: nothing has changed.
             UsageError: the consumer writes to another path.
         """
-        async with self._joining:
-            return await self._join(place)
-
-    async def _join(self, place: Place | None) -> Place | None:
         held = -1 if place is None else self._seen.count(self._connection.shard, self._connection.shards)
-        epoch = Epoch.after(self._address.epoch)
-        address = self._address._replace(epoch=epoch)
-        joined = await self._connection.insist(scripts.join_consumer(address, str(place or ""), held, self._newest_id))
-        if joined is None:
-            raise self._gone()
-        before = Place.parse(joined.place) if joined.place else None
-        if joined.number is None:
-            if place is None or before is None or before.path != place.path:
-                raise self._elsewhere(joined.place)
-            raise OtherFile(
-                f"consumer {self._consumer!r} of run {self._run!r} writes to {before}, and {place} holds {held} of the "
-                f"{joined.acked} rollouts that it has acknowledged: is another file; choose another --consumer, or copy that "
-                "file here"
-            )
-        self._address = address._replace(epoch=epoch._replace(number=joined.number))
+        joined = await self._member.join(place, held, self._newest_id)
         if joined.kept:
             self._newest = 0  # commit numbers begin anew with the run's record
-        return before
-
-    async def _join_again(self, lost: ConsumerMember) -> None:
-        """Become the member again: Redis has lost the epoch.
-
-        Args:
-            lost: the address that it had; if another read or acknowledgement has joined since, nothing happens.
-        """
-        async with self._joining:
-            if self._address is not lost:
-                return
-            if (await load_config(self._connection, self._run)).incarnation != self._incarnation:
-                raise UnknownName(f"run {self._run!r} was removed, and another one has its name")
-            await self.declare()
-            await self._join(None)
-
-    def _gone(self) -> UnknownName:
-        return UnknownName(f"run {self._run!r} has no consumer {self._consumer!r} any more: it was removed")
-
-    def _elsewhere(self, place: str) -> UsageError:
-        return UsageError(
-            f"consumer {self._consumer!r} of run {self._run!r} writes to {place}; choose another --consumer, or move it with "
-            f"`gymq consumer drop {self._run} {self._consumer}`"
-        )
-
-    def _replaced(self) -> MemberReplaced:
-        return MemberReplaced(
-            f"consumer {self._consumer!r} of run {self._run!r}: another process has become its member "
-            f"{self._address.member!r}, and goes on from what was acknowledged; give each process a member of its own"
-        )
+        return Place.parse(joined.place) if joined.place else None
 
     async def read(self, block: int) -> list[Rollout] | None:
         """Return the next finished rollouts; an empty list after a while without any; None when no more will come.
@@ -187,7 +130,7 @@ class ShardStream:
         """
         while True:
             try:
-                progress = await self._progress()
+                progress = await self._member.progress()
                 # What a read of the epoch before took, or an answer that did not arrive, is pending and in no process's hands.
                 strays = progress.pending > sum(map(len, self._held.values()))
                 if (self._recalled or self._unsure or strays) and (again := await self._recall(self._connection)):
@@ -292,7 +235,7 @@ class ShardStream:
 
     async def _take(self, after: str, block: int | None, connection: Connection | None = None) -> list[Rollout]:
         connection = connection or self._connection
-        member = self._address.member
+        member = self._member.address.member
         wait = () if block is None else ("BLOCK", block)
         stream = connection.keys.results(self._run)
         while True:
@@ -302,7 +245,7 @@ class ShardStream:
                 )
             except GymqError as error:
                 if "NOGROUP" in str(error):
-                    raise self._gone() from None
+                    raise self._member.gone() from None
                 raise
             entries = reply[0][1] if reply else ()
             ours: list[Rollout] = []
@@ -325,26 +268,6 @@ class ShardStream:
         # Not as rollouts that were used: those are counted.
         await self._connection.send("XACK", stream, self._consumer, *entries)
 
-    async def _progress(self) -> MemberProgress:
-        """Return how far the run is; the member stands as it should.
-
-        Raises:
-            MemberReplaced, UnknownName: it does not.
-        """
-        while True:
-            address = self._address
-            progress = await self._connection.run(scripts.member_progress(address))
-            if progress.state is None:
-                raise UnknownName(f"run {self._run!r} was removed")
-            if progress.standing is Standing.MEMBER:
-                return progress
-            if progress.standing is Standing.UNKNOWN_CONSUMER:
-                raise self._gone()
-            if progress.standing is Standing.EPOCH_LOST:
-                await self._join_again(address)
-            elif address is self._address:
-                raise self._replaced()
-
     async def acknowledge(self, rollouts: list[Rollout]) -> None:
         """Acknowledge rollouts; those that Redis has lost are acknowledged when they have ended again.
 
@@ -366,7 +289,7 @@ class ShardStream:
             Whether the consumer is declared.
         """
         while True:
-            address = self._address
+            address = self._member.address
             entries = [entry for rid in rollouts for entry in self._held.get(rid, ())] + passed
             try:
                 outcome = await self._ack_connection.run(scripts.ack(address, self._ttl, entries))
@@ -379,10 +302,10 @@ class ShardStream:
                 await self._sure()
                 continue
             if outcome is AckOutcome.EPOCH_LOST:
-                await self._join_again(address)
+                await self._member.join_again(address)
             elif outcome is AckOutcome.REPLACED:
-                if address is self._address:
-                    raise self._replaced()
+                if address is self._member.address:
+                    raise self._member.replaced()
             else:
                 self.done = outcome is AckOutcome.RUN_DONE
                 return outcome is not AckOutcome.UNKNOWN_CONSUMER

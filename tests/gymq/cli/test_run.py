@@ -135,9 +135,9 @@ def test_a_file_of_options_gives_what_the_command_line_does_not(cli):
 def test_a_run_on_a_given_server_leaves_it_and_finds_it_again(cli, redis_url: str, slow_model: str):
     process = cli.start(*slow_run(slow_model, "--redis", redis_url))
     cli.wait_rows(20)
+    kill_all(process)
     elsewhere = [arg if arg != "out.jsonl" else "elsewhere.jsonl" for arg in slow_run(slow_model, "--redis", redis_url)]
     assert "on this server writes to" in cli(*elsewhere, code=2).stderr
-    kill_all(process)
     cli(*slow_run(slow_model, "--redis", redis_url))
     assert ids(cli.rows()) == expected(60, 2)
     assert "done" in cli("status", "--redis", redis_url).stdout

@@ -19,8 +19,8 @@ from gymq.client.sink_loop import COMMIT_EVERY, Sink, feed
 from gymq.errors import GymqError, MemberReplaced, SinkBusy, UnknownName, UsageError
 from gymq.observe.events import RolloutsStored, subscribe, unsubscribe
 from gymq.store import scripts
-from gymq.store.runs import RunConfig
-from tests.support.rollouts import Pretender, Workers, ask, linked, produce, status, wait_for_state, weather
+from gymq.store.runs import RunConfig, close
+from tests.support.rollouts import Pretender, Workers, ask, linked, produce, wait_for_state, weather, with_link
 from tests.support.shard import keys
 from tests.support.tiers import slow
 from tests.support.waiting import wait_until
@@ -117,7 +117,8 @@ async def test_nothing_is_lost_or_there_twice_after_kill_9_around_a_commit(
 def test_nothing_is_lost_or_there_twice_after_kill_9_at_any_moment(spawn, settings, tmp_path, kind, no_leaks):
     # Given workers and a run that takes a while
     workers = Workers(spawn, settings, tmp_path).start_all(latency=0.1)
-    produce(settings, RunConfig("r", "weather", "tool", "scripted", concurrency=8), weather(300), consumers=["sink"])
+    config = RunConfig("r", "weather", "tool", "scripted", concurrency=8)
+    produce(settings, config, weather(300), consumers=["sink"], last=False)
     path = tmp_path / "out"
     doomed = [sys.executable, "-c", DOOMED, kind, str(path), "never"]
     env = {"GYMQ_REDIS_URL": settings.redis_url}
@@ -128,7 +129,7 @@ def test_nothing_is_lost_or_there_twice_after_kill_9_at_any_moment(spawn, settin
         time.sleep(delay)
         sink.kill()
         sink.wait()
-    assert status(settings, "r").state != "done"
+    with_link(settings, lambda connection: close(connection, "r"))
     spawn(doomed, env)
     # Then every rollout stands there once, and Redis keeps nothing
     wait_for_state(settings, "r", "done", 60)
