@@ -129,8 +129,8 @@ class Connection:
 
     async def _probe(self) -> None:
         with contextlib.suppress(GymqError):  # not for this user; but it is there
-            # A write without effect, since nothing has that name. It works even when the server's memory is full.
-            await self._exchange("PEXPIRE", self.keys.alive(""), 1)
+            # A write without effect, since that key never expires. It works even when the server's memory is full.
+            await self._exchange("PERSIST", self.keys.shards)
 
     def tell_outage(self, reason: Exception) -> None:
         """Tell that the shard is away; the next command that it answers ends that.

@@ -240,7 +240,7 @@ async def _check_eviction(connection: Connection) -> None:
     try:
         said = (await connection.send("INFO", "memory")).decode()
     except AccessRefused:
-        return  # whoever forbids it knows the server
+        return  # the users that `gymq acl` makes may not ask: whoever made them knows the server
     memory = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
     policy = memory.get("maxmemory_policy", NO_EVICTION)
     if policy != NO_EVICTION and memory.get("maxmemory", "0") != "0":
