@@ -23,7 +23,7 @@ COMMANDS = (
 )
 
 #: Keys by which every worker lives: the registry, leases, mail, dead letters, the pause that remote control sets.
-_WORKER = ("workers", "alive:*", "private", "m:*", "shards", "dead", "paused")
+_WORKER = ("workers", "alive:*", "private", "m:*", "served", "shards", "dead", "paused")
 
 #: Keys of a rollout in flight that a call needs: its state, conversation, calls and task.
 _CALL = ("r:*", "t:*", "k:*", "rows:*")

@@ -31,6 +31,7 @@ from gymq.runtime.mailbox import Mail, Mailboxes
 from gymq.runtime.membership import Membership
 from gymq.runtime.outage_watch import outlasted
 from gymq.runtime.quarantines import MOST, Quarantines
+from gymq.runtime.service_times import ServiceTimes
 from gymq.runtime.worker_host import EVENT_LIMIT, Event, RoleOptions
 from gymq.settings import Settings
 from gymq.store.connection import OUTAGE_LIMIT, Connection, Outage, ServerFull, pause
@@ -64,6 +65,9 @@ class Actor:
 
     role = ""
 
+    #: Whether it needs to know since when other mailboxes have been served.
+    reads_times = False
+
     #: Whether it has a private mailbox, to which agents send mail about what it has in memory.
     private = False
 
@@ -83,6 +87,7 @@ class Actor:
         entry = WorkerEntry(self.role, self.host, os.getpid(), names, suspects_only, time.time())
         self._starting = msgspec.structs.replace(entry, mailboxes=[], starting=names)
         self._recorder = recorder()
+        self.times = ServiceTimes()
         self.life = Membership(settings, Connection(settings, f"gymq-{self.role}-alive"), entry, private)
         share = 1 if suspects_only else -(-capacity // self.connection.shards)
         self.intake = Intake(self.role, self.boxes, self.reader, self.life, share, self.handle, self.forget)
@@ -311,6 +316,7 @@ class Actor:
             self._awake.clear()
             self.intake.recheck()
             try:
+                await self.tell_time()
                 suspects_wait = await self.life.sweep()
                 if self.quarantines is not None:
                     await self.quarantines.look(0 if self.intake.closed else suspects_wait)
@@ -321,6 +327,10 @@ class Actor:
                 await self.life.recover()
             except ServerFull:
                 pass  # the next sweep tries again
+
+    async def tell_time(self) -> None:
+        """Say that the mailboxes are served, and learn the server's time."""
+        await self.times.look(self.life.connection, [] if self.suspects_only else self.boxes.names, self.reads_times)
 
     async def _finish(self) -> None:
         """Wait for what is held after the last read, hand back the rest, leave the registry."""

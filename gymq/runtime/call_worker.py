@@ -126,7 +126,7 @@ class CallWorker(Actor):
         calls: list[tuple[Mail, Call]] = []
         newer: list[tuple[Mail, int]] = []
         late: list[int] = []
-        oldest = (time.time() - WANTED_CHECK_AFTER) * 1000
+        oldest = (self.times.now() - WANTED_CHECK_AFTER) * 1000
         for one in mail:
             schema = call_schema(one.fields[0])
             try:
@@ -163,7 +163,7 @@ class CallWorker(Actor):
         current = asyncio.current_task()
         assert current is not None
         serving = self._serving[key] = _Serving(call, current, time.monotonic())
-        started = time.time()
+        started = self.times.now()
         work_in_hand.set(call)
         fault: Fault | None = None
         value: bytes | None = b""
@@ -251,7 +251,7 @@ class CallWorker(Actor):
             letter: the encoded dead letter of a call that was given up.
         """
         waited = self.waited.pop(call.id, 0.0)
-        reply = Reply(call.n, started, time.time(), self.worker, fault, value, mail.attempt, waited)
+        reply = Reply(call.n, started, self.times.now(), self.worker, fault, value, mail.attempt, waited)
         entry = ReplyEntry(call.rollout, call.step, call.n, encode(reply), mail.stream, mail.id, call.idempotency_token)
         if letter is not None:
             entry.letter, entry.letter_ttl = letter, self.settings.ttl

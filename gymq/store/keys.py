@@ -28,6 +28,7 @@ class Keys:
         self.dead = self.prefix + "dead"  # STREAM of dead letters: mail that killed its process, alone, again and again
         self.shards = self.prefix + "shards"  # STRING of shard 0's prefix, on each server: "<shard> of <shards>" that it is
         self.rates = self.prefix + "rates"  # SET of digests of rate limits whose hash may exist; on shard 0 only
+        self.served = self.prefix + "served"  # HASH mailbox -> ms since which it is served without a gap, ms of the last look
         self.isolated = self.prefix + "isolated"  # HASH call id -> executor that works on it
 
     def run(self, name: str) -> str:

@@ -10,20 +10,20 @@ from .state import State
 #: when they start; this one is for calls that no worker serves.
 OVERDUE = 3600.0
 
-#: Seconds by which the clocks of two machines may differ.
+#: Seconds by which a process's idea of the server's clock may be wrong.
 SKEW = 1.0
 
 #: Phases in which the conversation is over: limits end conversations.
 _OVER = frozenset({"verifying", "closing"})
 
 
-def reached(state: State, config: RunConfig, now: float, *, generate: bool) -> str:
+def reached(state: State, config: RunConfig, lasted: float, *, generate: bool) -> str:
     """Return the limit that a rollout has reached before its next call; empty: none.
 
     Args:
         state: the rollout's.
         config: its run.
-        now: seconds since the epoch.
+        lasted: seconds that it has lasted.
         generate: whether its next call begins another turn.
     """
     if generate and state.turns >= config.max_turns:
@@ -33,18 +33,18 @@ def reached(state: State, config: RunConfig, now: float, *, generate: bool) -> s
         return "max_rollout_tokens"
     if config.max_working_seconds and state.working >= config.max_working_seconds:
         return "max_working_seconds"
-    return "max_seconds" if out_of_time(state, config, now) else ""
+    return "max_seconds" if out_of_time(state, config, lasted) else ""
 
 
-def out_of_time(state: State, config: RunConfig, now: float) -> bool:
+def out_of_time(state: State, config: RunConfig, lasted: float) -> bool:
     """Return whether the conversation has reached `max_seconds`, or will in a moment.
 
     Args:
         state: the rollout's state.
         config: its run.
-        now: seconds since the epoch.
+        lasted: seconds that it has lasted.
     """
-    return bool(config.max_seconds) and state.phase not in _OVER and now >= state.started_at + config.max_seconds - SKEW / 10
+    return bool(config.max_seconds) and state.phase not in _OVER and lasted >= config.max_seconds - SKEW / 10
 
 
 def tools_left(state: State, config: RunConfig, most: int) -> int:
@@ -58,25 +58,26 @@ def tools_left(state: State, config: RunConfig, most: int) -> int:
     return min(most, config.max_tool_calls - state.tool_calls) if config.max_tool_calls else most
 
 
-def overdue(state: State, now: float) -> bool:
-    """Return whether the pending calls were sent too long ago.
+def overdue(waited: float) -> bool:
+    """Return whether the pending calls have waited for too long.
 
     Args:
-        state: the rollout's state.
-        now: seconds since the epoch.
+        waited: seconds since they were sent in which their mailbox was served.
     """
-    return now >= state.queued + OVERDUE - SKEW
+    return waited >= OVERDUE - SKEW
 
 
-def due(state: State, config: RunConfig, now: float) -> float:
+def due(state: State, config: RunConfig, now: float, lasted: float, waited: float = 0.0) -> float:
     """Return when a rollout without mail must be looked at: a wait is over, a limit is reached, or its calls are overdue.
 
     Args:
         state: the rollout's state.
         config: its run.
         now: seconds since the epoch, as what is returned.
+        lasted: seconds that it has lasted.
+        waited: seconds that its calls have waited.
     """
-    when = state.resume or now + OVERDUE
+    when = state.resume or now + OVERDUE - waited
     if config.max_seconds and state.phase not in _OVER:
-        when = min(when, state.started_at + config.max_seconds)
+        when = min(when, now + config.max_seconds - lasted)
     return when

@@ -69,11 +69,11 @@ class Machine:
         """End a rollout that has lasted too long, or send its calls again; None: it is not time yet."""
         state = self.state
         try:
-            if limits.out_of_time(state, self.config, self.context.now):
+            if limits.out_of_time(state, self.config, self.context.lasted):
                 self._out_of_time()
             elif state.resume:
                 self._resend()
-            elif limits.overdue(state, self.context.now):
+            elif limits.overdue(self.context.waited):
                 self._overdue()
             else:
                 return None
@@ -110,8 +110,14 @@ class Machine:
         return self._done()
 
     def _done(self) -> Step:
-        self.step.due = limits.due(self.state, self.config, self.context.now)
+        self.state.lasted, self.state.counted = self.context.lasted, self.context.now
+        self.step.due = limits.due(self.state, self.config, self.context.now, self.state.lasted)
         return self.step
+
+    def not_yet(self) -> float:
+        """Return the seconds until a rollout must be looked at again for which it was not time yet."""
+        context = self.context
+        return limits.due(self.state, self.config, context.now, context.lasted, context.waited) - context.now
 
     def _reply(self, reply: Reply) -> None:
         """Merge the reply of a call that was sent alone."""
@@ -206,7 +212,7 @@ class Machine:
             self.state.todo = action
             return self._next_tools()
         generate = isinstance(action, Generate)
-        limit = limits.reached(self.state, self.config, self.context.now, generate=generate)
+        limit = limits.reached(self.state, self.config, self.context.lasted, generate=generate)
         if limit:
             return self.context.truncate(limit)
         return self._generate() if generate else self.context.hook("responding")
@@ -236,7 +242,7 @@ class Machine:
     def _next_tools(self) -> None:
         state = self.state
         while state.todo:
-            limit = limits.reached(state, self.config, self.context.now, generate=False)
+            limit = limits.reached(state, self.config, self.context.lasted, generate=False)
             most = limits.tools_left(state, self.config, MAX_PARALLEL_TOOLS)
             if limit or most <= 0:
                 self.context.append(self.context.turn.cut(limit or "max_tool_calls"))
@@ -340,10 +346,18 @@ class Machine:
         self.context.truncate("max_seconds")
 
     def _overdue(self) -> None:
+        """Give up the pending calls, and send them again as after a fault that may pass."""
+        state = self.state
         self.step.drop = True
-        if self.state.phase == "closing":
+        if state.phase == "closing":
             return self.context.end()
-        self.context.give_up(Fault("timeout", "the call was pending for an hour; is a worker running that serves it?"))
+        fault = Fault("unavailable", "the call was pending for an hour, and workers that serve it were there")
+        kind: CallKind = "ask" if state.asking else "tool" if state.phase == "tools" else _KINDS[state.phase]
+        once = state.phase == "tools" and any(
+            self.context.turn.specs[call.name].once for call in self.context.turn.unanswered()
+        )
+        if once or not retry_budget.take(state, self.config, kind, fault, self.context.now):
+            self.context.give_up(retry_budget.last_fault(state, fault))
 
 
 _KINDS: dict[str, CallKind] = {

@@ -62,6 +62,8 @@ class State(msgspec.Struct, array_like=True):
         oldest, newest: policy versions that its tokens were sampled with; -1: no token said so yet.
         replica: the model worker that answered last, where those have private mailboxes.
         keeper: the resource worker that has the live session.
+        lasted: seconds since its first step, without the time in which what it waited for was not served.
+        counted: up to when these are counted, seconds since the epoch.
     """
 
     schema: int = SCHEMA
@@ -98,6 +100,8 @@ class State(msgspec.Struct, array_like=True):
     newest: int = -1
     replica: str = ""
     keeper: str = ""
+    lasted: float = 0.0
+    counted: float = 0.0
 
     @property
     def asking(self) -> bool:

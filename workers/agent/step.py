@@ -51,9 +51,10 @@ class Step(msgspec.Struct):
         """
         if not self.final:
             self.fields += ["s", encode_state(live.state)]
+        due = round((self.due - live.state.counted) * 1000)
         return CommitStep(
             live.address, live.version, stream, mail, self.fields, self.messages, [encode_call(call) for call in self.calls],
-            self.sends, int(self.due * 1000), self.final, must, self.letter, self.drop, idempotency_token(live.state.queued),
+            self.sends, due, self.final, must, self.letter, self.drop, idempotency_token(live.state.queued),
         )  # fmt: skip
 
     def send(
@@ -116,6 +117,16 @@ class Step(msgspec.Struct):
 def acknowledge(mail: Mail) -> CommitStep:
     """Return a commit that only acknowledges mail, because its version is one that no rollout has."""
     return CommitStep(mail.fields[1], -1, mail.stream, mail.id)
+
+
+def postpone(mail: Mail, seconds: float) -> CommitStep:
+    """Return a commit that acknowledges mail which came too early, and says when its rollout is due again.
+
+    Args:
+        mail: the mail.
+        seconds: from now.
+    """
+    return CommitStep(mail.fields[1], int(mail.fields[3]), mail.stream, mail.id, None, due=max(1000, round(seconds * 1000)))
 
 
 def pass_over(mail: Mail, must: bool = False) -> CommitStep:

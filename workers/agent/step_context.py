@@ -10,6 +10,7 @@ from gymq.api.agent import Agent, Finish
 from gymq.api.environment import EnvironmentSpec, HookSpec, ToolSpec
 from gymq.errors import Fault
 from gymq.runtime.affinity import AffinityRouter, Route
+from gymq.runtime.service_times import ServiceTimes
 from gymq.store.runs import RunConfig
 from gymq.store.scripts import RolloutEnd
 from gymq.wire.calls import CallKind, Reply
@@ -38,6 +39,7 @@ class StepContext:
         agent: its agent.
         current: the policy version that its model is to sample with; 0 unless the run bounds staleness.
         routes: the workers that have private mailboxes.
+        times: the clock, and since when mailboxes have been served; None: this process's clock, and they always were.
 
     Attributes:
         step: what is to be committed.
@@ -53,6 +55,7 @@ class StepContext:
         agent: Agent,
         current: int = 0,
         routes: AffinityRouter = NO_ROUTES,
+        times: ServiceTimes | None = None,
     ) -> None:
         self.live = live
         self.state = live.state
@@ -63,13 +66,34 @@ class StepContext:
         self.routes = routes
         self.guard = AgentGuard(agent, config.agent)
         self.step = Step(config, [], [], [], [])
-        self.now = time.time()
+        self.now = time.time() if times is None else times.now()
+        self._served = 0.0 if times is None else times.since("agent", *self._awaited())
         self.opened = live.state.phase not in ("new", "opening")
 
     @cached_property
     def turn(self) -> ToolTurn:
         """The tool calls of this turn."""
         return ToolTurn(self.live, self.spec, self.guard, self.step)
+
+    def _awaited(self) -> list[str]:
+        """Return the mailbox in which the pending calls are, if any are."""
+        state = self.state
+        if state.phase == "new" or state.resume:
+            return []
+        if state.ask is not None and state.answer is None:
+            return [f"model:{state.ask.model or self.config.judge or self.config.model}"]
+        return [f"model:{self.config.model}" if state.phase == "generating" else f"resource:{self.live.task.environment}"]
+
+    @property
+    def lasted(self) -> float:
+        """Seconds that the rollout has lasted, without those in which what it waited for was not served."""
+        state = self.state
+        return state.lasted + max(0.0, self.now - max(state.counted, self._served)) if state.counted else 0.0
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the pending calls have waited while their mailbox was served."""
+        return max(0.0, self.now - max(self.state.queued, self._served))
 
     def append(self, messages: list[bytes]) -> None:
         """Append encoded messages to the conversation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import suppress
@@ -29,7 +30,7 @@ from gymq.settings import Settings
 from gymq.store import scripts
 from gymq.store.admission import admit
 from gymq.store.batching import batches
-from gymq.store.connection import Connection, Outage, ServerFull
+from gymq.store.connection import FULL_PAUSE, Connection, Outage, ServerFull
 from gymq.store.scripts import BuriedLetter, CommitOutcome, CommitStep, LoadRequest
 from gymq.wire.calls import CALL, decode_reply
 from gymq.wire.ids import RolloutAddress, RolloutId, place
@@ -39,7 +40,7 @@ from .events import RolloutEvents
 from .machine import Machine
 from .run_cache import RunCache
 from .state import WEIGHT, LiveRollout, NewerSchema, decode_state
-from .step import Step, acknowledge, pass_over
+from .step import Step, acknowledge, pass_over, postpone
 from .step_context import StepContext
 from .tool_turn import MAX_PARALLEL_TOOLS
 
@@ -69,6 +70,7 @@ class AgentWorker(Actor):
     """Advances rollouts; see `Actor`."""
 
     role = "agent"
+    reads_times = True
 
     def __init__(self, settings: Settings, options: RoleOptions, *, suspects_only: bool = False) -> None:
         super().__init__(settings, options, capacity=2 * STEPS_PER_COMMIT, suspects_only=suspects_only)
@@ -130,15 +132,19 @@ class AgentWorker(Actor):
         for mail, found in zip(batch, known, strict=True):
             must = b"x" in mail.fields[4::2]
             live = found if isinstance(found, LiveRollout) else None
-            step = None
+            step: Step | None = None
             if isinstance(found, Unreadable):
                 commits.append(acknowledge(mail))
             elif live is None or not (live.version == int(mail.fields[3]) or must):
                 # What this was read from may be ahead of Redis.
                 commits.append(pass_over(mail, must))
             else:
-                step = await self._advance(mail, live, must)
-                commits.append(acknowledge(mail) if step is None else step.commit(live, mail.stream, mail.id, must))
+                decided = await self._advance(mail, live, must)
+                if isinstance(decided, Step):
+                    step = decided
+                    commits.append(step.commit(live, mail.stream, mail.id, must))
+                else:
+                    commits.append(acknowledge(mail) if decided is None else postpone(mail, decided))
             done.append((mail, live, step))
         outcomes: list[CommitOutcome] = []
         for some in batches(commits, STEPS_PER_COMMIT, lambda commit: commit.weight):
@@ -201,12 +207,13 @@ class AgentWorker(Actor):
                 )
             )  # fmt: skip
 
-    async def _advance(self, mail: Mail, live: LiveRollout, must: bool) -> Step | None:
+    async def _advance(self, mail: Mail, live: LiveRollout, must: bool) -> Step | float | None:
+        """Return the step of mail; a number: it came too early, by so many seconds; None: it is forged, or its run is gone."""
         try:
             config, spec, agent = await self._runs.load(live.id.run, live.incarnation, live.task.environment)
         except UnknownName:
             return None
-        machine = Machine(StepContext(live, config, spec, agent, await self._runs.version(config), self._routes))
+        machine = Machine(StepContext(live, config, spec, agent, await self._runs.version(config), self._routes, self.times))
         if must:
             what = mail.fields[mail.fields[4::2].index(b"x") * 2 + 5].decode(errors="replace")
             if what not in CANCELLED:
@@ -232,7 +239,7 @@ class AgentWorker(Actor):
         if live.state.phase == "new":
             live.state.shown = self._shown.begun(live)
         try:
-            return machine.due() if due else machine.advance(replies)
+            return (machine.due() or machine.not_yet()) if due else machine.advance(replies)
         except UNREADABLE as error:
             self._refuse(mail, f"what a reply brings cannot be read: {error}")
             return machine.abandon(Fault("internal", one_line(f"what a reply brings cannot be read: {error}")))
@@ -288,6 +295,13 @@ class AgentWorker(Actor):
         """Open the connection for admissions, look who has private mailboxes, and begin traces where they are wanted."""
         traces.start()
         await self._admission.connect()
+        while not self.times.known:  # the first mail is decided by the server's clock, too
+            try:
+                await self.tell_time()
+            except Outage:
+                await self.life.recover()
+            except ServerFull:
+                await asyncio.sleep(FULL_PAUSE)
         with suppress(Outage):
             await self._look()
 
@@ -300,9 +314,7 @@ class AgentWorker(Actor):
         """Admit what may be admitted, wake what is due, and look who has private mailboxes."""
         self._runs.forget()
         await self._admit()
-        now = int(time.time() * 1000)
-        self.counts["woken"] += await self.life.connection.run(scripts.wake(now, WAKES, int(WAKE_AGAIN * 1000)))
-
+        self.counts["woken"] += await self.life.connection.run(scripts.wake(WAKES, int(WAKE_AGAIN * 1000)))
         await self._look()
 
     async def _look(self) -> None:

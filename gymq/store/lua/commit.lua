@@ -21,7 +21,7 @@
 --   8 list of sends: mailbox, body, and perhaps workers whose private mailboxes are preferred, and a margin: the first
 --     worker gets the call, unless its mailbox is longer than the shortest of the others by more than the margin and a
 --     quarter; if none is open, the mailbox gets it; all calls of a step that name workers go to the same place
---   9 due, ms; without a step: 0, or when the rollout is due again, as its mail came too early
+--   9 ms until it is due; without a step: 0, or ms until it is due again, as its mail came too early
 --   10 final: nil, or run, row, samples, status, header of the record (JSON without its closing brace), and perhaps
 --      a flat list of the run's counters, each followed by its increment
 --   11 true: this step must happen (a cancellation): if the version has moved, that is a conflict, not stale
@@ -37,6 +37,8 @@ local P = KEYS[1]
 local call = redis.call
 local batch = cmsgpack.unpack(ARGV[1])
 local out = {}
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- Lua's unpack is limited by its stack.
 local function append(key, list)
@@ -74,7 +76,7 @@ for i = 1, #batch do
   elseif not c[5] then
     local useful = c[11] or tonumber(v) == want
     outcome = useful and c[9] == 0 and 2 or 0
-    if useful and c[9] > 0 then call('ZADD', P .. 'due', 'XX', c[9], rid) end
+    if useful and c[9] > 0 then call('ZADD', P .. 'due', 'XX', now + c[9], rid) end
   elseif tonumber(v) ~= want then
     outcome = (tonumber(v) > want and not c[11]) and 0 or 2
   end
@@ -120,7 +122,7 @@ for i = 1, #batch do
         fields[n + 2] = total
       end
       call('HSET', rk, unpack(fields))
-      call('ZADD', P .. 'due', c[9], rid)
+      call('ZADD', P .. 'due', now + c[9], rid)
     else
       local run, row, samples, status, header = final[1], final[2], final[3], final[4], final[5]
       local runk = P .. 'run:' .. run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import msgspec
 
@@ -131,3 +132,36 @@ def close_mailbox(worker: str, limit: int) -> ScriptCall[int]:
         limit: most messages of one call.
     """
     return ScriptCall("close_mailbox", (worker, limit), int)
+
+
+class Served(msgspec.Struct):
+    """The server's time, and the times of service of mailboxes.
+
+    Args:
+        now: seconds since the epoch.
+        served: mailbox -> since when it is served without a gap, and when it was served last, seconds since the epoch.
+    """
+
+    now: float
+    served: dict[str, tuple[float, float]]
+
+
+def mark_served(gap: int, ttl: int, everybody: bool, mailboxes: Sequence[str]) -> ScriptCall[Served]:
+    """Note that mailboxes are served now, and read the server's time.
+
+    Args:
+        gap: ms between two such notes after which a mailbox was not served.
+        ttl: ms after which all is forgotten.
+        everybody: True: return the times of all mailboxes.
+        mailboxes: those that are served.
+    """
+    return ScriptCall("mark_served", (gap, ttl, int(everybody), *mailboxes), _served)
+
+
+def _served(reply: list[Any]) -> Served:
+    now, flat = reply
+    times: dict[str, tuple[float, float]] = {}
+    for mailbox, value in zip(flat[::2], flat[1::2], strict=True):
+        since, _, last = value.partition(b" ")
+        times[mailbox.decode()] = int(since) / 1000, int(last) / 1000
+    return Served(now / 1000, times)

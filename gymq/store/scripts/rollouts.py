@@ -79,8 +79,8 @@ class CommitStep(msgspec.Struct):
         messages: encoded messages to append.
         records: encoded call records to append.
         sends: calls to send.
-        due: ms since the epoch at which the rollout is looked at if nothing has happened until then; without a step: 0, or
-            when it is due again.
+        due: ms until the rollout is looked at if nothing has happened until then; without a step: 0, or ms until it is due
+            again.
         final: the rollout's end; None: it goes on.
         must: True for a cancellation: another version is a conflict, even a newer one.
         letter: the mail's dead letter.
@@ -174,12 +174,12 @@ def load_rollouts(requests: Sequence[LoadRequest]) -> ScriptCall[list[LoadedRoll
     return ScriptCall("load_rollouts", (pack(requests), LOAD_BYTES), lambda reply: [LoadedRollout(*fields) for fields in reply])
 
 
-def wake(now: int, limit: int, again: int) -> ScriptCall[int]:
+def wake(limit: int, again: int, now: int | None = None) -> ScriptCall[int]:
     """Send mail to rollouts that are due; the reply is how many got mail.
 
     Args:
-        now: ms since the epoch.
         limit: most rollouts of one call.
         again: ms after which a rollout is due again if its mail comes to nothing.
+        now: ms since the epoch; None: by the server's clock.
     """
-    return ScriptCall("wake", (now, limit, again), int)
+    return ScriptCall("wake", ("" if now is None else now, limit, again), int)

@@ -69,7 +69,7 @@ async def test_an_applied_step_writes_all_that_it_decided_and_acknowledges_its_m
     # When a step is committed on the version that is stored
     one = step(
         mail=mail, fields=["s", b"state", "e", b"memory"], turns=[b'{"a":1}', b'{"b":2}'], records=[b'{"c":3}'],
-        sends=[("model:m", b"first"), ("resource:e", b"second")], due=77,
+        sends=[("model:m", b"first"), ("resource:e", b"second")], due=77_000,
     )  # fmt: skip
     assert await commit(connection, one) == [APPLIED]
     # Then state, messages, records, calls and the due time stand there, and the mail is gone
@@ -78,7 +78,8 @@ async def test_an_applied_step_writes_all_that_it_decided_and_acknowledges_its_m
     assert fields == {b"v": b"1", b"s": b"state", b"e": b"memory", b"c1.0": b"2", b"c1.1": b"2", b"l": b"2"}
     assert await connection.send("LRANGE", keys.messages(RID), 0, -1) == [b'{"a":1}', b'{"b":2}']
     assert await connection.send("LRANGE", keys.calls(RID), 0, -1) == [b'{"c":3}']
-    assert await connection.send("ZSCORE", keys.due, RID) == b"77"
+    seconds, _ = await connection.send("TIME")
+    assert float(await connection.send("ZSCORE", keys.due, RID)) / 1000 == pytest.approx(int(seconds) + 77, abs=5)
     assert (await connection.send("XRANGE", keys.mailbox("model:m"), "-", "+"))[0][1] == [b"c", b"first"]
     assert (await connection.send("XRANGE", keys.mailbox("resource:e"), "-", "+"))[0][1] == [b"c", b"second"]
     assert await pending(connection) == 0
@@ -229,10 +230,12 @@ async def test_what_is_due_is_woken_once_and_what_is_gone_is_forgotten(connectio
     await run.enqueue(2)
     await run.admit()
     await commit(connection, step(due=1000), step(rid=address("r.1.0"), due=2000), step(rid=address("r.2.0"), due=9000))
+    for n, due in enumerate((1000, 2000, 9000)):
+        await connection.send("ZADD", keys.due, due, address(f"r.{n}.0"))
     await connection.send("ZADD", keys.due, 1, "gone.0.0")
     await connection.send("DEL", keys.mailbox("agent"))
     # When two look
-    assert [await connection.run(scripts.wake(5000, 100, 600)) for _ in range(2)] == [2, 0]
+    assert [await connection.run(scripts.wake(100, 600, 5000)) for _ in range(2)] == [2, 0]
     # Then each was sent mail once, with its version
     mail = [fields for _, fields in await connection.send("XRANGE", keys.mailbox("agent"), "-", "+")]
     assert mail == [[b"r", rid, b"v", b"1", b"d", b"1"] for rid in (RID.encode(), address("r.1.0").encode())]

@@ -127,7 +127,7 @@ class Protocol(Operators, Outages):
     def wake(self) -> None:
         """Two sweeps look for what is due."""
         due = self.world.redis.zcount(keys.due, "-inf", steps.SWEEP)
-        assert self.world.script(scripts.wake(steps.SWEEP, 100, 0)) == due
+        assert self.world.script(scripts.wake(100, 0, steps.SWEEP)) == due
         assert self.world.redis.zcard(keys.due) <= sum(len(run.live) for run in self.world.history.runs.values())
 
     @precondition(lambda self: self.busy)

@@ -150,8 +150,25 @@ def test_nothing_is_done_before_it_is_time():
     assert play.due() is None
     assert play.due(OVERDUE - 60) is None
     assert step.due == pytest.approx(play._machine().context.now + OVERDUE, abs=5)
-    end = play.due(OVERDUE)
-    assert (record(end)["error"]["kind"], end.drop) == ("timeout", True)
+    assert play.due(OVERDUE).drop
+
+
+def test_calls_that_nobody_answers_in_an_hour_are_sent_again_as_often_as_the_budget_says():
+    play = Play(Script(Generate()), config={"infra_retries": 2})
+    play.go()
+    for _ in range(2):
+        given_up = play.due(OVERDUE)
+        assert given_up.drop and not given_up.sends
+        assert only(play.due()).kind == "generate"
+    error = record(play.due(OVERDUE))["error"]
+    assert error["kind"] == "unavailable"
+    assert error["message"].endswith("(sent 3 times)")
+
+
+def test_a_tool_that_must_not_be_repeated_is_not_sent_again_although_it_is_overdue():
+    play = Play(Script([CallTool("pay", "{}")]), tools=[spec("pay", once=True)])
+    play.go()
+    assert record(play.due(OVERDUE))["error"]["kind"] == "unavailable"
 
 
 def test_a_rollout_that_waits_can_be_cancelled():
@@ -224,7 +241,7 @@ def test_an_environment_without_a_verifier_says_why_there_is_no_reward():
 
 
 def test_a_verifier_that_nobody_serves_leaves_the_reward_out():
-    play = Play(Script(Finish())).to("verifying")
+    play = Play(Script(Finish()), config={"verify_retries": 0}).to("verifying")
     header = record(play.due(OVERDUE))
     assert (header["status"], header["reward"]) == ("completed", None)
-    assert header["no_reward"].startswith("timeout: ")
+    assert header["no_reward"].startswith("unavailable: ")

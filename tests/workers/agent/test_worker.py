@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from math import inf
 
 import msgspec
 import pytest
@@ -13,6 +15,7 @@ from redis import Redis
 
 from gymq.api.environment import EnvironmentSpec
 from gymq.runtime.mailbox import Mail
+from gymq.runtime.service_times import ServiceTimes
 from gymq.store import runs, scripts
 from gymq.store.runs import RunConfig
 from gymq.store.scripts import ReplyOutcome
@@ -30,8 +33,8 @@ AGENT, MODEL = keys.mailbox("agent"), keys.mailbox("model:m")
 async def make(connection):
     """Makes a run of so many tasks."""
 
-    async def make(rows: int = 1, name: str = "r", agent: str = "tool", text: str = "", born: float = BORN) -> None:
-        await runs.create(connection, RunConfig(name, "world", agent, "m", created=born))
+    async def make(rows: int = 1, name: str = "r", agent: str = "tool", text: str = "", born: float = BORN, **fields) -> None:
+        await runs.create(connection, RunConfig(name, "world", agent, "m", created=born, **fields))
         await runs.add_environment(connection, name, EnvironmentSpec("world"))
         task = Task("t", "world", [encode_message(Message("user", text or name))])
         await connection.run(scripts.enqueue(name, "chunk", 1 << 60, [encode_task(task)] * rows))
@@ -200,7 +203,7 @@ async def test_a_defect_of_the_machine_fails_that_rollout_and_no_other(worker, c
     assert "Traceback" in caplog.text
 
 
-async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, connection, make, monkeypatch):
+async def test_a_call_that_no_worker_answers_in_an_hour_is_sent_again(worker, connection, make, monkeypatch):
     # Given a rollout whose call is overdue
     monkeypatch.setattr(limits, "OVERDUE", 0.0)
     await make()
@@ -210,11 +213,11 @@ async def test_a_call_that_nobody_serves_is_given_up_when_it_is_overdue(worker, 
     # When two workers look
     await worker.duties()
     await worker.duties()
-    # Then it is woken once, and ends with a time-out
+    # Then it is woken once, and waits to send it again
     ((_, fields),) = await connection.send("XRANGE", AGENT, "-", "+")
     assert fields == [b"r", address("r.0.0").encode(), b"v", b"1", b"d", b"1"]
     await work(worker)
-    assert [record["error"]["kind"] for record in await ended(connection)] == ["timeout"]
+    assert await ended(connection) == []
     # and the answer that comes after all finds nothing
     call = decode_call(body)
     late = encode(Reply(call.n, 1.0, 2.0, "w"))
@@ -363,3 +366,66 @@ async def test_nothing_that_is_left_of_a_removed_run_reaches_the_one_that_took_i
     assert await connection.send("HGETALL", keys.rollout(new.decode())) == before
     assert await ended(connection) == []
     assert not worker.intake.held
+
+
+class Times(ServiceTimes):
+    """Times that the test sets: the server's clock, and since when all mailboxes have been served."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at, self.served = 1e9, 0.0
+
+    async def look(self, connection, mailboxes, everybody) -> None:
+        pass
+
+    def now(self) -> float:
+        return self.at
+
+    def since(self, *mailboxes: str) -> float:
+        return self.served
+
+
+async def look_at(worker, connection) -> bytes:
+    """Have the one rollout looked at as one that is due; its version."""
+    await connection.send("ZADD", keys.due, "XX", 1, address("r.0.0"))
+    await worker.duties()
+    assert await work(worker) == 1
+    return await connection.send("HGET", keys.rollout(address("r.0.0")), "v")
+
+
+@pytest.mark.parametrize("limit", [0.0, 60.0], ids=["no limit", "a limit of time"])
+async def test_no_time_is_counted_in_which_a_mailbox_was_not_served(worker, connection, make, limit):
+    # Given a rollout whose call is pending when everything goes down for two hours
+    worker.times = Times()
+    await make(max_seconds=limit)
+    await worker.duties()
+    await work(worker)
+    # When it is looked at after that, before and after its model's worker is there
+    worker.times.at += 7200
+    for served in (inf, worker.times.at - 1):
+        worker.times.served = served
+        # Then it goes on waiting, and is looked at again when it may be time
+        assert await look_at(worker, connection) == b"1"
+        seconds = int((await connection.send("TIME"))[0])
+        left = float(await connection.send("ZSCORE", keys.due, address("r.0.0"))) / 1000 - seconds
+        assert left == pytest.approx(limit or limits.OVERDUE, abs=5)
+    # And the time counts from then on
+    worker.times.at += limit or limits.OVERDUE
+    assert await look_at(worker, connection) == (None if limit else b"2")
+
+
+async def test_a_machines_wrong_clock_harms_no_rollout(worker, connection, make, monkeypatch):
+    # Given an agent whose machine's clock is 65 minutes ahead
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 3900)
+    await make(max_seconds=60)
+    await worker.duties()
+    await work(worker)
+    # When its rollout is looked at
+    assert await look_at(worker, connection) == b"1"
+    # Then it waits for its call, which bears the time of the server
+    ((_, fields),) = await connection.send("XRANGE", MODEL, "-", "+")
+    assert decode_call(fields[1]).queued == pytest.approx(right(), abs=5)
+    await answer(connection)
+    await work(worker)
+    assert [record["status"] for record in await ended(connection)] == ["completed"]
