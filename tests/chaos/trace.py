@@ -16,6 +16,7 @@ import msgspec
 
 from gymq.ops.victims import work_item
 from gymq.store import scripts
+from gymq.wire.ids import place
 
 _HANDBACK = sha1(scripts.hand_back("", 0, scripts.HandBackReason.DEAD, []).source, usedforsecurity=False).hexdigest().encode()
 
@@ -79,7 +80,7 @@ class Trace:
                     self._note(self.begun, line, call.decode(), executor.decode())
 
     def _note(self, where: dict[str, list[Moved]], line: bytes, what: str, worker: str) -> None:
-        where[what].append(Moved(float(line[1 : line.index(b" ")]), worker))
+        where[place(what)].append(Moved(float(line[1 : line.index(b" ")]), worker))
 
 
 def _arguments(line: bytes) -> list[Any]:
