@@ -1,10 +1,11 @@
-"""Some processes reach Redis and others do not, and a run lies on two servers: every sample ends once all the same."""
+"""Some processes reach Redis and others do not, and some have other clocks: every sample ends once all the same."""
 
 from __future__ import annotations
 
 import random
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,10 +21,22 @@ from .driver import FULL, Driver, until_some
 from .report import note
 from .test_chaos import SEED
 
-pytestmark = [pytest.mark.chaos, pytest.mark.heavy, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.heavy, pytest.mark.timeout(400)]
 
 #: Rollouts of a run.
 ROWS = 200 if FULL else 60
+
+#: Clocks of the workers of one kin, as libfaketime takes them: over an hour ahead, and a day behind.
+CLOCKS = {"ahead": "+65m", "behind": "-1d"}
+
+
+def faketime() -> Path | None:
+    """The library that shifts the clock of a process; None: it is not installed."""
+    spec = find_spec("libfaketime")
+    if spec is None or spec.origin is None:
+        return None
+    found = sorted(Path(spec.origin).parent.rglob("libfaketime.so.1"))
+    return found[0] if found else None
 
 
 @pytest.fixture
@@ -55,6 +68,24 @@ def test_half_of_the_workers_lose_redis_now_and_then(spawn, server: EmbeddedRedi
     driver.drive(limit=200, workers=False, others=False)
     verdict = check(driver)
     note("half of the workers cut off from Redis", verdict, SEED, partition=4)
+    verdict.good()
+
+
+@pytest.mark.skipif(faketime() is None, reason="libfaketime is not installed; `make chaos` installs it")
+def test_clocks_that_differ_between_workers_change_nothing(spawn, server: EmbeddedRedis, tmp_path: Path):
+    # Given workers with the right clock, some an hour ahead, and some a day behind
+    driver = Driver(spawn, Settings(redis_url=server.url, liveness=2.0), tmp_path, "clocks", ROWS, SEED)
+    driver.add_workers(1)
+    for kin, clock in CLOCKS.items():
+        shift = {"LD_PRELOAD": str(faketime()), "FAKETIME": clock}
+        driver.add_workers(1, kin, env=shift | {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"})
+    driver.add_sinks()
+    # When a run is done by all of them, and some die
+    driver.add_producer(pause=0.01)
+    driver.drive(limit=200, others=False)
+    # Then nothing is overdue, and nothing has failed, for a clock
+    verdict = check(driver)
+    note("clocks an hour ahead and a day behind", verdict, SEED)
     verdict.good()
 
 
