@@ -34,7 +34,7 @@ from tests.support.waiting import wait_until
 
 #: Examples of each Hypothesis test, in percent of the full number; the same in each run, but for `full`. `search` is for
 #: `make mutations`, which ends at the first example that fails.
-for profile, percent in {"quick": 20, "ci": 50, "full": 100, "search": 1000}.items():
+for profile, percent in {"quick": 20, "ci": 50, "full": 100, "search": 600}.items():
     hypothesis.settings.register_profile(
         profile, max_examples=percent, derandomize=profile != "full", deadline=None, print_blob=True
     )
