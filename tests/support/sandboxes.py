@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+import gymq
 from gymq.errors import GymqError
 from gymq.process.sandbox import run_program
 
@@ -33,6 +36,19 @@ def walled() -> bool:
 
 needs_namespaces = pytest.mark.skipif(not walled(), reason="this machine has no namespaces for us")
 needs_root = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Path]:
+    """A folder that everybody may read, with a copy of gymq, for processes that are not we."""
+    folder = Path(tempfile.mkdtemp(prefix="gymq-test-"))
+    try:
+        for module in (gymq, msgspec):
+            shutil.copytree(Path(module.__file__).parent, folder / Path(module.__file__).parent.name)
+        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def as_another(world: Path, wrapper: list[str], argv: list[str], **given) -> dict:

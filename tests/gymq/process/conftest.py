@@ -1,27 +1,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
-import msgspec
 import pytest
 
-import gymq
-
-
-@pytest.fixture(scope="module")
-def world():
-    """A folder that everybody may read, with a copy of gymq, for processes that are not we."""
-    folder = Path(tempfile.mkdtemp(prefix="gymq-test-"))
-    try:
-        for module in (gymq, msgspec):
-            shutil.copytree(Path(module.__file__).parent, folder / Path(module.__file__).parent.name)
-        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+from tests.support.sandboxes import world  # noqa: F401
 
 
 @pytest.fixture

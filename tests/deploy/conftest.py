@@ -1,0 +1,1 @@
+from tests.support.sandboxes import world  # noqa: F401
