@@ -87,7 +87,7 @@ def test_a_user_in_a_container_with_it_has_namespaces_for_programs(world):
     if plain.get("walls") != "namespaces":
         pytest.skip(f"users may make no namespaces here: {plain['said']}")
     load = [*NOBODY, PYTHON, "-c", LOADER]
-    code = "import json, os, socket, threading; t = threading.Thread(target=print, args=(1,)); t.start(); t.join(); os.fork() or os._exit(0)"
+    code = "import os, threading; t = threading.Thread(target=print, args=(1,)); t.start(); t.join(); os.fork() or os._exit(0)"
     # When they run programs
     ran = as_another(world, [*load, str(world / "profile")], ["python3", "-c", code])
     refused = as_another(world, [*load, str(world / "plain")], ["true"])

@@ -29,12 +29,13 @@ class Cgroup:
         # The way to it is lost when this process's root is another one.
         self._parent = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._name = f"{PREFIX}{os.getpid()}"
+        self._version = version
         try:
             self._sweep(parent)
             os.mkdir(self._name, dir_fd=self._parent)
             try:
                 self._write("memory.max" if version == 2 else "memory.limit_in_bytes", memory)
-                self._members = self._open("cgroup.procs")
+                self._members = self._open("cgroup.procs" if version == 2 else "tasks")
             except OSError:
                 self.remove()
                 raise
@@ -47,9 +48,15 @@ class Cgroup:
             with suppress(OSError):
                 self._write(name, value)
 
-    def add(self, pid: int) -> None:
-        """Move a process into it; what that process starts later is in it, too."""
-        os.write(self._members, str(pid).encode())
+    def enter(self) -> None:
+        """Move this process into it where that is quick: with version 1, which does not wait for other processors then."""
+        if self._version == 1:
+            os.write(self._members, b"0")
+
+    def add(self, child: int) -> None:
+        """Move a process into it, unless that is in it; what it starts later is in it, too."""
+        if self._version == 2:
+            os.write(self._members, str(child).encode())
 
     def remove(self) -> None:
         """Remove it, if all its processes are gone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -43,10 +42,7 @@ def _remove_files(uid: int, folder: str, depth: int) -> None:
             with suppress(OSError):
                 found = entry.stat(follow_symlinks=False)
                 if found.st_uid == uid:
-                    if stat.S_ISDIR(found.st_mode):
-                        shutil.rmtree(entry.path, ignore_errors=True)
-                    else:
-                        os.unlink(entry.path)
+                    os.spawnvp(os.P_WAIT, "rm", ["rm", "-rf", "--", entry.path])
                 elif depth and stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_IWOTH:
                     _remove_files(uid, entry.path, depth - 1)
 

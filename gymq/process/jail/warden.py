@@ -102,6 +102,9 @@ class Warden:
         child = os.fork()
         if not child:
             os.close(ready)
+            if group is not None:
+                with suppress(OSError):
+                    group.enter()
             self._guarded(lambda: body(go))
         os.close(go)
         if group is not None:
@@ -196,7 +199,7 @@ class Warden:
         kernel.prctl(kernel.DUMPABLE, 0)
         config = self.config
         Root(config["python"], config["covered"], config["readable"], config["disk"], self.uid).enter()
-        # Only now: moving into a group takes a while, in which the warden waits and this process need not.
+        # Only now: to be moved into a group may take a while, in which this process had better things to do.
         if os.read(go, 1) != b"g":
             return  # the warden died before the first line
         os.close(go)

@@ -65,11 +65,12 @@ def test_the_second_version_bounds_memory_swap_and_tasks(tmp_path, monkeypatch):
     # Given a folder with the files of a group that delegates memory
     written = {}
     monkeypatch.setattr(cgroup.Cgroup, "_write", lambda self, name, value: written.update({name: value}))
-    monkeypatch.setattr(cgroup.Cgroup, "_open", lambda self, name: os.open(tmp_path / "members", os.O_WRONLY | os.O_CREAT))
+    monkeypatch.setattr(cgroup.Cgroup, "_open", lambda self, name: os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT))
     group = cgroup.Cgroup(str(tmp_path), 2, 1000, 10)
     assert written == {"memory.max": 1000, "memory.swap.max": 0, "memory.oom.group": 1, "pids.max": 10}
+    group.enter()
     group.add(77)
-    assert (tmp_path / "members").read_text() == "77"
+    assert (tmp_path / "cgroup.procs").read_text() == "77"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"{cgroup.PREFIX}{os.getpid()}"]
     group.remove()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
