@@ -278,6 +278,12 @@ def test_nothing_that_a_user_of_its_own_left_outlives_its_program(filtered, monk
 
 
 @needs_namespaces
+def test_what_a_program_sees_of_proc_is_read_only():
+    ran = run_program(["python", "-c", "open('/proc/self/comm', 'w')"])
+    assert "Read-only file system" in ran.stderr
+
+
+@needs_namespaces
 def test_python_is_found_however_it_was_named(monkeypatch):
     # Given a way through a folder that the program does not see
     here = os.path.dirname(__file__)
