@@ -14,8 +14,6 @@ import msgspec
 import pytest
 
 import gymq
-from gymq.errors import GymqError
-from gymq.process.sandbox import run_program
 
 #: A system's Python, which other users may run; ours may be in a home.
 PYTHON = next((path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if os.path.exists(path)), None)
@@ -27,11 +25,11 @@ NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
 
 def walled() -> bool:
-    """Whether this machine has namespaces for us."""
-    try:
-        return run_program(["true"]).walls == "namespaces"
-    except GymqError:
+    """Whether this machine has namespaces for us; not asked of our own code, whose tests would skip themselves if it were broken."""
+    if shutil.which("unshare") is None:
         return False
+    kinds = ["-m", "-n", "-p", "-i", "-u", "-f", *(["-U"] if os.geteuid() != 0 else [])]
+    return subprocess.run(["unshare", *kinds, "true"], capture_output=True, check=False).returncode == 0
 
 
 needs_namespaces = pytest.mark.skipif(not walled(), reason="this machine has no namespaces for us")
