@@ -25,7 +25,7 @@ NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
 
 def walled() -> bool:
-    """Whether this machine has namespaces for us; not asked of our own code, whose tests would skip themselves if it were broken."""
+    """Whether this machine has namespaces for us; our own code is not asked: if it were broken, its tests would be skipped."""
     if shutil.which("unshare") is None:
         return False
     kinds = ["-m", "-n", "-p", "-i", "-u", "-f", *(["-U"] if os.geteuid() != 0 else [])]
