@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gymq.process.syscall_filter import If, Rule, compile_rules
 from tests.support.bpf import judge
@@ -73,6 +74,11 @@ def test_it_allows_what_workers_and_the_sandbox_use_and_nothing_that_opens_the_k
     assert [judged("clone", flags) for flags in (0x3D0F00, 17, 0x10000011)] == [0, 0, errno.ENOSYS]
     assert [judged("personality", value) for value in (0, 0xFFFFFFFF, 0x0400000)] == [0, 0, errno.ENOSYS]
     assert judged("socket", 16, 3, 12) == errno.ENOSYS
+
+
+def test_the_executor_of_docker_compose_has_it():
+    executor = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["executor"]
+    assert executor["security_opt"] == ["no-new-privileges:true", "seccomp=deploy/seccomp.json"]
 
 
 @needs_root
