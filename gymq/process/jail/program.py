@@ -70,7 +70,7 @@ class Program:
             os.setpgid(0, 0)
         else:
             os.setsid()
-            lower_session()
+            lower_session(open_session())
         os.umask(0o022)
         os.chdir(self.folder)
         os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
@@ -155,10 +155,24 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def lower_session() -> None:
-    """Lower the priority of this process's session, where the kernel schedules each as a group with a niceness of its own."""
-    with suppress(OSError):
-        kernel.write_text("/proc/self/autogroup", str(NICE))
+def open_session() -> int | None:
+    """Open the priority of this process's session, where the kernel schedules each as a group with a niceness of its own."""
+    try:
+        return os.open("/proc/self/autogroup", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def lower_session(session: int | None) -> None:
+    """Lower the priority of a session.
+
+    Args:
+        session: what `open_session` returned.
+    """
+    if session is not None:
+        with suppress(OSError):  # the kernel takes few such words a second
+            os.write(session, str(NICE).encode())
+        os.close(session)
 
 
 def _limit(limits: dict[int, tuple[int, int]]) -> None:

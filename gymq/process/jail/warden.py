@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import IO, Any, NoReturn
 
 from . import cgroup, kernel
-from .program import Program, become, lower_session, report
+from .program import Program, become, lower_session, open_session, report
 from .root import Root
 
 #: Users of programs that root runs: this plus the warden's pid, so that no two at once are the same. Systemd's list of
@@ -194,7 +194,7 @@ class Warden:
         """Be pid 1 of the namespaces: build the file system, start the program, report its end."""
         kernel.prctl(kernel.PDEATHSIG, signal.SIGKILL)
         os.setsid()
-        lower_session()
+        session = open_session()
         # The program may inspect processes of its own user only, and trace none with more rights.
         kernel.prctl(kernel.DUMPABLE, 0)
         config = self.config
@@ -203,6 +203,8 @@ class Warden:
         if os.read(go, 1) != b"g":
             return  # the warden died before the first line
         os.close(go)
+        # Not before: the walls are made at the caller's priority.
+        lower_session(session)
         program = os.fork()
         if not program:
             self._guarded(self.program.run)
