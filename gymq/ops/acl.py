@@ -82,12 +82,13 @@ def rule(role: str, database: int = 0) -> str:
     """
     keys = ["gymq:{*}:", *(f"gymq:{{*}}:{key}" for key in dict.fromkeys(KEYS[role])), *_QUEUES.get(role, ())]
     channels: list[str] = []
+    commands = list(COMMANDS)
     if role != "consumer":
         keys.append(_BINDINGS)
     if role not in ("consumer", "producer"):
+        commands.append("info")  # whether the server evicts keys, which a worker refuses
         keys.append(_CONTROL)
         channels = [f"/{database}.celery.pidbox", f"/{database}.celeryev/*"]
-    commands = list(COMMANDS)
     if role in ("operator", "all"):
         keys.append("celeryev*")  # what Flower reads events by
         commands.append("scan")
