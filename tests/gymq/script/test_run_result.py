@@ -64,6 +64,7 @@ def test_a_run_without_a_rollout_is_empty(tmp_path: Path):
 def test_parquet_parts_are_read_like_a_file(result: RunResult, tmp_path: Path):
     sink = output_sink(tmp_path / "out.parquet", "r")
     sink.open()
+    sink.begin(False)
     sink.write([Rollout(one.id, one.json, False, b"1-%d" % one.seq, one.seq) for one in result])
     sink.commit()
     sink.close()

@@ -60,6 +60,7 @@ async def test_every_reader_reads_a_line_recorded_before(tmp_path):
     assert [rid for _, rid in lines(RECORDED)] == ["try-1.12.3"]
     sink = ParquetSink(tmp_path / "parts", "try-1")
     sink.open()
+    sink.begin(False)
     sink.write([rollout])
     sink.commit()
     sink.close()
