@@ -10,9 +10,9 @@ WORKDIR /src
 ARG EXTRAS=data
 # Each package by its hash, what builds packages too: what was locked is installed, whatever the index serves today.
 COPY deploy/locks locks
-RUN python -m venv /opt/gymq
-RUN /opt/gymq/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r locks/build.txt
-RUN /opt/gymq/bin/pip install --no-cache-dir --require-hashes --no-build-isolation -r "locks/$EXTRAS.txt"
+RUN python -m venv /opt/gymq \
+    && /opt/gymq/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r locks/build.txt \
+    && /opt/gymq/bin/pip install --no-cache-dir --require-hashes --no-build-isolation -r "locks/$EXTRAS.txt"
 COPY pyproject.toml README.md LICENSE ./
 COPY gymq gymq
 COPY workers workers

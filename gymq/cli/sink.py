@@ -114,9 +114,8 @@ async def _wait(made: Any, settings: Any, stop: asyncio.Event) -> bool:
     connection = Connection(settings, "gymq-sink")
     await connection.connect()
     try:
-        key = connection.keys.run(made.run)
         told = False
-        while not await connection.send("HEXISTS", key, "config"):
+        while not await _exists(connection, made.run):
             if not told:
                 say(f"waiting for run {made.run}", err=True)
                 told = True
@@ -126,3 +125,14 @@ async def _wait(made: Any, settings: Any, stop: asyncio.Event) -> bool:
         return True
     finally:
         await connection.close()
+
+
+async def _exists(connection: Any, run: str) -> bool:
+    """Return whether there is such a run, however long an outage takes."""
+    from gymq.store.connection import Outage
+
+    while True:
+        try:
+            return bool(await connection.send("HEXISTS", connection.keys.run(run), "config"))
+        except Outage:
+            await connection.reconnect()

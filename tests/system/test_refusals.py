@@ -38,8 +38,9 @@ def test_a_server_that_lacks_replicas_for_a_while_costs_no_process_and_no_death(
     assert [process.poll() for process in processes] == [None] * 4
     assert sink.wait(20) == 0
     assert not farm.ask("XLEN", keys.suspects("resource:slow"))
-    # and each process tells the outage, once each time, and nothing else
+    # and each process tells the outage, once each time, and nothing else; an executor has two children
     for log in tmp_path.glob("*[0-9].log"):
+        writers = 3 if log.name.startswith("executor") else 1
         lines = [line for line in log.read_text().splitlines() if " WARNING " in line or " CRITICAL " in line]
         assert lines and all("outage of shard 0" in line for line in lines), lines
-        assert len(lines) <= 4, lines
+        assert len(lines) <= 4 * writers, lines

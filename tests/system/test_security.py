@@ -34,6 +34,8 @@ GYMQ = str(Path(sys.executable).parent / "gymq")
 def users(redis_url):
     """A function that returns the address of a role, whose user is made by the rule that `gymq acl` prints."""
     made = set()
+    with Redis.from_url(redis_url) as admin:
+        admin.acl_log_reset()  # other tests' refusals
 
     def make(role: str) -> str:
         if f"gymq-{role}" not in made:

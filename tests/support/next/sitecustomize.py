@@ -21,7 +21,7 @@ CHANGES = {
         ("    declare: bool = True\n", "    declare: bool = True\n    later: str = 'plan'\n"),
         ("    waited: float = 0.0\n", "    waited: float = 0.0\n    later: str = 'reply'\n"),
     ],
-    "gymq_workers.agent.state": [('    keeper: str = ""\n', "    keeper: str = ''\n    later: str = 'state'\n")],
+    "gymq_workers.agent.state": [("    counted: float = 0.0\n", "    counted: float = 0.0\n    later: str = 'state'\n")],
 }
 
 
