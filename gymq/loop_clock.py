@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 #: Seconds between two ticks: 4 calls a second are nothing, and a stall of half a second is noticed.
 STEP = 0.25
 
-
 #: Stalls that are remembered: more than one call's time limit sees.
 STALLS = 100
 
@@ -91,24 +90,28 @@ def loop_clock() -> LoopClock:
     clock = _clocks.get(loop)
     if clock is None:
         clock = _clocks[loop] = LoopClock()
+        clock.now()  # it ticks from now on
     return clock
 
 
 class TimeLimit:
     """A limit of seconds on a block, by the loop's clock: `async with TimeLimit(3.0):` raises `TimeoutError` beyond it.
 
+    Each call has a limit or two, and hardly any reaches it: the clock is read when one seems to.
+
     Args:
         seconds: the limit; None: there is none.
     """
 
-    __slots__ = ("_clock", "_left", "_scope", "_timer", "_until")
+    __slots__ = ("_began", "_clock", "_left", "_loop", "_scope", "_timer")
 
     def __init__(self, seconds: float | None) -> None:
         self._left = seconds
-        self._until = 0.0
+        self._began = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> TimeLimit:
+        self._loop = asyncio.get_running_loop()
         self._clock = loop_clock()
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
@@ -118,7 +121,9 @@ class TimeLimit:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.pause()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         await self._scope.__aexit__(kind, error, trace)
 
     def pause(self) -> None:
@@ -126,22 +131,24 @@ class TimeLimit:
         if self._timer is not None and self._left is not None:
             self._timer.cancel()
             self._timer = None
-            self._left = self._until - self._clock.now()
+            self._left += self._clock.stalled_since(self._began) - (self._loop.time() - self._began)
 
     def resume(self) -> None:
         """Let time count again."""
         if self._timer is None and self._left is not None:
-            self._until = self._clock.now() + self._left
-            self._look()
+            self._began = self._loop.time()
+            self._timer = self._loop.call_at(self._began + self._left, self._look)
 
     def expired(self) -> bool:
         """Return whether the limit was reached."""
         return self._scope.expired()
 
     def _look(self) -> None:
-        loop, left = asyncio.get_running_loop(), self._until - self._clock.now()
-        if left > 0:
-            self._timer = loop.call_later(left, self._look)
+        assert self._left is not None
+        now = self._loop.time()
+        until = self._began + self._left + self._clock.stalled_since(self._began)
+        if until > now:
+            self._timer = self._loop.call_at(until, self._look)
         else:
             self._timer, self._left = None, None
-            self._scope.reschedule(loop.time())
+            self._scope.reschedule(now)

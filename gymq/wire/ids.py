@@ -13,7 +13,7 @@ RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
 _PART = re.compile(rf"([0-9]{{1,{MAX_ROW_DIGITS}}})(?:\.([0-9]{{1,{MAX_SAMPLE_DIGITS}}}))?")
 _ROLLOUT = re.compile(rf"({RUN_NAME})\.([0-9]{{1,{MAX_ROW_DIGITS}}})\.([0-9]{{1,{MAX_SAMPLE_DIGITS}}})")
-_INCARNATION = re.compile("[0-9a-f]{1,20}")
+_ADDRESS = re.compile(_ROLLOUT.pattern.encode() + b"~[0-9a-f]{1,20}")
 
 
 class RolloutId(NamedTuple):
@@ -78,14 +78,10 @@ class RolloutAddress(NamedTuple):
     id: RolloutId
     incarnation: str
 
-    @classmethod
-    def check(cls, text: str | bytes) -> Self | None:
-        """Split an address that may be forged; None if it breaks a rule of addresses."""
-        if isinstance(text, bytes):
-            text = text.decode("ascii", "replace")
-        place, _, incarnation = text.partition("~")
-        id = RolloutId.check(place)
-        return cls(id, incarnation) if id is not None and _INCARNATION.fullmatch(incarnation) else None
+    @staticmethod
+    def is_one(text: bytes) -> bool:
+        """Return whether a text that may be forged keeps the rules of addresses, their lengths among them."""
+        return _ADDRESS.fullmatch(text) is not None
 
     def __str__(self) -> str:
         return f"{self.id}~{self.incarnation}"

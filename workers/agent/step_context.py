@@ -67,13 +67,19 @@ class StepContext:
         self.guard = AgentGuard(agent, config.agent)
         self.step = Step(config, [], [], [], [])
         self.now = time.time() if times is None else times.now()
-        self._served = 0.0 if times is None else times.since("agent", *self._awaited())
+        self._times = times
+        # Before the step changes what the rollout waits for.
+        self._served_then = self._served() if config.max_seconds else 0.0
         self.opened = live.state.phase not in ("new", "opening")
 
     @cached_property
     def turn(self) -> ToolTurn:
         """The tool calls of this turn."""
         return ToolTurn(self.live, self.spec, self.guard, self.step)
+
+    def _served(self) -> float:
+        """Return since when the mailbox in which the pending calls are, and the agents', have been served."""
+        return 0.0 if self._times is None else self._times.since("agent", *self._awaited())
 
     def _awaited(self) -> list[str]:
         """Return the mailbox in which the pending calls are, if any are."""
@@ -86,14 +92,16 @@ class StepContext:
 
     @property
     def lasted(self) -> float:
-        """Seconds that the rollout has lasted, without those in which what it waited for was not served."""
+        """Seconds that the rollout has lasted, without those in which what it waited for was not served; 0 without a limit."""
         state = self.state
-        return state.lasted + max(0.0, self.now - max(state.counted, self._served)) if state.counted else 0.0
+        if not self.config.max_seconds or not state.counted:
+            return 0.0
+        return state.lasted + max(0.0, self.now - max(state.counted, self._served_then))
 
     @property
     def waited(self) -> float:
-        """Seconds that the pending calls have waited while their mailbox was served."""
-        return max(0.0, self.now - max(self.state.queued, self._served))
+        """Seconds that the pending calls have waited while their mailbox was served; the step has sent none yet."""
+        return max(0.0, self.now - max(self.state.queued, self._served()))
 
     def append(self, messages: list[bytes]) -> None:
         """Append encoded messages to the conversation."""

@@ -338,7 +338,7 @@ def _addressed(fields: list[bytes]) -> bool:
     """Return whether mail names a rollout and a version, and has no more fields than gymq sends."""
     return (
         4 <= len(fields) <= MAX_REPLY_FIELDS
-        and RolloutAddress.check(fields[1]) is not None
+        and RolloutAddress.is_one(fields[1])
         and len(fields[3]) < MAX_DIGITS
         and fields[3].isdigit()
     )

@@ -107,9 +107,12 @@ class CommitStep(msgspec.Struct):
     def weight(self) -> int:
         """About how many bytes it is when it is sent."""
         weight = 0 if self.final is None else len(self.final.header)
-        for part in (self.fields or (), self.messages, self.records):
-            weight += sum(map(len, part))
-        return weight + sum(len(send.body) for send in self.sends)
+        for part in (self.fields, self.messages, self.records):
+            if part:
+                weight += sum(map(len, part))
+        for send in self.sends:
+            weight += len(send.body)
+        return weight
 
 
 _OUTCOMES = tuple(CommitOutcome)

@@ -81,7 +81,10 @@ def test_separate_commands_do_a_run_and_each_sink_gets_all_of_it(cli, server: Re
     # Given a sink that waits for a run which does not exist yet
     waiting = cli.start("sink", "jsonl", "--run", "r1", "--out", "out.jsonl")
     wait_until(lambda: "waiting for run r1" in (cli.folder / "sink.log").read_text(), 20)
-    # When rows come
+    # When its connection breaks, and rows come
+    for client in server.client_list():
+        if client["name"] == "gymq-sink":
+            server.client_kill_filter(_id=client["id"])
     cli("produce", *WEATHER, "--run", "r1", "--samples", 2, "--consumer", "jsonl", "--consumer", "copy")
     # Then it writes all of them and ends, and so does another one
     assert waiting.wait(40) == 0
