@@ -86,7 +86,7 @@ _AppSettings: Any = AppSettings
 
 
 class Configuration(_AppSettings):
-    """What `create` sets; Celery's own lets `CELERY_BROKER_URL` and its like, which may be another app's, come before that."""
+    """The settings that `create` makes; Celery's own put `CELERY_BROKER_URL` and its like, of another app perhaps, first."""
 
     @property
     def broker_url(self) -> Any:

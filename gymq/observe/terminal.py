@@ -1,4 +1,4 @@
-"""What is printed: text in which nothing acts on a terminal. All that gymq prints, and each of its log lines, passes here.
+"""Printed text, in which nothing acts on a terminal. All that gymq prints, and each of its log lines, passes here.
 
 Rows, a model's words, an endpoint's errors and names in Redis may hold escape sequences, which would move the cursor, rename
 the window, or write over the line that tells of them.

@@ -52,7 +52,7 @@ class If(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What becomes of a call.
+    """The fate of a system call.
 
     Args:
         numbers: the call's numbers, by machine.

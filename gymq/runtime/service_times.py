@@ -20,7 +20,7 @@ KEPT = 86400.0
 
 
 class ServiceTimes:
-    """What one shard's server says of the time."""
+    """The time by one shard's server, and since when its mailboxes have been served."""
 
     def __init__(self) -> None:
         self._ahead: float | None = None

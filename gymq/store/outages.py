@@ -14,7 +14,7 @@ from gymq.store.topology import Address
 
 
 class Refusal(Enum):
-    """What a server's refusal of a command means."""
+    """The meaning of a server's refusal of a command."""
 
     #: It cannot serve the shard now: an outage.
     PASSING = "passing"

@@ -81,7 +81,7 @@ class RunConfig(msgspec.Struct, frozen=True):
 
     @property
     def incarnation(self) -> str:
-        """What distinguishes it from other runs that have or had its name: the microsecond at which it was created."""
+        """The mark that distinguishes it from other runs that have or had its name: the microsecond at which it was created."""
         return f"{round(self.created * 1e6):x}"
 
     @property

@@ -32,7 +32,7 @@ def locked(path: Path) -> dict[str, str]:
 
 
 def asked_for(extras: list[str]) -> list[Requirement]:
-    """What the project itself needs, and what its extras add."""
+    """The requirements of the project itself, and those that its extras add."""
     lines = [*PROJECT["project"]["dependencies"]]
     lines += [line for extra in extras for line in PROJECT["project"]["optional-dependencies"][extra]]
     return [Requirement(line) for line in lines]

@@ -1,4 +1,4 @@
-"""What a user who is gone has left where anybody may write: files, System V's segments, semaphores and queues."""
+"""The traces of a user who is gone, where anybody may write: files, System V's segments, semaphores and queues."""
 
 from __future__ import annotations
 

@@ -51,6 +51,14 @@ while True:
 ADD_KEY, REQUEST_KEY, KEYCTL = 248, 249, 250
 
 
+def choose(walls: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the sandbox use these walls, or skip the test where this machine cannot make them."""
+    if walls == "uid" and (os.geteuid() != 0 or PYTHON is None):
+        pytest.skip("needs root and a Python of the system")
+    monkeypatch.setattr(sandbox, "_chosen", [walls])
+    monkeypatch.setenv("GYMQ_SANDBOX", walls)
+
+
 def marked(marker: str) -> list[int]:
     """The processes that have a marker among their arguments."""
     return [p.pid for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
@@ -236,10 +244,7 @@ print(libc.syscall(control, 11, number, found, 64), found.value)
 @pytest.mark.parametrize("filtered", [True, False])
 @pytest.mark.parametrize("walls", ["namespaces", "uid", "weak"])
 def test_a_program_has_no_key_of_the_process_that_runs_it(walls, filtered, key, monkeypatch):
-    if walls == "uid" and (os.geteuid() != 0 or PYTHON is None):
-        pytest.skip("needs root and a Python of the system")
-    monkeypatch.setattr(sandbox, "_chosen", [walls])
-    monkeypatch.setenv("GYMQ_SANDBOX", walls)
+    choose(walls, monkeypatch)
     if not filtered:  # as on machines for which there is none
         monkeypatch.setattr(sandbox, "program_filter", bytes)
     ran = run_program([PYTHON or "python", "-c", KEYS, str(key), str(REQUEST_KEY), str(KEYCTL)])
@@ -346,10 +351,7 @@ def test_without_any_walls_a_program_is_refused_unless_that_is_accepted(world):
 @pytest.mark.parametrize("walls", ["namespaces", "uid", "weak"])
 def test_nothing_outlives_its_limit(walls, end, monkeypatch, temporary):
     # Given each kind of walls
-    if walls == "uid" and (os.geteuid() != 0 or PYTHON is None):
-        pytest.skip("needs root and a Python of the system")
-    monkeypatch.setattr(sandbox, "_chosen", [walls])
-    monkeypatch.setenv("GYMQ_SANDBOX", walls)
+    choose(walls, monkeypatch)
     # When a program leaves processes behind that ignore signals
     marker = f"gymq-test-{os.urandom(4).hex()}"
     ran = run_program([PYTHON or "python", "-c", STUBBORN, marker, end], seconds=2)
